@@ -1,0 +1,65 @@
+"""x, eps and v: three readings of one network output, kept as v, the one that is stable at both ends.
+
+v = alpha eps - sigma x, hence x = alpha z - sigma v and eps = sigma z + alpha v (Salimans & Ho 2022, section 4).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from fewstep.diffusion.schedule import Batch, Images, alpha, expand, sigma
+
+PredictionKind = Literal["x", "eps", "v"]
+KINDS: tuple[PredictionKind, ...] = ("x", "eps", "v")
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What is believed about a noised z of log-SNR `log_snr`; `v` fixes it, `x` and `eps` follow."""
+
+    z: Images
+    v: Images
+    log_snr: Batch
+
+    @property
+    def x(self) -> Images:
+        """Predicted data."""
+        return expand(alpha(self.log_snr), self.z) * self.z - expand(sigma(self.log_snr), self.z) * self.v
+
+    @property
+    def eps(self) -> Images:
+        """Predicted noise."""
+        return expand(sigma(self.log_snr), self.z) * self.z + expand(alpha(self.log_snr), self.z) * self.v
+
+    def clip(self, low: float, high: float) -> "Prediction":
+        """The prediction whose x is held inside the data's range; eps follows the clipped x."""
+        return interpret("x", self.x.clamp(low, high), z=self.z, log_snr=self.log_snr)
+
+
+Denoise = Callable[[Images, Batch, Int[Tensor, "batch"], Float[Tensor, "batch"] | None], Prediction]
+"""(z, log_snr, label, w) -> Prediction: a network, the exact mixture, or either of them guided."""
+
+
+def interpret(kind: PredictionKind, output: Images, *, z: Images, log_snr: Batch) -> Prediction:
+    """Read `output` as x, eps or v at z.
+
+    Reading as eps divides by alpha and so loses all meaning at zero SNR; reading as x divides by sigma, harmlessly
+    for x itself (Salimans & Ho 2022, section 4).
+
+    Raises:
+        ValueError: `kind` is none of x, eps, v.
+    """
+    a, s = expand(alpha(log_snr), z), expand(sigma(log_snr), z)
+    match kind:
+        case "v":
+            v = output
+        case "x":
+            v = (a * z - output) / s
+        case "eps":
+            v = (output - s * z) / a
+        case _:
+            raise ValueError(f"prediction must be one of {', '.join(KINDS)}, got {kind!r}")
+    return Prediction(z=z, v=v, log_snr=log_snr)

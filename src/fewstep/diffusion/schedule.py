@@ -1,0 +1,103 @@
+"""Noise schedules: time -> log-SNR, and the variance-preserving coefficients that follow from it.
+
+Every function of the library below the schedule takes the log-SNR, never t: two schedules that agree
+on the log-SNR are the same diffusion. Coefficients are float64 until they meet an image.
+"""
+
+from dataclasses import dataclass
+from math import atan, exp, isfinite, pi
+from typing import Protocol
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+Batch = Float[Tensor, "batch"]
+Images = Float[Tensor, "batch *shape"]
+
+
+def alpha(log_snr: Tensor) -> Tensor:
+    """Signal coefficient, alpha^2 = sigmoid(log_snr); the process preserves variance: alpha^2 + sigma^2 = 1."""
+    return torch.sigmoid(log_snr).sqrt()
+
+
+def sigma(log_snr: Tensor) -> Tensor:
+    """Noise coefficient, sigma^2 = sigmoid(-log_snr)."""
+    return torch.sigmoid(-log_snr).sqrt()
+
+
+def angle(log_snr: Tensor) -> Tensor:
+    """Angle phi in (0, pi/2) with alpha = cos(phi) and sigma = sin(phi) (Salimans & Ho 2022, appendix D)."""
+    return torch.atan(torch.exp(-log_snr / 2))
+
+
+def expand(coefficient: Batch, like: Images) -> Tensor:
+    """One coefficient per example, in the dtype of `like` and with its number of dimensions."""
+    return coefficient.to(like).reshape(-1, *[1] * (like.ndim - 1))
+
+
+def add_noise(*, x: Images, eps: Images, log_snr: Batch) -> Images:
+    """Forward process z = alpha x + sigma eps (Meng et al. 2023, section 2)."""
+    return expand(alpha(log_snr), x) * x + expand(sigma(log_snr), x) * eps
+
+
+class Schedule(Protocol):
+    """Time t in [0, 1] (0 data, 1 noise) to log-SNR and back, both in float64."""
+
+    def log_snr(self, t: Float[Tensor, "*times"]) -> Float[Tensor, "*times"]:
+        """log(alpha^2 / sigma^2) at time t; falls as t grows."""
+        ...
+
+    def time(self, log_snr: Float[Tensor, "*times"]) -> Float[Tensor, "*times"]:
+        """The inverse of `log_snr`."""
+        ...
+
+
+@dataclass(frozen=True)
+class CosineSchedule:
+    """alpha = cos(phi) with the angle phi linear in t, cut so that log-SNR stays in [log_snr_min, log_snr_max].
+
+    log_snr(t) = -2 log tan(a t + b), b = arctan(e^(-log_snr_max / 2)), a = arctan(e^(-log_snr_min / 2)) - b
+    (Salimans & Ho 2022, public code). The default cut leaves sigma(0) = alpha(1) = 4.5e-5, zero for all purposes.
+
+    Raises:
+        ValueError: the limits are not finite or not increasing.
+    """
+
+    log_snr_min: float = -20.0
+    log_snr_max: float = 20.0
+
+    def __post_init__(self) -> None:
+        if not (isfinite(self.log_snr_min) and isfinite(self.log_snr_max) and self.log_snr_min < self.log_snr_max):
+            raise ValueError(
+                f"schedule limits must be finite with log_snr_min < log_snr_max, got {self.log_snr_min} and "
+                f"{self.log_snr_max}; the paper uses -20 and 20"
+            )
+
+    def _line(self) -> tuple[float, float]:
+        offset = atan(exp(-self.log_snr_max / 2))
+        return atan(exp(-self.log_snr_min / 2)) - offset, offset
+
+    def log_snr(self, t: Float[Tensor, "*times"]) -> Float[Tensor, "*times"]:
+        slope, offset = self._line()
+        return -2 * torch.log(torch.tan(slope * t.double() + offset))
+
+    def time(self, log_snr: Float[Tensor, "*times"]) -> Float[Tensor, "*times"]:
+        slope, offset = self._line()
+        return (angle(log_snr.double()) - offset) / slope
+
+
+def time_grid(num_steps: int) -> Float[Tensor, "times"]:
+    """The num_steps + 1 times 1, 1 - 1/N, ..., 1/N, 0 of an N-step sampler, float64.
+
+    Raises:
+        ValueError: fewer than one step.
+    """
+    if num_steps < 1:
+        raise ValueError(f"a sampler needs at least 1 step, got {num_steps}")
+    return torch.arange(num_steps, -1, -1, dtype=torch.float64) / num_steps
+
+
+def network_time(log_snr: Batch) -> Batch:
+    """What a network is told about the noise: phi / (pi/2) in (0, 1), near t itself for the cosine schedule."""
+    return angle(log_snr) / (pi / 2)
