@@ -63,3 +63,10 @@ def interpret(kind: PredictionKind, output: Images, *, z: Images, log_snr: Batch
         case _:
             raise ValueError(f"prediction must be one of {', '.join(KINDS)}, got {kind!r}")
     return Prediction(z=z, v=v, log_snr=log_snr)
+
+
+def diffuse(*, x: Images, eps: Images, log_snr: Batch) -> Prediction:
+    """Noise x to z = alpha x + sigma eps (Meng et al. 2023, section 2), and keep the truth: `.z` is the noised data,
+    `.x` and `.eps` are what a perfect prediction would say."""
+    a, s = expand(alpha(log_snr), x), expand(sigma(log_snr), x)
+    return Prediction(z=a * x + s * eps, v=a * eps - s * x, log_snr=log_snr)

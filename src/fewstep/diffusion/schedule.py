@@ -36,11 +36,6 @@ def expand(coefficient: Batch, like: Images) -> Tensor:
     return coefficient.to(like).reshape(-1, *[1] * (like.ndim - 1))
 
 
-def add_noise(*, x: Images, eps: Images, log_snr: Batch) -> Images:
-    """Forward process z = alpha x + sigma eps (Meng et al. 2023, section 2)."""
-    return expand(alpha(log_snr), x) * x + expand(sigma(log_snr), x) * eps
-
-
 class Schedule(Protocol):
     """Time t in [0, 1] (0 data, 1 noise) to log-SNR and back, both in float64."""
 

@@ -1,0 +1,39 @@
+"""The networks, by name: a model file may name one of these and nothing else."""
+
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from fewstep.networks.denoiser import Denoiser, Frozen, with_guidance_input
+from fewstep.networks.mlp import ResidualMLP
+
+if TYPE_CHECKING:
+    from fewstep.networks.unet import UNet
+
+NETWORKS = ("ResidualMLP", "UNet")
+
+
+def network_class(name: str) -> type[nn.Module]:
+    """The class of that name out of the fixed list.
+
+    Raises:
+        ValueError: a name that is not on the list.
+    """
+    match name:
+        case "ResidualMLP":
+            return ResidualMLP
+        case "UNet":
+            from fewstep.networks.unet import UNet  # diffusers takes seconds to import: only who needs it waits
+
+            return UNet
+        case _:
+            raise ValueError(f"network must be one of {', '.join(NETWORKS)}, got {name!r}; is the file made by fewstep?")
+
+
+def __getattr__(name: str) -> type[nn.Module]:
+    if name == "UNet":
+        return network_class(name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+__all__ = ["NETWORKS", "Denoiser", "Frozen", "ResidualMLP", "UNet", "network_class", "with_guidance_input"]

@@ -1,0 +1,127 @@
+"""A model file describes itself: safetensors weights, and plain JSON that says how to build and use them.
+
+Loading one executes nothing: the network is one of a fixed list, its arguments are numbers, and no pickle is opened.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from fewstep.data.facts import DataFacts
+from fewstep.diffusion.prediction import PredictionKind
+from fewstep.diffusion.schedule import CosineSchedule
+from fewstep.files import atomic
+from fewstep.networks import Denoiser, network_class
+from fewstep.networks.denoiser import arguments_of
+
+FORMAT = 1
+KEY = "fewstep"
+
+Role = Literal["teacher", "guided", "progressive"]
+
+
+@dataclass(frozen=True)
+class Parent:
+    """A model that this one was made from: where it lay, relative to this file's folder, and its SHA-256."""
+
+    role: Role
+    path: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """What a model file says of itself.
+
+    Args:
+        role: teacher (guided by two evaluations), guided (stage one) or progressive (a rung).
+        data: facts of the data it makes.
+        prediction: how its network's output reads. schedule: of its diffusion.
+        w_min, w_max: guidance range it was made for, None for a teacher.
+        num_steps: steps it was made for, None for any.
+        images: training images of its last stage or rung.
+        parents: its ancestors, nearest first.
+    """
+
+    role: Role
+    data: DataFacts
+    prediction: PredictionKind
+    schedule: CosineSchedule
+    w_min: float | None
+    w_max: float | None
+    num_steps: int | None
+    images: int
+    parents: tuple[Parent, ...]
+
+
+def save_model(path: Path, denoiser: Denoiser, card: ModelCard) -> None:
+    """Write weights and card to `path`, whole or not at all."""
+    description = asdict(card) | {
+        "format": FORMAT,
+        "network": type(denoiser.network).__name__,
+        "arguments": arguments_of(denoiser.network),
+    }
+    tensors = {key: value.detach().cpu().contiguous() for key, value in denoiser.network.state_dict().items()}
+    with atomic(path) as temporary:
+        save_file(tensors, temporary, metadata={KEY: json.dumps(description)})
+
+
+def load_model(path: Path) -> tuple[Denoiser, ModelCard]:
+    """The network in eval mode on the CPU, and its card.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: a pickle, a file that is not a fewstep model, or a damaged one.
+    """
+    description, tensors = _read(path)
+    try:
+        if description.pop("format") != FORMAT:
+            raise ValueError("its format is of another version of fewstep")
+        name, arguments = description.pop("network"), description.pop("arguments")
+        facts = description.pop("data")
+        card = ModelCard(
+            data=DataFacts(**facts | {"shape": tuple(facts["shape"])}),
+            schedule=CosineSchedule(**description.pop("schedule")),
+            parents=tuple(Parent(**parent) for parent in description.pop("parents")),
+            **description,
+        )
+        with torch.device("meta"):  # shapes only: a file cannot make us allocate more than it holds
+            network = network_class(name)(**arguments)
+        network.load_state_dict(tensors, assign=True)
+        return Denoiser(network, card.prediction).eval(), card
+    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"{path} is not a model that this fewstep can read: {reason}; make it again or ask its maker") from error
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """The JSON and the tensors of a model file, after the checks that tell what else it may be."""
+    if not path.is_file():
+        raise FileNotFoundError(f"a model must be a file, and there is none at {path}; `fewstep info MODEL` shows one")
+    with path.open("rb") as file:
+        start = file.read(9)
+    if start[:2] in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
+        raise ValueError(
+            f"a model must be safetensors, and {path} is a pickle, which could run code and is never opened; "
+            "give the model.safetensors that the run left beside it"
+        )
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (safe_open is no dict)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} is truncated, damaged or no safetensors file ({error}); make it again") from error
+    if KEY not in metadata:
+        raise ValueError(f"{path} is safetensors but not made by fewstep: it lacks the description under {KEY!r}")
+    try:
+        description = json.loads(metadata[KEY])
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is damaged: its description is not JSON ({error}); make it again") from error
+    if not isinstance(description, dict):
+        raise ValueError(f"{path} is damaged: its description is no JSON object; make it again")
+    return description, tensors

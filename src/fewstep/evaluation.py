@@ -1,0 +1,180 @@
+"""Judge models together: quality.json, where the figures come from, the pictures, and the report."""
+
+import json
+import os
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from lightning.pytorch.loggers import Logger
+from rich.progress import track
+from torch import Tensor
+
+from fewstep.checkpoint import load_model
+from fewstep.data.batches import Data
+from fewstep.data.facts import DataFacts
+from fewstep.diffusion.guidance import Guided
+from fewstep.diffusion.mixture import GaussianMixture
+from fewstep.files import atomic, sha256_of
+from fewstep.folder import QUALITY
+from fewstep.model import Model
+from fewstep.parents import ancestors
+from fewstep.quality.features import FeatureNet, feature_net
+from fewstep.quality.grid import Contender, Plan, quality_grid
+from fewstep.quality.images import Judged, Reference, as_judged
+from fewstep.quality.protocol import Protocol
+from fewstep.tracking.pictures import picture, save_png
+from fewstep.tracking.report import write_report
+from fewstep.tracking.wandb_run import log_quality
+
+PROVENANCE = "provenance.json"
+SAME_NOISE = Path("samples", "same-noise")
+
+
+@dataclass(frozen=True)
+class Judge:
+    """What samples of a data set are judged by."""
+
+    facts: DataFacts
+    net: FeatureNet
+    reference: Reference
+    exact: GaussianMixture | None
+
+    @classmethod
+    def of(cls, data: Data) -> "Judge":
+        held_out = data.reference()
+        return cls(
+            facts=data.facts,
+            net=feature_net(data.facts, mixture=data.exact),
+            reference=Reference(data.reference_split, as_judged(held_out.x, data.facts), held_out.label),
+            exact=data.exact,
+        )
+
+
+def with_ancestors(paths: Sequence[Path]) -> dict[Path, Model]:
+    """The models at `paths` and all they were made from: teacher first, then the guided student, then rungs downwards."""
+    found: dict[Path, Model] = {}
+    for path in paths:
+        model = Model(*load_model(path))
+        found[path.resolve()] = model
+        for ancestor in ancestors(path, model.card):
+            if ancestor.resolve() not in found:
+                found[ancestor.resolve()] = Model(*load_model(ancestor))
+    order = ("teacher", "guided", "progressive")
+    return dict(
+        sorted(found.items(), key=lambda item: (order.index(item[1].card.role), -(item[1].card.num_steps or 0)))
+    )
+
+
+def contenders_of(models: dict[Path, Model], plan: Plan, exact: GaussianMixture | None) -> list[Contender]:
+    """Each model with the steps it is judged at; the exact teacher where the chain has no trained one."""
+    contenders = []
+    roles = [model.card.role for model in models.values()]
+    if "teacher" not in roles and exact is not None:
+        schedule = next(iter(models.values())).card.schedule
+        guided = Guided(exact.denoise, exact.num_classes)
+        contenders.append(Contender("teacher", guided, guided.evaluations, schedule, tuple(plan.teacher_steps)))
+    for model in models.values():
+        card = model.card
+        steps = {"teacher": plan.teacher_steps, "guided": plan.guided_steps, "progressive": (card.num_steps or 1,)}
+        contenders.append(
+            Contender(card.role, model.denoise, model.evaluations_per_step, card.schedule, tuple(steps[card.role]))
+        )
+    return contenders
+
+
+def evaluate(
+    paths: Sequence[Path],
+    plan: Plan,
+    judge: Judge,
+    folder: Path,
+    loggers: Sequence[Logger],
+    *,
+    accelerator: str = "cpu",
+) -> list[dict[str, Any]]:
+    """Measure the whole grid of the models at `paths` and their ancestors, and write everything into `folder`.
+
+    Raises:
+        ValueError: a model makes other data than `judge` judges, or an ancestor is gone or changed.
+    """
+    models = with_ancestors(paths)
+    for path, model in models.items():
+        if model.card.data != judge.facts:
+            raise ValueError(f"{path} makes {model.card.data.name}, and is to be judged on {judge.facts.name}")
+    device = "cuda" if accelerator == "gpu" else "cpu"
+    contenders = contenders_of(models, plan, judge.exact)
+    first = contenders[0]
+    protocol = Protocol.of(
+        judge.facts,
+        judge.net,
+        judge.reference,
+        num_images=plan.num_images,
+        seed=plan.seed,
+        comparison=f"{first.model}, ddim, {first.steps[0]} steps",
+    )
+
+    def show(contender: Contender, steps: int, w: float, images: Judged, labels: Int[Tensor, "count"]) -> None:
+        classes = judge.facts.num_classes
+        shown = classes if judge.facts.is_image else len(images)
+        name = f"{contender.model}-{steps}-w{w:g}.png"
+        save_png(picture(images[:shown], labels[:shown], judge.facts, classes), folder / SAME_NOISE / name)
+
+    cells = quality_grid(
+        contenders,
+        plan,
+        facts=judge.facts,
+        net=judge.net,
+        reference=judge.reference,
+        protocol=protocol,
+        exact=judge.exact,
+        device=device,
+        show=show,
+    )
+    total = len(plan.w) * sum(len(contender.steps) for contender in contenders)
+    rows = [row.as_dict() for row in track(cells, "evaluate", total=total)]
+    write_json(folder / QUALITY, rows)
+    write_json(folder / PROVENANCE, provenance(models, protocol, folder, device))
+    log_quality(loggers, rows)
+    write_report(folder)
+    return rows
+
+
+def provenance(models: dict[Path, Model], protocol: Protocol, folder: Path, device: str) -> dict[str, Any]:
+    """Where the figures of a folder come from."""
+    return {
+        "protocol": protocol.as_dict(),
+        "models": [
+            {
+                "model": model.card.role,
+                "steps": model.card.num_steps,
+                "path": os.path.relpath(path, folder),
+                "run": os.path.relpath(path.parent, folder),
+                "sha256": sha256_of(path),
+            }
+            for path, model in models.items()
+        ],
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "fewstep": version("fewstep"),
+        "torch": torch.__version__,
+        "device": torch.cuda.get_device_name() if device == "cuda" else cpu_name(),
+    }
+
+
+def cpu_name() -> str:
+    """The processor, as the system calls it."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0]}, {len(names)} cores" if names else platform.processor() or platform.machine()
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as JSON, whole or not at all."""
+    with atomic(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n")

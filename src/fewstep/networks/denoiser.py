@@ -1,0 +1,82 @@
+"""A network read as x, eps or v: the Denoise that is trained, saved and sampled."""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from fewstep.diffusion.prediction import KINDS, Prediction, PredictionKind, interpret
+from fewstep.diffusion.schedule import Batch, Images, network_time
+
+
+class Denoiser(nn.Module):
+    """Denoise by a network of signature (z, time, label, w) -> output of z's shape.
+
+    The network keeps its constructor's arguments in `arguments`, which is how a model file describes it.
+
+    Raises:
+        ValueError: `prediction` is none of x, eps, v.
+    """
+
+    evaluations = 1  # network evaluations per call and image
+
+    def __init__(self, network: nn.Module, prediction: PredictionKind = "v") -> None:
+        super().__init__()
+        if prediction not in KINDS:
+            raise ValueError(f"prediction must be one of {', '.join(KINDS)}, got {prediction!r}")
+        self.network = network
+        self.prediction: PredictionKind = prediction
+
+    @property
+    def has_guidance_input(self) -> bool:
+        return bool(arguments_of(self.network)["guidance_input"])
+
+    def forward(
+        self,
+        z: Images,
+        log_snr: Batch,
+        label: Int[Tensor, "batch"],
+        w: Float[Tensor, "batch"] | None = None,
+    ) -> Prediction:
+        output = self.network(z, network_time(log_snr).to(z.dtype), label, w if self.has_guidance_input else None)
+        return interpret(self.prediction, output.to(z.dtype), z=z, log_snr=log_snr)
+
+
+def arguments_of(network: nn.Module) -> dict[str, Any]:
+    """The constructor arguments that every network of this library keeps: plain numbers, strings and lists."""
+    arguments = network.arguments
+    assert isinstance(arguments, dict)
+    return arguments
+
+
+def with_guidance_input(teacher: Denoiser) -> Denoiser:
+    """A copy of `teacher` with a w input whose new weights are zero: it *is* the conditional teacher, for every w."""
+    network = type(teacher.network)(**arguments_of(teacher.network) | {"guidance_input": True})
+    missing, unexpected = network.load_state_dict(teacher.network.state_dict(), strict=False)
+    new = network.state_dict()
+    assert not unexpected, "the copy lost a weight"
+    assert not any(new[key].any() for key in missing), "the w input must start at zero"
+    return Denoiser(network, teacher.prediction)
+
+
+class Frozen:
+    """A teacher: its network in eval mode and without gradients, following the device of what it is given.
+
+    Being no Module it never enters its student's state, average or optimiser.
+    """
+
+    def __init__(self, denoiser: Denoiser) -> None:
+        self.denoiser = denoiser.eval().requires_grad_(False)
+        self.evaluations = denoiser.evaluations
+        self._anchor = next(denoiser.parameters())
+
+    @torch.no_grad()
+    def __call__(
+        self, z: Images, log_snr: Batch, label: Int[Tensor, "batch"], w: Float[Tensor, "batch"] | None
+    ) -> Prediction:
+        if self._anchor.device != z.device:
+            self.denoiser.to(z.device)
+        return self.denoiser(z, log_snr, label, w)
+
+

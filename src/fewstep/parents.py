@@ -1,0 +1,83 @@
+"""Who a model comes from: the newest finished model that fits, or the one that was named."""
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from fewstep.checkpoint import ModelCard, Parent, Role, load_model
+from fewstep.files import sha256_of
+from fewstep.folder import MODEL, rung_file
+from fewstep.model import Model
+
+STAGE_OF: dict[Role, str] = {"teacher": "teacher", "guided": "guidance", "progressive": "progressive"}
+
+Fits = Callable[[Model], str | None]
+"""Why a model does not fit, or None if it does."""
+
+
+def models_in(folder: Path) -> list[Path]:
+    """The finished models of a run folder, most steps first."""
+    rungs = [p for p in folder.glob(rung_file(0).replace("0", "*")) if p.stem.removeprefix("model-").isdigit()]
+    whole = [folder / MODEL] if (folder / MODEL).is_file() else []
+    return whole + sorted(rungs, key=lambda p: -int(p.stem.removeprefix("model-")))
+
+
+def newest(outputs: Path, dataset: str, role: Role, fits: Fits) -> Path:
+    """The newest model file of that role that fits.
+
+    Raises:
+        ValueError: there is none; says why those that are there do not fit, and the command that makes one.
+    """
+    refused = ""
+    for folder in sorted((outputs / dataset / STAGE_OF[role]).glob("*/"), reverse=True):
+        for path in models_in(folder):
+            reason = fits(Model(*load_model(path)))
+            if reason is None:
+                return path
+            refused = refused or f" (the newest, {path}, does not fit: {reason})"
+    raise ValueError(
+        f"this stage needs a {role} model below {outputs / dataset / STAGE_OF[role]}, and there is none{refused}; make "
+        f"one with `python train.py stage={STAGE_OF[role]} dataset={dataset}` or name one with teacher=PATH"
+    )
+
+
+def named(path: Path, fits: Fits) -> Path:
+    """The model file at `path`, or the only one of the run folder at `path`.
+
+    Raises:
+        ValueError: it does not fit, or the folder holds none or several.
+    """
+    if path.is_dir():
+        found = models_in(path)
+        if len(found) != 1:
+            names = ", ".join(p.name for p in found) or "none"
+            raise ValueError(f"teacher={path} must hold one model, and holds {names}; name the file")
+        path = found[0]
+    reason = fits(Model(*load_model(path)))
+    if reason is not None:
+        raise ValueError(f"teacher={path} does not fit: {reason}")
+    return path
+
+
+def as_parents(path: Path, card: ModelCard, child: Path) -> tuple[Parent, ...]:
+    """The ancestors that a child in the folder `child` has if its parent is the model at `path`."""
+    here = Parent(card.role, os.path.relpath(path, child), sha256_of(path))
+    older = (
+        Parent(p.role, os.path.relpath(path.parent / p.path, child), p.sha256) for p in card.parents
+    )
+    return here, *older
+
+
+def ancestors(path: Path, card: ModelCard) -> Iterator[Path]:
+    """The files of a model's ancestors, nearest first.
+
+    Raises:
+        ValueError: one is gone or was changed.
+    """
+    for parent in card.parents:
+        file = Path(os.path.normpath(path.parent / parent.path))
+        if not file.is_file():
+            raise ValueError(f"{path} was made from {file}, which is gone; put it back, or evaluate without it")
+        if sha256_of(file) != parent.sha256:
+            raise ValueError(f"{path} was made from {file}, which has changed since; train the student again")
+        yield file

@@ -1,0 +1,197 @@
+"""The grid quality x steps x w: teacher beside students, every cell from the same noise, under one protocol."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from fewstep.data.facts import DataFacts
+from fewstep.diffusion.guidance import Guided
+from fewstep.diffusion.mixture import GaussianMixture
+from fewstep.diffusion.prediction import Denoise
+from fewstep.diffusion.sampler import integrate, sample
+from fewstep.diffusion.schedule import Schedule
+from fewstep.quality.features import FeatureNet
+from fewstep.quality.images import Judged, Reference, as_judged
+from fewstep.quality.metrics import final_figures
+from fewstep.quality.protocol import Protocol
+from fewstep.seeds import starting_noise
+
+EXACT_STEPS = (
+    256  # of the Runge-Kutta integrator; its error is below 1e-6, far under what is compared with it
+)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is measured.
+
+    Args:
+        num_images: per cell. w: guidance weights.
+        teacher_steps: the first is what same_noise_rmse compares with. guided_steps: of the stage-one student.
+        batch_size: images sampled at a time. seed: of the starting noise.
+
+    Raises:
+        ValueError: an empty list, or a value outside its range.
+    """
+
+    num_images: int = 2000
+    w: tuple[float, ...] = (0.0, 1.0, 2.0, 4.0)
+    teacher_steps: tuple[int, ...] = (64, 32, 16, 8, 4, 2, 1)
+    guided_steps: tuple[int, ...] = (64, 32, 16, 8, 4)
+    batch_size: int = 500
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.num_images < 1 or self.batch_size < 1:
+            raise ValueError(
+                f"evaluation needs num_images and batch_size of at least 1, got {self.num_images} and {self.batch_size}"
+            )
+        if not self.w or min(self.w) < 0 or max(self.w) == float("inf"):
+            raise ValueError(f"evaluation needs guidance weights w >= 0, got {list(self.w)}")
+        if not self.teacher_steps or min(*self.teacher_steps, *self.guided_steps, 1) < 1:
+            raise ValueError(
+                f"evaluation needs steps of at least 1, got {list(self.teacher_steps)} and {list(self.guided_steps)}"
+            )
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A model in the grid: who it is, how it denoises, at what cost per step, and the steps it is run with."""
+
+    model: str
+    denoise: Denoise
+    evaluations: int
+    schedule: Schedule
+    steps: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One cell of the grid, as quality.json keeps it.
+
+    Attributes:
+        nfe: network evaluations per image, guidance counted twice.
+        same_noise_rmse: root mean squared difference per value to the first contender's first steps, from the same
+            noise at the same w, in the data's range.
+        exact_rmse: the same to the exact solution, where the data have one.
+    """
+
+    model: str
+    sampler: str
+    steps: int
+    nfe: int
+    w: float
+    fid: float
+    inception_score: float
+    precision: float
+    recall: float
+    accuracy: float | None
+    diversity: float
+    same_noise_rmse: float
+    exact_rmse: float | None
+    images_per_second: float
+    num_images: int
+    seed: int
+    protocol: str
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+Show = Callable[[Contender, int, float, Judged, Int[Tensor, "count"]], None]
+
+
+def quality_grid(
+    contenders: Sequence[Contender],
+    plan: Plan,
+    *,
+    facts: DataFacts,
+    net: FeatureNet,
+    reference: Reference,
+    protocol: Protocol,
+    exact: GaussianMixture | None = None,
+    device: torch.device | str = "cpu",
+    show: Show = lambda *_: None,
+) -> Iterator[Row]:
+    """Yield the cells, w by w; the first contender at its first steps is what the others' same_noise_rmse refers to.
+
+    `show` is given each cell's samples as they are judged.
+    """
+    labels = torch.arange(plan.num_images) % facts.num_classes
+    noise = starting_noise(plan.seed, 0, plan.num_images, facts.shape)
+
+    def draw(contender: Contender, steps: int, w: float, count: int) -> Float[Tensor, "count *shape"]:
+        return torch.cat(
+            [
+                sample(
+                    contender.denoise,
+                    z.to(device),
+                    schedule=contender.schedule,
+                    num_steps=steps,
+                    label=label.to(device),
+                    w=torch.full((len(z),), float(w), device=device),
+                ).cpu()
+                for z, label in zip(
+                    noise[:count].split(plan.batch_size), labels[:count].split(plan.batch_size), strict=True
+                )
+            ]
+        ).clamp(facts.low, facts.high)
+
+    for w in plan.w:
+        base = solution = None
+        if exact is not None:
+            solution = exact_samples(exact, contenders[0].schedule, noise, labels, w).clamp(
+                facts.low, facts.high
+            )
+        for contender in contenders:
+            draw(
+                contender, 1, w, min(plan.batch_size, plan.num_images)
+            )  # warm up, so that rates are those of long runs
+            for steps in contender.steps:
+                start = time.perf_counter()
+                x = draw(contender, steps, w, plan.num_images)
+                seconds = time.perf_counter() - start
+                base = x if base is None else base
+                images = as_judged(x, facts)
+                figures = final_figures(net, images=images, labels=labels, reference=reference)
+                show(contender, steps, w, images, labels)
+                yield Row(
+                    model=contender.model,
+                    sampler="ddim",
+                    steps=steps,
+                    nfe=steps * contender.evaluations,
+                    w=float(w),
+                    **asdict(figures),
+                    same_noise_rmse=rmse(x, base),
+                    exact_rmse=None if solution is None else rmse(x, solution),
+                    images_per_second=plan.num_images / seconds,
+                    num_images=plan.num_images,
+                    seed=plan.seed,
+                    protocol=protocol.id,
+                )
+
+
+def exact_samples(
+    exact: GaussianMixture, schedule: Schedule, noise: Tensor, labels: Int[Tensor, "count"], w: float
+) -> Float[Tensor, "count dim"]:
+    """The guided probability-flow ODE of the mixture, solved from `noise` in float64."""
+    ends = schedule.log_snr(torch.tensor([1.0, 0.0]))
+    return integrate(
+        Guided(exact.denoise, exact.num_classes),
+        noise.double(),
+        log_snr=ends[0],
+        log_snr_next=ends[1],
+        num_steps=EXACT_STEPS,
+        label=labels,
+        w=torch.full((len(noise),), float(w), dtype=torch.float64),
+    ).float()
+
+
+def rmse(x: Tensor, y: Tensor) -> float:
+    """Root mean squared difference of all values."""
+    return (x - y).square().mean().sqrt().item()

@@ -1,0 +1,24 @@
+"""Random numbers are named, not remembered: each use has a seed that is a function of what it is for."""
+
+from collections.abc import Sequence
+from hashlib import sha256
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+def seed_for(*key: int | str) -> int:
+    """A 63-bit seed for a stream of random numbers, named by its key: seed_for(run_seed, "teacher", step)."""
+    return int.from_bytes(sha256("/".join(map(str, key)).encode()).digest()[:8], "big") >> 1
+
+
+def starting_noise(seed: int, start: int, count: int, shape: Sequence[int]) -> Float[Tensor, "count *shape"]:
+    """z at t = 1 for the images start, start + 1, ...: image i's depends on (seed, i) alone, not on the batch size."""
+    generator = torch.Generator()
+    return torch.stack(
+        [
+            torch.randn(*shape, generator=generator.manual_seed(seed_for(seed, "noise", index)))
+            for index in range(start, start + count)
+        ]
+    )

@@ -1,0 +1,85 @@
+"""Looks at a stage while it trains: a grid of samples, and a quick FID and inception score."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+
+from fewstep.data.facts import DataFacts
+from fewstep.diffusion.guidance import Guided
+from fewstep.diffusion.sampler import sample
+from fewstep.quality.images import as_judged
+from fewstep.quality.metrics import RunningFigures
+from fewstep.seeds import starting_noise
+from fewstep.stages import Stage
+from fewstep.tracking.names import SAMPLE_FID, SAMPLE_GRID, SAMPLE_INCEPTION_SCORE
+from fewstep.tracking.pictures import picture, save_png
+from fewstep.tracking.training_log import log_row
+from fewstep.tracking.wandb_run import log_picture
+
+ROWS = 8  # of classes in turn, in the picture
+
+
+class Snapshots(Callback):
+    """`count` times over a stage, evenly, the last at its end: samples of the model as it would be saved, at one w.
+
+    Args:
+        folder: of the run; pictures go to samples/.
+        figures: judge of the samples; num_images of them.
+        num_steps: of the sampler. w: guidance weight of the samples.
+        guided: whether the model is a teacher, guided by two evaluations.
+        images_before, rung: as in `TrainingLog`.
+    """
+
+    def __init__(
+        self,
+        *,
+        folder: Path,
+        facts: DataFacts,
+        figures: RunningFigures,
+        count: int,
+        num_images: int,
+        num_steps: int,
+        w: float,
+        guided: bool,
+        images_before: int = 0,
+        rung: int | None = None,
+    ) -> None:
+        self.folder, self.facts, self.figures = folder, facts, figures
+        self.count, self.num_images, self.num_steps, self.w, self.guided = count, num_images, num_steps, w, guided
+        self.images_before, self.rung = images_before, rung
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        assert isinstance(pl_module, Stage)
+        total = pl_module.training_plan.num_steps
+        if trainer.global_step * self.count // total > (trainer.global_step - 1) * self.count // total:
+            self.take(trainer, pl_module)
+
+    @torch.no_grad()
+    def take(self, trainer: Trainer, stage: Stage) -> None:
+        """Sample, save the picture, log the figures."""
+        model, facts = stage.model, self.facts
+        training = model.training
+        model.eval()
+        labels = torch.arange(self.num_images, device=stage.device) % facts.num_classes
+        x = sample(
+            Guided(model, facts.num_classes) if self.guided else model,
+            starting_noise(0, 0, self.num_images, facts.shape).to(stage.device),
+            schedule=stage.schedule,
+            num_steps=self.num_steps,
+            label=labels,
+            w=torch.full((self.num_images,), self.w, device=stage.device),
+        )
+        model.train(training)
+        stage.check_finite()
+        judged = as_judged(x.cpu(), facts)
+        self.figures.update(judged)
+        scores = self.figures.compute()
+        images = self.images_before + trainer.global_step * stage.training_plan.batch_size
+        shown = min(self.num_images, ROWS * facts.num_classes) if facts.is_image else self.num_images
+        image = picture(judged[:shown], labels[:shown].cpu(), facts, facts.num_classes)
+        save_png(image, self.folder / "samples" / f"{images:010d}.png")
+        named = {SAMPLE_FID: scores["fid"], SAMPLE_INCEPTION_SCORE: scores["inception_score"]}
+        log_row(trainer.loggers, named, images=images, rung=self.rung)
+        log_picture(trainer.loggers, SAMPLE_GRID, image, images=images)

@@ -1,0 +1,195 @@
+"""What all stages share: the optimiser and its schedule, the average of the weights, the draws, the watch on the loss."""
+
+from abc import abstractmethod
+from collections import deque
+from copy import deepcopy
+from dataclasses import dataclass
+from math import inf
+from typing import Any, ClassVar, NamedTuple
+
+import lightning
+import torch
+from jaxtyping import Float
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
+
+from fewstep.data.batches import Batch
+from fewstep.diffusion.loss import WEIGHTS, weighted_error
+from fewstep.diffusion.prediction import Prediction
+from fewstep.diffusion.schedule import Schedule
+from fewstep.networks import Denoiser
+from fewstep.seeds import seed_for
+
+WATCH_EVERY = 50  # optimiser steps between looks at the loss; each look waits for the device
+
+
+class Regression(NamedTuple):
+    """One batch of a regression: what the student says, what it should say, and where (t, and w if there is one)."""
+
+    prediction: Prediction
+    target: Prediction
+    t: Float[Tensor, "batch"]
+    w: Float[Tensor, "batch"] | None
+
+
+class NonFiniteLossError(ValueError):
+    """The loss became infinite or NaN."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """How a student is optimised, whatever it regresses to.
+
+    Args:
+        images: budget; batch_size: images per optimiser step over all processes.
+        learning_rate: of AdamW (betas 0.9, 0.99; no weight decay) after `warmup_images`, falling linearly to 0 at `images`.
+        gradient_clip: largest norm of the gradient.
+        ema_decay: per step, of the averaged weights that become the model; 0 keeps none. It starts lower:
+            min(ema_decay, (1 + step) / (10 + step)).
+        weight: snr, truncated_snr or snr_plus_one (`fewstep.diffusion.loss`).
+
+    Raises:
+        ValueError: a value outside its range.
+    """
+
+    images: int
+    batch_size: int
+    learning_rate: float
+    warmup_images: int
+    gradient_clip: float
+    ema_decay: float
+    weight: str
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.batch_size <= self.images:
+            raise ValueError(
+                f"stage.training needs 1 <= batch_size <= images, got batch_size={self.batch_size}, images={self.images}"
+            )
+        if not (0 < self.learning_rate < inf and 0 < self.gradient_clip and self.warmup_images >= 0):
+            raise ValueError(
+                "stage.training needs a positive learning_rate and gradient_clip and warmup_images >= 0, got "
+                f"{self.learning_rate}, {self.gradient_clip} and {self.warmup_images}"
+            )
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"stage.training.ema_decay must be at least 0 and below 1, got {self.ema_decay}")
+        if self.weight not in WEIGHTS:
+            raise ValueError(f"stage.training.weight must be one of {', '.join(WEIGHTS)}, got {self.weight!r}")
+
+    @property
+    def num_steps(self) -> int:
+        """Optimiser steps: the budget in whole batches, the last one rounded up."""
+        return -(-self.images // self.batch_size)
+
+    def learning_rate_scale(self, step: int) -> float:
+        """Linear warm-up, times linear decay to 0 at the last step."""
+        warm_up = min(1.0, (step + 1) * self.batch_size / max(1, self.warmup_images))
+        return warm_up * (1 - step / self.num_steps)
+
+
+class Stage(lightning.LightningModule):
+    """A student trained by regression: weighted squared error between its prediction and a target.
+
+    Each step starts from a seed of its own, a function of (stream, step): resuming needs no random state.
+
+    Args:
+        student: the network that learns.
+        schedule: of the diffusion.
+        training: how.
+        stream: names the random numbers of this stage and rung, with the run's seed.
+    """
+
+    name: ClassVar[str]
+
+    def __init__(self, *, student: Denoiser, schedule: Schedule, training: Training, stream: str) -> None:
+        super().__init__()
+        self.student = student.train().requires_grad_(True)
+        # Lightning's WeightAveraging is not used: torch's AveragedModel reads its counter on the host every step.
+        self.average = deepcopy(student).requires_grad_(False).eval() if training.ema_decay else None
+        self.schedule = schedule
+        self.training_plan = training
+        self.stream = stream
+        self.gradient_norm = torch.tensor(0.0)
+        self._recent: deque[tuple[int, Tensor, Tensor, Tensor | None]] = deque(maxlen=WATCH_EVERY)
+
+    @property
+    def model(self) -> Denoiser:
+        """What this stage is for: the averaged student, or the student where none is kept."""
+        return self.student if self.average is None else self.average
+
+    @abstractmethod
+    def regression(self, batch: Batch) -> Regression:
+        """Draw times, noise (and w), and set the student's prediction against its target."""
+
+    def training_step(self, batch: Batch, batch_index: int) -> Float[Tensor, ""]:
+        torch.manual_seed(seed_for(self.stream, self.global_step))
+        prediction, target, t, w = self.regression(batch)
+        error = weighted_error(prediction, target, WEIGHTS[self.training_plan.weight])
+        self._recent.append((self.global_step, error.detach(), t, w))
+        return error.mean()
+
+    def configure_gradient_clipping(self, *_: Any, **__: Any) -> None:
+        self.gradient_norm = clip_grad_norm_(self.student.parameters(), self.training_plan.gradient_clip)
+
+    @torch.no_grad()
+    def on_train_batch_end(self, *_: Any) -> None:
+        if self.average is not None:
+            done = self.global_step - 1
+            decay = min(self.training_plan.ema_decay, (1 + done) / (10 + done))
+            torch._foreach_lerp_(list(self.average.parameters()), list(self.student.parameters()), 1 - decay)
+        if self.global_step % WATCH_EVERY == 0:
+            self.check_finite()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.check_finite()  # what is saved is good, so the file before this one stays the last good one
+
+    def check_finite(self) -> None:
+        """Look at the losses of the recent steps, in one wait for the device.
+
+        Raises:
+            NonFiniteLossError: one of them is infinite or NaN; names the step, t and w of the worst example.
+        """
+        recent = list(self._recent)
+        self._recent.clear()
+        if not recent or bool(torch.isfinite(torch.stack([error.mean() for _, error, _, _ in recent])).all()):
+            return
+        step, error, t, w = next(entry for entry in recent if not bool(torch.isfinite(entry[1]).all()))
+        worst = int(torch.isfinite(error).logical_not().int().argmax())
+        place = f"t = {float(t[worst]):.4f}" + (f", w = {float(w[worst]):.4f}" if w is not None else "")
+        raise NonFiniteLossError(
+            f"the loss must stay finite, got {float(error[worst])} in stage {self.name} at step {step}, {place}; "
+            f"lower stage.training.learning_rate (now {self.training_plan.learning_rate:g})"
+        )
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        optimizer = torch.optim.AdamW(
+            self.student.parameters(),
+            self.training_plan.learning_rate,
+            betas=(0.9, 0.99),
+            weight_decay=0.0,
+            fused=True,
+        )
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self.training_plan.learning_rate_scale)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+@dataclass(frozen=True)
+class GuidanceRange:
+    """The guidance weights a student is made for: w ~ U[w_min, w_max], drawn per example in every stage.
+
+    Raises:
+        ValueError: w_min negative or above w_max.
+    """
+
+    w_min: float
+    w_max: float
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.w_min <= self.w_max < inf:
+            raise ValueError(
+                f"the guidance range must satisfy 0 <= w_min <= w_max, got w_min={self.w_min:g}, "
+                f"w_max={self.w_max:g}; w = 0 is no guidance (diffusers' guidance_scale is 1 + w)"
+            )
+
+    def draw(self, count: int, device: torch.device) -> Float[Tensor, "batch"]:
+        return self.w_min + (self.w_max - self.w_min) * torch.rand(count, device=device)

@@ -1,0 +1,46 @@
+"""Stage one: the two evaluations of guidance into one w-conditioned student."""
+
+import torch
+
+from fewstep.data.batches import Batch
+from fewstep.diffusion.prediction import Denoise, diffuse
+from fewstep.diffusion.schedule import Schedule
+from fewstep.diffusion.target import guided_target
+from fewstep.networks import Denoiser
+from fewstep.stages.base import GuidanceRange, Regression, Stage, Training
+
+
+class GuidanceStage(Stage):
+    """Regress to the guided teacher over t ~ U[0, 1] and w ~ U[w_min, w_max] (Meng et al. 2023, section 3.1).
+
+    Args:
+        student: has a w input.
+        teacher: `Guided`, around a frozen network or the exact mixture.
+        The rest: see `Stage` and `GuidanceRange`.
+    """
+
+    name = "guidance"
+
+    def __init__(
+        self,
+        *,
+        student: Denoiser,
+        teacher: Denoise,
+        schedule: Schedule,
+        training: Training,
+        stream: str,
+        w_min: float,
+        w_max: float,
+    ) -> None:
+        super().__init__(student=student, schedule=schedule, training=training, stream=stream)
+        self.teacher = teacher
+        self.guidance = GuidanceRange(w_min, w_max)
+
+    def regression(self, batch: Batch) -> Regression:
+        x, label = batch
+        t, eps = torch.rand(len(x), device=x.device), torch.randn_like(x)
+        w = self.guidance.draw(len(x), x.device)
+        log_snr = self.schedule.log_snr(t)
+        z = diffuse(x=x, eps=eps, log_snr=log_snr).z
+        target = guided_target(teacher=self.teacher, z=z, log_snr=log_snr, label=label, w=w)
+        return Regression(self.student(z, log_snr, label, w), target, t, w)

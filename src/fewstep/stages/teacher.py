@@ -1,0 +1,48 @@
+"""Stage zero: a classifier-free guided teacher, in continuous time."""
+
+import torch
+
+from fewstep.data.batches import Batch
+from fewstep.diffusion.prediction import diffuse
+from fewstep.diffusion.schedule import Schedule
+from fewstep.networks import Denoiser
+from fewstep.stages.base import Regression, Stage, Training
+
+
+class TeacherStage(Stage):
+    """Learn E[x | z, label] and, with a share of the labels dropped, E[x | z] (Ho & Salimans 2021, algorithm 1).
+
+    Args:
+        null_label: the label that means "no class".
+        label_dropout: share of labels replaced by it, in [0, 1].
+        The rest: see `Stage`.
+
+    Raises:
+        ValueError: a share outside [0, 1].
+    """
+
+    name = "teacher"
+
+    def __init__(
+        self,
+        *,
+        student: Denoiser,
+        schedule: Schedule,
+        training: Training,
+        stream: str,
+        null_label: int,
+        label_dropout: float,
+    ) -> None:
+        super().__init__(student=student, schedule=schedule, training=training, stream=stream)
+        if not 0 <= label_dropout <= 1:
+            raise ValueError(f"stage.label_dropout must be in [0, 1], got {label_dropout}; the usual share is 0.1")
+        self.null_label = null_label
+        self.label_dropout = label_dropout
+
+    def regression(self, batch: Batch) -> Regression:
+        x, label = batch
+        t, eps = torch.rand(len(x), device=x.device), torch.randn_like(x)
+        kept = torch.rand(len(x), device=x.device) >= self.label_dropout
+        truth = diffuse(x=x, eps=eps, log_snr=self.schedule.log_snr(t))
+        prediction = self.student(truth.z, truth.log_snr, label.where(kept, self.null_label))
+        return Regression(prediction, truth, t, None)

@@ -1,0 +1,96 @@
+"""metrics.csv: one row per logging moment, the same columns always, whole after any interruption."""
+
+import csv
+from argparse import Namespace
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers.logger import Logger
+from lightning.pytorch.utilities import rank_zero_only
+
+from fewstep.files import atomic
+from fewstep.tracking.names import COLUMNS, IMAGES
+
+FILE = "metrics.csv"
+
+
+class MetricsFile(Logger):
+    """Appends to `folder/metrics.csv`; a row is on its way to the disk when `log_metrics` returns.
+
+    Ours, because Lightning's CSVLogger deletes the file of the run it resumes, rewrites all of it whenever a
+    new column appears, and holds rows back in memory.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.path = folder / FILE
+
+    @property
+    def name(self) -> str:
+        return ""
+
+    @property
+    def version(self) -> str:
+        return ""
+
+    @property
+    def save_dir(self) -> str:
+        return str(self.path.parent)
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float | None], step: int | None = None) -> None:
+        """Append one row. `step` is not used: the x-axis is `metrics["images"]`.
+
+        Raises:
+            ValueError: a metric has no column, or there is no `images`.
+        """
+        unknown = sorted(set(metrics) - set(COLUMNS))
+        if unknown or IMAGES not in metrics:
+            raise ValueError(
+                f"a row of {FILE} needs {IMAGES!r} and otherwise only columns of fewstep/tracking/names.py, "
+                f"got {', '.join(sorted(metrics))}; add "
+                + (f"{unknown[0]!r} to the columns" if unknown else f"{IMAGES!r} to the row")
+            )
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a", newline="") as file:
+            if file.tell() == 0:
+                csv.writer(file).writerow(COLUMNS)
+            csv.writer(file).writerow("" if metrics.get(c) is None else metrics[c] for c in COLUMNS)
+
+    @rank_zero_only
+    def truncate(self, images: int) -> None:
+        """Drop the rows after `images` (all of them for 0) and a last line that was cut short.
+
+        The rows that a resumed run is about to write again are gone before it does.
+        """
+        kept = [row for row in read_metrics(self.path) if images and row[IMAGES] <= images]
+        if not kept:
+            self.path.unlink(missing_ok=True)
+            return
+        with atomic(self.path) as temporary, temporary.open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(COLUMNS)
+            writer.writerows(["" if c not in row else _plain(row[c]) for c in COLUMNS] for row in kept)
+
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+        """Nothing: the configuration is config.yaml."""
+
+
+def read_metrics(path: Path) -> list[dict[str, float]]:
+    """The rows of a metrics.csv, each with the columns it has a number for; a cut last line is left out.
+
+    No file is no rows.
+    """
+    if not path.exists():
+        return []
+    whole, _, _ = path.read_text(errors="replace").rpartition("\n")
+    rows = csv.DictReader(whole.splitlines())
+    return [
+        {key: float(text) for key, text in row.items() if key and text} for row in rows if row.get(IMAGES)
+    ]
+
+
+def _plain(number: float) -> float | int:
+    """12800.0 as 12800, so that a row kept is a row unchanged."""
+    return int(number) if number.is_integer() else number

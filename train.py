@@ -1,0 +1,19 @@
+"""Train, distil and judge: `python train.py`, `python train.py stage=guidance dataset=digits`, `python train.py --help`."""
+
+import sys
+
+import hydra
+from omegaconf import DictConfig
+
+from fewstep.cli import guarded
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="config")
+def train(config: DictConfig) -> None:
+    from fewstep.run import run  # takes seconds to import: `--help` need not wait for it
+
+    run(config)
+
+
+if __name__ == "__main__":
+    sys.exit(guarded(train))
