@@ -1,4 +1,4 @@
-"""Train, distil and judge: `python train.py`, `python train.py stage=guidance dataset=digits`, `python train.py --help`."""
+"""Train, distil and judge: `python train.py --help`."""
 
 import sys
 

@@ -96,7 +96,9 @@ def load_model(path: Path) -> tuple[Denoiser, ModelCard]:
         return Denoiser(network, card.prediction).eval(), card
     except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"{path} is not a model that this fewstep can read: {reason}; make it again or ask its maker") from error
+        raise ValueError(
+            f"{path} is not a model that this fewstep can read: {reason}; make it again or ask its maker"
+        ) from error
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:

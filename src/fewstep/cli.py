@@ -1,7 +1,206 @@
-import os, sys, traceback
-def guarded(main):
+"""The `fewstep` command: use what was trained."""
+
+import json
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Callable
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from fewstep.model import Model
+
+EXIT_BAD_INPUT = 2
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    help="Sample, judge and inspect few-step guided diffusion models.\n\n"
+    "Models are made by [bold]python train.py[/bold] (python train.py --help). Guidance w is the paper's: w = 0 is no "
+    "guidance; diffusers' guidance_scale is 1 + w. FEWSTEP_TRACEBACK=1 shows where an error came from.",
+)
+
+ModelFile = Annotated[
+    Path, typer.Argument(metavar="MODEL", help="A model.safetensors or model-N.safetensors of a run.")
+]
+
+
+@app.command()
+def sample(
+    model: ModelFile,
+    out: Annotated[Path, typer.Option(help="FILE.png (a grid) or FILE.npz (images uint8 NHWC, labels int64).")],
+    steps: Annotated[
+        int | None, typer.Option(help="Sampling steps; default: those the model was made for, or 64.")
+    ] = None,
+    w: Annotated[float, typer.Option(help="Guidance weight, 0 none; diffusers' scale is 1 + w.")] = 1.0,
+    label: Annotated[int | None, typer.Option(help="Class of every image; default: all classes in turn.")] = None,
+    num: Annotated[int, typer.Option(help="Number of images.")] = 64,
+    seed: Annotated[int, typer.Option(help="Image i depends on (seed, i) alone.")] = 0,
+) -> None:
+    """Draw images.
+
+    Example: fewstep sample outputs/digits/progressive/TIME/model-4.safetensors --w 2 --label 3 --out threes.png
+    """
+    if out.suffix not in (".png", ".npz"):
+        raise ValueError(f"--out must end in .png or .npz, got {out}")
+    if num < 1:
+        raise ValueError(f"--num must be at least 1, got {num}")
+    import time
+
+    import torch
+
+    loaded = open_model(model)
+    facts = loaded.card.data
+    labels = torch.arange(num) % facts.num_classes if label is None else torch.full((num,), label)
+    start = time.perf_counter()
+    x = loaded.sample(labels, steps=steps, w=w, seed=seed)
+    seconds = time.perf_counter() - start
+    save_samples(x, labels, loaded, out)
+    used = loaded.default_steps if steps is None else steps
+    typer.echo(
+        f"{out}: {num} images, {used} steps of {loaded.evaluations_per_step} evaluation(s), w = {w:g} "
+        f"(guidance_scale {1 + w:g}), {num / seconds:,.0f} images/s"
+    )
+
+
+def save_samples(x: "Tensor", labels: "Tensor", model: "Model", out: Path) -> None:
+    """Write samples as a picture or as arrays, whole or not at all."""
+    import numpy as np
+
+    from fewstep.files import atomic
+    from fewstep.quality.images import as_judged
+    from fewstep.tracking.pictures import picture, save_png
+
+    facts = model.card.data
+    judged = as_judged(x, facts)
+    if out.suffix == ".png":
+        save_png(picture(judged, labels, facts, min(len(x), facts.num_classes)), out)
+        return
+    arrays = judged.permute(0, 2, 3, 1) if facts.is_image else judged
+    buffer = BytesIO()
+    np.savez_compressed(buffer, images=arrays.numpy(), labels=labels.numpy().astype("int64"))
+    with atomic(out) as temporary:
+        temporary.write_bytes(buffer.getvalue())
+
+
+@app.command()
+def evaluate(
+    model: ModelFile,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for quality.json and report.html; default: MODEL-quality.")
+    ] = None,
+    num_images: Annotated[int, typer.Option(help="Images per cell of the grid.")] = 2000,
+    w: Annotated[list[float] | None, typer.Option(help="Guidance weight; repeat for several [0 1 2 4].")] = None,
+    seed: Annotated[int, typer.Option(help="Of the starting noise.")] = 0,
+) -> None:
+    """Judge a model beside those it was made from: FID, inception score, precision, recall, accuracy, diversity.
+
+    Example: fewstep evaluate outputs/digits/progressive/TIME/model-4.safetensors
+    """
+    from dataclasses import replace
+
+    from fewstep.data.digits import DigitsData
+    from fewstep.evaluation import Judge
+    from fewstep.evaluation import evaluate as judge_models
+    from fewstep.quality.grid import Plan
+
+    facts = open_model(model).card.data
+    if facts.name != DigitsData.facts.name:
+        raise ValueError(
+            f"fewstep evaluate knows the data set digits, and this model makes {facts.name}; use "
+            f"`python train.py stage=evaluate dataset={facts.name} teacher={model}`"
+        )
+    plan = replace(Plan(), num_images=num_images, seed=seed, w=tuple(w) if w else Plan().w)
+    folder = out or model.with_name(f"{model.stem}-quality")
+    judge_models([model], plan, Judge.of(DigitsData(batch_size=1, stream="facts")), folder, [])
+    typer.echo(f"{folder / 'quality.json'}, {folder / 'report.html'}")
+
+
+@app.command()
+def report(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder with quality.json.")],
+) -> None:
+    """Write report.html again from a run's own files.
+
+    Example: fewstep report outputs/digits/pipeline/TIME
+    """
+    from fewstep.tracking.report import write_report
+
+    typer.echo(write_report(run))
+
+
+@app.command()
+def info(model: ModelFile) -> None:
+    """Show what a model file says of itself, as JSON.
+
+    Example: fewstep info outputs/digits/progressive/TIME/model-4.safetensors
+    """
+    from dataclasses import asdict
+
+    from fewstep.files import sha256_of
+    from fewstep.networks.denoiser import arguments_of
+
+    loaded = open_model(model)
+    network = loaded.denoiser.network
+    about = asdict(loaded.card) | {
+        "network": type(network).__name__,
+        "arguments": arguments_of(network),
+        "parameters": sum(parameter.numel() for parameter in network.parameters()),
+        "sha256": sha256_of(model),
+    }
+    typer.echo(json.dumps(about, indent=2))
+
+
+def open_model(path: Path) -> "Model":
+    """Load a model, after the imports that take seconds."""
+    from fewstep.model import load
+
+    return load(path)
+
+
+def guarded(main: Callable[[], object]) -> int:
+    """Run `main`; a user's mistake becomes one line and exit status 2 (FEWSTEP_TRACEBACK=1: a traceback too)."""
+    warnings.showwarning = lambda message, category, *_: typer.echo(f"warning: {message}", err=True)
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then raises, and the line is ours
     try:
-        main(); return 0
-    except (ValueError, OSError) as e:
-        if os.environ.get("FEWSTEP_TRACEBACK"): traceback.print_exc()
-        print(f"error: {e}", file=sys.stderr); return 2
+        main()
+    except KeyboardInterrupt:
+        typer.echo("stopped; the same command goes on where it was", err=True)
+        return 130
+    except Exception as error:
+        if os.environ.get("FEWSTEP_TRACEBACK") or not is_users(error):
+            traceback.print_exc()
+        typer.echo(f"error: {one_line(error)}", err=True)
+        return EXIT_BAD_INPUT if is_users(error) else 1
+    return 0
+
+
+def is_users(error: BaseException) -> bool:
+    """Whether the error is one of input: ours (ValueError, OSError), Hydra's, or one of these that Hydra wrapped."""
+    module = type(error).__module__.partition(".")[0]
+    return isinstance(error, ValueError | OSError) or module in ("hydra", "omegaconf")
+
+
+def one_line(error: BaseException) -> str:
+    """The error's own words in one line; Hydra wraps the cause in lines about where it was instantiated."""
+    if type(error).__module__.startswith("hydra") and error.__cause__ is not None and is_users(error.__cause__):
+        return one_line(error.__cause__)
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}" + (f": {error.filename}" if error.filename else "")
+    return " ".join(str(error).split())
+
+
+def main() -> None:
+    """Entry point of the `fewstep` command."""
+    sys.exit(guarded(lambda: app(standalone_mode=True)))
+
+
+if TYPE_CHECKING:
+    from torch import Tensor

@@ -58,7 +58,7 @@ class Judge:
 
 
 def with_ancestors(paths: Sequence[Path]) -> dict[Path, Model]:
-    """The models at `paths` and all they were made from: teacher first, then the guided student, then rungs downwards."""
+    """The models at `paths` and all they were made from: teacher, guided student, rungs downwards."""
     found: dict[Path, Model] = {}
     for path in paths:
         model = Model(*load_model(path))
@@ -82,7 +82,11 @@ def contenders_of(models: dict[Path, Model], plan: Plan, exact: GaussianMixture 
         contenders.append(Contender("teacher", guided, guided.evaluations, schedule, tuple(plan.teacher_steps)))
     for model in models.values():
         card = model.card
-        steps = {"teacher": plan.teacher_steps, "guided": plan.guided_steps, "progressive": (card.num_steps or 1,)}
+        steps = {
+            "teacher": plan.teacher_steps,
+            "guided": plan.guided_steps,
+            "progressive": (card.num_steps or 1,),
+        }
         contenders.append(
             Contender(card.role, model.denoise, model.evaluations_per_step, card.schedule, tuple(steps[card.role]))
         )

@@ -63,7 +63,9 @@ class SaveLast(Callback):
         self.path, self.every_seconds, self.stream = path, every_seconds, stream
         self._saved = time.monotonic()
 
-    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         if time.monotonic() - self._saved >= self.every_seconds:
             trainer.save_checkpoint(self.path)
             self._saved = time.monotonic()
@@ -139,7 +141,7 @@ def fit(
         max_steps=training.num_steps,
         max_epochs=-1,
         logger=list(loggers),
-        callbacks=[progress, log, snapshots, SaveLast(last, settings.checkpoint_seconds, stage.stream)],
+        callbacks=[log, progress, snapshots, SaveLast(last, settings.checkpoint_seconds, stage.stream)],
         plugins=[AtomicCheckpoints()],
         default_root_dir=folder.path,
         enable_checkpointing=False,
@@ -156,5 +158,7 @@ def fit(
         raise NonFiniteLossError(f"{error}; {kept}") from error
     except OSError as error:
         if error.errno == errno.ENOSPC:
-            raise OSError(errno.ENOSPC, f"the disk is full; make room and run the same command again: {folder.path}") from error
+            raise OSError(
+                errno.ENOSPC, f"the disk is full; make room and run the same command again: {folder.path}"
+            ) from error
         raise

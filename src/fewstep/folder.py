@@ -50,7 +50,7 @@ def locked(folder: Path) -> Iterator[bool]:
 def open_run(
     outputs: Path, dataset: str, stage: str, config: str, products: Sequence[str], time: str | None = None
 ) -> Iterator[RunFolder]:
-    """Hold the folder of this run: `time`'s, else that of the newest unfinished run of the same `config`, else a new one.
+    """Hold this run's folder: `time`'s, else the newest unfinished one of the same `config`, else a new one.
 
     Args:
         config: the resolved settings as YAML; equal text means the same run.

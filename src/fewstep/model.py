@@ -87,7 +87,9 @@ class Model:
         if steps < 1:
             raise ValueError(f"steps must be at least 1, got {steps}")
         if not 0 <= w < float("inf"):
-            raise ValueError(f"w must be finite and at least 0 (0 is no guidance; diffusers' scale is 1 + w), got {w:g}")
+            raise ValueError(
+                f"w must be finite and at least 0 (0 is no guidance; diffusers' scale is 1 + w), got {w:g}"
+            )
         if card.num_steps and steps != card.num_steps:
             warnings.warn(
                 f"this student was made for {card.num_steps} steps, not {steps}: expect worse images",

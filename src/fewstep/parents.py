@@ -62,9 +62,7 @@ def named(path: Path, fits: Fits) -> Path:
 def as_parents(path: Path, card: ModelCard, child: Path) -> tuple[Parent, ...]:
     """The ancestors that a child in the folder `child` has if its parent is the model at `path`."""
     here = Parent(card.role, os.path.relpath(path, child), sha256_of(path))
-    older = (
-        Parent(p.role, os.path.relpath(path.parent / p.path, child), p.sha256) for p in card.parents
-    )
+    older = (Parent(p.role, os.path.relpath(path.parent / p.path, child), p.sha256) for p in card.parents)
     return here, *older
 
 

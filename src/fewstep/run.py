@@ -1,4 +1,4 @@
-"""The composition root: settings -> data, network, stage, trainer -> fit -> evaluate. The only user of hydra.instantiate."""
+"""The composition root: settings -> data, network, stage, trainer -> fit -> evaluate. Only here Hydra instantiates."""
 
 import copy
 import logging
@@ -148,7 +148,12 @@ def run_progressive(config: DictConfig, time: str | None = None) -> list[Path]:
                         w_max=card.w_max,
                     )
                     setup.train(
-                        stage, folder, targets, num_steps=num_steps, rung=num_steps, images_before=images_before
+                        stage,
+                        folder,
+                        targets,
+                        num_steps=num_steps,
+                        rung=num_steps,
+                        images_before=images_before,
                     )
                     parents = as_parents(parent, card, folder.path)
                     save_model(rung, stage.model, setup.card("progressive", stage, parents, num_steps))
@@ -192,7 +197,10 @@ def opened(config: DictConfig, products: Sequence[str], time: str | None = None)
     """The run folder of these settings, held; see `open_run`."""
     text = OmegaConf.to_yaml(config, resolve=True)
     with open_run(Path(config.outputs), config.dataset.name, config.stage.name, text, products, time) as folder:
-        print(f"{config.stage.name}: {folder.path}" + (" (finished before)" if folder.finished else ""), flush=True)
+        print(
+            f"{config.stage.name}: {folder.path}" + (" (finished before)" if folder.finished else ""),
+            flush=True,
+        )
         yield folder
 
 
@@ -294,7 +302,11 @@ class Setup:
         stream = "/".join(str(part) for part in (self.config.seed, self.config.stage.name, rung) if part is not None)
         build = instantiate(values, _partial_=True)
         return build(
-            student=student, schedule=self.schedule, training=training or self.training(), stream=stream, **own
+            student=student,
+            schedule=self.schedule,
+            training=training or self.training(),
+            stream=stream,
+            **own,
         )
 
     def train(

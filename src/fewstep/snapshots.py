@@ -47,10 +47,18 @@ class Snapshots(Callback):
         rung: int | None = None,
     ) -> None:
         self.folder, self.facts, self.figures = folder, facts, figures
-        self.count, self.num_images, self.num_steps, self.w, self.guided = count, num_images, num_steps, w, guided
+        self.count, self.num_images, self.num_steps, self.w, self.guided = (
+            count,
+            num_images,
+            num_steps,
+            w,
+            guided,
+        )
         self.images_before, self.rung = images_before, rung
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         assert isinstance(pl_module, Stage)
         total = pl_module.training_plan.num_steps
         if trainer.global_step * self.count // total > (trainer.global_step - 1) * self.count // total:

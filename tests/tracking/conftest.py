@@ -10,11 +10,11 @@ from fewstep.tracking.metrics_file import MetricsFile
 from fewstep.tracking.names import IMAGES, LOSS, RUNG
 
 WEIGHTS = (0.0, 1.0, 2.0, 4.0)
-TRAINED = {"teacher": None, "guidance": None, "progressive": (8, 4, 2, 1)}
+TRAINED = {"teacher": None, "guided": None, "progressive": (8, 4, 2, 1)}
 
 
 def quality_rows() -> list[dict[str, object]]:
-    """Teacher, guided student and ladder over steps x w; few steps cost the teacher much and the ladder little."""
+    """Teacher, guided student and ladder over steps x w; the ladder loses little by few steps."""
     models = {"teacher": (64, 8, 4, 2, 1), "guided": (64, 8, 4), "progressive": (8, 4, 2, 1)}
     harm = {"teacher": 20.0, "guided": 18.0, "progressive": 0.15}
     return [

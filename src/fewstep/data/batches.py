@@ -1,4 +1,4 @@
-"""Training batches as a pure function of (seed, step): the place in the data is the step, so resuming needs no state."""
+"""Training batches as a pure function of (seed, step): the step is the place in the data, and all its state."""
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator

@@ -45,9 +45,7 @@ class DigitsData(ImagesInMemory):
 
     def __init__(self, *, batch_size: int, stream: str) -> None:
         split = load_digits_split()
-        super().__init__(
-            images=split.train_images, labels=split.train_labels, batch_size=batch_size, stream=stream
-        )
+        super().__init__(images=split.train_images, labels=split.train_labels, batch_size=batch_size, stream=stream)
         self._reference = Batch(from_uint8(split.test_images), split.test_labels)
 
     def reference(self) -> Batch:

@@ -41,14 +41,14 @@ class MixtureData(Data):
         self, *, num_classes: int, dim: int, std: float, num_reference: int, batch_size: int, stream: str
     ) -> None:
         super().__init__(batch_size=batch_size, stream=stream)
-        self.exact = ring_mixture(num_classes=num_classes, dim=dim, std=std)
+        self.exact = self._mixture = ring_mixture(num_classes=num_classes, dim=dim, std=std)
         self.num_reference = num_reference
         self.facts = DataFacts(name="mixture", shape=(dim,), num_classes=num_classes, low=-1.5, high=1.5)
 
     def _draw(self, count: int, seed: int) -> Batch:
         generator = torch.Generator().manual_seed(seed)
         label = torch.randint(self.facts.num_classes, (count,), generator=generator)
-        return Batch(self.exact.draw(label, generator).float(), label)
+        return Batch(self._mixture.draw(label, generator).float(), label)
 
     def batch(self, step: int) -> Batch:
         return self._draw(self.batch_size, seed_for(self.stream, "mixture", step))

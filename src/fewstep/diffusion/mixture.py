@@ -77,7 +77,8 @@ class GaussianMixture:
         clean = torch.full((len(x),), torch.inf, dtype=x.dtype, device=x.device)
         prior = torch.zeros(self.num_classes, dtype=self.weights.dtype).index_add(0, self.classes, self.weights)
         return torch.stack(
-            [self.log_density(x, clean, torch.full_like(clean, c, dtype=torch.long)) for c in range(self.num_classes)], 1
+            [self.log_density(x, clean, torch.full_like(clean, c, dtype=torch.long)) for c in range(self.num_classes)],
+            1,
         ) + prior.log().to(x)
 
     def draw(self, label: Int[Tensor, "batch"], generator: torch.Generator | None = None) -> Points:

@@ -52,10 +52,10 @@ def interpret(kind: PredictionKind, output: Images, *, z: Images, log_snr: Batch
     Raises:
         ValueError: `kind` is none of x, eps, v.
     """
+    if kind == "v":
+        return Prediction(z=z, v=output, log_snr=log_snr)
     a, s = expand(alpha(log_snr), z), expand(sigma(log_snr), z)
     match kind:
-        case "v":
-            v = output
         case "x":
             v = (a * z - output) / s
         case "eps":

@@ -8,16 +8,18 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from fewstep.diffusion.prediction import Denoise, Prediction
-from fewstep.diffusion.schedule import Batch, Images, Schedule, alpha, angle, expand, sigma, time_grid
+from fewstep.diffusion.schedule import Batch, Images, Schedule, angle, expand, time_grid
 
 
 def ddim_step(prediction: Prediction, log_snr_next: Batch) -> Images:
     """z_s = alpha_s x + sigma_s eps (Song et al. 2021; Salimans & Ho 2022, eq. 8).
 
+    Computed as cos(d) z - sin(d) v with d = phi - phi_s, which the addition theorems make of it, for half the work.
     Exact in both directions: a larger log-SNR denoises, a smaller one encodes.
     """
-    like = prediction.z
-    return expand(alpha(log_snr_next), like) * prediction.x + expand(sigma(log_snr_next), like) * prediction.eps
+    z, v = prediction.z, prediction.v
+    step = angle(prediction.log_snr) - angle(log_snr_next)
+    return expand(torch.cos(step), z) * z - expand(torch.sin(step), z) * v
 
 
 def invert_ddim(*, z: Images, z_next: Images, log_snr: Batch, log_snr_next: Batch) -> Prediction:
@@ -43,13 +45,13 @@ def trajectory(
 
     `clip` holds each predicted x inside the data's range (low, high); no target of a stage is ever clipped.
     """
-    z = noise
-    log_snr = schedule.log_snr(time_grid(num_steps)).to(noise.device)
-    for current, following in pairwise(log_snr):
-        prediction = denoise(z, current.expand(len(z)), label, w)
+    z, prediction = noise, None
+    for log_snr in schedule.log_snr(time_grid(num_steps)[:-1]).to(noise.device):
+        if prediction is not None:
+            z = ddim_step(prediction, log_snr.expand(len(z)))
+        prediction = denoise(z, log_snr.expand(len(z)), label, w)
         prediction = prediction.clip(*clip) if clip else prediction
         yield prediction
-        z = ddim_step(prediction, following.expand(len(z)))
 
 
 @torch.no_grad()
@@ -71,12 +73,9 @@ def sample(
         label: class of each example; w: guidance weight of each example, >= 0, None for a plain conditional model.
         clip: as in `trajectory`.
     """
-    x = noise
-    for prediction in trajectory(
-        denoise, noise, schedule=schedule, num_steps=num_steps, label=label, w=w, clip=clip
-    ):
-        x = prediction.x
-    return x
+    predictions = trajectory(denoise, noise, schedule=schedule, num_steps=num_steps, label=label, w=w, clip=clip)
+    *_, last = predictions
+    return last.x
 
 
 @torch.no_grad()

@@ -6,7 +6,7 @@ on the log-SNR are the same diffusion. Coefficients are float64 until they meet 
 
 from dataclasses import dataclass
 from math import atan, exp, isfinite, pi
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -36,6 +36,7 @@ def expand(coefficient: Batch, like: Images) -> Tensor:
     return coefficient.to(like).reshape(-1, *[1] * (like.ndim - 1))
 
 
+@runtime_checkable
 class Schedule(Protocol):
     """Time t in [0, 1] (0 data, 1 noise) to log-SNR and back, both in float64."""
 

@@ -23,11 +23,15 @@ def network_class(name: str) -> type[nn.Module]:
         case "ResidualMLP":
             return ResidualMLP
         case "UNet":
-            from fewstep.networks.unet import UNet  # diffusers takes seconds to import: only who needs it waits
+            from fewstep.networks.unet import (
+                UNet,
+            )  # diffusers takes seconds to import: only who needs it waits
 
             return UNet
         case _:
-            raise ValueError(f"network must be one of {', '.join(NETWORKS)}, got {name!r}; is the file made by fewstep?")
+            raise ValueError(
+                f"network must be one of {', '.join(NETWORKS)}, got {name!r}; is the file made by fewstep?"
+            )
 
 
 def __getattr__(name: str) -> type[nn.Module]:

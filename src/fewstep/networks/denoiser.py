@@ -78,5 +78,3 @@ class Frozen:
         if self._anchor.device != z.device:
             self.denoiser.to(z.device)
         return self.denoiser(z, log_snr, label, w)
-
-

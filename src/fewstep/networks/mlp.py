@@ -48,7 +48,9 @@ class ResidualMLP(nn.Module):
         if embedding_dim < 4 or embedding_dim % 2:
             raise ValueError(f"embedding_dim must be even and at least 4, got {embedding_dim}")
         self.embedding_dim = embedding_dim
-        self.guidance_projection = zeroed(nn.Linear(embedding_dim, embedding_dim, bias=False)) if guidance_input else None
+        self.guidance_projection = (
+            zeroed(nn.Linear(embedding_dim, embedding_dim, bias=False)) if guidance_input else None
+        )
         self.time = nn.Sequential(
             nn.Linear(embedding_dim, embedding_dim), nn.SiLU(), nn.Linear(embedding_dim, embedding_dim)
         )

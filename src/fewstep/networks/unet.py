@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from diffusers import UNet2DConditionModel
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -79,7 +79,9 @@ class UNet(nn.Module):
             time_cond_proj_dim=guidance_dim if guidance_input else None,
         )
         if guidance_input:
-            zeroed(self.unet.time_embedding.cond_proj)
+            projection = self.unet.time_embedding.cond_proj
+            assert projection is not None
+            zeroed(projection)
 
     def forward(
         self,
@@ -93,5 +95,10 @@ class UNet(nn.Module):
             assert w is not None, "this network has a w input"
             condition = sinusoid(w, self.guidance_dim).to(z.dtype)
         return self.unet(
-            z, 1000 * time, encoder_hidden_states=None, class_labels=label, timestep_cond=condition, return_dict=False
+            z,
+            1000 * time,
+            encoder_hidden_states=None,
+            class_labels=label,
+            timestep_cond=condition,
+            return_dict=False,
         )[0]

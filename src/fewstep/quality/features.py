@@ -179,8 +179,7 @@ class MixtureFeatures(FeatureNet):
     def forward(self, images: Judged) -> tuple[Features, Logits]:
         if images.ndim != 2 or images.shape[1] != self.num_features or not images.is_floating_point():
             raise ValueError(
-                f"this mixture judges float points (B, {self.num_features}), got {images.dtype} "
-                f"{tuple(images.shape)}"
+                f"this mixture judges float points (B, {self.num_features}), got {images.dtype} {tuple(images.shape)}"
             )
         log_probability = self.mixture.class_log_probability(images.double()).log_softmax(1)
         # An inception score multiplies a probability 0 with its infinite logarithm; e^-30 is 0 for all else.

@@ -21,9 +21,7 @@ from fewstep.quality.metrics import final_figures
 from fewstep.quality.protocol import Protocol
 from fewstep.seeds import starting_noise
 
-EXACT_STEPS = (
-    256  # of the Runge-Kutta integrator; its error is below 1e-6, far under what is compared with it
-)
+EXACT_STEPS = 256  # of the Runge-Kutta integrator; its error is below 1e-6, far under what is compared with it
 
 
 @dataclass(frozen=True)
@@ -145,9 +143,7 @@ def quality_grid(
     for w in plan.w:
         base = solution = None
         if exact is not None:
-            solution = exact_samples(exact, contenders[0].schedule, noise, labels, w).clamp(
-                facts.low, facts.high
-            )
+            solution = exact_samples(exact, contenders[0].schedule, noise, labels, w).clamp(facts.low, facts.high)
         for contender in contenders:
             draw(
                 contender, 1, w, min(plan.batch_size, plan.num_images)

@@ -43,9 +43,7 @@ def image_path(facts: DataFacts) -> str:
 def _require_finite(x: Tensor) -> None:
     wrong = int((~torch.isfinite(x.flatten(1)).all(1)).sum())
     if wrong:
-        raise ValueError(
-            f"samples must be finite to be judged, {wrong} of {len(x)} are not; it diverged, train again"
-        )
+        raise ValueError(f"samples must be finite to be judged, {wrong} of {len(x)} are not; it diverged, train again")
 
 
 def tensor_digest(tensors: dict[str, Tensor]) -> str:

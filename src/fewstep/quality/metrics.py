@@ -88,9 +88,7 @@ class _Tensors(Dataset[Tensor]):
         return self.tensors[index]
 
 
-def final_figures(
-    net: FeatureNet, *, images: Judged, labels: Int[Tensor, "labels"], reference: Reference
-) -> Figures:
+def final_figures(net: FeatureNet, *, images: Judged, labels: Int[Tensor, "labels"], reference: Reference) -> Figures:
     """Judge `images`, made for `labels`, against `reference`, on the net's device.
 
     Raises:
@@ -165,9 +163,7 @@ def diversity(
     pairs = [(a, b) for a, b in both.values() if min(len(a), len(b)) > 1]
     if not pairs:
         raise ValueError("diversity needs two images of at least one class, got none; raise num_images")
-    ours, real = (
-        sum(torch.pdist(part).mean().item() for part in parts) for parts in zip(*pairs, strict=True)
-    )
+    ours, real = (sum(torch.pdist(part).mean().item() for part in parts) for parts in zip(*pairs, strict=True))
     return ours / real
 
 
@@ -194,9 +190,7 @@ class RunningFigures:
         with warnings.catch_warnings():  # it warns that it keeps all logits in memory: a few thousand rows
             warnings.simplefilter("ignore", UserWarning)
             self.score = InceptionScore(_View(net, 1), INCEPTION_SPLITS, sync_on_compute=False)
-        self.distance = FrechetInceptionDistance(
-            _View(net, 0), reset_real_features=False, sync_on_compute=False
-        )
+        self.distance = FrechetInceptionDistance(_View(net, 0), reset_real_features=False, sync_on_compute=False)
         self._add(reference.images, real=True)
 
     def _add(self, images: Judged, *, real: bool) -> None:

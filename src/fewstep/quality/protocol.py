@@ -79,7 +79,5 @@ def require_one_protocol(rows: Iterable[Mapping[str, Any]]) -> str:
     """
     ids = sorted({str(row["protocol"]) for row in rows})
     if len(ids) != 1:
-        raise ValueError(
-            f"rows of one table need one protocol id, got {', '.join(ids) or 'no row'}; evaluate alike"
-        )
+        raise ValueError(f"rows of one table need one protocol id, got {', '.join(ids) or 'no row'}; evaluate alike")
     return ids[0]

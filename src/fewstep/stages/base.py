@@ -1,4 +1,4 @@
-"""What all stages share: the optimiser and its schedule, the average of the weights, the draws, the watch on the loss."""
+"""What all stages share: the optimiser and its schedule, the averaged weights, the draws, the watch on the loss."""
 
 from abc import abstractmethod
 from collections import deque
@@ -13,6 +13,7 @@ from jaxtyping import Float
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from fewstep.data.batches import Batch
 from fewstep.diffusion.loss import WEIGHTS, weighted_error
@@ -43,7 +44,8 @@ class Training:
 
     Args:
         images: budget; batch_size: images per optimiser step over all processes.
-        learning_rate: of AdamW (betas 0.9, 0.99; no weight decay) after `warmup_images`, falling linearly to 0 at `images`.
+        learning_rate: of AdamW (betas 0.9, 0.99; no weight decay), rising over `warmup_images`, falling linearly to 0
+            at `images`.
         gradient_clip: largest norm of the gradient.
         ema_decay: per step, of the averaged weights that become the model; 0 keeps none. It starts lower:
             min(ema_decay, (1 + step) / (10 + step)).
@@ -64,9 +66,10 @@ class Training:
     def __post_init__(self) -> None:
         if not 1 <= self.batch_size <= self.images:
             raise ValueError(
-                f"stage.training needs 1 <= batch_size <= images, got batch_size={self.batch_size}, images={self.images}"
+                f"stage.training needs 1 <= batch_size <= images, got batch_size={self.batch_size} and "
+                f"images={self.images}"
             )
-        if not (0 < self.learning_rate < inf and 0 < self.gradient_clip and self.warmup_images >= 0):
+        if not (0 < self.learning_rate < inf and self.gradient_clip > 0 and self.warmup_images >= 0):
             raise ValueError(
                 "stage.training needs a positive learning_rate and gradient_clip and warmup_images >= 0, got "
                 f"{self.learning_rate}, {self.gradient_clip} and {self.warmup_images}"
@@ -131,12 +134,12 @@ class Stage(lightning.LightningModule):
     def configure_gradient_clipping(self, *_: Any, **__: Any) -> None:
         self.gradient_norm = clip_grad_norm_(self.student.parameters(), self.training_plan.gradient_clip)
 
-    @torch.no_grad()
-    def on_train_batch_end(self, *_: Any) -> None:
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         if self.average is not None:
             done = self.global_step - 1
             decay = min(self.training_plan.ema_decay, (1 + done) / (10 + done))
-            torch._foreach_lerp_(list(self.average.parameters()), list(self.student.parameters()), 1 - decay)
+            average = get_ema_multi_avg_fn(decay)
+            average(list(self.average.parameters()), list(self.student.parameters()), 0)
         if self.global_step % WATCH_EVERY == 0:
             self.check_finite()
 

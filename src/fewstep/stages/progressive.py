@@ -1,6 +1,7 @@
 """Stage two, one rung: two DDIM half-steps of the teacher into one step of the student."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 
@@ -67,7 +68,7 @@ def check_ladder(ladder: Sequence[int]) -> list[int]:
         ValueError: fewer than two numbers, one below 1, or one that is not half of the number before it.
     """
     rungs = [int(n) for n in ladder]
-    if len(rungs) < 2 or rungs[-1] < 1 or any(a != 2 * b for a, b in zip(rungs, rungs[1:], strict=False)):
+    if len(rungs) < 2 or rungs[-1] < 1 or any(a != 2 * b for a, b in pairwise(rungs)):
         raise ValueError(
             f"stage.ladder must halve from the teacher's steps to the last rung's, like [32,16,8,4,2,1], got {rungs}"
         )

@@ -86,9 +86,7 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
         return []
     whole, _, _ = path.read_text(errors="replace").rpartition("\n")
     rows = csv.DictReader(whole.splitlines())
-    return [
-        {key: float(text) for key, text in row.items() if key and text} for row in rows if row.get(IMAGES)
-    ]
+    return [{key: float(text) for key, text in row.items() if key and text} for row in rows if row.get(IMAGES)]
 
 
 def _plain(number: float) -> float | int:

@@ -26,9 +26,7 @@ class Progress(Callback):
         console: where to; rich's own by default, standard output.
     """
 
-    def __init__(
-        self, *, stage: str, batch_size: int, rung: int | None = None, console: Console | None = None
-    ) -> None:
+    def __init__(self, *, stage: str, batch_size: int, rung: int | None = None, console: Console | None = None) -> None:
         self.title = stage if rung is None else f"{stage} {rung}"
         self.batch_size = batch_size
         self.console = console or Console()
@@ -112,9 +110,7 @@ class Progress(Callback):
             self._marks.pop(0)
         then, images_then = self._marks[0]
         rate = (images - images_then) / max(now - then, 1e-9)
-        parts = [
-            f"{_count(images)}/{_count(self._total)} images" if self._total else f"{_count(images)} images"
-        ]
+        parts = [f"{_count(images)}/{_count(self._total)} images" if self._total else f"{_count(images)} images"]
         parts.append(f"{rate:,.0f} images/s")
         if self._total and rate > 0:
             parts.append(f"{_clock((self._total - images) / rate)} left")

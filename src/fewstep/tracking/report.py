@@ -28,8 +28,8 @@ from fewstep.tracking.summary import (
     speed_table,
 )
 
-MOST_PICTURE_BYTES = 3_000_000  # of all pictures; more than this and they are stored smaller, as JPEG
-JPEG_HEIGHT = 64
+PICTURE_BYTES = 3_000_000  # for all pictures together; one larger than its share becomes a JPEG, as high as fits
+JPEG_HEIGHTS = (64, 32, 16)
 MOST_POINTS = 300  # of a loss curve
 PICTURE_NAME = re.compile(r"(?P<model>.+)-(?P<steps>\d+)-w(?P<w>\d+(\.\d+)?)\.png")
 
@@ -61,9 +61,7 @@ def write_report(run: Path) -> Path:
         .get_template("report.html")
         .render(
             run="/".join(run.resolve().parts[-3:]),
-            rows_by_w=[
-                (w, [(row, fid_ratio(row, reference)) for row in rows if row.w == w]) for w in _weights(rows)
-            ],
+            rows_by_w=[(w, [(row, fid_ratio(row, reference)) for row in rows if row.w == w]) for w in _weights(rows)],
             headline=headline(rows),
             models=models,
             samplers=sorted({row.sampler for row in rows}),
@@ -106,17 +104,14 @@ def _pictures(folder: Path) -> PictureGrid | None:
             found[int(match["steps"]), match["model"], float(match["w"])] = path
     if not found:
         return None
-    shrink = sum(path.stat().st_size for path in found.values()) > MOST_PICTURE_BYTES
-    cells = {key: _embed(path, shrink) for key, path in found.items()}
+    cells = {key: _embed(path, PICTURE_BYTES // len(found)) for key, path in found.items()}
     weights = sorted({w for _, _, w in cells})
-    lines = sorted(
-        {(steps, model) for steps, model, _ in cells}, key=lambda key: (-key[0], model_order(key[1]))
-    )
+    lines = sorted({(steps, model) for steps, model, _ in cells}, key=lambda key: (-key[0], model_order(key[1])))
     rows = [(steps, model, [cells.get((steps, model, w)) for w in weights]) for steps, model in lines]
     return PictureGrid(weights, rows, enlarged=any(cell and cell[1] > cell[2] for cell in cells.values()))
 
 
-def _embed(path: Path, shrink: bool) -> tuple[str, int, int] | None:
+def _embed(path: Path, most_bytes: int) -> tuple[str, int, int] | None:
     """A picture as a data address and its size on the page: small strips enlarged, others not."""
     try:
         with Image.open(path, formats=["PNG"]) as image:
@@ -125,10 +120,12 @@ def _embed(path: Path, shrink: bool) -> tuple[str, int, int] | None:
         return None
     kind, content = "png", path.read_bytes()
     width, height = image.size
-    if shrink:
+    for most in JPEG_HEIGHTS:
+        if len(content) <= most_bytes:
+            break
         buffer = BytesIO()
         small = image.convert("RGB")
-        small.thumbnail((width, JPEG_HEIGHT))
+        small.thumbnail((width, most))
         small.save(buffer, format="JPEG", quality=80)
         kind, content = "jpeg", buffer.getvalue()
     scale = max(1, 24 // height) if width > height else min(1.0, 120 / height)
@@ -137,9 +134,7 @@ def _embed(path: Path, shrink: bool) -> tuple[str, int, int] | None:
     return address, round(width * scale), round(height * scale)
 
 
-def _fid_inception(
-    rows: Sequence[Row], reference: Sequence[Row], colour: dict[str, str]
-) -> list[tuple[int, Any]]:
+def _fid_inception(rows: Sequence[Row], reference: Sequence[Row], colour: dict[str, str]) -> list[tuple[int, Any]]:
     """A chart for each number of steps that a student has, few steps first; none without inception scores."""
     if all(row.inception_score is None for row in rows):
         return []

@@ -36,13 +36,8 @@ class Row:
 
     def __post_init__(self) -> None:
         numbers = (self.steps, self.nfe, self.w, self.fid, self.images_per_second)
-        if (
-            not all(isinstance(number, int | float) for number in numbers)
-            or self.nfe * self.images_per_second <= 0
-        ):
-            raise ValueError(
-                f"steps, nfe, w, fid and images_per_second must be numbers above 0, got {numbers}"
-            )
+        if not all(isinstance(number, int | float) for number in numbers) or self.nfe * self.images_per_second <= 0:
+            raise ValueError(f"steps, nfe, w, fid and images_per_second must be numbers above 0, got {numbers}")
 
 
 def read_rows(path: Path) -> list[Row]:
@@ -131,9 +126,7 @@ def headline(rows: Sequence[Row]) -> Headline | None:
     reference = references(rows)
     speeds = {(speed.model, speed.steps, speed.nfe): speed for speed in speed_table(rows)}
     candidates = []
-    for key, group in groupby(
-        (row for row in rows if row.model != TEACHER), key=lambda row: (row.model, row.steps)
-    ):
+    for key, group in groupby((row for row in rows if row.model != TEACHER), key=lambda row: (row.model, row.steps)):
         pairs = [(row, reference[row.w]) for row in group if fid_ratio(row, reference) is not None]
         if not pairs:
             continue
@@ -183,9 +176,7 @@ def speed_table(rows: Sequence[Row]) -> list[Speed]:
 
     groups = [list(group) for _, group in groupby(sorted(rows, key=key), key=key)]
     medians = [(group[0], median(row.images_per_second for row in group)) for group in groups]
-    slowest = max(
-        (pair for pair in medians if pair[0].model == TEACHER), key=lambda pair: pair[0].nfe, default=None
-    )
+    slowest = max((pair for pair in medians if pair[0].model == TEACHER), key=lambda pair: pair[0].nfe, default=None)
     return [
         Speed(
             model=row.model,

@@ -14,9 +14,7 @@ from fewstep.tracking.metrics_file import MetricsFile
 from fewstep.tracking.names import GRADIENT_NORM, IMAGES, IMAGES_PER_SECOND, LEARNING_RATE, LOSS, RUNG
 
 
-def log_row(
-    loggers: Iterable[Logger], metrics: Mapping[str, float | None], *, images: int, rung: int | None
-) -> None:
+def log_row(loggers: Iterable[Logger], metrics: Mapping[str, float | None], *, images: int, rung: int | None) -> None:
     """Give every logger one row at `images` on the x-axis; `rung` is its steps, None outside a ladder."""
     present = {key: value for key, value in metrics.items() if value is not None}
     row = {IMAGES: images, **({} if rung is None else {RUNG: rung}), **present}
@@ -74,9 +72,7 @@ class TrainingLog(Callback):
         self._total = self._total.to(trainer.strategy.root_device)
         self._clock, self._clock_step = perf_counter(), trainer.global_step
 
-    def on_before_optimizer_step(
-        self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
-    ) -> None:
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         self._learning_rate = optimizer.param_groups[0]["lr"]
 
     def on_train_batch_end(

@@ -4,6 +4,7 @@ import os
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from hashlib import sha256
+from importlib import import_module
 from netrc import NetrcParseError, netrc
 from pathlib import Path
 from typing import Any
@@ -64,9 +65,7 @@ class WandbRun(WandbLogger):
     @rank_zero_only
     def log_lazily(self, metrics: Callable[[Any], Mapping[str, Any]]) -> None:
         """Log what `metrics` makes of the wandb module; making it may fail too."""
-        import wandb
-
-        self.attempt(lambda: self.experiment.log(dict(metrics(wandb))))
+        self.attempt(lambda: self.experiment.log(dict(metrics(import_module("wandb")))))
 
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace) -> None:
@@ -90,13 +89,13 @@ def start_wandb(folder: Path, *, group: str, job_type: str, config: Mapping[str,
         group: the pipeline this run belongs to; job_type: its stage.
         config: the resolved configuration.
     """
-    import wandb
-
     # None leaves the choice to W&B's own settings, WANDB_MODE among them.
     first = None if "WANDB_MODE" in os.environ or logged_in() else "offline"
     folder.mkdir(parents=True, exist_ok=True)
-    for mode in (first, "offline"):
+    for mode in dict.fromkeys((first, "offline")):
         try:
+            import wandb
+
             run = wandb.init(
                 project=os.environ.get("WANDB_PROJECT", PROJECT),
                 dir=str(folder),

@@ -1,0 +1,34 @@
+"""Every test runs with the shapes of all annotated functions checked, and on one thread (pytest-xdist has several)."""
+
+from collections.abc import Callable
+
+import jaxtyping
+import pytest
+import torch
+
+CHECKED = ["fewstep.diffusion", "fewstep.networks", "fewstep.stages", "fewstep.quality", "fewstep.model", "fewstep.seeds"]
+jaxtyping.install_import_hook(CHECKED, "beartype.beartype")  # before the first import of fewstep
+
+from fewstep.diffusion.mixture import GaussianMixture  # noqa: E402
+
+torch.set_num_threads(1)
+
+MakeMixture = Callable[..., GaussianMixture]
+
+
+@pytest.fixture(scope="session")
+def make_mixture() -> MakeMixture:
+    """(num_classes, dim, seed) -> a smooth random mixture in float64, two components a class."""
+
+    def make(*, num_classes: int = 3, dim: int = 2, seed: int = 0) -> GaussianMixture:
+        generator = torch.Generator().manual_seed(seed)
+        count = 2 * num_classes
+        weights = 0.5 + torch.rand(count, generator=generator, dtype=torch.float64)
+        return GaussianMixture(
+            means=1.5 * torch.rand(count, dim, generator=generator, dtype=torch.float64) - 0.75,
+            stds=0.3 + 0.4 * torch.rand(count, dim, generator=generator, dtype=torch.float64),
+            weights=weights / weights.sum(),
+            classes=torch.arange(count) % num_classes,
+        )
+
+    return make
