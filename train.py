@@ -12,7 +12,8 @@ from fewstep.cli import guarded
 def train(config: DictConfig) -> None:
     from fewstep.run import run  # takes seconds to import: `--help` need not wait for it
 
-    run(config)
+    if status := guarded(lambda: run(config)):
+        sys.exit(status)  # Hydra lets this pass without words of its own
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Every test runs with the shapes of all annotated functions checked, and on one thread (pytest-xdist has several)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import jaxtyping
 import pytest
@@ -32,3 +32,11 @@ def make_mixture() -> MakeMixture:
         )
 
     return make
+
+
+@pytest.fixture
+def unchecked() -> Iterator[None]:
+    """Switch the check off, to see what a user sees, who runs without it."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)

@@ -194,7 +194,9 @@ def one_line(error: BaseException) -> str:
         return one_line(error.__cause__)
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror}" + (f": {error.filename}" if error.filename else "")
-    return " ".join(str(error).split())
+    text = " ".join(str(error).partition("Config search path")[0].split())
+    from_settings = type(error).__module__.partition(".")[0] in ("hydra", "omegaconf")
+    return f"{text}; `python train.py --cfg job` shows all settings" if from_settings else text
 
 
 def main() -> None:

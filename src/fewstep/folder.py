@@ -1,6 +1,7 @@
 """The folder of a run: outputs/<dataset>/<stage>/<time>/, found again when the same command is given again."""
 
 import fcntl
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from fewstep.files import atomic
 CONFIG = "config.yaml"
 MODEL = "model.safetensors"
 LAST = "last.ckpt"
+LOCK = ".lock"
 QUALITY = "quality.json"
 REPORT = "report.html"
 
@@ -37,7 +39,7 @@ class RunFolder:
 def locked(folder: Path) -> Iterator[bool]:
     """Hold the folder for this process; give False if another one holds it. The lock dies with its process."""
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as lock:
+    with (folder / LOCK).open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -77,7 +79,11 @@ def open_run(
                 raise ValueError(f"{path} was made with other settings than these; choose another outputs= folder")
             with atomic(path / CONFIG) as temporary:
                 temporary.write_text(config)
-            yield RunFolder(path, tuple(products))
+            try:
+                yield RunFolder(path, tuple(products))
+            finally:
+                if not any(file.is_file() and file.name not in (CONFIG, LOCK) for file in path.rglob("*")):
+                    shutil.rmtree(path)  # a run that ended before it made anything leaves nothing
             return
     raise ValueError(f"{candidates[0]} is being written by another process; wait for it or choose another outputs=")
 

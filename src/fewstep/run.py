@@ -30,7 +30,7 @@ from fewstep.quality.grid import Plan
 from fewstep.quality.metrics import RunningFigures
 from fewstep.seeds import seed_for
 from fewstep.snapshots import Snapshots
-from fewstep.stages import GuidanceRange, Stage, Training, check_ladder
+from fewstep.stages import GuidanceRange, GuidanceStage, ProgressiveStage, Stage, Training, check_ladder
 from fewstep.tracking.metrics_file import MetricsFile
 from fewstep.tracking.wandb_run import finish, start_wandb
 
@@ -84,15 +84,24 @@ def stage_of(config: DictConfig, stage: str, teacher: str | Path | None = None) 
 
 def check_pipeline(config: DictConfig) -> None:
     """Meet now the errors of settings that a pipeline's later stages would meet after minutes."""
+    settings = TrainerSettings(**config.trainer)
     for name in ("teacher", "guidance", "progressive"):
-        instantiate(config.stage[name].training)
-    GuidanceRange(config.stage.guidance.w_min, config.stage.guidance.w_max)
-    check_ladder(config.stage.progressive.ladder)
-    plan_of(config.stage.evaluate, TrainerSettings(**config.trainer))
+        check_stage(config.stage[name])
+    plan_of(config.stage.evaluate, settings)
+
+
+def check_stage(stage: DictConfig) -> None:
+    """Meet now the errors of a stage's settings, before its parent is looked for."""
+    instantiate(stage.training)
+    if stage.name == GuidanceStage.name:
+        GuidanceRange(stage.w_min, stage.w_max)
+    if stage.name == ProgressiveStage.name:
+        check_ladder(stage.ladder)
 
 
 def run_teacher(config: DictConfig, time: str | None = None) -> Path:
     """Train a teacher; give its model file."""
+    check_stage(config.stage)
     with opened(config, [MODEL], time) as folder:
         model = folder.path / MODEL
         if not folder.finished:
@@ -106,6 +115,7 @@ def run_teacher(config: DictConfig, time: str | None = None) -> Path:
 
 def run_guidance(config: DictConfig, time: str | None = None) -> Path:
     """Distil a teacher's guidance into one student; give its model file."""
+    check_stage(config.stage)
     with opened(config, [MODEL], time) as folder:
         model = folder.path / MODEL
         if not folder.finished:
@@ -126,6 +136,7 @@ def run_guidance(config: DictConfig, time: str | None = None) -> Path:
 
 def run_progressive(config: DictConfig, time: str | None = None) -> list[Path]:
     """Walk down the ladder; give the rungs' model files, most steps first. Finished rungs are kept as they are."""
+    check_stage(config.stage)
     ladder = check_ladder(config.stage.ladder)
     with opened(config, [rung_file(n) for n in ladder[1:]], time) as folder:
         rungs = [folder.path / rung_file(n) for n in ladder[1:]]

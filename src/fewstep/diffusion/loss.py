@@ -29,7 +29,21 @@ def snr_plus_one(log_snr: Batch) -> Batch:
     return torch.ones_like(log_snr)
 
 
+def uniform(w: Batch) -> Batch:
+    """Every guidance weight counts alike (Meng et al. 2023)."""
+    return torch.ones_like(w)
+
+
+def relative(w: Batch) -> Batch:
+    """(1 + w)^-2: errors count relative to the guided target, whose conditional term grows like 1 + w.
+
+    Ours, not the paper's: without it large w dominates the loss, and the student forgets w = 0, where it began exact.
+    """
+    return (1 + w) ** -2
+
+
 WEIGHTS: dict[str, Weight] = {f.__name__: f for f in (snr, truncated_snr, snr_plus_one)}
+GUIDANCE_WEIGHTS: dict[str, Weight] = {f.__name__: f for f in (uniform, relative)}
 
 
 def weighted_error(prediction: Prediction, target: Prediction, weight: Weight) -> Batch:

@@ -48,7 +48,7 @@ class GaussianMixture:
         means, stds, weights = self.means.to(z), self.stds.to(z), self.weights.to(z)
         classes = self.classes.to(z.device)
         variance = (a * stds).square() + s.square()
-        normal = torch.distributions.Normal(a * means, variance.sqrt())
+        normal = torch.distributions.Normal(a * means, variance.sqrt(), validate_args=False)
         allowed = (classes == label[:, None]) | (label == self.num_classes)[:, None]
         log_weights = weights.log().expand(allowed.shape).masked_fill(~allowed, -torch.inf)
         log_weights = log_weights - log_weights.logsumexp(1, keepdim=True)

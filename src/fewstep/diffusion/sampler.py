@@ -1,5 +1,6 @@
 """Deterministic samplers: DDIM along a grid, DDIM backwards, and a fourth-order integrator as ground truth."""
 
+from collections import deque
 from collections.abc import Iterator
 from itertools import pairwise
 
@@ -74,8 +75,7 @@ def sample(
         clip: as in `trajectory`.
     """
     predictions = trajectory(denoise, noise, schedule=schedule, num_steps=num_steps, label=label, w=w, clip=clip)
-    *_, last = predictions
-    return last.x
+    return deque(predictions, maxlen=1)[0].x
 
 
 @torch.no_grad()

@@ -16,7 +16,7 @@ from torch.nn.utils import clip_grad_norm_
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from fewstep.data.batches import Batch
-from fewstep.diffusion.loss import WEIGHTS, weighted_error
+from fewstep.diffusion.loss import GUIDANCE_WEIGHTS, WEIGHTS, weighted_error
 from fewstep.diffusion.prediction import Prediction
 from fewstep.diffusion.schedule import Schedule
 from fewstep.networks import Denoiser
@@ -49,7 +49,8 @@ class Training:
         gradient_clip: largest norm of the gradient.
         ema_decay: per step, of the averaged weights that become the model; 0 keeps none. It starts lower:
             min(ema_decay, (1 + step) / (10 + step)).
-        weight: snr, truncated_snr or snr_plus_one (`fewstep.diffusion.loss`).
+        weight: snr, truncated_snr or snr_plus_one, of the noise; guidance_weight: uniform or relative, of w where the
+            student has one (`fewstep.diffusion.loss`).
 
     Raises:
         ValueError: a value outside its range.
@@ -62,6 +63,7 @@ class Training:
     gradient_clip: float
     ema_decay: float
     weight: str
+    guidance_weight: str = "uniform"
 
     def __post_init__(self) -> None:
         if not 1 <= self.batch_size <= self.images:
@@ -78,6 +80,11 @@ class Training:
             raise ValueError(f"stage.training.ema_decay must be at least 0 and below 1, got {self.ema_decay}")
         if self.weight not in WEIGHTS:
             raise ValueError(f"stage.training.weight must be one of {', '.join(WEIGHTS)}, got {self.weight!r}")
+        if self.guidance_weight not in GUIDANCE_WEIGHTS:
+            raise ValueError(
+                f"stage.training.guidance_weight must be one of {', '.join(GUIDANCE_WEIGHTS)}, got "
+                f"{self.guidance_weight!r}"
+            )
 
     @property
     def num_steps(self) -> int:
@@ -128,6 +135,8 @@ class Stage(lightning.LightningModule):
         torch.manual_seed(seed_for(self.stream, self.global_step))
         prediction, target, t, w = self.regression(batch)
         error = weighted_error(prediction, target, WEIGHTS[self.training_plan.weight])
+        if w is not None:
+            error = error * GUIDANCE_WEIGHTS[self.training_plan.guidance_weight](w)
         self._recent.append((self.global_step, error.detach(), t, w))
         return error.mean()
 

@@ -1,0 +1,74 @@
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from fewstep.diffusion.guidance import Guided, guide
+from fewstep.diffusion.mixture import GaussianMixture
+from fewstep.diffusion.prediction import KINDS, Prediction, PredictionKind
+from fewstep.diffusion.schedule import CosineSchedule
+
+Call = tuple[Tensor, Tensor, Tensor, Tensor | None]
+
+
+class Counting:
+    """A Denoise that remembers what it was asked."""
+
+    def __init__(self, mixture: GaussianMixture) -> None:
+        self.mixture = mixture
+        self.calls: list[Call] = []
+
+    def __call__(self, z: Tensor, log_snr: Tensor, label: Tensor, w: Tensor | None) -> Prediction:
+        self.calls.append((z, log_snr, label, w))
+        return self.mixture.denoise(z, log_snr, label, w)
+
+
+@pytest.fixture
+def denoise(make_mixture: Callable[..., GaussianMixture]) -> Counting:
+    return Counting(make_mixture(num_classes=3, dim=2))
+
+
+def question(count: int = 7) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    z = torch.randn(count, 2, generator=generator, dtype=torch.float64)
+    return z, CosineSchedule().log_snr(torch.linspace(0.1, 0.9, count)), torch.arange(count) % 3
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_guiding_x_eps_or_v_is_the_same(denoise: Counting, kind: PredictionKind) -> None:
+    z, log_snr, label = question()
+    w = torch.linspace(0, 8, 7, dtype=torch.float64)
+    conditional = denoise(z, log_snr, label, None)
+    unconditional = denoise(z, log_snr, torch.full_like(label, 3), None)
+    expected = (1 + w[:, None]) * getattr(conditional, kind) - w[:, None] * getattr(unconditional, kind)
+    by_hand = guide(conditional=getattr(conditional, kind), unconditional=getattr(unconditional, kind), w=w)
+    torch.testing.assert_close(by_hand, expected)
+    torch.testing.assert_close(getattr(Guided(denoise, 3)(z, log_snr, label, w), kind), expected)
+
+
+def test_no_guidance_is_the_conditional_prediction(denoise: Counting) -> None:
+    z, log_snr, label = question()
+    guided = Guided(denoise, 3)(z, log_snr, label, torch.zeros(7, dtype=torch.float64))
+    torch.testing.assert_close(guided.v, denoise(z, log_snr, label, None).v, rtol=0, atol=1e-15)
+
+
+def test_both_branches_are_one_call_on_a_doubled_batch(denoise: Counting) -> None:
+    z, log_snr, label = question()
+    Guided(denoise, 3)(z, log_snr, label, torch.ones(7))
+    ((z_asked, log_snr_asked, label_asked, w_asked),) = denoise.calls
+    assert torch.equal(z_asked, torch.cat([z, z]))
+    assert torch.equal(log_snr_asked, torch.cat([log_snr, log_snr]))
+    assert label_asked.tolist() == [*label.tolist(), *[3] * 7]
+    assert w_asked is None
+    assert Guided.evaluations == 2
+
+
+def test_w_is_per_example_and_must_be_given(denoise: Counting) -> None:
+    z, log_snr, label = question(2)
+    guided = Guided(denoise, 3)
+    mixed = guided(z, log_snr, label, torch.tensor([0.0, 5.0])).v
+    for index, w in enumerate((0.0, 5.0)):
+        torch.testing.assert_close(mixed[index], guided(z, log_snr, label, torch.full((2,), w)).v[index])
+    with pytest.raises(AssertionError, match="needs w"):
+        guided(z, log_snr, label, None)
