@@ -4,9 +4,10 @@ import json
 import os
 import platform
 from collections.abc import Mapping, Sequence
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median, quantiles
+from time import perf_counter, process_time
 from typing import Any, NamedTuple
 
 import torch
@@ -14,6 +15,23 @@ from rich.console import Console
 from rich.table import Table
 
 from fewstep.files import atomic
+
+
+class Seconds(NamedTuple):
+    """Time on the wall and time of the processor, all threads together.
+
+    The first is what a user waits; the second is the fairer ratio on a machine that others use too, with one thread.
+    """
+
+    wall: float
+    cpu: float
+
+    @classmethod
+    def now(cls) -> "Seconds":
+        return cls(perf_counter(), process_time())
+
+    def since(self, start: "Seconds") -> "Seconds":
+        return Seconds(self.wall - start.wall, self.cpu - start.cpu)
 
 
 class Spread(NamedTuple):
@@ -43,7 +61,7 @@ def machine() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "load_average": round(os.getloadavg()[0], 2),
         "torch": torch.__version__,
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 
 

@@ -1,23 +1,23 @@
 """Is `sample()` as fast as a loop written by hand, and as diffusers' own?
 
-Three loops and the bare network take turns on the same untrained digits network, noise, labels, w and number of steps:
-`sample()`; DDIM written out in float32 with coefficients computed beforehand; diffusers' DDIMScheduler, called as its
-pipelines call it. A teacher is guided, both branches in one batched call; a student has w as an input.
+Three loops and the bare network take turns, call by call, on one untrained digits network, noise, labels, w and number
+of steps: `sample()`; DDIM written out in float32 with all coefficients computed beforehand; diffusers' DDIMScheduler,
+called as its pipelines call it. A teacher is guided, both branches in one batched call; a student has w as an input.
 """
 
 from collections.abc import Callable
+from itertools import pairwise
 from math import atan, cos, exp, pi, sin
 from pathlib import Path
-from time import perf_counter
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
-from diffusers import DDIMScheduler
-from jaxtyping import Float, Int
-from measure import Spread, report
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+from jaxtyping import Float
+from measure import Seconds, Spread, report
 from omegaconf import OmegaConf
-from torch import Tensor, nn
+from torch import Tensor
 
 from fewstep.data.digits import DigitsData
 from fewstep.diffusion.guidance import Guided
@@ -26,179 +26,151 @@ from fewstep.diffusion.schedule import CosineSchedule
 from fewstep.networks import Denoiser, Frozen, ResidualMLP
 
 MODEL = Path(__file__).parents[1] / "conf" / "model" / "digits.yaml"
-NULL_LABEL = DigitsData.facts.num_classes
 OFFSET = atan(exp(-10.0))  # of the angle at t = 0: the schedule's log-SNR runs from -20 to 20
-TOLERANCE = 1e-4  # largest difference between an image of sample() and of the hand-written loop
+TOLERANCE = 1e-4  # largest difference between the images of sample() and of the loop by hand
+WARM_UP_CALLS = 3
 
 Images = Float[Tensor, "batch 1 8 8"]
 Sampler = Callable[[], Images]
 
 
 def main(
-    rounds: Annotated[int, typer.Option(min=2, help="Turns of every loop.")] = 15,
-    slice_seconds: Annotated[float, typer.Option(help="Length of one loop's turn.")] = 0.25,
     student_steps: Annotated[int, typer.Option(min=1)] = 4,
-    teacher_steps: Annotated[int, typer.Option(min=1)] = 16,
-    batch: Annotated[list[int] | None, typer.Option(help="Images at once; may be repeated.  [default: 1 64 500]")] = None,
+    teacher_steps: Annotated[int, typer.Option(min=1)] = 8,
+    batch: Annotated[
+        list[int] | None, typer.Option(help="Images at once; may be repeated.  [default: 1 64 500]")
+    ] = None,
+    seconds: Annotated[float, typer.Option(help="Time for each row of the table.")] = 16.0,
     threads: Annotated[int | None, typer.Option(min=1, help="Of torch; its own choice by default.")] = None,
     out: Annotated[Path | None, typer.Option(help="JSON file to write.")] = None,
 ) -> None:
-    """Compare sample() with a hand-written DDIM loop, diffusers' loop and the bare network, in turns."""
+    """Compare sample() with a DDIM loop by hand, diffusers' loop and the bare network, in turns."""
     torch.set_num_threads(threads or torch.get_num_threads())
-    rows = []
-    for model, num_steps in (("student", student_steps), ("guided teacher", teacher_steps)):
-        for size in batch or (1, 64, 500):
-            samplers = student_samplers(size, num_steps) if model == "student" else teacher_samplers(size, num_steps)
-            difference = float((samplers["sample()"]() - samplers["by hand"]()).abs().max())
-            assert difference < TOLERANCE, f"the loops must make the same images, and differ by {difference}"
-            seconds = in_turns(samplers, rounds, slice_seconds)
-            row = {"model": model, "steps": num_steps, "batch": size}
-            row["images/s"] = round(size / Spread.of(seconds["sample()"]).median)
-            for other in ("by hand", "diffusers", "network only"):
-                ratios = [theirs / ours for theirs, ours in zip(seconds[other], seconds["sample()"], strict=True)]
-                row[f"speed / {other}"] = str(Spread.of(ratios))
-            row["milliseconds"] = {name: round(1e3 * Spread.of(s).median, 4) for name, s in seconds.items()}
-            row["largest_difference"] = difference
-            rows.append(row)
-    columns = [column for column in rows[0] if column not in ("milliseconds", "largest_difference")]
-    report("sampling: images/s of sample() over another loop's, median (quartiles)", rows, columns, out)
-
-
-def in_turns(samplers: dict[str, Sampler], rounds: int, slice_seconds: float) -> dict[str, list[float]]:
-    """Seconds per call of each sampler in each round; another one begins each round."""
-    names = list(samplers)
-    calls = {name: max(1, round(slice_seconds / time_of(samplers[name], 2))) for name in names}
-    seconds: dict[str, list[float]] = {name: [] for name in names}
-    for turn in range(rounds):
-        first = turn % len(names)
-        for name in names[first:] + names[:first]:
-            seconds[name].append(time_of(samplers[name], calls[name]))
-    return seconds
-
-
-def time_of(sampler: Sampler, calls: int) -> float:
-    """Mean seconds per call."""
-    start = perf_counter()
-    for _ in range(calls):
-        sampler()
-    return (perf_counter() - start) / calls
-
-
-def problem(size: int, guidance_input: bool) -> tuple[nn.Module, Images, Int[Tensor, "batch"], Float[Tensor, "batch"]]:
-    """An untrained network whose output is not zero, noise, labels and w."""
-    torch.manual_seed(0)
-    facts = DigitsData.facts
-    settings = {key: value for key, value in OmegaConf.load(MODEL).network.items() if key != "_target_"}
-    network = ResidualMLP(
-        shape=facts.shape, num_classes=facts.num_classes, guidance_input=guidance_input, **settings
+    rows = [
+        measure(guided, num_steps, size, seconds)
+        for guided, num_steps in ((False, student_steps), (True, teacher_steps))
+        for size in batch or (1, 64, 500)
+    ]
+    columns = ["model", "steps", "batch", "images/s", "/ by hand", "/ diffusers", "/ network only"]
+    report(
+        "sample(): speed over that of other loops, median (quartiles); wall above, processor time below",
+        rows,
+        columns,
+        out,
     )
-    with torch.no_grad():
-        for parameter in network.parameters():
-            parameter.add_(0.02 * torch.randn_like(parameter))
-    network.eval().requires_grad_(False)
-    return network, torch.randn(size, *facts.shape), torch.arange(size) % facts.num_classes, torch.full((size,), 2.0)
 
 
-class Step:
-    """One DDIM step's coefficients, as numbers: what the network is told, and alpha, sigma now and next."""
-
-    def __init__(self, index: int, num_steps: int) -> None:
-        now, following = (OFFSET + (pi / 2 - 2 * OFFSET) * (1 - i / num_steps) for i in (index, index + 1))
-        self.time = now / (pi / 2)
-        self.alpha, self.sigma = cos(now), sin(now)
-        self.alpha_next, self.sigma_next = cos(following), sin(following)
-        self.last = index + 1 == num_steps
-
-
-def student_samplers(size: int, num_steps: int) -> dict[str, Sampler]:
-    """One evaluation per step, w an input."""
-    network, noise, label, w = problem(size, guidance_input=True)
-    denoise = Frozen(Denoiser(network))
-    steps = [Step(i, num_steps) for i in range(num_steps)]
-    times = [torch.full((size,), step.time) for step in steps]
-    scheduler = cosine_ddim()
-
-    def ours() -> Images:
-        return sample(denoise, noise, schedule=CosineSchedule(), num_steps=num_steps, label=label, w=w)
-
-    @torch.no_grad()
-    def by_hand() -> Images:
-        z = noise
-        for step, time in zip(steps, times, strict=True):
-            v = network(z, time, label, w)
-            x = step.alpha * z - step.sigma * v
-            if step.last:
-                return x
-            z = step.alpha_next * x + step.sigma_next * (step.sigma * z + step.alpha * v)
-        raise AssertionError("the last step returns")
-
-    @torch.no_grad()
-    def diffusers_loop() -> Images:
-        scheduler.set_timesteps(num_steps)
-        latents = noise * scheduler.init_noise_sigma
-        for t in scheduler.timesteps:
-            scaled = scheduler.scale_model_input(latents, t)
-            output = network(scaled, ((t + 1) / 1000).expand(size), label, w)
-            latents = scheduler.step(output, t, latents, eta=0.0, return_dict=False)[0]
-        return latents
-
-    @torch.no_grad()
-    def network_only() -> Images:
-        for time in times:
-            network(noise, time, label, w)
-        return noise
-
-    return {"sample()": ours, "by hand": by_hand, "diffusers": diffusers_loop, "network only": network_only}
+def measure(guided: bool, num_steps: int, size: int, seconds: float) -> dict[str, Any]:
+    """One row of the result."""
+    loops = samplers(guided, num_steps, size)
+    for loop in list(loops.values()) * WARM_UP_CALLS:
+        loop()
+    images = {name: loop() for name, loop in loops.items()}
+    difference = float((images["sample()"] - images["by hand"]).abs().max())
+    assert difference < TOLERANCE, f"the loops must make the same images, and differ by {difference}"
+    times = in_turns(loops, seconds)
+    ours = times.pop("sample()")
+    wall = {name: Spread.of([a.wall / b.wall for a, b in zip(t, ours, strict=True)]) for name, t in times.items()}
+    cpu = {name: Spread.of([a.cpu / b.cpu for a, b in zip(t, ours, strict=True)]) for name, t in times.items()}
+    median = {name: Spread.of([t.wall for t in own]).median for name, own in ({"sample()": ours} | times).items()}
+    return {
+        "model": "guided teacher" if guided else "student",
+        "steps": num_steps,
+        "batch": size,
+        "images/s": round(size / median["sample()"]),
+        **{f"/ {name}": f"{wall[name]}\n{cpu[name]}" for name in times},
+        "wall_ratios": {name: ratio._asdict() for name, ratio in wall.items()},
+        "cpu_ratios": {name: ratio._asdict() for name, ratio in cpu.items()},
+        "milliseconds": {name: 1e3 * time for name, time in median.items()},
+        "calls": len(ours),
+        "largest_difference": {
+            "by hand": difference,
+            "diffusers": float((images["sample()"] - images["diffusers"]).abs().max()),
+        },
+    }
 
 
-def teacher_samplers(size: int, num_steps: int) -> dict[str, Sampler]:
-    """Guided: conditional and unconditional branch in one call on a doubled batch."""
-    network, noise, label, w = problem(size, guidance_input=False)
-    denoise = Guided(Frozen(Denoiser(network)), NULL_LABEL)
-    steps = [Step(i, num_steps) for i in range(num_steps)]
-    times = [torch.full((2 * size,), step.time) for step in steps]
-    labels = torch.cat([label, torch.full_like(label, NULL_LABEL)])
+def in_turns(loops: dict[str, Sampler], seconds: float) -> dict[str, list[Seconds]]:
+    """The time of every call: one call of each per round, another first in each, at least eight rounds."""
+    names = list(loops)
+    times: dict[str, list[Seconds]] = {name: [] for name in names}
+    began = Seconds.now()
+    while Seconds.now().since(began).wall < seconds or len(times[names[0]]) < 8:
+        names.append(names.pop(0))
+        for name in names:
+            start = Seconds.now()
+            loops[name]()
+            times[name].append(Seconds.now().since(start))
+    return times
+
+
+def samplers(guided: bool, num_steps: int, size: int) -> dict[str, Sampler]:
+    """The loops to compare, of one signature, on one problem."""
+    facts = DigitsData.facts
+    network = untrained(guidance_input=not guided)
+    noise, w = torch.randn(size, *facts.shape), torch.full((size,), 2.0)
+    label = torch.arange(size) % facts.num_classes
+    denoise = Guided(Frozen(Denoiser(network)), facts.num_classes) if guided else Frozen(Denoiser(network))
+    schedule = CosineSchedule()
+    angles = [OFFSET + (pi / 2 - 2 * OFFSET) * (1 - i / num_steps) for i in range(num_steps + 1)]
+    evaluations = 2 * size if guided else size
+    times = [torch.full((evaluations,), angle / (pi / 2)) for angle in angles[:-1]]
+    labels = torch.cat([label, torch.full_like(label, facts.num_classes)]) if guided else label
+    inputs = torch.cat([noise, noise]) if guided else noise
     scale = w.reshape(-1, 1, 1, 1)
     scheduler = cosine_ddim()
 
+    def velocity(z: Images, time: Float[Tensor, "evaluations"]) -> Images:
+        if not guided:
+            return network(z, time, label, w)
+        conditional, unconditional = network(torch.cat([z, z]), time, labels, None).chunk(2)
+        return conditional + scale * (conditional - unconditional)
+
     def ours() -> Images:
-        return sample(denoise, noise, schedule=CosineSchedule(), num_steps=num_steps, label=label, w=w)
+        return sample(denoise, noise, schedule=schedule, num_steps=num_steps, label=label, w=w)
 
     @torch.no_grad()
     def by_hand() -> Images:
-        z = noise
-        for step, time in zip(steps, times, strict=True):
-            conditional, unconditional = network(torch.cat([z, z]), time, labels, None).chunk(2)
-            v = conditional + scale * (conditional - unconditional)
-            x = step.alpha * z - step.sigma * v
-            if step.last:
-                return x
-            z = step.alpha_next * x + step.sigma_next * (step.sigma * z + step.alpha * v)
-        raise AssertionError("the last step returns")
+        z = x = noise
+        for time, (now, following) in zip(times, pairwise(angles), strict=True):
+            v = velocity(z, time)
+            x, eps = cos(now) * z - sin(now) * v, sin(now) * z + cos(now) * v
+            z = cos(following) * x + sin(following) * eps
+        return x
 
     @torch.no_grad()
     def diffusers_loop() -> Images:
         scheduler.set_timesteps(num_steps)
         latents = noise * scheduler.init_noise_sigma
         for t in scheduler.timesteps:
-            scaled = scheduler.scale_model_input(torch.cat([latents, latents]), t)
-            conditional, unconditional = network(scaled, ((t + 1) / 1000).expand(2 * size), labels, None).chunk(2)
-            output = unconditional + (1 + scale) * (conditional - unconditional)
-            latents = scheduler.step(output, t, latents, eta=0.0, return_dict=False)[0]
+            v = velocity(scheduler.scale_model_input(latents, t), ((t + 1) / 1000).expand(evaluations))
+            latents = scheduler.step(v, t, latents, eta=0.0, return_dict=False)[0]
         return latents
 
     @torch.no_grad()
     def network_only() -> Images:
-        doubled = torch.cat([noise, noise])
         for time in times:
-            network(doubled, time, labels, None)
+            network(inputs, time, labels, None if guided else w)
         return noise
 
     return {"sample()": ours, "by hand": by_hand, "diffusers": diffusers_loop, "network only": network_only}
 
 
-def cosine_ddim() -> DDIMScheduler:
-    """diffusers' nearest to our schedule."""
+def untrained(guidance_input: bool) -> ResidualMLP:
+    """The digits network, with noise on its weights for the sake of an output that is not zero."""
+    torch.manual_seed(0)
+    settings = {key: value for key, value in OmegaConf.load(MODEL).network.items() if key != "_target_"}
+    facts = DigitsData.facts
+    network = ResidualMLP(
+        shape=facts.shape, num_classes=facts.num_classes, guidance_input=guidance_input, **settings
+    ).eval()
+    for parameter in network.parameters():
+        parameter.requires_grad_(False).add_(0.02 * torch.randn_like(parameter))
+    return network
+
+
+def cosine_ddim() -> Any:
+    """diffusers' nearest to our schedule. Typed loosely: it declares integer steps, and its pipelines give tensors."""
     return DDIMScheduler(
         num_train_timesteps=1000,
         beta_schedule="squaredcos_cap_v2",

@@ -1,4 +1,4 @@
-"""What does a stage cost over a plain loop? Images/s under Lightning, as `fewstep.fit.fit` runs it, against PyTorch alone.
+"""What does a stage cost over a plain loop? Under Lightning, as `fewstep.fit.fit` runs it, against PyTorch alone.
 
 One fit, cut into blocks of steps; between two blocks a hand-written loop takes as many steps on a network, optimiser
 and average of its own, from the same start. The first steps are not timed: in them both sides get the same batches and
@@ -10,10 +10,10 @@ import warnings
 from abc import abstractmethod
 from collections.abc import Callable
 from copy import deepcopy
+from dataclasses import replace
 from math import atan, cos, exp, pi, sin
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from time import perf_counter
 from typing import Annotated, Any
 
 import torch
@@ -21,9 +21,10 @@ import typer
 from hydra import compose, initialize_config_dir
 from jaxtyping import Float
 from lightning import Callback, LightningModule, Trainer
-from measure import Spread, report
+from measure import Seconds, Spread, report
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from fewstep.data.batches import Batch
 from fewstep.data.digits import DigitsData
@@ -39,7 +40,11 @@ from fewstep.stages import Stage, Training
 from fewstep.tracking.metrics_file import MetricsFile
 
 CONF = Path(__file__).parents[1] / "conf"
-STAGES = ("teacher", "guidance", "progressive")
+STAGES = {  # with what is written out below; sizes are the recipe's
+    "teacher": ["stage.label_dropout=0.1", "stage.training.weight=snr_plus_one"],
+    "guidance": ["stage.training.weight=snr_plus_one", "stage.training.guidance_weight=relative"],
+    "progressive": ["stage.training.weight=truncated_snr", "stage.training.guidance_weight=relative"],
+}
 CALIBRATION_STEPS = 40
 WARM_UP_STEPS = 40  # not timed; same batches and draws on both sides
 TOLERANCE = 1e-3  # largest relative difference of a loss in the warm-up; float32 against float64 coefficients
@@ -60,14 +65,14 @@ def main(
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", module="lightning")
     rows = [measure_stage(name, rounds, block_seconds) for name in STAGES]
-    columns = ["stage", "batch", "images/s", "bare images/s", "overhead %"]
+    columns = ["stage", "batch", "images/s", "bare images/s", "overhead %", "of processor time"]
     report("training overhead: a stage under Lightning over a bare loop, median (quartiles)", rows, columns, out)
 
 
 def measure_stage(name: str, rounds: int, block_seconds: float) -> dict[str, Any]:
     """One row of the result."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        config = compose("config", overrides=[f"stage={name}", "trainer.snapshots=0", "logger=csv"])
+        config = compose("config", overrides=[f"stage={name}", "trainer.snapshots=0", "logger=csv", *STAGES[name]])
     setup = Setup.of(config)
     teacher = shaken(setup.network(guidance_input=name == "progressive"))
 
@@ -93,12 +98,11 @@ def measure_stage(name: str, rounds: int, block_seconds: float) -> dict[str, Any
                 return stage, BareProgressive(stage, teacher.network)
 
     trial = sides(setup.training())[1]
-    start = perf_counter()
+    start = Seconds.now()
     trial.run(0, CALIBRATION_STEPS)
-    block = max(1, round(block_seconds * CALIBRATION_STEPS / (perf_counter() - start)))
-    training = setup.training()
-    steps = WARM_UP_STEPS + rounds * block
-    training = Training(**(vars(training) | {"images": steps * training.batch_size}))
+    block = max(1, round(block_seconds * CALIBRATION_STEPS / Seconds.now().since(start).wall))
+    recipe = setup.training()
+    training = replace(recipe, images=(WARM_UP_STEPS + rounds * block) * recipe.batch_size)
     stage, bare = sides(training)
     with TemporaryDirectory() as folder:
         snapshots = Snapshots(
@@ -121,16 +125,19 @@ def measure_stage(name: str, rounds: int, block_seconds: float) -> dict[str, Any
             snapshots=turns,
         )
     images = block * training.batch_size
-    overhead = Spread.of([100 * (ours / theirs - 1) for ours, theirs in turns.seconds])
+    wall = Spread.of([100 * (ours.wall / theirs.wall - 1) for ours, theirs in turns.rounds])
+    cpu = Spread.of([100 * (ours.cpu / theirs.cpu - 1) for ours, theirs in turns.rounds])
     return {
         "stage": name,
         "batch": training.batch_size,
-        "images/s": round(images / Spread.of([ours for ours, _ in turns.seconds]).median),
-        "bare images/s": round(images / Spread.of([theirs for _, theirs in turns.seconds]).median),
-        "overhead %": f"{overhead.median:+.1f} ({overhead.low:+.1f} to {overhead.high:+.1f})",
-        "overhead_percent": overhead._asdict(),
+        "images/s": round(images / Spread.of([ours.wall for ours, _ in turns.rounds]).median),
+        "bare images/s": round(images / Spread.of([theirs.wall for _, theirs in turns.rounds]).median),
+        "overhead %": f"{wall.median:+.1f} ({wall.low:+.1f} to {wall.high:+.1f})",
+        "of processor time": f"{cpu.median:+.1f} ({cpu.low:+.1f} to {cpu.high:+.1f})",
+        "wall_percent": wall._asdict(),
+        "cpu_percent": cpu._asdict(),
         "steps_per_block": block,
-        "block_seconds": [{"stage": ours, "bare": theirs} for ours, theirs in turns.seconds],
+        "rounds": [{"stage": ours._asdict(), "bare": theirs._asdict()} for ours, theirs in turns.rounds],
         "largest_relative_loss_difference": turns.difference,
     }
 
@@ -144,13 +151,13 @@ def shaken(denoiser: Denoiser) -> Denoiser:
 
 
 class Turns(Callback):
-    """Stops the fit after each block of steps, and runs the bare loop for as many. `seconds`: (stage, bare) per round."""
+    """Stops the fit after each block of steps and runs the bare loop for as many. `rounds`: times of (stage, bare)."""
 
     def __init__(self, snapshots: Snapshots, bare: "BareLoop", block: int) -> None:
         self.snapshots, self.bare, self.block = snapshots, bare, block
-        self.seconds: list[tuple[float, float]] = []
+        self.rounds: list[tuple[Seconds, Seconds]] = []
         self.difference = 0.0
-        self._began = 0.0
+        self._began = Seconds.now()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -162,16 +169,16 @@ class Turns(Callback):
             theirs, ours = float(self.bare.run(done - 1, done)), float(outputs["loss"])
             self.difference = max(self.difference, abs(theirs / ours - 1))
             assert self.difference < TOLERANCE, f"step {done}: the stage's loss is {ours}, the bare loop's {theirs}"
-            self._began = perf_counter()
+            self._began = Seconds.now()
         elif (done - WARM_UP_STEPS) % self.block == 0:
-            paused = perf_counter()
+            paused = Seconds.now()
             self.bare.run(done - self.block, done)
-            self.seconds.append((paused - self._began, perf_counter() - paused))
-            self._began = perf_counter()
+            self.rounds.append((paused.since(self._began), Seconds.now().since(paused)))
+            self._began = Seconds.now()
 
 
 class BareLoop:
-    """A training loop as one writes it down: no logging, no checkpoints, no checks. Its start is the stage's student."""
+    """A training loop as one writes it down: no logging, checkpoint or check. It starts from the stage's student."""
 
     def __init__(self, stage: Stage) -> None:
         self.training = stage.training_plan
@@ -191,8 +198,8 @@ class BareLoop:
     def run(self, start: int, stop: int) -> Float[Tensor, ""]:
         """Steps start, ..., stop - 1; gives the last loss."""
         loss = torch.zeros(())
-        parameters = list(self.network.parameters())
-        averages = [] if self.average is None else list(self.average.parameters())
+        parameters: list[Tensor] = list(self.network.parameters())
+        averages: list[Tensor] = [] if self.average is None else list(self.average.parameters())
         for step in range(start, stop):
             loss = self.loss(self.data.batch(step))
             self.optimizer.zero_grad()
@@ -202,8 +209,7 @@ class BareLoop:
             self.scheduler.step()
             if averages:
                 decay = min(self.training.ema_decay, (1 + step) / (10 + step))
-                with torch.no_grad():
-                    torch._foreach_lerp_(averages, parameters, 1 - decay)
+                get_ema_multi_avg_fn(decay)(averages, parameters, 0)
         return loss.detach()
 
     @abstractmethod
@@ -237,7 +243,8 @@ class BareGuidance(BareLoop):
             labels = torch.cat([label, torch.full_like(label, NULL_LABEL)])
             conditional, unconditional = self.teacher(torch.cat([z, z]), torch.cat([time, time]), labels, None).chunk(2)
             target = conditional + w[:, None, None, None] * (conditional - unconditional)
-        return (self.network(z, time, label, w) - target).square().mean()
+        error = (self.network(z, time, label, w) - target).square().flatten(1).mean(1)
+        return ((1 + w) ** -2 * error).mean()
 
 
 class BareProgressive(BareLoop):
@@ -257,7 +264,7 @@ class BareProgressive(BareLoop):
             second = self.teacher(cos(half) * z - sin(half) * first, (phi - half) / (pi / 2), label, w)
             target = (first + second / cos(half) - sin(half) / cos(half) * z) / 2
         error = (self.network(z, time, label, w) - target).square().flatten(1).mean(1)
-        return (torch.maximum(phi.cos().square(), phi.sin().square()) * error).mean()
+        return ((1 + w) ** -2 * torch.maximum(phi.cos().square(), phi.sin().square()) * error).mean()
 
 
 if __name__ == "__main__":

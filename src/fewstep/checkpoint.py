@@ -6,7 +6,7 @@ Loading one executes nothing: the network is one of a fixed list, its arguments 
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -46,6 +46,9 @@ class ModelCard:
         num_steps: steps it was made for, None for any.
         images: training images of its last stage or rung.
         parents: its ancestors, nearest first.
+
+    Raises:
+        ValueError: an unknown role, or a guidance range, steps or value range that no model has.
     """
 
     role: Role
@@ -57,6 +60,19 @@ class ModelCard:
     num_steps: int | None
     images: int
     parents: tuple[Parent, ...]
+
+    def __post_init__(self) -> None:
+        if self.role not in get_args(Role):
+            raise ValueError(f"role must be one of {', '.join(get_args(Role))}, got {self.role!r}")
+        if self.role == "teacher":
+            good = self.w_min is None and self.w_max is None
+        else:
+            good = self.w_min is not None and self.w_max is not None and 0 <= self.w_min <= self.w_max
+        if not (good and (self.num_steps is None or self.num_steps >= 1) and self.data.low < self.data.high):
+            raise ValueError(
+                "a student has a guidance range 0 <= w_min <= w_max and a teacher none, steps are at least 1 and data "
+                f"has low < high, got {self.w_min}, {self.w_max}, {self.num_steps} and {self.data}"
+            )
 
 
 def save_model(path: Path, denoiser: Denoiser, card: ModelCard) -> None:
@@ -90,6 +106,10 @@ def load_model(path: Path) -> tuple[Denoiser, ModelCard]:
             parents=tuple(Parent(**parent) for parent in description.pop("parents")),
             **description,
         )
+        if (list(card.data.shape), card.data.num_classes) != (arguments["shape"], arguments["num_classes"]):
+            raise ValueError(f"its network does not make {card.data}")
+        if arguments.get("num_blocks", 0) > len(tensors):
+            raise ValueError(f"{arguments['num_blocks']} blocks are more than the {len(tensors)} tensors it holds")
         with torch.device("meta"):  # shapes only: a file cannot make us allocate more than it holds
             network = network_class(name)(**arguments)
         network.load_state_dict(tensors, assign=True)
@@ -107,7 +127,8 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         raise FileNotFoundError(f"a model must be a file, and there is none at {path}; `fewstep info MODEL` shows one")
     with path.open("rb") as file:
         start = file.read(9)
-    if start[:2] in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
+    # The first 8 bytes of safetensors are a length, which may look like a pickle's first two; then comes "{".
+    if start[:2] in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05") and start[8:] != b"{":
         raise ValueError(
             f"a model must be safetensors, and {path} is a pickle, which could run code and is never opened; "
             "give the model.safetensors that the run left beside it"
@@ -122,7 +143,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         raise ValueError(f"{path} is safetensors but not made by fewstep: it lacks the description under {KEY!r}")
     try:
         description = json.loads(metadata[KEY])
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"{path} is damaged: its description is not JSON ({error}); make it again") from error
     if not isinstance(description, dict):
         raise ValueError(f"{path} is damaged: its description is no JSON object; make it again")

@@ -1,5 +1,6 @@
 """The `fewstep` command: use what was trained."""
 
+import argparse
 import json
 import os
 import sys
@@ -8,7 +9,7 @@ import warnings
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from fewstep.model import Model
 
 EXIT_BAD_INPUT = 2
+PROGRAM = "fewstep"
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -168,10 +170,11 @@ def open_model(path: Path) -> "Model":
 def guarded(main: Callable[[], object]) -> int:
     """Run `main`; a user's mistake becomes one line and exit status 2 (FEWSTEP_TRACEBACK=1: a traceback too)."""
     warnings.showwarning = lambda message, category, *_: typer.echo(f"warning: {message}", err=True)
+    argparse.ArgumentParser.error = refuse  # Hydra's parser would print its usage
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then raises, and the line is ours
     try:
         main()
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, typer.Abort):
         typer.echo("stopped; the same command goes on where it was", err=True)
         return 130
     except Exception as error:
@@ -182,10 +185,15 @@ def guarded(main: Callable[[], object]) -> int:
     return 0
 
 
+def refuse(self: argparse.ArgumentParser, message: str) -> NoReturn:
+    """Raise what argparse would print with its usage, and end with."""
+    raise ValueError(f"{message}; `python train.py --help` shows what there is")
+
+
 def is_users(error: BaseException) -> bool:
-    """Whether the error is one of input: ours (ValueError, OSError), Hydra's, or one of these that Hydra wrapped."""
+    """Whether the error is one of input: ours (ValueError, OSError), Hydra's, or Typer's."""
     module = type(error).__module__.partition(".")[0]
-    return isinstance(error, ValueError | OSError) or module in ("hydra", "omegaconf")
+    return isinstance(error, ValueError | OSError) or module in ("hydra", "omegaconf", "typer", "click")
 
 
 def one_line(error: BaseException) -> str:
@@ -194,6 +202,9 @@ def one_line(error: BaseException) -> str:
         return one_line(error.__cause__)
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror}" + (f": {error.filename}" if error.filename else "")
+    if message := getattr(error, "format_message", None):  # Typer's
+        context = getattr(error, "ctx", None)
+        return f"{message().rstrip('.')}; `{context.command_path if context else PROGRAM} --help` shows what there is"
     text = " ".join(str(error).partition("Config search path")[0].split())
     from_settings = type(error).__module__.partition(".")[0] in ("hydra", "omegaconf")
     return f"{text}; `python train.py --cfg job` shows all settings" if from_settings else text
@@ -201,7 +212,8 @@ def one_line(error: BaseException) -> str:
 
 def main() -> None:
     """Entry point of the `fewstep` command."""
-    sys.exit(guarded(lambda: app(standalone_mode=True)))
+    arguments = sys.argv[1:] or ["--help"]
+    sys.exit(guarded(lambda: app(arguments, prog_name=PROGRAM, standalone_mode=False)))
 
 
 if TYPE_CHECKING:

@@ -77,15 +77,23 @@ def open_run(
                 continue
             if (path / CONFIG).is_file() and not same_config(path, config):
                 raise ValueError(f"{path} was made with other settings than these; choose another outputs= folder")
+            for leftover in path.rglob(".*.tmp"):  # of a process that was killed while it wrote
+                leftover.unlink()
             with atomic(path / CONFIG) as temporary:
                 temporary.write_text(config)
             try:
                 yield RunFolder(path, tuple(products))
             finally:
-                if not any(file.is_file() and file.name not in (CONFIG, LOCK) for file in path.rglob("*")):
-                    shutil.rmtree(path)  # a run that ended before it made anything leaves nothing
+                family = [path] if time is not None else [path, *parent.parent.glob(f"*/{path.name}")]
+                if not any(map(made_anything, family)):
+                    shutil.rmtree(path)  # a run, or pipeline, that ended before it made anything leaves nothing
             return
     raise ValueError(f"{candidates[0]} is being written by another process; wait for it or choose another outputs=")
+
+
+def made_anything(folder: Path) -> bool:
+    """Whether a run has left more in `folder` than its settings."""
+    return any(file.is_file() and file.name not in (CONFIG, LOCK) for file in folder.rglob("*"))
 
 
 def same_config(folder: Path, config: str) -> bool:

@@ -5,14 +5,46 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from fewstep.checkpoint import ModelCard, Parent, Role, load_model
+from fewstep.data.facts import DataFacts
+from fewstep.diffusion.schedule import CosineSchedule
 from fewstep.files import sha256_of
 from fewstep.folder import MODEL, rung_file
 from fewstep.model import Model
+from fewstep.networks import Denoiser
+from fewstep.networks.denoiser import arguments_of
 
 STAGE_OF: dict[Role, str] = {"teacher": "teacher", "guided": "guidance", "progressive": "progressive"}
 
 Fits = Callable[[Model], str | None]
 """Why a model does not fit, or None if it does."""
+
+
+def fits(role: Role, facts: DataFacts, student: Denoiser, schedule: CosineSchedule, steps: int | None = None) -> Fits:
+    """Whether a model can be the parent of this run's student: same data, network, prediction and schedule.
+
+    It must have `role`, or be the rung of `steps` steps, from which a ladder goes on.
+    """
+    ours = arguments_of(student.network)
+
+    def reason(model: Model) -> str | None:
+        card, network = model.card, model.denoiser.network
+        own = arguments_of(network)
+        rung = steps is not None and card.role == "progressive" and card.num_steps == steps
+        if card.data != facts:
+            return f"it makes {card.data.name} {card.data.shape}, this run {facts.name} {facts.shape}"
+        if card.role != role and not rung:
+            made = f" of {card.num_steps} steps" if card.num_steps else ""
+            or_rung = f" or the rung of {steps} steps, where stage.ladder begins" if steps else ""
+            return f"it is a {card.role} model{made}, and this stage needs a {role} one{or_rung}"
+        if card.prediction != student.prediction:
+            return f"it predicts {card.prediction}, model.prediction is {student.prediction}"
+        if type(network) is not type(student.network) or own | {"guidance_input": False} != ours:
+            return "its network is another than model= says, and a student copies its teacher's"
+        if card.schedule != schedule:
+            return f"its schedule is {card.schedule}, this run's {schedule}"
+        return None
+
+    return reason
 
 
 def models_in(folder: Path) -> list[Path]:

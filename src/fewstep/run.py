@@ -4,7 +4,7 @@ import copy
 import logging
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -22,17 +22,14 @@ from fewstep.diffusion.schedule import CosineSchedule
 from fewstep.evaluation import Judge, evaluate
 from fewstep.fit import TrainerSettings, fit
 from fewstep.folder import MODEL, QUALITY, REPORT, RunFolder, open_run, rung_file
-from fewstep.model import Model
 from fewstep.networks import Denoiser, Frozen, with_guidance_input
-from fewstep.networks.denoiser import arguments_of
-from fewstep.parents import Fits, as_parents, models_in, named, newest
+from fewstep.parents import as_parents, fits, models_in, named, newest
 from fewstep.quality.grid import Plan
 from fewstep.quality.metrics import RunningFigures
 from fewstep.seeds import seed_for
 from fewstep.snapshots import Snapshots
 from fewstep.stages import GuidanceRange, GuidanceStage, ProgressiveStage, Stage, Training, check_ladder
-from fewstep.tracking.metrics_file import MetricsFile
-from fewstep.tracking.wandb_run import finish, start_wandb
+from fewstep.tracking.loggers import started
 
 EXACT = "exact"
 SNAPSHOT_STEPS = 16  # of teachers and guided students, in pictures taken during training
@@ -178,8 +175,7 @@ def run_evaluate(config: DictConfig) -> None:
     with opened(config, [QUALITY, REPORT]) as folder:
         if config.teacher in (None, EXACT):
             outputs, data = Path(config.outputs), config.dataset.name
-            anything: Fits = lambda model: None  # noqa: E731
-            models = models_in(newest(outputs, data, "progressive", anything).parent)
+            models = models_in(newest(outputs, data, "progressive", lambda model: None).parent)
         else:
             path = Path(config.teacher)
             models = models_in(path) if path.is_dir() else [path]
@@ -215,19 +211,15 @@ def opened(config: DictConfig, products: Sequence[str], time: str | None = None)
         yield folder
 
 
-@contextmanager
-def loggers(config: DictConfig, folder: RunFolder) -> Iterator[list[Logger]]:
-    """metrics.csv, and W&B if wanted: one group per pipeline, one job type per stage."""
-    targets: list[Logger] = [MetricsFile(folder.path)]
-    if config.logger.wandb:
-        group = f"{config.dataset.name}-{folder.path.name}"
-        settings = cast(dict[str, Any], OmegaConf.to_container(config))
-        started = start_wandb(folder.path, group=group, job_type=config.stage.name, config=settings)
-        targets += [started] if started else []
-    try:
-        yield targets
-    finally:
-        finish(targets)
+def loggers(config: DictConfig, folder: RunFolder) -> AbstractContextManager[list[Logger]]:
+    """Where the numbers of a stage go; see `started`."""
+    return started(
+        folder.path,
+        group=f"{config.dataset.name}-{folder.path.name}",
+        job_type=config.stage.name,
+        config=cast(dict[str, Any], OmegaConf.to_container(config)),
+        wandb=config.logger.wandb,
+    )
 
 
 @dataclass(frozen=True)
@@ -269,34 +261,11 @@ class Setup:
         return Guided(self.judge.exact.denoise, self.facts.num_classes)
 
     def parent(self, role: Role, steps: int | None = None) -> Path:
-        """The parent model's file: the one named by teacher=PATH, else the newest that fits.
-
-        A ladder (`steps`: where it begins) may also go on from a named rung.
-        """
-        wanted = self.network()
-
-        def fits(model: Model) -> str | None:
-            card, own = model.card, arguments_of(model.denoiser.network)
-            ours = arguments_of(wanted.network) | {"guidance_input": own["guidance_input"]}
-            rung = steps is not None and card.role == "progressive" and card.num_steps == steps
-            if card.data != self.facts:
-                return f"it makes {card.data.name} {card.data.shape}, this run {self.facts.name} {self.facts.shape}"
-            if card.role != role and not rung:
-                made = f" of {card.num_steps} steps" if card.num_steps else ""
-                return f"it is a {card.role} model{made}, and this stage needs a {role} one" + (
-                    f" or the rung of {steps} steps, where stage.ladder begins" if steps else ""
-                )
-            if card.prediction != wanted.prediction:
-                return f"it predicts {card.prediction}, model.prediction is {wanted.prediction}"
-            if type(model.denoiser.network) is not type(wanted.network) or own != ours:
-                return "its network is another than model= says, and a student copies its teacher's"
-            if card.schedule != self.schedule:
-                return f"its schedule is {card.schedule}, this run's {self.schedule}"
-            return None
-
+        """The parent model's file: the one named by teacher=PATH, else the newest that fits; see `fits`."""
+        reason = fits(role, self.facts, self.network(), self.schedule, steps)
         if self.config.teacher in (None, EXACT):
-            return newest(Path(self.config.outputs), self.facts.name, role, fits)
-        return named(Path(self.config.teacher), fits)
+            return newest(Path(self.config.outputs), self.facts.name, role, reason)
+        return named(Path(self.config.teacher), reason)
 
     def training(self, factor: float = 1) -> Training:
         """The stage's training, its budget times `factor` and capped by trainer.max_images."""

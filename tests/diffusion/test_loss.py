@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fewstep.diffusion.loss import WEIGHTS, weighted_error
+from fewstep.diffusion.loss import GUIDANCE_WEIGHTS, WEIGHTS, weighted_error
 from fewstep.diffusion.prediction import Prediction
 from fewstep.diffusion.schedule import CosineSchedule
 
@@ -59,3 +59,11 @@ def test_every_weight_has_a_definition_here() -> None:
 def test_the_same_prediction_has_no_error() -> None:
     prediction, _ = pair(torch.rand(5))
     assert not weighted_error(prediction, prediction, WEIGHTS["snr"]).any()
+
+
+def test_weights_of_w() -> None:
+    w = torch.tensor([0.0, 1.0, 3.0])
+    assert {name: weight(w).tolist() for name, weight in GUIDANCE_WEIGHTS.items()} == {
+        "uniform": [1, 1, 1],
+        "relative": [1, 1 / 4, 1 / 16],
+    }

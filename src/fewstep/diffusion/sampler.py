@@ -19,8 +19,8 @@ def ddim_step(prediction: Prediction, log_snr_next: Batch) -> Images:
     Exact in both directions: a larger log-SNR denoises, a smaller one encodes.
     """
     z, v = prediction.z, prediction.v
-    step = angle(prediction.log_snr) - angle(log_snr_next)
-    return expand(torch.cos(step), z) * z - expand(torch.sin(step), z) * v
+    step = expand(angle(prediction.log_snr) - angle(log_snr_next), z)
+    return torch.cos(step) * z - torch.sin(step) * v
 
 
 def invert_ddim(*, z: Images, z_next: Images, log_snr: Batch, log_snr_next: Batch) -> Prediction:

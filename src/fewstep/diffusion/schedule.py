@@ -28,7 +28,7 @@ def sigma(log_snr: Tensor) -> Tensor:
 
 def angle(log_snr: Tensor) -> Tensor:
     """Angle phi in (0, pi/2) with alpha = cos(phi) and sigma = sin(phi) (Salimans & Ho 2022, appendix D)."""
-    return torch.atan(torch.exp(-log_snr / 2))
+    return torch.atan(torch.exp(-0.5 * log_snr))
 
 
 def expand(coefficient: Batch, like: Images) -> Tensor:

@@ -22,6 +22,9 @@ class ResidualMLP(nn.Module):
         dropout: in [0, 1), inside each block.
         guidance_input: whether w is an input, entering as in diffusers: a bias-free projection of its sinusoid, zero
             at first, added to the sinusoid of time.
+
+    Raises:
+        ValueError: a size outside its range.
     """
 
     def __init__(
@@ -47,6 +50,11 @@ class ResidualMLP(nn.Module):
         }
         if embedding_dim < 4 or embedding_dim % 2:
             raise ValueError(f"embedding_dim must be even and at least 4, got {embedding_dim}")
+        if width < 1 or num_blocks < 1 or not 0 <= dropout < 1:
+            raise ValueError(
+                "a ResidualMLP needs width and num_blocks of at least 1 and dropout in [0, 1), got "
+                f"width={width}, num_blocks={num_blocks}, dropout={dropout}"
+            )
         self.embedding_dim = embedding_dim
         self.guidance_projection = (
             zeroed(nn.Linear(embedding_dim, embedding_dim, bias=False)) if guidance_input else None

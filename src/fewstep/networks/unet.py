@@ -61,6 +61,11 @@ class UNet(nn.Module):
             )
         if len(attention) != len(channels):
             raise ValueError(f"model.attention needs one value per level ({len(channels)}), got {list(attention)}")
+        if norm_groups < 1 or head_dim < 1 or any(size < 1 or size % norm_groups for size in channels):
+            raise ValueError(
+                f"a U-Net needs channels that are multiples of norm_groups, and head_dim of at least 1, got "
+                f"channels={list(channels)}, norm_groups={norm_groups}, head_dim={head_dim}"
+            )
         self.guidance_dim = guidance_dim
         self.guidance_input = guidance_input
         self.unet = UNet2DConditionModel(

@@ -165,8 +165,8 @@ class Stage(lightning.LightningModule):
         self._recent.clear()
         if not recent or bool(torch.isfinite(torch.stack([error.mean() for _, error, _, _ in recent])).all()):
             return
-        step, error, t, w = next(entry for entry in recent if not bool(torch.isfinite(entry[1]).all()))
-        worst = int(torch.isfinite(error).logical_not().int().argmax())
+        step, error, t, w = next(entry for entry in recent if not bool(torch.isfinite(entry[1].mean())))
+        worst = int(error.nan_to_num(nan=inf).argmax())
         place = f"t = {float(t[worst]):.4f}" + (f", w = {float(w[worst]):.4f}" if w is not None else "")
         raise NonFiniteLossError(
             f"the loss must stay finite, got {float(error[worst])} in stage {self.name} at step {step}, {place}; "

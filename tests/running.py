@@ -1,0 +1,92 @@
+"""Run the program inside the test's process, as a user would type it, with networks and budgets of a second."""
+
+import argparse
+import runpy
+import sys
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+
+from fewstep import cli
+
+ROOT = Path(__file__).parents[1]
+TINY = (
+    "model.network.width=32",
+    "model.network.num_blocks=1",
+    "model.network.embedding_dim=16",
+    "trainer=debug",
+    "trainer.snapshot_images=20",
+    "logger=csv",
+)
+
+
+def config_of(*settings: str) -> DictConfig:
+    """What `python train.py *settings` is composed of."""
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        return compose("config", list(settings))
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a command ended, and what it wrote."""
+
+    status: int
+    out: str
+    err: str
+
+    def is_one_error(self, *words: str) -> None:
+        """Assert that the user was told one line, which has all of `words`, and exit status 2."""
+        assert self.status == 2, self
+        lines = self.err.strip().splitlines()
+        assert len(lines) == 1, self
+        assert lines[0].startswith("error: "), self
+        for word in words:
+            assert word in lines[0], (word, lines[0])
+
+
+class Commands:
+    """`python train.py ...` and `fewstep ...`, without the seconds that a new process takes to import."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+        self.monkeypatch, self.capfd = monkeypatch, capfd
+        # what `guarded` changes in the process is put back after the test
+        monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
+        monkeypatch.setattr(argparse.ArgumentParser, "error", argparse.ArgumentParser.error)
+        monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+
+    def train(self, *settings: str) -> Result:
+        self.monkeypatch.setattr(sys, "argv", ["train.py", *settings])
+        return self._result(lambda: runpy.run_path(str(ROOT / "train.py"), run_name="__main__"))
+
+    def fewstep(self, *arguments: str | Path) -> Result:
+        self.monkeypatch.setattr(sys, "argv", ["fewstep", *map(str, arguments)])
+        return self._result(cli.main)
+
+    def _result(self, main) -> Result:
+        self.capfd.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main()
+        out, err = self.capfd.readouterr()
+        return Result(int(ended.value.code or 0), out, err)
+
+
+def files_below(folder: Path) -> list[str]:
+    """Every file below `folder`, relative to it."""
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def make_chain(outputs: Path, *settings: str) -> dict[str, Path]:
+    """Train a teacher, a guided student and the rungs of 2 and 1 steps below `outputs`; give their files."""
+    from fewstep.run import run
+
+    own = [*TINY, "trainer.max_images=128", f"outputs={outputs}", *settings]
+    for stage in ("teacher", "guidance"):
+        run(config_of(f"stage={stage}", *own))
+    run(config_of("stage=progressive", "stage.ladder=[4,2,1]", *own))
+    (teacher,), (guided,) = outputs.glob("*/teacher/*/model.safetensors"), outputs.glob("*/guidance/*/model.safetensors")
+    (two,), (one,) = outputs.glob("*/progressive/*/model-2.*"), outputs.glob("*/progressive/*/model-1.*")
+    return {"teacher": teacher, "guided": guided, "2": two, "1": one}

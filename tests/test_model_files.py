@@ -1,0 +1,418 @@
+"""Model files: what goes in comes out, nothing else is read, and nothing in one is ever executed."""
+
+import io
+import json
+import os
+import pickle
+import struct
+import warnings
+from collections.abc import Callable
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+import fewstep
+from fewstep.checkpoint import ModelCard, Parent, Role, load_model, save_model
+from fewstep.data.facts import DataFacts
+from fewstep.diffusion.schedule import CosineSchedule
+from fewstep.files import atomic, sha256_of
+from fewstep.model import Model
+from fewstep.networks import Denoiser, ResidualMLP, UNet
+from fewstep.seeds import starting_noise
+
+FACTS = DataFacts(name="digits", shape=(1, 8, 8), num_classes=10, low=-1.0, high=1.0)
+
+
+def denoiser(*, guidance_input: bool = True, seed: int = 0) -> Denoiser:
+    network = ResidualMLP(
+        shape=(1, 8, 8), num_classes=10, width=8, num_blocks=1, embedding_dim=4, guidance_input=guidance_input
+    )
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in network.parameters():
+        parameter.data.normal_(0, 0.2, generator=generator)
+    return Denoiser(network).eval()
+
+
+def card(role: Role = "guided", num_steps: int | None = None, parents: tuple[Parent, ...] = ()) -> ModelCard:
+    return ModelCard(
+        role=role,
+        data=FACTS,
+        prediction="v",
+        schedule=CosineSchedule(-15.0, 18.0),
+        w_min=None if role == "teacher" else 0.0,
+        w_max=None if role == "teacher" else 4.0,
+        num_steps=num_steps,
+        images=1000,
+        parents=parents,
+    )
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    file = tmp_path / "model.safetensors"
+    save_model(file, denoiser(), card())
+    return file
+
+
+def refusal(path: Path) -> str:
+    """The one line with which a file is refused."""
+    with pytest.raises(ValueError, match=str(path)) as caught:
+        load_model(path)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+# Round trip ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("made", "said"),
+    [
+        (denoiser(guidance_input=False), card("teacher")),
+        (denoiser(), card("guided", parents=(Parent("teacher", "../teacher/model.safetensors", "5e" * 32),))),
+        (denoiser(), card("progressive", 4)),
+        (
+            Denoiser(
+                UNet(
+                    shape=(1, 8, 8),
+                    num_classes=10,
+                    channels=(8, 16),
+                    num_blocks=1,
+                    attention=(False, True),
+                    head_dim=8,
+                    norm_groups=4,
+                )
+            ).eval(),
+            card("teacher"),
+        ),
+    ],
+    ids=["teacher", "guided", "progressive", "unet"],
+)
+def test_a_model_comes_back_bit_for_bit(tmp_path: Path, made: Denoiser, said: ModelCard) -> None:
+    file = tmp_path / "model.safetensors"
+    save_model(file, made, said)
+    back, card_back = load_model(file)
+    assert card_back == said
+    assert type(back.network) is type(made.network)
+    assert back.network.arguments == made.network.arguments
+    assert not back.training
+    old, new = made.state_dict(), back.state_dict()
+    assert list(old) == list(new)
+    assert all(torch.equal(old[key], new[key]) and old[key].dtype == new[key].dtype for key in old)
+    question = torch.randn(2, 1, 8, 8), torch.zeros(2), torch.tensor([0, 10]), torch.ones(2)
+    assert torch.equal(back(*question).v, made(*question).v)
+    again = file.with_name("again.safetensors")
+    save_model(again, back, card_back)
+    assert sha256_of(again) == sha256_of(file)
+
+
+# Pickles ------------------------------------------------------------------------------------------------------------
+
+
+class Bomb:
+    """Creates a file when it is unpickled."""
+
+    def __init__(self, trace: Path) -> None:
+        self.trace = trace
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return os.mkdir, (str(self.trace),)
+
+
+def pickled(bomb: Bomb, kind: str) -> bytes:
+    buffer = io.BytesIO()
+    match kind:
+        case "torch zip":
+            torch.save({"state_dict": bomb}, buffer)
+        case "torch legacy":
+            torch.save({"state_dict": bomb}, buffer, _use_new_zipfile_serialization=False)
+        case _:
+            buffer.write(pickle.dumps(bomb, protocol=int(kind[-1])))
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["torch zip", "torch legacy", *(f"protocol {n}" for n in range(6))])
+def test_a_pickle_is_refused_unopened(tmp_path: Path, kind: str) -> None:
+    trace, file = tmp_path / "it-ran", tmp_path / "model.safetensors"
+    content = pickled(Bomb(trace), kind)
+    file.write_bytes(content)
+    message = refusal(file)
+    assert not trace.exists()
+    if kind not in ("protocol 0", "protocol 1"):  # these have no mark of their own
+        assert "is a pickle, which could run code and is never opened" in message
+    file.write_bytes(content[:8] + b"{" + content[9:])
+    refusal(file)
+    assert not trace.exists()
+
+
+@pytest.mark.parametrize("mark", [b"\x80\x04", b"PK"])
+def test_a_model_whose_length_looks_like_a_pickle_opens(tmp_path: Path, mark: bytes) -> None:
+    """A header of 1,152 or 19,280 bytes begins with the bytes of a pickle of protocol 4 or of a zip file."""
+    file = tmp_path / "model.safetensors"
+
+    def write(filling: int) -> int:
+        parents = (Parent("teacher", "x" * filling, "5e" * 32),)
+        save_model(file, denoiser(), card(parents=parents))
+        return int.from_bytes(file.read_bytes()[:8], "little")
+
+    goal = int.from_bytes(mark, "little")
+    while goal < write(0):
+        goal += 2**16
+    assert write(goal - write(0)) == goal
+    assert file.read_bytes()[:2] == mark
+    load_model(file)
+
+
+# Damage and strangers -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.3, 0.9, 0.999])
+def test_a_truncated_file_is_refused(path: Path, share: float) -> None:
+    content = path.read_bytes()
+    path.write_bytes(content[: int(share * len(content))])
+    assert "truncated, damaged or no safetensors file" in refusal(path)
+
+
+@pytest.mark.parametrize("position", [0, 3, 7, 8, 9, 20])
+def test_a_flipped_bit_in_the_header_is_refused(path: Path, position: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[position] ^= 0x40
+    path.write_bytes(content)
+    refusal(path)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"<html>not found</html>", bytes(1000), b"\xff" * 1000])
+def test_other_files_are_refused(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+    assert "truncated, damaged or no safetensors file" in refusal(path)
+
+
+@pytest.mark.parametrize("metadata", [None, {"format": "pt"}])
+def test_safetensors_of_others_are_refused(path: Path, metadata: dict[str, str] | None) -> None:
+    save_file({"weight": torch.ones(2)}, path, metadata=metadata)
+    assert "is safetensors but not made by fewstep" in refusal(path)
+
+
+@pytest.mark.parametrize("name", ["nothing.safetensors", "."])
+def test_a_missing_file_is_missing(tmp_path: Path, name: str) -> None:
+    with pytest.raises(FileNotFoundError, match="a model must be a file, and there is none at"):
+        fewstep.load(tmp_path / name)
+
+
+def described(path: Path, change: Callable[[dict[str, Any]], object] | str) -> Path:
+    """The file with its description changed, or replaced by a text."""
+    content = path.read_bytes()
+    (length,) = struct.unpack("<Q", content[:8])
+    header = json.loads(content[8 : 8 + length])
+    description = json.loads(header["__metadata__"]["fewstep"])
+    if not isinstance(change, str):
+        change(description)
+        change = json.dumps(description)
+    header["__metadata__"]["fewstep"] = change
+    encoded = json.dumps(header).encode()
+    encoded += b" " * (-len(encoded) % 8)
+    path.write_bytes(struct.pack("<Q", len(encoded)) + encoded + content[8 + length :])
+    return path
+
+
+def test_rewriting_the_description_itself_does_no_harm(path: Path) -> None:
+    load_model(described(path, lambda d: None))
+
+
+@pytest.mark.parametrize("text", ["", "{", "nonsense", "[" * 100_000])
+def test_a_description_that_is_no_json_is_refused(path: Path, text: str) -> None:
+    assert "its description is not JSON" in refusal(described(path, text))
+
+
+@pytest.mark.parametrize("text", ["[]", "3", '"teacher"', "null"])
+def test_a_description_that_is_no_object_is_refused(path: Path, text: str) -> None:
+    assert "its description is no JSON object" in refusal(described(path, text))
+
+
+KEYS = "format network arguments data schedule parents role prediction w_min w_max num_steps images".split()
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_a_missing_key_is_refused(path: Path, key: str) -> None:
+    assert key in refusal(described(path, lambda d: d.pop(key)))
+
+
+@pytest.mark.parametrize("key", ["shape", "low", "name"])
+def test_a_missing_fact_is_refused(path: Path, key: str) -> None:
+    assert key in refusal(described(path, lambda d: d["data"].pop(key)))
+
+
+@pytest.mark.parametrize(
+    ("where", "value", "rule"),
+    [
+        ("network", "os.system", "one of ResidualMLP, UNet, got 'os.system'"),
+        ("network", ["ResidualMLP"], "one of ResidualMLP, UNet"),
+        ("network", "UNet", "channels|unexpected keyword"),
+        ("format", 2, "another version of fewstep"),
+        ("prediction", "score", "one of x, eps, v, got 'score'"),
+        ("role", "judge", "one of teacher, guided, progressive, got 'judge'"),
+        ("role", "teacher", "a teacher none"),
+        ("w_min", -1.0, "0 <= w_min <= w_max"),
+        ("w_min", "a", "cannot be|not supported"),
+        ("w_max", None, "0 <= w_min <= w_max"),
+        ("num_steps", 0, "steps are at least 1"),
+        ("schedule", {"log_snr_min": 20.0, "log_snr_max": -20.0}, "log_snr_min < log_snr_max"),
+        ("schedule", 3, "mapping"),
+        ("parents", [{"role": "teacher"}], "path"),
+        ("data.shape", [2], "does not make"),
+        ("data.num_classes", 7, "does not make"),
+        ("data.low", 1.0, "low < high"),
+        ("arguments.width", 16, "loading state_dict"),
+        ("arguments.width", 10**9, "loading state_dict"),  # 8 exabytes, were they allocated
+        ("arguments.width", 10**30, "Overflow"),
+        ("arguments.num_blocks", 2, "loading state_dict"),
+        ("arguments.num_blocks", 10**9, "more than the"),
+        ("arguments.guidance_input", False, "loading state_dict"),
+        ("arguments.shape", [1, 8, 9], "does not make"),
+        ("arguments.extra", 1, "extra"),
+    ],
+)
+def test_a_description_that_does_not_fit_is_refused(path: Path, where: str, value: Any, rule: str) -> None:
+    def change(description: dict[str, Any]) -> None:
+        *outer, last = where.split(".")
+        for key in outer:
+            description = description[key]
+        description[last] = value
+
+    message = refusal(described(path, change))
+    assert any(part in message for part in rule.split("|")), message
+    assert message.endswith("make it again or ask its maker")
+
+
+# Writing ------------------------------------------------------------------------------------------------------------
+
+
+def test_atomic_leaves_the_old_file_when_the_body_fails(tmp_path: Path) -> None:
+    file = tmp_path / "folder" / "model"
+    with atomic(file) as temporary:
+        temporary.write_text("old")
+    with pytest.raises(RuntimeError, match="cut"), atomic(file) as temporary:
+        temporary.write_text("half of the n")
+        assert file.read_text() == "old"
+        assert temporary.parent == file.parent
+        raise RuntimeError("cut")
+    assert file.read_text() == "old"
+    assert [p.name for p in file.parent.iterdir()] == ["model"]
+
+
+def test_a_model_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
+    blocked = tmp_path / "model.safetensors"
+    broken = denoiser()
+    broken.network.arguments["width"] = object()  # no JSON
+    with pytest.raises(TypeError):
+        save_model(blocked, broken, card())
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="file"):
+        save_model(tmp_path / "file" / "model.safetensors", denoiser(), card())
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+# Sampling -----------------------------------------------------------------------------------------------------------
+
+
+def model(role: Role = "guided", num_steps: int | None = None) -> Model:
+    return Model(denoiser(guidance_input=role != "teacher"), card(role, num_steps))
+
+
+@pytest.mark.parametrize("role", ["teacher", "guided", "progressive"])
+def test_image_i_does_not_depend_on_the_batch_size(role: Role) -> None:
+    labels = [0, 1, 2, 3, 9, 5, 5]
+    whole, cut = (model(role).sample(labels, steps=3, w=2.0, seed=5, batch_size=size) for size in (500, 3))
+    assert whole.shape == (7, 1, 8, 8)
+    torch.testing.assert_close(whole, cut, rtol=0, atol=1e-6)
+    fewer = model(role).sample(labels[:2], steps=3, w=2.0, seed=5)
+    torch.testing.assert_close(whole[:2], fewer, rtol=0, atol=1e-6)
+
+
+def test_noise_is_a_function_of_seed_and_number() -> None:
+    noise = starting_noise(3, 0, 9, (2, 2))
+    assert torch.equal(noise[4:7], starting_noise(3, 4, 3, (2, 2)))
+    assert not torch.equal(noise[0], noise[1])
+    assert not torch.equal(noise, starting_noise(4, 0, 9, (2, 2)))
+    assert starting_noise(0, 0, 4000, (4,)).std().item() == pytest.approx(1, abs=0.02)
+
+
+def test_samples_depend_on_seed_label_and_w_and_stay_in_range() -> None:
+    student = model()
+
+    def draw(label: int = 1, seed: int = 0, w: float = 1.0) -> Tensor:
+        return student.sample([label] * 4, steps=4, w=w, seed=seed)
+
+    first = draw()
+    assert torch.equal(first, draw())
+    assert not torch.equal(first, draw(label=2))
+    assert not torch.equal(first, draw(seed=1))
+    assert not torch.equal(first, draw(w=3.0))
+    assert first.min() >= FACTS.low
+    assert first.max() <= FACTS.high
+
+
+@pytest.mark.parametrize(("role", "rows"), [("teacher", 2), ("guided", 1), ("progressive", 1)])
+def test_evaluations_are_counted_as_they_are_made(role: Role, rows: int) -> None:
+    judged, seen = model(role), []
+    judged.denoiser.network.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
+    judged.sample([0, 1, 2], steps=5)
+    assert seen == [3 * rows] * 5
+    assert judged.evaluations_per_step == rows
+
+
+def test_the_default_steps_are_those_it_was_made_for() -> None:
+    assert model("progressive", 4).default_steps == 4
+    assert model("guided").default_steps == 64
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model("progressive", 4).sample([0], w=4.0)
+        model("guided").sample([0], steps=2, w=0.0)
+        model("teacher").sample([0], steps=2, w=9.0)
+
+
+@pytest.mark.parametrize(
+    ("asked", "warning"),
+    [
+        ({"steps": 8}, "made for 4 steps, not 8: expect worse images"),
+        ({"w": 4.5}, r"made for w in \[0, 4\], not 4.5: expect worse images"),
+    ],
+)
+def test_what_a_student_was_not_made_for_is_warned_of_and_done(asked: dict[str, Any], warning: str) -> None:
+    with pytest.warns(UserWarning, match=warning):
+        assert len(model("progressive", 4).sample([0, 1], **asked)) == 2
+
+
+@pytest.mark.parametrize(
+    ("asked", "rule"),
+    [
+        ({"labels": [0, 10]}, r"labels must be in 0..9 for digits, at least one, got \[0, 10\]"),
+        ({"labels": [-1]}, r"labels must be in 0..9 .* got \[-1\]"),
+        ({"labels": []}, r"at least one, got \[\]"),
+        ({"steps": 0}, "steps must be at least 1, got 0"),
+        ({"w": -0.5}, "w must be finite and at least 0 .* got -0.5"),
+        ({"w": float("inf")}, "w must be finite and at least 0 .* got inf"),
+        ({"w": float("nan")}, "w must be finite and at least 0 .* got nan"),
+    ],
+)
+def test_what_cannot_be_sampled_is_refused(asked: dict[str, Any], rule: str) -> None:
+    with pytest.raises(ValueError, match=rule):
+        model().sample(**{"labels": [0]} | asked)
+
+
+def test_sampling_leaves_the_global_random_state_alone() -> None:
+    torch.manual_seed(1)
+    expected = torch.rand(3)
+    torch.manual_seed(1)
+    model().sample([0], steps=2)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_a_loaded_model_samples_as_before(path: Path) -> None:
+    before = Model(deepcopy(denoiser()), card()).sample([0, 5], steps=3, w=1.5, seed=2)
+    assert torch.equal(fewstep.load(path).sample([0, 5], steps=3, w=1.5, seed=2), before)

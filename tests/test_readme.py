@@ -1,0 +1,101 @@
+"""The README's commands run as typed, in order, in one folder; `make demo` and `make test` are checked without running."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SMALL = "trainer=debug model.network.width=32 model.network.num_blocks=1"
+SMALL_GRID = "[64]"
+
+
+def commands(language: str) -> list[str]:
+    """The lines of the README's code blocks of one language, without comments."""
+    blocks = re.findall(rf"```{language}\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    lines = [line.partition("  #")[0].strip() for block in blocks for line in block.splitlines()]
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+def made_small(command: str) -> str:
+    """The command with a budget of seconds, the same otherwise."""
+    if not command.startswith("python train.py") or "--help" in command or "--cfg" in command:
+        return command
+    pipeline = "stage=" not in command or "stage=pipeline" in command
+    grid = "stage.evaluate" if pipeline else "stage"
+    steps = f"{grid}.teacher_steps={SMALL_GRID} {grid}.guided_steps={SMALL_GRID}"
+    return f"{command} {SMALL} {steps if pipeline or 'stage=evaluate' in command else ''}"
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that looks like a checkout and leaves the real outputs/ alone."""
+    folder = tmp_path_factory.mktemp("checkout")
+    for name in ("train.py", "conf"):
+        (folder / name).symlink_to(ROOT / name)
+    return folder
+
+
+def run(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    binaries = folder / "bin"
+    binaries.mkdir(exist_ok=True)
+    python = binaries / "python"
+    if not python.exists():
+        python.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} "$@"\n')
+        python.chmod(0o755)
+        (binaries / "fewstep").write_text(
+            f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -c "from fewstep.cli import main; main()" "$@"\n'
+        )
+        (binaries / "fewstep").chmod(0o755)
+    environment = os.environ | {
+        "PATH": f"{binaries}:{os.environ['PATH']}",
+        "WANDB_MODE": "offline",
+        "OMP_NUM_THREADS": "1",
+    }
+    return subprocess.run(
+        ["bash", "-c", command], cwd=folder, env=environment, capture_output=True, text=True, timeout=240, check=False
+    )
+
+
+def test_shell_commands_run_as_typed(workplace: Path) -> None:
+    """Every train.py and fewstep line, top to bottom: later ones use what earlier ones made."""
+    lines = [line for line in commands("bash") if line.startswith(("python train.py", "fewstep "))]
+    assert any(line == "python train.py" for line in lines)
+    assert sum(line.startswith("fewstep ") for line in lines) >= 3
+    for line in lines:
+        done = run(made_small(line), workplace)
+        assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
+
+
+def test_python_example_runs(workplace: Path) -> None:
+    """The Python block, on a model that the commands above made (it names the file by a pattern)."""
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert blocks
+    if not list(workplace.glob("outputs/digits/progressive/*/model-4.safetensors")):
+        assert run(made_small("python train.py logger=csv"), workplace).returncode == 0
+    (workplace / "example.py").write_text("\n".join(blocks))
+    done = run("python example.py", workplace)
+    assert done.returncode == 0, done.stderr
+
+
+def test_make_targets_exist_and_set_themselves_up() -> None:
+    """`make demo` and `make test` each depend on the set-up, which installs the lock file."""
+    assert {"make demo", "make test"} <= set(commands("bash"))
+    for target, runs in (("demo", "train.py"), ("test", "pytest")):
+        plan = subprocess.run(
+            ["make", "--dry-run", "--always-make", target], cwd=ROOT, capture_output=True, text=True, check=True
+        ).stdout
+        assert "requirements.lock" in plan
+        assert runs in plan.splitlines()[-1]
+
+
+def test_readme_is_short_and_its_links_exist() -> None:
+    text = (ROOT / "README.md").read_text()
+    assert len(text.splitlines()) <= 150
+    links = [link for link in re.findall(r"\]\(([^)#]+)\)", text) if "://" not in link]
+    assert links
+    assert not [link for link in links if not (ROOT / link).exists()]

@@ -1,0 +1,276 @@
+"""Interrupted equals uninterrupted: the same weights to the last bit, the same numbers, nothing done twice."""
+
+import csv
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from running import ROOT, TINY, Commands, config_of, files_below
+from safetensors.torch import load_file
+
+from fewstep import fit, run
+from fewstep.fit import SaveLast, read_checkpoint
+from fewstep.tracking.names import IMAGES_PER_SECOND
+from fewstep.tracking.training_log import TrainingLog
+
+BATCH, STEPS, RUNG_STEPS = 50, 150, 80
+LEARNS = ("warmup_images=100", f"batch_size={BATCH}")  # weights that move, so that equality says something
+PIPELINE = [
+    *TINY,
+    "model.network.dropout=0.1",
+    f"trainer.max_images={BATCH * STEPS}",
+    f"trainer.log_every_images={BATCH}",
+    *(f"stage.{stage}.training.{setting}" for stage in ("teacher", "guidance", "progressive") for setting in LEARNS),
+    f"stage.progressive.training.images={BATCH * RUNG_STEPS}",
+    "stage.progressive.ladder=[8,4,2,1]",
+    "stage.progressive.last_rungs_factor=1",
+    "stage.evaluate.w=[1]",
+    "stage.evaluate.num_images=50",
+    "stage.evaluate.teacher_steps=[2]",
+    "stage.evaluate.guided_steps=[2]",
+]
+LAST_STEP = {"teacher": STEPS, "guidance": STEPS, "progressive": RUNG_STEPS}
+
+
+class Interrupted(Exception):
+    """Stands for whatever ends a process from outside."""
+
+
+def rows_of(metrics: Path) -> list[dict[str, str]]:
+    """The rows of a metrics.csv, less the one column that is a matter of the clock."""
+    with metrics.open(newline="") as file:
+        return [{key: text for key, text in row.items() if key != IMAGES_PER_SECOND} for row in csv.DictReader(file)]
+
+
+def assert_same_models(ours: Path, theirs: Path) -> None:
+    """The safetensors files below both folders hold the same tensors, to the last bit."""
+    models, others = sorted(ours.rglob("*.safetensors")), sorted(theirs.rglob("*.safetensors"))
+    assert [model.name for model in models] == [other.name for other in others] != []
+    for model, other in zip(models, others, strict=True):
+        tensors, expected = load_file(model), load_file(other)
+        assert tensors.keys() == expected.keys()
+        for name, tensor in tensors.items():
+            assert torch.equal(tensor, expected[name]), (model.name, name)
+
+
+def kill_when(training: Callable[[], bool], command: list[str]) -> None:
+    """Run the command and SIGKILL it as soon as `training()`; fail if it ends by itself or takes a minute."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    try:
+        deadline = time.monotonic() + 60
+        while not training():
+            assert process.poll() is None, process.communicate()[0].decode()
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    assert process.returncode == -signal.SIGKILL
+
+
+def test_a_pipeline_killed_in_every_stage_ends_as_an_undisturbed_one(tmp_path):
+    undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
+    settings = [*PIPELINE, "trainer.checkpoint_seconds=0", f"outputs={killed}"]
+    command = [sys.executable, "train.py", *settings]
+    before: dict[str, tuple[str, dict[str, int]]] = {}
+
+    for stage, first_kept in (("teacher", None), ("guidance", None), ("progressive", "model-4.safetensors")):
+        folders = lambda stage=stage: list((killed / "digits" / stage).glob("*/"))  # noqa: E731
+
+        def in_training(folders=folders, first_kept=first_kept) -> bool:
+            # A checkpoint of some steps; on a ladder, of a rung after the first.
+            return any(
+                (folder / "metrics.csv").is_file()
+                and (folder / "last.ckpt").is_file()
+                and (first_kept is None or (folder / first_kept).is_file())
+                and len(rows_of(folder / "metrics.csv")) > (5 if first_kept is None else RUNG_STEPS + 5)
+                for folder in folders()
+            )
+
+        kill_when(in_training, command)
+        (folder,) = folders()
+        checkpoint = read_checkpoint(folder / "last.ckpt")
+        assert 0 < checkpoint["global_step"] < LAST_STEP[stage]
+        assert not (folder / ("model.safetensors" if first_kept is None else "model-2.safetensors")).exists()
+        finished = {str(path): path.stat().st_mtime_ns for path in killed.rglob("*.safetensors")}
+        seen = checkpoint["global_step"] + (0 if first_kept is None else RUNG_STEPS)
+        lines = (folder / "metrics.csv").read_text().splitlines(keepends=True)
+        before[stage] = "".join(lines[: 1 + seen]), finished
+
+    run.run(config_of(*settings))
+    run.run(config_of(*PIPELINE, f"outputs={undisturbed}"))  # checkpoints once a minute: that changes nothing either
+
+    assert_same_models(killed, undisturbed)
+    for stage, (metrics, finished) in before.items():
+        (folder,), (expected,) = (list((root / "digits" / stage).glob("*/")) for root in (killed, undisturbed))
+        # Rates are times: had any step before the checkpoint been done again, its row would read otherwise.
+        assert metrics.count("\n") > 5
+        assert (folder / "metrics.csv").read_text().startswith(metrics)
+        assert rows_of(folder / "metrics.csv") == rows_of(expected / "metrics.csv")
+        assert {path: Path(path).stat().st_mtime_ns for path in finished} == finished  # what was finished was let be
+        assert files_below(folder) == files_below(expected)  # no temporary file is left
+    assert len(list((killed / "digits" / "pipeline").glob("*/"))) == 1
+
+
+STAGE_SETTINGS = [
+    *TINY,
+    "trainer.checkpoint_seconds=0",
+    f"trainer.max_images={20 * BATCH}",
+    f"trainer.log_every_images={3 * BATCH}",
+    *(f"stage.training.{setting}" for setting in LEARNS),
+]
+
+
+def teacher(outputs: Path, *settings: str) -> None:
+    run.run(config_of("stage=teacher", *STAGE_SETTINGS, f"outputs={outputs}", *settings))
+
+
+def folder_of(outputs: Path, stage: str = "teacher") -> Path:
+    (folder,) = (outputs / "digits" / stage).glob("*/")
+    return folder
+
+
+def interrupt(monkeypatch: pytest.MonkeyPatch, step: int, *, saved: bool = True) -> None:
+    """Make the next training end at `step`, just after or just before its checkpoint."""
+    whole = SaveLast.on_train_batch_end
+
+    def broken(self, trainer, *others):
+        if saved or trainer.global_step < step:
+            whole(self, trainer, *others)
+        if trainer.global_step == step:
+            raise Interrupted
+
+    monkeypatch.setattr(SaveLast, "on_train_batch_end", broken)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory) -> dict[float, Path]:
+    """Folders of undisturbed teachers, by dropout."""
+    folders = {}
+    for dropout in (0.0, 0.3):
+        outputs = tmp_path_factory.mktemp("undisturbed")
+        teacher(outputs, f"model.network.dropout={dropout}")
+        folders[dropout] = folder_of(outputs)
+    return folders
+
+
+def test_what_must_be_equal_is_not_trivial(undisturbed):
+    plain, dropped = (load_file(folder / "model.safetensors") for folder in undisturbed.values())
+    assert any(not torch.equal(plain[name], dropped[name]) for name in plain)  # dropout does something
+    state = read_checkpoint(undisturbed[0.3] / "last.ckpt")["state_dict"]
+    for name, tensor in dropped.items():
+        assert torch.equal(tensor, state[f"average.network.{name}"])  # what is saved is the average ...
+    assert any(not torch.equal(tensor, state[f"student.network.{name}"]) for name, tensor in dropped.items())  # ... which
+
+
+@pytest.mark.parametrize(
+    ("step", "saved", "dropout"),
+    [(1, True, 0.0), (7, True, 0.3), (8, False, 0.0), (20, True, 0.3), (20, False, 0.0)],
+    ids=["first-step", "dropout", "unsaved-step", "trained-but-no-model", "last-step-unsaved"],
+)
+def test_a_teacher_goes_on_from_any_step(tmp_path, monkeypatch, undisturbed, step, saved, dropout):
+    with monkeypatch.context() as patched:
+        interrupt(patched, step, saved=saved)
+        with pytest.raises(Interrupted):
+            teacher(tmp_path, f"model.network.dropout={dropout}")
+    folder = folder_of(tmp_path)
+    checkpoint = folder / "last.ckpt"
+    assert read_checkpoint(checkpoint)["global_step"] == (step if saved else step - 1)
+    assert not (folder / "model.safetensors").exists()
+
+    done = []
+    counted = TrainingLog.on_train_batch_end
+    monkeypatch.setattr(TrainingLog, "on_train_batch_end", lambda *a: (done.append(1), counted(*a))[1])
+    teacher(tmp_path, f"model.network.dropout={dropout}")
+    assert len(done) == 20 - (step if saved else step - 1)
+    assert_same_models(tmp_path, undisturbed[dropout])
+    assert rows_of(folder / "metrics.csv") == rows_of(undisturbed[dropout] / "metrics.csv")
+    assert folder_of(tmp_path) == folder
+
+
+def test_interrupted_twice(tmp_path, monkeypatch, undisturbed):
+    for step in (5, 11):
+        with monkeypatch.context() as patched, pytest.raises(Interrupted):
+            interrupt(patched, step)
+            teacher(tmp_path)
+    teacher(tmp_path)
+    assert_same_models(tmp_path, undisturbed[0.0])
+
+
+def test_a_pipeline_that_was_stopped_goes_on_in_its_folders(tmp_path, monkeypatch):
+    """Not killed but stopped, as by Ctrl-C: clearing up must not take the pipeline's folder with it."""
+    settings = config_of(*PIPELINE, "trainer.max_images=200", "trainer.checkpoint_seconds=0", f"outputs={tmp_path}")
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(run, "run_progressive", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
+        run.run(settings)
+    made = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("model*.safetensors")}
+    assert len(made) == 2
+    run.run(settings)
+    assert {path: path.stat().st_mtime_ns for path in made} == made
+    for stage in ("pipeline", "teacher", "guidance", "progressive"):
+        folder_of(tmp_path, stage)
+    assert (folder_of(tmp_path, "pipeline") / "quality.json").is_file()
+
+
+def test_a_run_with_other_settings_is_another_run(tmp_path, monkeypatch):
+    with monkeypatch.context() as patched, pytest.raises(Interrupted):
+        interrupt(patched, 3)
+        teacher(tmp_path)
+    first = folder_of(tmp_path)
+    kept = (first / "last.ckpt").read_bytes()
+    teacher(tmp_path, "seed=1")
+    assert len(list((tmp_path / "digits" / "teacher").glob("*/"))) == 2
+    assert (first / "last.ckpt").read_bytes() == kept
+
+
+class Malicious:
+    def __init__(self, proof: Path) -> None:
+        self.proof = proof
+
+    def __reduce__(self):
+        return Path.touch, (self.proof,)
+
+
+def pickled(folder: Path) -> None:
+    (folder / "last.ckpt").write_bytes(pickle.dumps(Malicious(folder / "opened")))
+
+
+def saved_with_code(folder: Path) -> None:
+    torch.save({"global_step": 3, "hook": Malicious(folder / "opened")}, folder / "last.ckpt")
+
+
+def truncated(folder: Path) -> None:
+    last = folder / "last.ckpt"
+    last.write_bytes(last.read_bytes()[: last.stat().st_size // 2])
+
+
+def emptied(folder: Path) -> None:
+    (folder / "last.ckpt").write_bytes(b"")
+
+
+@pytest.mark.parametrize("damage", [pickled, saved_with_code, truncated, emptied])
+def test_a_checkpoint_that_cannot_be_trusted_is_refused(tmp_path, monkeypatch, capfd, damage):
+    with monkeypatch.context() as patched, pytest.raises(Interrupted):
+        interrupt(patched, 3)
+        teacher(tmp_path)
+    folder = folder_of(tmp_path)
+    damage(folder)
+    before = files_below(tmp_path)
+    command = Commands(monkeypatch, capfd)
+    settings = ["stage=teacher", *STAGE_SETTINGS, f"outputs={tmp_path}"]
+    result = command.train(*settings)
+    result.is_one_error(str(folder / "last.ckpt"), "delete it and run the same command again")
+    assert files_below(tmp_path) == before
+    assert not (folder / "opened").exists()
+    assert fit.LAST == "last.ckpt"
+    (folder / "last.ckpt").unlink()  # what the line says to do works
+    assert command.train(*settings).status == 0
+    assert (folder / "model.safetensors").is_file()
