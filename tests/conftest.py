@@ -6,7 +6,14 @@ import jaxtyping
 import pytest
 import torch
 
-CHECKED = ["fewstep.diffusion", "fewstep.networks", "fewstep.stages", "fewstep.quality", "fewstep.model", "fewstep.seeds"]
+CHECKED = [
+    "fewstep.diffusion",
+    "fewstep.networks",
+    "fewstep.stages",
+    "fewstep.quality",
+    "fewstep.model",
+    "fewstep.seeds",
+]
 jaxtyping.install_import_hook(CHECKED, "beartype.beartype")  # before the first import of fewstep
 
 from fewstep.diffusion.mixture import GaussianMixture  # noqa: E402

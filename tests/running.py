@@ -1,12 +1,18 @@
-"""Run the program inside the test's process, as a user would type it, with networks and budgets of a second."""
+"""Run the program inside the test's process, as a user would type it, with networks and budgets of a second.
+
+A pytest plugin too: `pytest_plugins = ("running",)` gives a file its two fixtures.
+(PYTEST_DONT_REWRITE: it is imported before it is a plugin.)
+"""
 
 import argparse
 import runpy
 import sys
 import warnings
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import jaxtyping
 import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
@@ -66,12 +72,26 @@ class Commands:
         self.monkeypatch.setattr(sys, "argv", ["fewstep", *map(str, arguments)])
         return self._result(cli.main)
 
-    def _result(self, main) -> Result:
+    def _result(self, main: Callable[[], object]) -> Result:
         self.capfd.readouterr()
         with pytest.raises(SystemExit) as ended:
             main()
         out, err = self.capfd.readouterr()
         return Result(int(ended.value.code or 0), out, err)
+
+
+@pytest.fixture
+def commands(as_users_run: None, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Commands:
+    return Commands(monkeypatch, capfd)
+
+
+@pytest.fixture(scope="module")
+def as_users_run() -> Iterator[None]:
+    """Without the checks of types and shapes that the other tests have: what users see is the code's own behaviour."""
+    before = jaxtyping.config.jaxtyping_disable
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", before)
 
 
 def files_below(folder: Path) -> list[str]:
@@ -83,10 +103,14 @@ def make_chain(outputs: Path, *settings: str) -> dict[str, Path]:
     """Train a teacher, a guided student and the rungs of 2 and 1 steps below `outputs`; give their files."""
     from fewstep.run import run
 
-    own = [*TINY, "trainer.max_images=128", f"outputs={outputs}", *settings]
+    fast = ("trainer.max_images=256", "stage.training.batch_size=32", "stage.training.warmup_images=0")
+    own = [*TINY, *fast, f"outputs={outputs}", *settings]
     for stage in ("teacher", "guidance"):
         run(config_of(f"stage={stage}", *own))
     run(config_of("stage=progressive", "stage.ladder=[4,2,1]", *own))
-    (teacher,), (guided,) = outputs.glob("*/teacher/*/model.safetensors"), outputs.glob("*/guidance/*/model.safetensors")
+    (teacher,), (guided,) = (
+        outputs.glob("*/teacher/*/model.safetensors"),
+        outputs.glob("*/guidance/*/model.safetensors"),
+    )
     (two,), (one,) = outputs.glob("*/progressive/*/model-2.*"), outputs.glob("*/progressive/*/model-1.*")
     return {"teacher": teacher, "guided": guided, "2": two, "1": one}

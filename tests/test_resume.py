@@ -12,13 +12,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from running import ROOT, TINY, Commands, config_of, files_below
+from running import ROOT, TINY, config_of, files_below
 from safetensors.torch import load_file
 
-from fewstep import fit, run
+from fewstep import run
 from fewstep.fit import SaveLast, read_checkpoint
 from fewstep.tracking.names import IMAGES_PER_SECOND
 from fewstep.tracking.training_log import TrainingLog
+
+pytest_plugins = ("running",)
+pytestmark = pytest.mark.usefixtures("as_users_run")
 
 BATCH, STEPS, RUNG_STEPS = 50, 150, 80
 LEARNS = ("warmup_images=100", f"batch_size={BATCH}")  # weights that move, so that equality says something
@@ -30,7 +33,7 @@ PIPELINE = [
     *(f"stage.{stage}.training.{setting}" for stage in ("teacher", "guidance", "progressive") for setting in LEARNS),
     f"stage.progressive.training.images={BATCH * RUNG_STEPS}",
     "stage.progressive.ladder=[8,4,2,1]",
-    "stage.progressive.last_rungs_factor=1",
+    "stage.progressive.few_steps_factor=1",
     "stage.evaluate.w=[1]",
     "stage.evaluate.num_images=50",
     "stage.evaluate.teacher_steps=[2]",
@@ -151,8 +154,16 @@ def interrupt(monkeypatch: pytest.MonkeyPatch, step: int, *, saved: bool = True)
     monkeypatch.setattr(SaveLast, "on_train_batch_end", broken)
 
 
+def interrupted_teacher(monkeypatch: pytest.MonkeyPatch, outputs: Path, *settings: str, step: int = 3) -> None:
+    """Train until `step` is saved, and no further."""
+    with monkeypatch.context() as patched:
+        interrupt(patched, step)
+        with pytest.raises(Interrupted):
+            teacher(outputs, *settings)
+
+
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory) -> dict[float, Path]:
+def undisturbed(as_users_run, tmp_path_factory) -> dict[float, Path]:
     """Folders of undisturbed teachers, by dropout."""
     folders = {}
     for dropout in (0.0, 0.3):
@@ -168,7 +179,9 @@ def test_what_must_be_equal_is_not_trivial(undisturbed):
     state = read_checkpoint(undisturbed[0.3] / "last.ckpt")["state_dict"]
     for name, tensor in dropped.items():
         assert torch.equal(tensor, state[f"average.network.{name}"])  # what is saved is the average ...
-    assert any(not torch.equal(tensor, state[f"student.network.{name}"]) for name, tensor in dropped.items())  # ... which
+    assert any(
+        not torch.equal(tensor, state[f"student.network.{name}"]) for name, tensor in dropped.items()
+    )  # ... which
 
 
 @pytest.mark.parametrize(
@@ -198,9 +211,7 @@ def test_a_teacher_goes_on_from_any_step(tmp_path, monkeypatch, undisturbed, ste
 
 def test_interrupted_twice(tmp_path, monkeypatch, undisturbed):
     for step in (5, 11):
-        with monkeypatch.context() as patched, pytest.raises(Interrupted):
-            interrupt(patched, step)
-            teacher(tmp_path)
+        interrupted_teacher(monkeypatch, tmp_path, step=step)
     teacher(tmp_path)
     assert_same_models(tmp_path, undisturbed[0.0])
 
@@ -208,9 +219,10 @@ def test_interrupted_twice(tmp_path, monkeypatch, undisturbed):
 def test_a_pipeline_that_was_stopped_goes_on_in_its_folders(tmp_path, monkeypatch):
     """Not killed but stopped, as by Ctrl-C: clearing up must not take the pipeline's folder with it."""
     settings = config_of(*PIPELINE, "trainer.max_images=200", "trainer.checkpoint_seconds=0", f"outputs={tmp_path}")
-    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patched:
         patched.setattr(run, "run_progressive", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
-        run.run(settings)
+        with pytest.raises(KeyboardInterrupt):
+            run.run(settings)
     made = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("model*.safetensors")}
     assert len(made) == 2
     run.run(settings)
@@ -221,9 +233,7 @@ def test_a_pipeline_that_was_stopped_goes_on_in_its_folders(tmp_path, monkeypatc
 
 
 def test_a_run_with_other_settings_is_another_run(tmp_path, monkeypatch):
-    with monkeypatch.context() as patched, pytest.raises(Interrupted):
-        interrupt(patched, 3)
-        teacher(tmp_path)
+    interrupted_teacher(monkeypatch, tmp_path)
     first = folder_of(tmp_path)
     kept = (first / "last.ckpt").read_bytes()
     teacher(tmp_path, "seed=1")
@@ -257,20 +267,16 @@ def emptied(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [pickled, saved_with_code, truncated, emptied])
-def test_a_checkpoint_that_cannot_be_trusted_is_refused(tmp_path, monkeypatch, capfd, damage):
-    with monkeypatch.context() as patched, pytest.raises(Interrupted):
-        interrupt(patched, 3)
-        teacher(tmp_path)
+def test_a_checkpoint_that_cannot_be_trusted_is_refused(tmp_path, monkeypatch, commands, damage):
+    interrupted_teacher(monkeypatch, tmp_path)
     folder = folder_of(tmp_path)
     damage(folder)
     before = files_below(tmp_path)
-    command = Commands(monkeypatch, capfd)
     settings = ["stage=teacher", *STAGE_SETTINGS, f"outputs={tmp_path}"]
-    result = command.train(*settings)
+    result = commands.train(*settings)
     result.is_one_error(str(folder / "last.ckpt"), "delete it and run the same command again")
     assert files_below(tmp_path) == before
     assert not (folder / "opened").exists()
-    assert fit.LAST == "last.ckpt"
     (folder / "last.ckpt").unlink()  # what the line says to do works
-    assert command.train(*settings).status == 0
+    assert commands.train(*settings).status == 0
     assert (folder / "model.safetensors").is_file()

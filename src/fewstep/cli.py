@@ -1,6 +1,7 @@
 """The `fewstep` command: use what was trained."""
 
 import argparse
+import errno
 import json
 import os
 import sys
@@ -201,7 +202,9 @@ def one_line(error: BaseException) -> str:
     if type(error).__module__.startswith("hydra") and error.__cause__ is not None and is_users(error.__cause__):
         return one_line(error.__cause__)
     if isinstance(error, OSError) and error.strerror:
-        return f"{error.strerror}" + (f": {error.filename}" if error.filename else "")
+        advice = "make room" if error.errno == errno.ENOSPC else "choose another path or make this one usable"
+        place = f": {error.filename}" if error.filename else ""
+        return f"{error.strerror}{place}; {advice} and run the same command again"
     if message := getattr(error, "format_message", None):  # Typer's
         context = getattr(error, "ctx", None)
         return f"{message().rstrip('.')}; `{context.command_path if context else PROGRAM} --help` shows what there is"

@@ -1,11 +1,12 @@
 """One Trainer.fit of one stage or rung, which goes on where an interrupted one stopped."""
 
-import errno
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
+from zipfile import is_zipfile
 
 import torch
 from lightning import Callback, LightningModule, Trainer
@@ -26,8 +27,8 @@ class AtomicCheckpoints(TorchCheckpointIO):
     """Checkpoints that appear whole or not at all, and are read without unpickling anything but tensors and numbers."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        with atomic(Path(path)) as temporary:
-            torch.save(checkpoint, temporary)
+        with atomic(Path(path)) as temporary, temporary.open("wb") as file:
+            torch.save(checkpoint, file)  # to a file of Python's, whose errors say what was wrong
 
     def load_checkpoint(
         self, path: str | Path, map_location: Any = None, weights_only: bool | None = True
@@ -42,12 +43,16 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         ValueError: it is damaged, or holds anything but tensors and plain values.
     """
     try:
+        if not is_zipfile(path):
+            raise ValueError("it is cut short, or not what torch.save writes")
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         if not isinstance(checkpoint, dict):
             raise ValueError("it holds no dictionary")
         return checkpoint
     except Exception as error:  # torch raises many kinds for a damaged file; all mean the same here
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if isinstance(error, UnpicklingError):  # torch's own words would have the user run what is in there
+            reason = "it holds more than tensors and plain values, and is not opened: that could run code"
         raise ValueError(
             f"{path} is damaged or not a checkpoint of fewstep ({reason}); delete it and run the same command again to "
             "train this stage or rung from its start"
@@ -121,7 +126,8 @@ def fit(
 
     Raises:
         NonFiniteLossError: with the checkpoint that is still good.
-        ValueError: last.ckpt is damaged. OSError: the disk is full or outputs cannot be written.
+        ValueError: last.ckpt is damaged.
+        OSError: the disk is full or outputs cannot be written.
     """
     training = stage.training_plan
     last = folder.path / LAST
@@ -156,9 +162,3 @@ def fit(
     except NonFiniteLossError as error:
         kept = f"the last good checkpoint is {last}" if last.is_file() else "no checkpoint had been written yet"
         raise NonFiniteLossError(f"{error}; {kept}") from error
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
-            raise OSError(
-                errno.ENOSPC, f"the disk is full; make room and run the same command again: {folder.path}"
-            ) from error
-        raise

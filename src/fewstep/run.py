@@ -33,7 +33,7 @@ from fewstep.tracking.loggers import started
 
 EXACT = "exact"
 SNAPSHOT_STEPS = 16  # of teachers and guided students, in pictures taken during training
-NOT_OF_THE_STAGE = ("name", "training", "ladder", "last_rungs_factor")
+NOT_OF_THE_STAGE = ("name", "training", "ladder", "few_steps", "few_steps_factor")
 
 
 def run(config: DictConfig) -> None:
@@ -143,7 +143,7 @@ def run_progressive(config: DictConfig, time: str | None = None) -> list[Path]:
         parent = setup.parent("guided", steps=ladder[0])
         with loggers(config, folder) as targets:
             for num_steps, rung in zip(ladder[1:], rungs, strict=True):
-                training = setup.training(config.stage.last_rungs_factor if num_steps <= 2 else 1)
+                training = setup.training(config.stage.few_steps_factor if num_steps <= config.stage.few_steps else 1)
                 if not rung.is_file():
                     denoiser, card = load_model(parent)
                     stage = setup.stage(

@@ -100,7 +100,9 @@ def test_the_classifier_is_bayes_rule(make_mixture: MakeMixture, dim: int) -> No
     x, _ = points(dim)
     joint = torch.zeros(12, 3, dtype=torch.float64)
     for mean, std, weight, label in zip(mixture.means, mixture.stds, mixture.weights, mixture.classes, strict=True):
-        joint[:, label] += weight * (-((x - mean) / std).square().sum(1) / 2).exp() / (std.prod() * math.tau ** (dim / 2))
+        joint[:, label] += (
+            weight * (-((x - mean) / std).square().sum(1) / 2).exp() / (std.prod() * math.tau ** (dim / 2))
+        )
     expected = joint / joint.sum(1, keepdim=True)
     torch.testing.assert_close(mixture.class_log_probability(x).softmax(1), expected)
 

@@ -36,9 +36,7 @@ def test_ddim_converges_with_order_one_on_the_exact_guided_mixture(make_mixture:
     denoise = Guided(make_mixture().denoise, 3)
     start, label, weight = noise(64), torch.arange(64) % 3, torch.full((64,), w, dtype=torch.float64)
     ends = TO_THE_DATA.log_snr(torch.tensor([1.0, 0.0]))
-    truth = integrate(
-        denoise, start, log_snr=ends[0], log_snr_next=ends[1], num_steps=150, label=label, w=weight
-    )
+    truth = integrate(denoise, start, log_snr=ends[0], log_snr_next=ends[1], num_steps=150, label=label, w=weight)
     steps = [16, 32, 64, 128, 256]
     errors = [
         float(

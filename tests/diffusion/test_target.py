@@ -29,9 +29,7 @@ def rung(num_steps: int, count: int = 64, dtype: torch.dtype = torch.float64) ->
 def ask(teacher: Denoise, *where: Tensor, w: Tensor | None = None) -> Prediction:
     z, log_snr, mid, end = where
     label = torch.arange(len(z)) % 3
-    return progressive_target(
-        teacher=teacher, z=z, log_snr=log_snr, log_snr_mid=mid, log_snr_end=end, label=label, w=w
-    )
+    return progressive_target(teacher=teacher, z=z, log_snr=log_snr, log_snr_mid=mid, log_snr_end=end, label=label, w=w)
 
 
 def naive(teacher: Denoise, *where: Tensor, w: Tensor | None = None) -> Prediction:

@@ -286,9 +286,11 @@ def test_one_fit_lowers_the_loss() -> None:
 
     def loss(model: Denoiser) -> float:
         judge = teacher_stage(deepcopy(model), stream="held out")
-        return float(judge.training_step(MixtureData(
-            num_classes=3, dim=2, std=0.1, num_reference=2000, batch_size=1, stream="0"
-        ).reference(), 0).detach())
+        return float(
+            judge.training_step(
+                MixtureData(num_classes=3, dim=2, std=0.1, num_reference=2000, batch_size=1, stream="0").reference(), 0
+            ).detach()
+        )
 
     before = loss(stage.student)
     fit(stage, batch_size=64)
@@ -403,7 +405,12 @@ def test_bad_guidance_ranges_are_refused(w_min: float, w_max: float) -> None:
 def test_bad_label_dropout_is_refused(share: float) -> None:
     with pytest.raises(ValueError, match=rf"must be in \[0, 1\], got {share}"):
         TeacherStage(
-            student=network(), schedule=SCHEDULE, training=Training(**PLAN), stream="0", null_label=3, label_dropout=share
+            student=network(),
+            schedule=SCHEDULE,
+            training=Training(**PLAN),
+            stream="0",
+            null_label=3,
+            label_dropout=share,
         )
 
 

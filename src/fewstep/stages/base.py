@@ -20,7 +20,7 @@ from fewstep.diffusion.loss import GUIDANCE_WEIGHTS, WEIGHTS, weighted_error
 from fewstep.diffusion.prediction import Prediction
 from fewstep.diffusion.schedule import Schedule
 from fewstep.networks import Denoiser
-from fewstep.seeds import seed_for
+from fewstep.seeds import reseed, seed_for
 
 WATCH_EVERY = 50  # optimiser steps between looks at the loss; each look waits for the device
 
@@ -116,6 +116,9 @@ class Stage(lightning.LightningModule):
         self.student = student.train().requires_grad_(True)
         # Lightning's WeightAveraging is not used: torch's AveragedModel reads its counter on the host every step.
         self.average = deepcopy(student).requires_grad_(False).eval() if training.ema_decay else None
+        # Listed once: walking through the modules takes longer than updating the average.
+        self._weights: list[Tensor] = list(self.student.parameters())
+        self._averages: list[Tensor] = list(self.average.parameters()) if self.average is not None else []
         self.schedule = schedule
         self.training_plan = training
         self.stream = stream
@@ -132,7 +135,7 @@ class Stage(lightning.LightningModule):
         """Draw times, noise (and w), and set the student's prediction against its target."""
 
     def training_step(self, batch: Batch, batch_index: int) -> Float[Tensor, ""]:
-        torch.manual_seed(seed_for(self.stream, self.global_step))
+        reseed(seed_for(self.stream, self.global_step), self.device)
         prediction, target, t, w = self.regression(batch)
         error = weighted_error(prediction, target, WEIGHTS[self.training_plan.weight])
         if w is not None:
@@ -141,14 +144,17 @@ class Stage(lightning.LightningModule):
         return error.mean()
 
     def configure_gradient_clipping(self, *_: Any, **__: Any) -> None:
-        self.gradient_norm = clip_grad_norm_(self.student.parameters(), self.training_plan.gradient_clip)
+        self.gradient_norm = clip_grad_norm_(self._weights, self.training_plan.gradient_clip)
+
+    def optimizer_step(self, *step: Any, **named: Any) -> None:
+        # The average belongs to the step: Lightning calls callbacks, one of which saves, before on_train_batch_end here.
+        done = self.global_step
+        super().optimizer_step(*step, **named)
+        if self._averages:
+            decay = min(self.training_plan.ema_decay, (1 + done) / (10 + done))
+            get_ema_multi_avg_fn(decay)(self._averages, self._weights, 0)
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if self.average is not None:
-            done = self.global_step - 1
-            decay = min(self.training_plan.ema_decay, (1 + done) / (10 + done))
-            average = get_ema_multi_avg_fn(decay)
-            average(list(self.average.parameters()), list(self.student.parameters()), 0)
         if self.global_step % WATCH_EVERY == 0:
             self.check_finite()
 
@@ -181,7 +187,9 @@ class Stage(lightning.LightningModule):
             weight_decay=0.0,
             fused=True,
         )
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self.training_plan.learning_rate_scale)
+        plan = self.training_plan
+        # A plain function, of which LambdaLR puts nothing into checkpoints.
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: plan.learning_rate_scale(step))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
 

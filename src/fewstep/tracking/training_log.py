@@ -80,7 +80,8 @@ class TrainingLog(Callback):
     ) -> None:
         self._total += outputs["loss"].detach()
         step = trainer.global_step
-        if step * self.batch_size // self.every_images > (step - 1) * self.batch_size // self.every_images:
+        due = step * self.batch_size // self.every_images > (step - 1) * self.batch_size // self.every_images
+        if due or step == trainer.max_steps:  # the last one here, before the checkpoint that says it has been written
             self._log(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
