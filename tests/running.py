@@ -14,6 +14,7 @@ from pathlib import Path
 
 import jaxtyping
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
@@ -34,6 +35,13 @@ def config_of(*settings: str) -> DictConfig:
     """What `python train.py *settings` is composed of."""
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         return compose("config", list(settings))
+
+
+def train_as_typed(*settings: str) -> None:
+    """`python train.py *settings`, to its exit."""
+    torch.set_num_threads(1)
+    sys.argv = ["train.py", *settings]
+    runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
 
 
 @dataclass(frozen=True)
@@ -65,8 +73,8 @@ class Commands:
         monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
 
     def train(self, *settings: str) -> Result:
-        self.monkeypatch.setattr(sys, "argv", ["train.py", *settings])
-        return self._result(lambda: runpy.run_path(str(ROOT / "train.py"), run_name="__main__"))
+        self.monkeypatch.setattr(sys, "argv", sys.argv)
+        return self._result(lambda: train_as_typed(*settings))
 
     def fewstep(self, *arguments: str | Path) -> Result:
         self.monkeypatch.setattr(sys, "argv", ["fewstep", *map(str, arguments)])

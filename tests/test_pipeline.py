@@ -29,7 +29,12 @@ GRID = (
     "evaluate.guided_steps=[8,4]",
     "progressive.ladder=[4,2,1]",
 )
-SMALL = (*TINY, "trainer.max_images=128", *(f"stage.{setting}" for setting in GRID))
+LEARNS = tuple(
+    f"stage.{stage}.training.{setting}"
+    for stage in ("teacher", "guidance", "progressive")
+    for setting in ("batch_size=32", "warmup_images=0")
+)
+SMALL = (*TINY, "trainer.max_images=128", *LEARNS, *(f"stage.{setting}" for setting in GRID))
 NUMBERS = ("fid", "inception_score", "precision", "recall", "diversity", "same_noise_rmse", "images_per_second")
 
 

@@ -1,4 +1,4 @@
-"""The README's commands run as typed, in order, in one folder; `make demo` and `make test` are checked without running."""
+"""The README's commands run as typed, in order, in one folder; the make targets are checked without running."""
 
 import os
 import re

@@ -1,18 +1,16 @@
 """Interrupted equals uninterrupted: the same weights to the last bit, the same numbers, nothing done twice."""
 
 import csv
-import os
+import multiprocessing
 import pickle
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from running import ROOT, TINY, config_of, files_below
+from running import TINY, config_of, files_below, train_as_typed
 from safetensors.torch import load_file
 
 from fewstep import run
@@ -23,7 +21,7 @@ from fewstep.tracking.training_log import TrainingLog
 pytest_plugins = ("running",)
 pytestmark = pytest.mark.usefixtures("as_users_run")
 
-BATCH, STEPS, RUNG_STEPS = 50, 150, 80
+BATCH, STEPS, RUNG_STEPS = 50, 100, 70
 LEARNS = ("warmup_images=100", f"batch_size={BATCH}")  # weights that move, so that equality says something
 PIPELINE = [
     *TINY,
@@ -63,26 +61,30 @@ def assert_same_models(ours: Path, theirs: Path) -> None:
             assert torch.equal(tensor, expected[name]), (model.name, name)
 
 
-def kill_when(training: Callable[[], bool], command: list[str]) -> None:
-    """Run the command and SIGKILL it as soon as `training()`; fail if it ends by itself or takes a minute."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+def kill_when(training: Callable[[], bool], settings: list[str]) -> None:
+    """Run `python train.py *settings` in a process and SIGKILL it as soon as `training()`.
+
+    Fails if it ends by itself or takes two minutes. The processes are forked from one that has done the imports.
+    """
+    processes = multiprocessing.get_context("forkserver")
+    processes.set_forkserver_preload(["fewstep.run", "hydra", "pytest"])
+    process = processes.Process(target=train_as_typed, args=settings)
+    process.start()
     try:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 120
         while not training():
-            assert process.poll() is None, process.communicate()[0].decode()
+            assert process.is_alive(), "it ended before it could be killed"
             assert time.monotonic() < deadline
             time.sleep(0.01)
     finally:
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-    assert process.returncode == -signal.SIGKILL
+        process.kill()
+        process.join()
+    assert process.exitcode == -signal.SIGKILL
 
 
 def test_a_pipeline_killed_in_every_stage_ends_as_an_undisturbed_one(tmp_path):
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
     settings = [*PIPELINE, "trainer.checkpoint_seconds=0", f"outputs={killed}"]
-    command = [sys.executable, "train.py", *settings]
     before: dict[str, tuple[str, dict[str, int]]] = {}
 
     for stage, first_kept in (("teacher", None), ("guidance", None), ("progressive", "model-4.safetensors")):
@@ -98,7 +100,7 @@ def test_a_pipeline_killed_in_every_stage_ends_as_an_undisturbed_one(tmp_path):
                 for folder in folders()
             )
 
-        kill_when(in_training, command)
+        kill_when(in_training, settings)
         (folder,) = folders()
         checkpoint = read_checkpoint(folder / "last.ckpt")
         assert 0 < checkpoint["global_step"] < LAST_STEP[stage]

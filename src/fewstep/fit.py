@@ -1,5 +1,6 @@
 """One Trainer.fit of one stage or rung, which goes on where an interrupted one stopped."""
 
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +20,10 @@ from fewstep.folder import LAST, RunFolder
 from fewstep.stages import NonFiniteLossError, Stage
 from fewstep.tracking.progress import Progress
 from fewstep.tracking.training_log import TrainingLog
+
+# Lightning has torch look for GPUs through NVML, and torch's optimisers look every step: on a machine without a driver
+# that opens a library each time, half a millisecond. CUDA's own count is remembered; no data worker of ours is forked.
+os.environ.pop("PYTORCH_NVML_BASED_CUDA_CHECK", None)
 
 STREAM = "stream"  # key of a checkpoint: which stage and rung it belongs to
 

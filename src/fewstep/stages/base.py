@@ -147,7 +147,7 @@ class Stage(lightning.LightningModule):
         self.gradient_norm = clip_grad_norm_(self._weights, self.training_plan.gradient_clip)
 
     def optimizer_step(self, *step: Any, **named: Any) -> None:
-        # The average belongs to the step: Lightning calls callbacks, one of which saves, before on_train_batch_end here.
+        # Not in on_train_batch_end: Lightning calls it after the callbacks', one of which saves student and average.
         done = self.global_step
         super().optimizer_step(*step, **named)
         if self._averages:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from itertools import groupby
 from pathlib import Path
 from statistics import median
@@ -33,6 +33,7 @@ class Row:
     num_images: int
     seed: int
     protocol: str
+    exact_rmse: float | None = None
 
     def __post_init__(self) -> None:
         numbers = (self.steps, self.nfe, self.w, self.fid, self.images_per_second)
@@ -48,9 +49,9 @@ def read_rows(path: Path) -> list[Row]:
     """
     if not path.is_file():
         raise ValueError(f"a report needs {path}, and it is not there; make it with: fewstep evaluate MODEL")
-    names = [field.name for field in fields(Row)]
+    names = [field.name for field in fields(Row) if field.default is MISSING]
     try:
-        rows = [Row(**{name: raw[name] for name in names}) for raw in json.loads(path.read_text())]
+        rows = [Row(**{name: raw[name] for name in names}, exact_rmse=raw.get("exact_rmse")) for raw in json.loads(path.read_text())]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"{path} must be a list of rows with {', '.join(names)}, got {error!r}; evaluate again"
