@@ -3,7 +3,8 @@
 import json
 import os
 import platform
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 from jaxtyping import Int
 from lightning.pytorch.loggers import Logger
-from rich.progress import track
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from fewstep.checkpoint import load_model
@@ -26,7 +27,7 @@ from fewstep.folder import QUALITY
 from fewstep.model import Model
 from fewstep.parents import ancestors
 from fewstep.quality.features import FeatureNet, feature_net
-from fewstep.quality.grid import Contender, Plan, quality_grid
+from fewstep.quality.grid import Contender, Plan, Row, quality_grid
 from fewstep.quality.images import Judged, Reference, as_judged
 from fewstep.quality.protocol import Protocol
 from fewstep.tracking.pictures import picture, save_png
@@ -72,7 +73,9 @@ def with_ancestors(paths: Sequence[Path]) -> dict[Path, Model]:
     )
 
 
-def contenders_of(models: dict[Path, Model], plan: Plan, exact: GaussianMixture | None) -> list[Contender]:
+def contenders_of(
+    models: dict[Path, Model], plan: Plan, exact: GaussianMixture | None, device: str = "cpu"
+) -> list[Contender]:
     """Each model with the steps it is judged at; the exact teacher where the chain has no trained one."""
     contenders = []
     roles = [model.card.role for model in models.values()]
@@ -82,6 +85,11 @@ def contenders_of(models: dict[Path, Model], plan: Plan, exact: GaussianMixture 
         contenders.append(Contender("teacher", guided, guided.evaluations, schedule, tuple(plan.teacher_steps)))
     for model in models.values():
         card = model.card
+        model.to(device)
+        if card.w_max is not None and max(plan.w) > card.w_max:
+            warnings.warn(
+                f"the grid's w goes to {max(plan.w):g}, and a student was made for w to {card.w_max:g}", stacklevel=3
+            )
         steps = {
             "teacher": plan.teacher_steps,
             "guided": plan.guided_steps,
@@ -112,7 +120,8 @@ def evaluate(
         if model.card.data != judge.facts:
             raise ValueError(f"{path} makes {model.card.data.name}, and is to be judged on {judge.facts.name}")
     device = "cuda" if accelerator == "gpu" else "cpu"
-    contenders = contenders_of(models, plan, judge.exact)
+    judge.net.to(device)
+    contenders = contenders_of(models, plan, judge.exact, device)
     first = contenders[0]
     protocol = Protocol.of(
         judge.facts,
@@ -140,13 +149,27 @@ def evaluate(
         device=device,
         show=show,
     )
-    total = len(plan.w) * sum(len(contender.steps) for contender in contenders)
-    rows = [row.as_dict() for row in track(cells, "evaluate", total=total)]
+    rows = [row.as_dict() for row in shown(cells, contenders, plan)]
     write_json(folder / QUALITY, rows)
     write_json(folder / PROVENANCE, provenance(models, protocol, folder, device))
     log_quality(loggers, rows)
     write_report(folder)
     return rows
+
+
+def shown(cells: Iterator[Row], contenders: Sequence[Contender], plan: Plan) -> Iterator[Row]:
+    """Pass the cells on, showing how far the grid is in network evaluations, and the images/s of the latest cell."""
+    total = len(plan.w) * sum(contender.evaluations * sum(contender.steps) for contender in contenders)
+    columns = (TextColumn("evaluate"), BarColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
+    with Progress(*columns) as progress:
+        task = progress.add_task("", total=total)
+        for row in cells:
+            rate = f"{row.images_per_second:,.0f} images/s"
+            text = f"{row.model} {row.steps} steps, w = {row.w:g}: FID {row.fid:.2f}, {rate}"
+            progress.update(task, advance=row.nfe, description=text)
+            if not progress.console.is_terminal and row.model == "progressive":
+                print(text, flush=True)
+            yield row
 
 
 def provenance(models: dict[Path, Model], protocol: Protocol, folder: Path, device: str) -> dict[str, Any]:

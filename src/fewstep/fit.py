@@ -25,7 +25,9 @@ from fewstep.tracking.training_log import TrainingLog
 # that opens a library each time, half a millisecond. CUDA's own count is remembered; no data worker of ours is forked.
 os.environ.pop("PYTORCH_NVML_BASED_CUDA_CHECK", None)
 
-STREAM = "stream"  # key of a checkpoint: which stage and rung it belongs to
+ORIGIN = "origin"  # key of a checkpoint: which stage and rung it belongs to, and the hash of its parent
+ACCELERATORS = ("cpu", "gpu")
+PRECISIONS = ("32-true", "bf16-mixed")  # not 16-mixed: its scaled gradients would be clipped as they are
 
 
 class AtomicCheckpoints(TorchCheckpointIO):
@@ -67,10 +69,10 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 class SaveLast(Callback):
     """Writes last.ckpt at most `every_seconds` apart and at the end."""
 
-    def __init__(self, path: Path, every_seconds: float, stream: str) -> None:
+    def __init__(self, path: Path, every_seconds: float, origin: str) -> None:
         if every_seconds < 0:
             raise ValueError(f"trainer.checkpoint_seconds must be at least 0, got {every_seconds}")
-        self.path, self.every_seconds, self.stream = path, every_seconds, stream
+        self.path, self.every_seconds, self.origin = path, every_seconds, origin
         self._saved = time.monotonic()
 
     def on_train_batch_end(
@@ -84,7 +86,7 @@ class SaveLast(Callback):
         trainer.save_checkpoint(self.path)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        checkpoint[STREAM] = self.stream
+        checkpoint[ORIGIN] = self.origin
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,11 @@ class TrainerSettings:
                 "trainer.snapshots must be at least 0 and trainer.snapshot_images at least 1, got "
                 f"{self.snapshots} and {self.snapshot_images}"
             )
+        if self.accelerator not in ACCELERATORS or self.precision not in PRECISIONS:
+            raise ValueError(
+                f"trainer.accelerator must be one of {', '.join(ACCELERATORS)} and trainer.precision one of "
+                f"{', '.join(PRECISIONS)}, got {self.accelerator} and {self.precision}"
+            )
         if self.accelerator == "gpu" and not torch.cuda.is_available():
             raise ValueError("trainer=gpu needs a CUDA device, and torch sees none; use trainer=cpu")
 
@@ -122,12 +129,13 @@ def fit(
     folder: RunFolder,
     settings: TrainerSettings,
     *,
+    parent_sha256: str | None,
     loggers: Sequence[Logger],
     snapshots: Callback,
     rung: int | None = None,
     images_before: int = 0,
 ) -> None:
-    """Train `stage` to its budget; last.ckpt of the same stage and rung in `folder` is where it goes on.
+    """Train `stage` to its budget; it goes on from a last.ckpt in `folder` of the same stage, rung and parent.
 
     Raises:
         NonFiniteLossError: with the checkpoint that is still good.
@@ -136,7 +144,8 @@ def fit(
     """
     training = stage.training_plan
     last = folder.path / LAST
-    resume = last.is_file() and read_checkpoint(last).get(STREAM) == stage.stream
+    origin = f"{stage.stream} from {parent_sha256}"
+    resume = last.is_file() and read_checkpoint(last).get(ORIGIN) == origin
     progress = Progress(stage=stage.name, batch_size=training.batch_size, rung=rung)
     log = TrainingLog(
         batch_size=training.batch_size,
@@ -152,7 +161,7 @@ def fit(
         max_steps=training.num_steps,
         max_epochs=-1,
         logger=list(loggers),
-        callbacks=[log, progress, snapshots, SaveLast(last, settings.checkpoint_seconds, stage.stream)],
+        callbacks=[log, progress, snapshots, SaveLast(last, settings.checkpoint_seconds, origin)],
         plugins=[AtomicCheckpoints()],
         default_root_dir=folder.path,
         enable_checkpointing=False,

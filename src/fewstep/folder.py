@@ -2,8 +2,8 @@
 
 import fcntl
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -50,13 +50,20 @@ def locked(folder: Path) -> Iterator[bool]:
 
 @contextmanager
 def open_run(
-    outputs: Path, dataset: str, stage: str, config: str, products: Sequence[str], time: str | None = None
+    outputs: Path,
+    dataset: str,
+    stage: str,
+    config: str,
+    products: Sequence[str],
+    time: str | None = None,
+    keep: Callable[[Path], bool] = lambda folder: False,
 ) -> Iterator[RunFolder]:
     """Hold this run's folder: `time`'s, else the newest unfinished one of the same `config`, else a new one.
 
     Args:
         config: the resolved settings as YAML; equal text means the same run.
         time: name of the folder, for the stages of one pipeline.
+        keep: whether a finished run of the same settings is what this one would make again, and serves.
 
     Raises:
         ValueError: the folder of that name is held by another process or was made with other settings.
@@ -68,9 +75,10 @@ def open_run(
         candidates = [parent / time]
     else:
         taken = sorted((p.parent for p in parent.glob(f"*/{CONFIG}")), reverse=True)
-        unfinished = [p for p in taken if same_config(p, config) and not RunFolder(p, tuple(products)).finished]
-        fresh = next(p for n in range(1000) if not (p := parent / (now if not n else f"{now}_{n}")).exists())
-        candidates = [*unfinished, fresh]
+        same = [p for p in taken if same_config(p, config)]
+        going_on = [p for p in same if not RunFolder(p, tuple(products)).finished or keep(p)]
+        fresh = [p for n in range(100) if not (p := parent / (now if not n else f"{now}_{n}")).exists()]
+        candidates = [*going_on, *fresh]  # another process may take a fresh name first
     for path in candidates:
         with locked(path) as mine:
             if not mine:
@@ -87,6 +95,9 @@ def open_run(
                 family = [path] if time is not None else [path, *parent.parent.glob(f"*/{path.name}")]
                 if not any(map(made_anything, family)):
                     shutil.rmtree(path)  # a run, or pipeline, that ended before it made anything leaves nothing
+                    for empty in (parent, parent.parent):
+                        with suppress(OSError):  # it holds other runs
+                            empty.rmdir()
             return
     raise ValueError(f"{candidates[0]} is being written by another process; wait for it or choose another outputs=")
 

@@ -4,11 +4,13 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import yaml
+
 from fewstep.checkpoint import ModelCard, Parent, Role, load_model
 from fewstep.data.facts import DataFacts
 from fewstep.diffusion.schedule import CosineSchedule
 from fewstep.files import sha256_of
-from fewstep.folder import MODEL, rung_file
+from fewstep.folder import CONFIG, MODEL, rung_file
 from fewstep.model import Model
 from fewstep.networks import Denoiser
 from fewstep.networks.denoiser import arguments_of
@@ -63,13 +65,34 @@ def newest(outputs: Path, dataset: str, role: Role, fits: Fits) -> Path:
     refused = ""
     for folder in sorted((outputs / dataset / STAGE_OF[role]).glob("*/"), reverse=True):
         for path in models_in(folder):
-            reason = fits(Model(*load_model(path)))
+            try:
+                reason = fits(Model(*load_model(path)))
+            except ValueError as error:  # damaged: an older one may do
+                reason = str(error)
             if reason is None:
                 return path
             refused = refused or f" (the newest, {path}, does not fit: {reason})"
     raise ValueError(
         f"this stage needs a {role} model below {outputs / dataset / STAGE_OF[role]}, and there is none{refused}; make "
         f"one with `python train.py stage={STAGE_OF[role]} dataset={dataset}` or name one with teacher=PATH"
+    )
+
+
+def newest_ladder(outputs: Path, dataset: str) -> list[Path]:
+    """The rungs of the newest ladder that has come down to its last rung, most steps first.
+
+    Raises:
+        ValueError: there is none.
+    """
+    parent = outputs / dataset / STAGE_OF["progressive"]
+    for config in sorted(parent.glob(f"*/{CONFIG}"), reverse=True):
+        ladder = yaml.safe_load(config.read_text())["stage"]["ladder"]
+        rungs = [config.parent / rung_file(num_steps) for num_steps in ladder[1:]]
+        if all(rung.is_file() for rung in rungs):
+            return rungs
+    raise ValueError(
+        f"evaluation needs a finished ladder below {parent}, and there is none; make one with `python train.py "
+        f"stage=progressive dataset={dataset}` or name a model or folder with teacher=PATH"
     )
 
 

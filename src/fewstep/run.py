@@ -3,37 +3,28 @@
 import copy
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
 
-import torch
 from hydra.utils import instantiate
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 
-from fewstep.checkpoint import ModelCard, Parent, Role, load_model, save_model
-from fewstep.data.batches import Data
-from fewstep.data.facts import DataFacts
+from fewstep.checkpoint import load_model, save_model
+from fewstep.compose import EXACT, Setup, plain, plan_of
 from fewstep.diffusion.guidance import Guided
-from fewstep.diffusion.schedule import CosineSchedule
-from fewstep.evaluation import Judge, evaluate
-from fewstep.fit import TrainerSettings, fit
+from fewstep.evaluation import evaluate
+from fewstep.files import sha256_of
+from fewstep.fit import TrainerSettings
 from fewstep.folder import MODEL, QUALITY, REPORT, RunFolder, open_run, rung_file
-from fewstep.networks import Denoiser, Frozen, with_guidance_input
-from fewstep.parents import as_parents, fits, models_in, named, newest
-from fewstep.quality.grid import Plan
-from fewstep.quality.metrics import RunningFigures
-from fewstep.seeds import seed_for
-from fewstep.snapshots import Snapshots
-from fewstep.stages import GuidanceRange, GuidanceStage, ProgressiveStage, Stage, Training, check_ladder
+from fewstep.networks import Frozen, with_guidance_input
+from fewstep.parents import as_parents, models_in, newest_ladder
+from fewstep.settings import require_numbers
+from fewstep.stages import GuidanceRange, GuidanceStage, ProgressiveStage, check_ladder
 from fewstep.tracking.loggers import started
 
-EXACT = "exact"
 SNAPSHOT_STEPS = 16  # of teachers and guided students, in pictures taken during training
-NOT_OF_THE_STAGE = ("name", "training", "ladder", "few_steps", "few_steps_factor")
 
 
 def run(config: DictConfig) -> None:
@@ -46,6 +37,9 @@ def run(config: DictConfig) -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", module="lightning")
     OmegaConf.resolve(config)
+    require_numbers(plain(config.stage), "stage")
+    if not isinstance(config.seed, int):
+        raise ValueError(f"seed must be a whole number, got {config.seed!r}")
     match config.stage.name:
         case "pipeline":
             run_pipeline(config)
@@ -85,6 +79,9 @@ def check_pipeline(config: DictConfig) -> None:
     for name in ("teacher", "guidance", "progressive"):
         check_stage(config.stage[name])
     plan_of(config.stage.evaluate, settings)
+    if config.teacher is not None:
+        setup = Setup.of(stage_of(config, GuidanceStage.name, config.teacher))
+        setup.exact_teacher() if config.teacher == EXACT else setup.parent("teacher")
 
 
 def check_stage(stage: DictConfig) -> None:
@@ -105,7 +102,7 @@ def run_teacher(config: DictConfig, time: str | None = None) -> Path:
             setup = Setup.of(config)
             stage = setup.stage(setup.network(), null_label=setup.facts.num_classes)
             with loggers(config, folder) as targets:
-                setup.train(stage, folder, targets, num_steps=SNAPSHOT_STEPS)
+                setup.train(stage, folder, targets, (), num_steps=SNAPSHOT_STEPS)
             save_model(model, stage.model, setup.card("teacher", stage))
         return model
 
@@ -126,7 +123,7 @@ def run_guidance(config: DictConfig, time: str | None = None) -> Path:
                 teacher = Guided(Frozen(denoiser), setup.facts.num_classes)
             stage = setup.stage(student, teacher=teacher)
             with loggers(config, folder) as targets:
-                setup.train(stage, folder, targets, num_steps=SNAPSHOT_STEPS)
+                setup.train(stage, folder, targets, parents, num_steps=SNAPSHOT_STEPS)
             save_model(model, stage.model, setup.card("guided", stage, parents))
         return model
 
@@ -135,12 +132,17 @@ def run_progressive(config: DictConfig, time: str | None = None) -> list[Path]:
     """Walk down the ladder; give the rungs' model files, most steps first. Finished rungs are kept as they are."""
     check_stage(config.stage)
     ladder = check_ladder(config.stage.ladder)
-    with opened(config, [rung_file(n) for n in ladder[1:]], time) as folder:
+    setup, images_before = Setup.of(config), 0
+    parent = setup.parent("guided", steps=ladder[0])
+    first, sha256 = rung_file(ladder[1]), sha256_of(parent)
+
+    def same_ladder(folder: Path) -> bool:
+        return load_model(folder / first)[1].parents[0].sha256 == sha256
+
+    with opened(config, [rung_file(n) for n in ladder[1:]], time, same_ladder) as folder:
         rungs = [folder.path / rung_file(n) for n in ladder[1:]]
         if folder.finished:
             return rungs
-        setup, images_before = Setup.of(config), 0
-        parent = setup.parent("guided", steps=ladder[0])
         with loggers(config, folder) as targets:
             for num_steps, rung in zip(ladder[1:], rungs, strict=True):
                 training = setup.training(config.stage.few_steps_factor if num_steps <= config.stage.few_steps else 1)
@@ -155,15 +157,16 @@ def run_progressive(config: DictConfig, time: str | None = None) -> list[Path]:
                         w_min=card.w_min,
                         w_max=card.w_max,
                     )
+                    parents = as_parents(parent, card, folder.path)
                     setup.train(
                         stage,
                         folder,
                         targets,
+                        parents,
                         num_steps=num_steps,
                         rung=num_steps,
                         images_before=images_before,
                     )
-                    parents = as_parents(parent, card, folder.path)
                     save_model(rung, stage.model, setup.card("progressive", stage, parents, num_steps))
                 images_before += training.num_steps * training.batch_size
                 parent = rung
@@ -174,8 +177,7 @@ def run_evaluate(config: DictConfig) -> None:
     """Judge the newest ladder, or what teacher=PATH names: a model file, or a run folder with all its models."""
     with opened(config, [QUALITY, REPORT]) as folder:
         if config.teacher in (None, EXACT):
-            outputs, data = Path(config.outputs), config.dataset.name
-            models = models_in(newest(outputs, data, "progressive", lambda model: None).parent)
+            models = newest_ladder(Path(config.outputs), config.dataset.name)
         else:
             path = Path(config.teacher)
             models = models_in(path) if path.is_dir() else [path]
@@ -192,18 +194,16 @@ def judge(config: DictConfig, folder: RunFolder, models: Sequence[Path]) -> None
         evaluate(models, plan, setup.judge, folder.path, targets, accelerator=setup.settings.accelerator)
 
 
-def plan_of(stage: DictConfig, settings: TrainerSettings) -> Plan:
-    """The evaluation's plan, its images capped by trainer.max_images."""
-    values = {key: value for key, value in cast(dict[str, Any], OmegaConf.to_container(stage)).items() if key != "name"}
-    plan = cast(Plan, instantiate(values, _convert_="all"))
-    return replace(plan, num_images=min(plan.num_images, settings.max_images or plan.num_images))
-
-
 @contextmanager
-def opened(config: DictConfig, products: Sequence[str], time: str | None = None) -> Iterator[RunFolder]:
+def opened(
+    config: DictConfig,
+    products: Sequence[str],
+    time: str | None = None,
+    keep: Callable[[Path], bool] = lambda folder: False,
+) -> Iterator[RunFolder]:
     """The run folder of these settings, held; see `open_run`."""
     text = OmegaConf.to_yaml(config, resolve=True)
-    with open_run(Path(config.outputs), config.dataset.name, config.stage.name, text, products, time) as folder:
+    with open_run(Path(config.outputs), config.dataset.name, config.stage.name, text, products, time, keep) as folder:
         print(
             f"{config.stage.name}: {folder.path}" + (" (finished before)" if folder.finished else ""),
             flush=True,
@@ -217,132 +217,6 @@ def loggers(config: DictConfig, folder: RunFolder) -> AbstractContextManager[lis
         folder.path,
         group=f"{config.dataset.name}-{folder.path.name}",
         job_type=config.stage.name,
-        config=cast(dict[str, Any], OmegaConf.to_container(config)),
+        config=plain(config),
         wandb=config.logger.wandb,
     )
-
-
-@dataclass(frozen=True)
-class Setup:
-    """What the settings of one stage are made into."""
-
-    config: DictConfig
-    settings: TrainerSettings
-    schedule: CosineSchedule
-    judge: Judge
-
-    @classmethod
-    def of(cls, config: DictConfig) -> "Setup":
-        data = cast(Data, instantiate(dataset_of(config), batch_size=1, stream="facts"))
-        return cls(config, TrainerSettings(**config.trainer), instantiate(config.schedule), Judge.of(data))
-
-    @property
-    def facts(self) -> DataFacts:
-        return self.judge.facts
-
-    def network(self, guidance_input: bool = False) -> Denoiser:
-        """A fresh network for the data's shape and classes."""
-        torch.manual_seed(seed_for(self.config.seed, self.config.stage.name, "init"))
-        arguments: dict[str, Any] = {"guidance_input": True} if guidance_input else {}
-        model = self.config.model
-        shape = {"shape": list(self.facts.shape), "num_classes": self.facts.num_classes}
-        return Denoiser(instantiate(model.network, _convert_="all", **shape, **arguments), model.prediction)
-
-    def exact_teacher(self) -> Guided:
-        """The closed-form guided teacher.
-
-        Raises:
-            ValueError: the data have none.
-        """
-        if self.judge.exact is None:
-            raise ValueError(
-                f"teacher=exact needs data with a closed form, and {self.facts.name} has none; use dataset=mixture"
-            )
-        return Guided(self.judge.exact.denoise, self.facts.num_classes)
-
-    def parent(self, role: Role, steps: int | None = None) -> Path:
-        """The parent model's file: the one named by teacher=PATH, else the newest that fits; see `fits`."""
-        reason = fits(role, self.facts, self.network(), self.schedule, steps)
-        if self.config.teacher in (None, EXACT):
-            return newest(Path(self.config.outputs), self.facts.name, role, reason)
-        return named(Path(self.config.teacher), reason)
-
-    def training(self, factor: float = 1) -> Training:
-        """The stage's training, its budget times `factor` and capped by trainer.max_images."""
-        training = cast(Training, instantiate(self.config.stage.training))
-        images = round(training.images * factor)
-        images = min(images, self.settings.max_images or images)
-        return replace(training, images=images, batch_size=min(training.batch_size, images))
-
-    def stage(
-        self, student: Denoiser, *, training: Training | None = None, rung: int | None = None, **own: Any
-    ) -> Stage:
-        """The stage of the settings, around a student; `own` is what this kind of stage needs besides."""
-        values = {key: value for key, value in self.config.stage.items() if key not in NOT_OF_THE_STAGE}
-        stream = "/".join(str(part) for part in (self.config.seed, self.config.stage.name, rung) if part is not None)
-        build = instantiate(values, _partial_=True)
-        return build(
-            student=student,
-            schedule=self.schedule,
-            training=training or self.training(),
-            stream=stream,
-            **own,
-        )
-
-    def train(
-        self,
-        stage: Stage,
-        folder: RunFolder,
-        targets: Sequence[Logger],
-        *,
-        num_steps: int,
-        rung: int | None = None,
-        images_before: int = 0,
-    ) -> None:
-        """Fit the stage on its data, with snapshots of `num_steps` DDIM steps."""
-        data = instantiate(dataset_of(self.config), batch_size=stage.training_plan.batch_size, stream=stage.stream)
-        guidance = getattr(stage, "guidance", GuidanceRange(0.0, 1.0))
-        snapshots = Snapshots(
-            folder=folder.path,
-            facts=self.facts,
-            figures=RunningFigures(self.judge.net, self.judge.reference),
-            count=self.settings.snapshots,
-            num_images=self.settings.snapshot_images,
-            num_steps=num_steps,
-            w=min(max(1.0, guidance.w_min), guidance.w_max),
-            guided=stage.name == "teacher",
-            images_before=images_before,
-            rung=rung,
-        )
-        fit(
-            stage,
-            data,
-            folder,
-            self.settings,
-            loggers=targets,
-            snapshots=snapshots,
-            rung=rung,
-            images_before=images_before,
-        )
-
-    def card(
-        self, role: Role, stage: Stage, parents: tuple[Parent, ...] = (), num_steps: int | None = None
-    ) -> ModelCard:
-        """What the stage's model file says of itself."""
-        guidance = getattr(stage, "guidance", None)
-        return ModelCard(
-            role=role,
-            data=self.facts,
-            prediction=stage.model.prediction,
-            schedule=self.schedule,
-            w_min=guidance.w_min if guidance else None,
-            w_max=guidance.w_max if guidance else None,
-            num_steps=num_steps,
-            images=stage.training_plan.num_steps * stage.training_plan.batch_size,
-            parents=parents,
-        )
-
-
-def dataset_of(config: DictConfig) -> dict[str, Any]:
-    """The data set's settings, less its name."""
-    return {key: value for key, value in config.dataset.items() if key != "name"}

@@ -91,9 +91,7 @@ def inception_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A weight file of the right form with random numbers, made without torch-fidelity's download."""
     path = tmp_path_factory.mktemp("weights") / "inception.pth"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            "torch_fidelity.feature_extractor_inceptionv3.load_state_dict_from_url", lambda *_, **__: {}
-        )
+        patch.setattr("torch_fidelity.feature_extractor_inceptionv3.load_state_dict_from_url", lambda *_, **__: {})
         patch.setattr(FeatureExtractorInceptionV3, "load_state_dict", lambda *_: None)
         torch.manual_seed(0)
         torch.save(FeatureExtractorInceptionV3("random", ["2048"]).state_dict(), path)

@@ -79,9 +79,7 @@ def test_fid_of_two_gaussians_is_the_closed_form(mixture: GaussianMixture) -> No
     points, reference = mixture.draw(ours, generator), mixture.draw(real, generator)
     net = MixtureFeatures(mixture)
     labels = torch.arange(4000) % 2
-    figures = final_figures(
-        net, images=points, labels=labels, reference=Reference("exact", reference, labels)
-    )
+    figures = final_figures(net, images=points, labels=labels, reference=Reference("exact", reference, labels))
     assert figures.fid == pytest.approx(frechet(points, reference), rel=1e-5)
     means, stds = mixture.means, mixture.stds
     truth = (means[0] - means[1]).square().sum() + (stds[0] - stds[1]).square().sum()
@@ -119,20 +117,14 @@ def test_the_reference_is_perfect_by_its_own_measure(net: DigitsFeatures, refere
     assert figures.accuracy > 0.98
 
 
-def test_precision_and_recall_are_not_exchanged(
-    net: DigitsFeatures, split: DigitsSplit, reference: Reference
-) -> None:
+def test_precision_and_recall_are_not_exchanged(net: DigitsFeatures, split: DigitsSplit, reference: Reference) -> None:
     few = split.train_labels < 3
-    figures = final_figures(
-        net, images=split.train_images[few], labels=split.train_labels[few], reference=reference
-    )
+    figures = final_figures(net, images=split.train_images[few], labels=split.train_labels[few], reference=reference)
     assert figures.precision > 0.8
     assert figures.recall < 0.4
 
 
-def test_accuracy_counts_the_wanted_class(
-    net: DigitsFeatures, split: DigitsSplit, reference: Reference
-) -> None:
+def test_accuracy_counts_the_wanted_class(net: DigitsFeatures, split: DigitsSplit, reference: Reference) -> None:
     labels = split.train_labels[:200].clone()
     labels[:50] = (labels[:50] + 1) % 10
     figures = final_figures(net, images=split.train_images[:200], labels=labels, reference=reference)

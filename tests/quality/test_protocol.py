@@ -51,10 +51,7 @@ def test_another_pixel_or_label_of_the_reference_is_another_protocol(
 
 
 def test_rows_of_one_table_share_one_protocol() -> None:
-    assert (
-        require_one_protocol([{"protocol": "aaaaaaaa", "w": 0}, {"protocol": "aaaaaaaa", "w": 1}])
-        == "aaaaaaaa"
-    )
+    assert require_one_protocol([{"protocol": "aaaaaaaa", "w": 0}, {"protocol": "aaaaaaaa", "w": 1}]) == "aaaaaaaa"
     with pytest.raises(ValueError, match="aaaaaaaa, bbbbbbbb"):
         require_one_protocol([{"protocol": "aaaaaaaa"}, {"protocol": "bbbbbbbb"}])
     with pytest.raises(ValueError, match="no row"):

@@ -55,9 +55,7 @@ def run(tmp_path: Path) -> Path:
                 log.log_metrics({IMAGES: (5 * position + index) * 1000, RUNG: rung, LOSS: 1 / index})
             name = "model.safetensors" if rung is None else f"model-{rung}.safetensors"
             run = f"../../{stage}/{folder.name}"
-            models.append(
-                {"model": stage, "steps": rung, "path": f"{run}/{name}", "sha256": "5e" * 32, "run": run}
-            )
+            models.append({"model": stage, "steps": rung, "path": f"{run}/{name}", "sha256": "5e" * 32, "run": run})
     (folder / "samples" / "same-noise").mkdir(parents=True)
     for row in rows:
         name = f"{row['model']}-{row['steps']}-w{row['w']:g}.png"

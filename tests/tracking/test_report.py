@@ -77,14 +77,9 @@ def test_the_page_asks_for_nothing_and_is_small(run):
 def test_every_part_is_there(run):
     page = report(run)
     text = page.text
-    assert (
-        "2 steps, 2 evaluations per image instead of 128: FID 3.16 against the teacher’s 3.12 at w = 0"
-        in text
-    )
+    assert "2 steps, 2 evaluations per image instead of 128: FID 3.16 against the teacher’s 3.12 at w = 0" in text
     assert len([a for a in page.addresses if a.startswith("data:image/png")]) == 48
-    assert (
-        page.tags.count("svg") == 4 + 5 + 3
-    )  # a panel per w, per number of student's steps, per training run
+    assert page.tags.count("svg") == 4 + 5 + 3  # a panel per w, per number of student's steps, per training run
     for heading in (
         "Same noise",
         "FID against steps",

@@ -52,9 +52,7 @@ class Stop(lightning.Callback):
 
 def train(folder, steps, *, images_before=0, rung=None, resume=None, console=None, stop=None):
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    progress = Progress(
-        stage="teacher", batch_size=BATCH, rung=rung, console=console or Console(file=io.StringIO())
-    )
+    progress = Progress(stage="teacher", batch_size=BATCH, rung=rung, console=console or Console(file=io.StringIO()))
     log = TrainingLog(
         batch_size=BATCH, every_images=25, images_before=images_before, rung=rung, on_loss=progress.show_loss
     )

@@ -75,7 +75,7 @@ class Row:
     Attributes:
         nfe: network evaluations per image, guidance counted twice.
         same_noise_rmse: root mean squared difference per value to the first contender's first steps, from the same
-            noise at the same w, in the data's range.
+            noise at the same w, in the data's range; it compares within one evaluation only.
         exact_rmse: the same to the exact solution, where the data have one.
     """
 

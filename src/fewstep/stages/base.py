@@ -35,7 +35,24 @@ class Regression(NamedTuple):
 
 
 class NonFiniteLossError(ValueError):
-    """The loss became infinite or NaN."""
+    """The loss or its gradient became infinite or NaN."""
+
+
+@dataclass
+class Watched:
+    """What is remembered of a step until somebody looks: a step was good if its loss and its gradient are finite."""
+
+    step: int
+    error: Float[Tensor, "batch"]
+    t: Float[Tensor, "batch"]
+    w: Float[Tensor, "batch"] | None
+    gradient_norm: Float[Tensor, ""] | None = None
+
+    @property
+    def total(self) -> Float[Tensor, ""]:
+        """Finite if and only if the step was good."""
+        loss = self.error.mean()
+        return loss if self.gradient_norm is None else loss + self.gradient_norm
 
 
 @dataclass(frozen=True)
@@ -66,10 +83,10 @@ class Training:
     guidance_weight: str = "uniform"
 
     def __post_init__(self) -> None:
-        if not 1 <= self.batch_size <= self.images:
+        if not (isinstance(self.batch_size, int) and 1 <= self.batch_size <= self.images):
             raise ValueError(
-                f"stage.training needs 1 <= batch_size <= images, got batch_size={self.batch_size} and "
-                f"images={self.images}"
+                f"stage.training needs a whole batch_size with 1 <= batch_size <= images, got {self.batch_size} and "
+                f"{self.images}"
             )
         if not (0 < self.learning_rate < inf and self.gradient_clip > 0 and self.warmup_images >= 0):
             raise ValueError(
@@ -123,7 +140,7 @@ class Stage(lightning.LightningModule):
         self.training_plan = training
         self.stream = stream
         self.gradient_norm = torch.tensor(0.0)
-        self._recent: deque[tuple[int, Tensor, Tensor, Tensor | None]] = deque(maxlen=WATCH_EVERY)
+        self._recent: deque[Watched] = deque(maxlen=WATCH_EVERY)
 
     @property
     def model(self) -> Denoiser:
@@ -140,11 +157,12 @@ class Stage(lightning.LightningModule):
         error = weighted_error(prediction, target, WEIGHTS[self.training_plan.weight])
         if w is not None:
             error = error * GUIDANCE_WEIGHTS[self.training_plan.guidance_weight](w)
-        self._recent.append((self.global_step, error.detach(), t, w))
+        self._recent.append(Watched(self.global_step, error.detach(), t, w))
         return error.mean()
 
     def configure_gradient_clipping(self, *_: Any, **__: Any) -> None:
         self.gradient_norm = clip_grad_norm_(self._weights, self.training_plan.gradient_clip)
+        self._recent[-1].gradient_norm = self.gradient_norm
 
     def optimizer_step(self, *step: Any, **named: Any) -> None:
         # Not in on_train_batch_end: Lightning calls it after the callbacks', one of which saves student and average.
@@ -162,21 +180,22 @@ class Stage(lightning.LightningModule):
         self.check_finite()  # what is saved is good, so the file before this one stays the last good one
 
     def check_finite(self) -> None:
-        """Look at the losses of the recent steps, in one wait for the device.
+        """Look at the losses and gradients of the recent steps, in one wait for the device.
 
         Raises:
-            NonFiniteLossError: one of them is infinite or NaN; names the step, t and w of the worst example.
+            NonFiniteLossError: one is infinite or NaN; names the step, and t and w of the example of the largest error.
         """
         recent = list(self._recent)
         self._recent.clear()
-        if not recent or bool(torch.isfinite(torch.stack([error.mean() for _, error, _, _ in recent])).all()):
+        if not recent or bool(torch.isfinite(torch.stack([watched.total for watched in recent])).all()):
             return
-        step, error, t, w = next(entry for entry in recent if not bool(torch.isfinite(entry[1].mean())))
-        worst = int(error.nan_to_num(nan=inf).argmax())
-        place = f"t = {float(t[worst]):.4f}" + (f", w = {float(w[worst]):.4f}" if w is not None else "")
+        bad = next(watched for watched in recent if not bool(torch.isfinite(watched.total)))
+        worst = int(bad.error.nan_to_num(nan=inf).argmax())
+        place = f"t = {float(bad.t[worst]):.4f}" + (f", w = {float(bad.w[worst]):.4f}" if bad.w is not None else "")
+        norm = "" if bad.gradient_norm is None else f" (gradient norm {float(bad.gradient_norm)})"
         raise NonFiniteLossError(
-            f"the loss must stay finite, got {float(error[worst])} in stage {self.name} at step {step}, {place}; "
-            f"lower stage.training.learning_rate (now {self.training_plan.learning_rate:g})"
+            f"the loss must stay finite, got {float(bad.error[worst])}{norm} in stage {self.name} at step {bad.step}, "
+            f"{place}; lower stage.training.learning_rate (now {self.training_plan.learning_rate:g})"
         )
 
     def configure_optimizers(self) -> OptimizerLRScheduler:

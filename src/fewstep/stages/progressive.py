@@ -67,8 +67,9 @@ def check_ladder(ladder: Sequence[int]) -> list[int]:
     Raises:
         ValueError: fewer than two numbers, one below 1, or one that is not half of the number before it.
     """
-    rungs = [int(n) for n in ladder]
-    if len(rungs) < 2 or rungs[-1] < 1 or any(a != 2 * b for a, b in pairwise(rungs)):
+    rungs = list(ladder)
+    whole = all(type(n) is int and n >= 1 for n in rungs)
+    if len(rungs) < 2 or not whole or any(a != 2 * b for a, b in pairwise(rungs)):
         raise ValueError(
             f"stage.ladder must halve from the teacher's steps to the last rung's, like [32,16,8,4,2,1], got {rungs}"
         )

@@ -51,7 +51,10 @@ def read_rows(path: Path) -> list[Row]:
         raise ValueError(f"a report needs {path}, and it is not there; make it with: fewstep evaluate MODEL")
     names = [field.name for field in fields(Row) if field.default is MISSING]
     try:
-        rows = [Row(**{name: raw[name] for name in names}, exact_rmse=raw.get("exact_rmse")) for raw in json.loads(path.read_text())]
+        rows = [
+            Row(**{name: raw[name] for name in names}, exact_rmse=raw.get("exact_rmse"))
+            for raw in json.loads(path.read_text())
+        ]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"{path} must be a list of rows with {', '.join(names)}, got {error!r}; evaluate again"

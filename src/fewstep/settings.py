@@ -1,0 +1,24 @@
+"""Settings as a user types them, before anything is built from them."""
+
+from collections.abc import Mapping
+from typing import Any
+
+TEXTS = ("name", "_target_", "weight", "guidance_weight")
+
+
+def require_numbers(settings: Mapping[str, Any], where: str) -> None:
+    """All settings but a few names are numbers, lists of numbers, or groups of such.
+
+    Raises:
+        ValueError: one is not; names it and its value.
+    """
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            require_numbers(value, f"{where}.{key}")
+        elif key not in TEXTS:
+            for number in value if isinstance(value, list) else [value]:
+                if isinstance(number, bool) or not isinstance(number, int | float):
+                    kind = "a list of numbers" if isinstance(value, list) else "a number"
+                    raise ValueError(f"{where}.{key} must be {kind}, got {value!r}")
+            if key in ("ladder", "w", "teacher_steps", "guided_steps") and not isinstance(value, list):
+                raise ValueError(f"{where}.{key} must be a list, like [{value}], got {value!r}")
