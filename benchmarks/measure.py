@@ -46,9 +46,6 @@ class Spread(NamedTuple):
         low, _, high = quantiles(values, n=4, method="inclusive")
         return cls(median(values), low, high)
 
-    def __str__(self) -> str:
-        return f"{self.median:.3f} ({self.low:.3f} to {self.high:.3f})"
-
 
 def machine() -> dict[str, Any]:
     """Where and when a result was measured."""

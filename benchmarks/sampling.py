@@ -52,12 +52,7 @@ def main(
         for size in batch or (1, 64, 500)
     ]
     columns = ["model", "steps", "batch", "images/s", "/ by hand", "/ diffusers", "/ network only"]
-    report(
-        "sample(): speed over that of other loops, median (quartiles); wall above, processor time below",
-        rows,
-        columns,
-        out,
-    )
+    report("sample(): speed over that of other loops, wall clock and processor time, medians", rows, columns, out)
 
 
 def measure(guided: bool, num_steps: int, size: int, seconds: float) -> dict[str, Any]:
@@ -78,7 +73,7 @@ def measure(guided: bool, num_steps: int, size: int, seconds: float) -> dict[str
         "steps": num_steps,
         "batch": size,
         "images/s": round(size / median["sample()"]),
-        **{f"/ {name}": f"{wall[name]}\n{cpu[name]}" for name in times},
+        **{f"/ {name}": f"{wall[name].median:.3f}, {cpu[name].median:.3f}" for name in times},
         "wall_ratios": {name: ratio._asdict() for name, ratio in wall.items()},
         "cpu_ratios": {name: ratio._asdict() for name, ratio in cpu.items()},
         "milliseconds": {name: 1e3 * time for name, time in median.items()},

@@ -47,7 +47,7 @@ STAGES = {  # with what is written out below; sizes are the recipe's
 }
 CALIBRATION_STEPS = 40
 WARM_UP_STEPS = 40  # not timed; same batches and draws on both sides
-TOLERANCE = 1e-3  # largest relative difference of a loss in the warm-up; float32 against float64 coefficients
+TOLERANCE = 1e-4  # largest relative difference of a loss in the warm-up; float32 against float64 coefficients
 RUNG = 8
 NULL_LABEL = DigitsData.facts.num_classes
 OFFSET = atan(exp(-10.0))  # of the angle at t = 0: the schedule's log-SNR runs from -20 to 20
@@ -121,6 +121,7 @@ def measure_stage(name: str, rounds: int, block_seconds: float) -> dict[str, Any
             DigitsData(batch_size=training.batch_size, stream=stage.stream),
             RunFolder(Path(folder), ()),
             setup.settings,
+            parent_sha256=None,
             loggers=[MetricsFile(Path(folder))],
             snapshots=turns,
         )

@@ -26,15 +26,15 @@ MAY_IMPORT = {
 }
 OUTSIDE_OF_DIFFUSION = {"torch", "jaxtyping"}
 ONLY_IN = {  # package from outside -> the only places that know it
-    "hydra": {"run.py", "../../train.py"},
-    "omegaconf": {"run.py", "../../train.py"},
+    "hydra": {"run.py", "compose.py", "../../train.py"},
+    "omegaconf": {"run.py", "compose.py", "../../train.py"},
     "wandb": {"tracking/"},
     "diffusers": {"networks/"},
 }
 FREE_KEYWORDS = {
     ("tracking/metrics_file.py", "log_hyperparams"),  # Lightning's hook
     ("stages/base.py", "optimizer_step"),  # Lightning's hook
-    ("run.py", "stage"),  # the composition root: what a kind of stage needs goes to hydra's instantiate as it is
+    ("compose.py", "stage"),  # the composition root: what a kind of stage needs goes to hydra's instantiate as it is
 }
 
 

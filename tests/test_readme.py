@@ -14,11 +14,9 @@ SMALL = "trainer=debug model.network.width=32 model.network.num_blocks=1"
 SMALL_GRID = "[64]"
 
 
-def commands(language: str) -> list[str]:
-    """The lines of the README's code blocks of one language, without comments."""
-    blocks = re.findall(rf"```{language}\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    lines = [line.partition("  #")[0].strip() for block in blocks for line in block.splitlines()]
-    return [line for line in lines if line and not line.startswith("#")]
+def blocks(language: str) -> list[str]:
+    """The README's code blocks of one language."""
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
 
 
 def made_small(command: str) -> str:
@@ -63,28 +61,29 @@ def run(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
 
 def test_shell_commands_run_as_typed(workplace: Path) -> None:
     """Every train.py and fewstep line, top to bottom: later ones use what earlier ones made."""
-    lines = [line for line in commands("bash") if line.startswith(("python train.py", "fewstep "))]
-    assert any(line == "python train.py" for line in lines)
-    assert sum(line.startswith("fewstep ") for line in lines) >= 3
-    for line in lines:
-        done = run(made_small(line), workplace)
-        assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
+    scripts = [block for block in blocks("bash") if not block.startswith("make ")]
+    text = "".join(scripts)
+    assert text.count("python train.py") >= 6
+    assert text.count("fewstep ") >= 4
+    for script in scripts:
+        lines = [made_small(line.partition("  #")[0].strip()) for line in script.splitlines()]
+        done = run("\n".join(["set -ex", *lines]), workplace)
+        assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
 
 
 def test_python_example_runs(workplace: Path) -> None:
     """The Python block, on a model that the commands above made (it names the file by a pattern)."""
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    assert blocks
+    assert blocks("python")
     if not list(workplace.glob("outputs/digits/progressive/*/model-4.safetensors")):
         assert run(made_small("python train.py logger=csv"), workplace).returncode == 0
-    (workplace / "example.py").write_text("\n".join(blocks))
+    (workplace / "example.py").write_text("\n".join(blocks("python")))
     done = run("python example.py", workplace)
     assert done.returncode == 0, done.stderr
 
 
 def test_make_targets_exist_and_set_themselves_up() -> None:
     """`make demo` and `make test` each depend on the set-up, which installs the lock file."""
-    assert {"make demo", "make test"} <= set(commands("bash"))
+    assert [line.split("  ")[0] for line in blocks("bash")[0].splitlines()] == ["make demo", "make test"]
     for target, runs in (("demo", "train.py"), ("test", "pytest")):
         plan = subprocess.run(
             ["make", "--dry-run", "--always-make", target], cwd=ROOT, capture_output=True, text=True, check=True
