@@ -13,7 +13,7 @@ import torch
 from running import TINY, config_of, files_below, train_as_typed
 from safetensors.torch import load_file
 
-from fewstep import run
+from fewstep import load, run
 from fewstep.fit import SaveLast, read_checkpoint
 from fewstep.tracking.names import IMAGES_PER_SECOND
 from fewstep.tracking.training_log import TrainingLog
@@ -241,6 +241,60 @@ def test_a_run_with_other_settings_is_another_run(tmp_path, monkeypatch):
     teacher(tmp_path, "seed=1")
     assert len(list((tmp_path / "digits" / "teacher").glob("*/"))) == 2
     assert (first / "last.ckpt").read_bytes() == kept
+
+
+def guidance(outputs: Path) -> Path:
+    """Distil the newest teacher; give the folder."""
+    run.run(config_of("stage=guidance", *STAGE_SETTINGS, f"outputs={outputs}"))
+    return folder_of(outputs, "guidance")
+
+
+def test_a_student_does_not_go_on_under_another_teacher(tmp_path, monkeypatch):
+    """A newer teacher was made meanwhile: the same command starts the student anew, as if there had been no older one."""
+    teacher(tmp_path / "a", "seed=1")
+    teacher(tmp_path / "a")
+    teacher(tmp_path / "b")
+    for outputs in ("a", "b"):  # equal configurations but for the outputs
+        assert len(list((tmp_path / outputs).rglob("model.safetensors"))) == (2 if outputs == "a" else 1)
+    newer, older = sorted((tmp_path / "a" / "digits" / "teacher").glob("*/"), reverse=True)
+    newer.rename(tmp_path / "later")
+    with monkeypatch.context() as patched:
+        interrupt(patched, 3)
+        with pytest.raises(Interrupted):
+            guidance(tmp_path / "a")
+    assert (folder_of(tmp_path / "a", "guidance") / "last.ckpt").is_file()
+    (tmp_path / "later").rename(newer)
+    made = guidance(tmp_path / "a")
+    (parent,) = load(made / "model.safetensors").card.parents
+    assert (made / parent.path).resolve() == newer / "model.safetensors" != older / "model.safetensors"
+    assert_same_models(made, guidance(tmp_path / "b"))
+
+
+def test_a_finished_ladder_is_kept_while_its_parent_is_the_same(tmp_path):
+    teacher(tmp_path)
+    guidance(tmp_path)
+    command = config_of("stage=progressive", *STAGE_SETTINGS, "stage.ladder=[4,2,1]", f"outputs={tmp_path}")
+    run.run(command)
+    rungs = {path: path.stat().st_mtime_ns for path in folder_of(tmp_path, "progressive").glob("model-*.safetensors")}
+    assert len(rungs) == 2
+    run.run(command)
+    assert {path: path.stat().st_mtime_ns for path in folder_of(tmp_path, "progressive").glob("model-*")} == rungs
+    guided = folder_of(tmp_path, "guidance") / "model.safetensors"
+    guided.unlink()
+    run.run(config_of("stage=guidance", *STAGE_SETTINGS, "stage.w_max=2", f"outputs={tmp_path}"))
+    run.run(command)
+    assert len(list((tmp_path / "digits" / "progressive").glob("*/"))) == 2
+
+
+def test_a_damaged_newer_parent_does_not_hide_an_older_one(tmp_path):
+    teacher(tmp_path)
+    good = folder_of(tmp_path)
+    damaged = good.with_name("9999-01-01_00-00-00")
+    damaged.mkdir()
+    (damaged / "model.safetensors").write_bytes((good / "model.safetensors").read_bytes()[:1000])
+    made = guidance(tmp_path)
+    (parent,) = load(made / "model.safetensors").card.parents
+    assert (made / parent.path).resolve() == good / "model.safetensors"
 
 
 class Malicious:

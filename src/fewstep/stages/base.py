@@ -85,8 +85,8 @@ class Training:
     def __post_init__(self) -> None:
         if not (isinstance(self.batch_size, int) and 1 <= self.batch_size <= self.images):
             raise ValueError(
-                f"stage.training needs a whole batch_size with 1 <= batch_size <= images, got {self.batch_size} and "
-                f"{self.images}"
+                "stage.training needs a whole batch_size with 1 <= batch_size <= images, got "
+                f"batch_size={self.batch_size} and images={self.images}"
             )
         if not (0 < self.learning_rate < inf and self.gradient_clip > 0 and self.warmup_images >= 0):
             raise ValueError(
