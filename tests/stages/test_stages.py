@@ -342,6 +342,20 @@ def test_a_non_finite_loss_names_stage_step_t_and_w(make_mixture: MakeMixture) -
     assert message.endswith("lower stage.training.learning_rate (now 0.003)")
 
 
+def test_a_non_finite_gradient_counts_as_one(make_mixture: MakeMixture) -> None:
+    """A finite loss can have an infinite gradient, which would spoil the weights before the next loss is seen."""
+    stage = teacher_stage()
+    stage.training_step(batch(8), 0).backward()
+    stage.configure_gradient_clipping()
+    stage.check_finite()  # a good step
+    stage.training_step(batch(8), 1).backward()
+    gradient = next(p.grad for p in stage.student.parameters() if p.grad is not None)
+    gradient.fill_(torch.inf)
+    stage.configure_gradient_clipping()
+    with pytest.raises(NonFiniteLossError, match=r"gradient norm (inf|nan)"):
+        stage.check_finite()
+
+
 def test_a_teachers_non_finite_loss_names_t() -> None:
     stage = teacher_stage(Denoiser(BreaksAbove()))
     stage.training_step(batch(256), 0)
