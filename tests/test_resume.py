@@ -250,7 +250,7 @@ def guidance(outputs: Path) -> Path:
 
 
 def test_a_student_does_not_go_on_under_another_teacher(tmp_path, monkeypatch):
-    """A newer teacher was made meanwhile: the same command starts the student anew, as if there had been no older one."""
+    """A newer teacher was made meanwhile: the same command starts the student anew, as if there were no older one."""
     teacher(tmp_path / "a", "seed=1")
     teacher(tmp_path / "a")
     teacher(tmp_path / "b")
