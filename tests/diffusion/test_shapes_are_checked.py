@@ -14,7 +14,8 @@ WRONG = jaxtyping.TypeCheckError
 
 
 def test_right_shapes_pass() -> None:
-    diffuse(x=torch.ones(4, 2), eps=torch.ones(4, 2), log_snr=torch.zeros(4))
+    noised = diffuse(x=torch.ones(4, 2), eps=torch.ones(4, 2), log_snr=torch.zeros(4))
+    assert torch.allclose(noised.z, torch.full((4, 2), 2**0.5))
 
 
 def test_a_wrong_batch_is_refused() -> None:

@@ -127,7 +127,9 @@ def test_progress_reads_a_clock_and_no_more_between_two_looks():
         is_global_zero, max_steps, global_step = True, 10, 3
 
     trainer = Untouchable()
-    progress = Progress(stage="teacher", batch_size=BATCH, console=Console(file=io.StringIO()))
+    shown = io.StringIO()
+    progress = Progress(stage="teacher", batch_size=BATCH, console=Console(file=shown))
     progress.on_train_start(trainer, None)
     del Untouchable.global_step
     progress.on_train_batch_end(trainer, None, None, None, 0)
+    assert shown.getvalue() == ""
