@@ -79,7 +79,7 @@ def measure_stage(name: str, rounds: int, block_seconds: float) -> dict[str, Any
     def sides(training: Training) -> tuple[Stage, BareLoop]:
         match name:
             case "teacher":
-                stage = setup.stage(deepcopy(teacher), training=training, null_label=NULL_LABEL)
+                stage = setup.stage(deepcopy(teacher), training=training)
                 return stage, BareTeacher(stage)
             case "guidance":
                 student = with_guidance_input(teacher)

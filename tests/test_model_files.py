@@ -260,7 +260,7 @@ def test_a_missing_fact_is_refused(path: Path, key: str) -> None:
         ("network", "UNet", "channels|unexpected keyword"),
         ("format", 2, "another version of fewstep"),
         ("prediction", "score", "one of x, eps, v, got 'score'"),
-        ("role", "judge", "one of teacher, guided, progressive, got 'judge'"),
+        ("role", "judge", "one of teacher, guided, progressive, encoder"),
         ("role", "teacher", "a teacher none"),
         ("w_min", -1.0, "0 <= w_min <= w_max"),
         ("w_min", "a", "cannot be|not supported"),

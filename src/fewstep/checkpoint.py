@@ -12,7 +12,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from fewstep.data.facts import DataFacts
+from fewstep.data.facts import DataFacts, LatentFacts, TextFacts
+from fewstep.diffusion.betas import BetaSchedule
 from fewstep.diffusion.prediction import PredictionKind
 from fewstep.diffusion.schedule import CosineSchedule
 from fewstep.files import atomic
@@ -22,7 +23,11 @@ from fewstep.networks.denoiser import arguments_of
 FORMAT = 1
 KEY = "fewstep"
 
-Role = Literal["teacher", "guided", "progressive"]
+Role = Literal["teacher", "guided", "progressive", "encoder"]
+Sampling = Literal["deterministic", "stochastic"]
+SCHEDULES: dict[str, type[CosineSchedule] | type[BetaSchedule]] = {
+    c.__name__: c for c in (CosineSchedule, BetaSchedule)
+}
 
 
 @dataclass(frozen=True)
@@ -39,11 +44,13 @@ class ModelCard:
     """What a model file says of itself.
 
     Args:
-        role: teacher (guided by two evaluations), guided (stage one) or progressive (a rung).
+        role: teacher, guided (stage one), progressive (a rung) or encoder (a rung of the reversed chain).
         data: facts of the data it makes.
         prediction: how its network's output reads. schedule: of its diffusion.
-        w_min, w_max: guidance range it was made for, None for a teacher.
+        w_min, w_max: guidance range it was made for, None for a teacher and for a rung without w input: such models are
+            guided by two evaluations a step.
         num_steps: steps it was made for, None for any.
+        sampling: the sampler it was made for. clock: see `Denoiser`.
         images: training images of its last stage or rung.
         parents: its ancestors, nearest first.
 
@@ -54,25 +61,35 @@ class ModelCard:
     role: Role
     data: DataFacts
     prediction: PredictionKind
-    schedule: CosineSchedule
+    schedule: CosineSchedule | BetaSchedule
     w_min: float | None
     w_max: float | None
     num_steps: int | None
     images: int
     parents: tuple[Parent, ...]
+    sampling: Sampling = "deterministic"
+    clock: BetaSchedule | None = None
 
     def __post_init__(self) -> None:
-        if self.role not in get_args(Role):
-            raise ValueError(f"role must be one of {', '.join(get_args(Role))}, got {self.role!r}")
-        if self.role == "teacher":
-            good = self.w_min is None and self.w_max is None
+        if self.role not in get_args(Role) or self.sampling not in get_args(Sampling):
+            raise ValueError(
+                f"role must be one of {', '.join(get_args(Role))} and sampling one of {', '.join(get_args(Sampling))}, "
+                f"got {self.role!r} and {self.sampling!r}"
+            )
+        if self.w_min is None or self.w_max is None:
+            good = self.w_min is self.w_max and self.role in ("teacher", "progressive")
         else:
-            good = self.w_min is not None and self.w_max is not None and 0 <= self.w_min <= self.w_max
+            good = self.role != "teacher" and 0 <= self.w_min <= self.w_max
         if not (good and (self.num_steps is None or self.num_steps >= 1) and self.data.low < self.data.high):
             raise ValueError(
                 "a student has a guidance range 0 <= w_min <= w_max and a teacher none, steps are at least 1 and data "
                 f"has low < high, got {self.w_min}, {self.w_max}, {self.num_steps} and {self.data}"
             )
+
+    @property
+    def is_guided_outside(self) -> bool:
+        """Whether guidance takes two evaluations a step, for want of a w input."""
+        return self.w_min is None
 
 
 def save_model(path: Path, denoiser: Denoiser, card: ModelCard) -> None:
@@ -81,6 +98,7 @@ def save_model(path: Path, denoiser: Denoiser, card: ModelCard) -> None:
         "format": FORMAT,
         "network": type(denoiser.network).__name__,
         "arguments": arguments_of(denoiser.network),
+        "schedule": {"name": type(card.schedule).__name__} | asdict(card.schedule),
     }
     tensors = {key: value.detach().cpu().contiguous() for key, value in denoiser.network.state_dict().items()}
     with atomic(path) as temporary:
@@ -99,11 +117,12 @@ def load_model(path: Path) -> tuple[Denoiser, ModelCard]:
         if description.pop("format") != FORMAT:
             raise ValueError("its format is of another version of fewstep")
         name, arguments = description.pop("network"), description.pop("arguments")
-        facts = description.pop("data")
+        clock = description.pop("clock", None)
         card = ModelCard(
-            data=DataFacts(**facts | {"shape": tuple(facts["shape"])}),
-            schedule=CosineSchedule(**description.pop("schedule")),
+            data=data_facts(description.pop("data")),
+            schedule=schedule_of(description.pop("schedule")),
             parents=tuple(Parent(**parent) for parent in description.pop("parents")),
+            clock=None if clock is None else BetaSchedule(**tuples(clock)),
             **description,
         )
         if (list(card.data.shape), card.data.num_classes) != (arguments["shape"], arguments["num_classes"]):
@@ -113,12 +132,36 @@ def load_model(path: Path) -> tuple[Denoiser, ModelCard]:
         with torch.device("meta"):  # shapes only: a file cannot make us allocate more than it holds
             network = network_class(name)(**arguments)
         network.load_state_dict(tensors, assign=True)
-        return Denoiser(network, card.prediction).eval(), card
+        return Denoiser(network, card.prediction, card.clock).eval(), card
     except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(
             f"{path} is not a model that this fewstep can read: {reason}; make it again or ask its maker"
         ) from error
+
+
+def data_facts(described: dict[str, Any]) -> DataFacts:
+    """DataFacts of their JSON."""
+    latent, text = described.get("latent"), described.get("text")
+    parts = {
+        "shape": tuple(described["shape"]),
+        "latent": latent and LatentFacts(**latent | {"image_shape": tuple(latent["image_shape"])}),
+        "text": text and TextFacts(**text),
+    }
+    return DataFacts(**described | parts)
+
+
+def schedule_of(described: dict[str, Any]) -> CosineSchedule | BetaSchedule:
+    """A schedule of its JSON: its name and its arguments."""
+    if not isinstance(described, dict):
+        raise ValueError(f"its schedule must be a mapping, got {described!r}")
+    arguments = tuples(described)
+    return SCHEDULES[arguments.pop("name", CosineSchedule.__name__)](**arguments)
+
+
+def tuples(described: dict[str, Any]) -> dict[str, Any]:
+    """Lists, as JSON has them, made tuples, as frozen dataclasses do."""
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in described.items()}
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:

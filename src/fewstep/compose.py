@@ -145,6 +145,7 @@ class Setup:
             data=self.facts,
             prediction=stage.model.prediction,
             schedule=self.schedule,
+            clock=stage.model.clock,
             w_min=guidance.w_min if guidance else None,
             w_max=guidance.w_max if guidance else None,
             num_steps=num_steps,

@@ -57,11 +57,11 @@ class Model:
     def denoise(self) -> Denoise:
         """(z, log_snr, label, w) -> Prediction, guided."""
         frozen = Frozen(self.denoiser)
-        return Guided(frozen, self.card.data.num_classes) if self.card.role == "teacher" else frozen
+        return Guided(frozen, frozen.null) if self.card.is_guided_outside else frozen
 
     @property
     def evaluations_per_step(self) -> int:
-        return Guided.evaluations if self.card.role == "teacher" else Denoiser.evaluations
+        return Guided.evaluations if self.card.is_guided_outside else Denoiser.evaluations
 
     @property
     def default_steps(self) -> int:

@@ -100,7 +100,7 @@ def run_teacher(config: DictConfig, time: str | None = None) -> Path:
         model = folder.path / MODEL
         if not folder.finished:
             setup = Setup.of(config)
-            stage = setup.stage(setup.network(), null_label=setup.facts.num_classes)
+            stage = setup.stage(setup.network())
             with loggers(config, folder) as targets:
                 setup.train(stage, folder, targets, (), num_steps=SNAPSHOT_STEPS)
             save_model(model, stage.model, setup.card("teacher", stage))
@@ -120,7 +120,7 @@ def run_guidance(config: DictConfig, time: str | None = None) -> Path:
                 path = setup.parent("teacher")
                 denoiser, card = load_model(path)
                 student, parents = with_guidance_input(denoiser), as_parents(path, card, folder.path)
-                teacher = Guided(Frozen(denoiser), setup.facts.num_classes)
+                teacher = Guided(Frozen(denoiser), denoiser.null)
             stage = setup.stage(student, teacher=teacher)
             with loggers(config, folder) as targets:
                 setup.train(stage, folder, targets, parents, num_steps=SNAPSHOT_STEPS)

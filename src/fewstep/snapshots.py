@@ -72,7 +72,7 @@ class Snapshots(Callback):
         model.eval()
         labels = torch.arange(self.num_images, device=stage.device) % facts.num_classes
         x = sample(
-            Guided(model, facts.num_classes) if self.guided else model,
+            Guided(model, model.null) if self.guided else model,
             starting_noise(0, 0, self.num_images, facts.shape).to(stage.device),
             schedule=stage.schedule,
             num_steps=self.num_steps,

@@ -60,7 +60,6 @@ def teacher_stage(student: Denoiser | None = None, *, stream: str = "0/teacher",
         schedule=SCHEDULE,
         training=Training(**PLAN | plan),
         stream=stream,
-        null_label=3,
         label_dropout=0.1,
     )
 
@@ -321,7 +320,7 @@ class BreaksAbove(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.arguments = {"guidance_input": True}
+        self.arguments = {"guidance_input": True, "num_classes": 3}
         self.one = nn.Parameter(torch.ones(()))
 
     def forward(self, z: Tensor, time: Tensor, label: Tensor, w: Tensor | None) -> Tensor:
@@ -423,7 +422,6 @@ def test_bad_label_dropout_is_refused(share: float) -> None:
             schedule=SCHEDULE,
             training=Training(**PLAN),
             stream="0",
-            null_label=3,
             label_dropout=share,
         )
 

@@ -11,12 +11,13 @@ from torch import Tensor
 
 from fewstep.data.facts import DataFacts
 from fewstep.diffusion.mixture import GaussianMixture
+from fewstep.diffusion.prediction import Condition
 from fewstep.seeds import seed_for
 
 
 class Batch(NamedTuple):
     x: Float[Tensor, "batch *shape"]
-    label: Int[Tensor, "batch"]
+    label: Condition
 
 
 class Batches:

@@ -1,14 +1,40 @@
 """What a data set says about itself; everything else asks here and nobody types it twice."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+
+
+@dataclass(frozen=True)
+class LatentFacts:
+    """Latents z = (encoded - shift_factor) * scaling_factor of images of `image_shape`.
+
+    `autoencoder` is the folder of the AutoencoderKL that decodes them, `sha256` the digest of its weights: the same
+    weights elsewhere are the same autoencoder.
+    """
+
+    image_shape: tuple[int, ...]
+    scaling_factor: float
+    shift_factor: float
+    sha256: str
+    autoencoder: str = field(compare=False)
+
+
+@dataclass(frozen=True)
+class TextFacts:
+    """Prompts as embeddings (tokens, features) of the text encoder in the folder `encoder`, of digest `sha256`."""
+
+    tokens: int
+    features: int
+    sha256: str
+    encoder: str = field(compare=False)
 
 
 @dataclass(frozen=True)
 class DataFacts:
     """The facts of one data set.
 
-    `shape` is (channels, height, width) for images and (dim,) for points; labels run from 0 to
-    num_classes - 1; `low` and `high` bound the values a network sees, -1 and 1 for images.
+    `shape` is (channels, height, width) for images and latents and (dim,) for points; labels run from 0 to
+    num_classes - 1, or are embeddings of prompts where there is `text` (num_classes is then 0); `low` and `high` bound
+    the values a network sees, -1 and 1 for images.
     """
 
     name: str
@@ -16,7 +42,17 @@ class DataFacts:
     num_classes: int
     low: float
     high: float
+    latent: LatentFacts | None = None
+    text: TextFacts | None = None
 
     @property
     def is_image(self) -> bool:
+        """Whether it can be looked at, decoded first if it is latent."""
         return len(self.shape) == 3
+
+    @property
+    def pixels(self) -> "DataFacts":
+        """The facts of what is looked at and judged: of the decoded images for latents, else of the data itself."""
+        if self.latent is None:
+            return self
+        return replace(self, shape=self.latent.image_shape, low=-1.0, high=1.0, latent=None)

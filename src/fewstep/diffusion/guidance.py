@@ -1,10 +1,10 @@
 """Classifier-free guidance, the paper's convention: w = 0 is no guidance; diffusers' and Imagen's scale is 1 + w."""
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
-from fewstep.diffusion.prediction import Denoise, Prediction
+from fewstep.diffusion.prediction import Condition, Denoise, Prediction
 from fewstep.diffusion.schedule import Batch, Images, expand
 
 
@@ -13,23 +13,31 @@ def guide(*, conditional: Images, unconditional: Images, w: Float[Tensor, "batch
     return conditional + expand(w, conditional) * (conditional - unconditional)
 
 
+def nulls(label: Condition, null: int | Tensor) -> Condition:
+    """`null` in the place of every condition of `label`."""
+    return null.to(label).expand_as(label) if isinstance(null, Tensor) else torch.full_like(label, null)
+
+
 class Guided:
     """A Denoise made of one without w input: both branches in one call on a doubled batch, then `guide`.
 
-    `null_label` is the label that means "no class".
+    Args:
+        null: what means "no condition": a label, or the embedding (tokens, features) of the empty prompt.
+        interval: (lowest, highest) log-SNR at which there is guidance; outside w is 0 (Kynkaanniemi et al. 2024).
     """
 
     evaluations = 2  # network evaluations per call and image
 
-    def __init__(self, denoise: Denoise, null_label: int) -> None:
+    def __init__(self, denoise: Denoise, null: int | Tensor, interval: tuple[float, float] | None = None) -> None:
         self.denoise = denoise
-        self.null_label = null_label
+        self.null = null
+        self.interval = interval
 
-    def __call__(
-        self, z: Images, log_snr: Batch, label: Int[Tensor, "batch"], w: Float[Tensor, "batch"] | None
-    ) -> Prediction:
+    def __call__(self, z: Images, log_snr: Batch, label: Condition, w: Float[Tensor, "batch"] | None) -> Prediction:
         assert w is not None, "a guided denoiser needs w"
-        labels = torch.cat([label, torch.full_like(label, self.null_label)])
+        if self.interval is not None:
+            w = w * ((log_snr >= self.interval[0]) & (log_snr <= self.interval[1]))
+        labels = torch.cat([label, nulls(label, self.null)])
         both = self.denoise(torch.cat([z, z]), torch.cat([log_snr, log_snr]), labels, None)
         conditional, unconditional = both.v.chunk(2)
         return Prediction(z=z, v=guide(conditional=conditional, unconditional=unconditional, w=w), log_snr=log_snr)

@@ -39,7 +39,10 @@ class Prediction:
         return interpret("x", self.x.clamp(low, high), z=self.z, log_snr=self.log_snr)
 
 
-Denoise = Callable[[Images, Batch, Int[Tensor, "batch"], Float[Tensor, "batch"] | None], Prediction]
+Condition = Int[Tensor, "batch"] | Float[Tensor, "batch tokens features"]
+"""What is asked for, called `label` everywhere: the class of each example, or the embedding of each prompt."""
+
+Denoise = Callable[[Images, Batch, Condition, Float[Tensor, "batch"] | None], Prediction]
 """(z, log_snr, label, w) -> Prediction: a network, the exact mixture, or either of them guided."""
 
 

@@ -5,10 +5,10 @@ from collections.abc import Iterator
 from itertools import pairwise
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
-from fewstep.diffusion.prediction import Denoise, Prediction
+from fewstep.diffusion.prediction import Condition, Denoise, Prediction
 from fewstep.diffusion.schedule import Batch, Images, Schedule, angle, expand, time_grid
 
 
@@ -38,7 +38,7 @@ def trajectory(
     *,
     schedule: Schedule,
     num_steps: int,
-    label: Int[Tensor, "batch"],
+    label: Condition,
     w: Float[Tensor, "batch"] | None,
     clip: tuple[float, float] | None = None,
 ) -> Iterator[Prediction]:
@@ -62,7 +62,7 @@ def sample(
     *,
     schedule: Schedule,
     num_steps: int,
-    label: Int[Tensor, "batch"],
+    label: Condition,
     w: Float[Tensor, "batch"] | None,
     clip: tuple[float, float] | None = None,
 ) -> Images:
@@ -86,7 +86,7 @@ def integrate(
     log_snr: Float[Tensor, ""],
     log_snr_next: Float[Tensor, ""],
     num_steps: int,
-    label: Int[Tensor, "batch"],
+    label: Condition,
     w: Float[Tensor, "batch"] | None,
 ) -> Images:
     """Solve the probability-flow ODE dz/dphi = v(z, phi) by the classical Runge-Kutta rule in equal angles, order 4.

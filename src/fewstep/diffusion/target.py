@@ -1,17 +1,17 @@
 """What a student regresses to. A target is a keyword-only function of a teacher Denoise and the noised data."""
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
-from fewstep.diffusion.prediction import Denoise, Prediction
+from fewstep.diffusion.prediction import Condition, Denoise, Prediction
 from fewstep.diffusion.sampler import ddim_step
 from fewstep.diffusion.schedule import Batch, Images, angle, expand
 
 
 @torch.no_grad()
 def guided_target(
-    *, teacher: Denoise, z: Images, log_snr: Batch, label: Int[Tensor, "batch"], w: Float[Tensor, "batch"]
+    *, teacher: Denoise, z: Images, log_snr: Batch, label: Condition, w: Float[Tensor, "batch"]
 ) -> Prediction:
     """Stage one: the guided teacher's own prediction at z (Meng et al. 2023, section 3.1). `teacher` is `Guided`."""
     return teacher(z, log_snr, label, w)
@@ -25,7 +25,7 @@ def progressive_target(
     log_snr: Batch,
     log_snr_mid: Batch,
     log_snr_end: Batch,
-    label: Int[Tensor, "batch"],
+    label: Condition,
     w: Float[Tensor, "batch"] | None,
 ) -> Prediction:
     """Stage two: the prediction whose one DDIM step makes the teacher's two (Salimans & Ho 2022, algorithm 2).

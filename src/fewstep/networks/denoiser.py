@@ -3,11 +3,12 @@
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
-from fewstep.diffusion.prediction import KINDS, Prediction, PredictionKind, interpret
-from fewstep.diffusion.schedule import Batch, Images, network_time
+from fewstep.diffusion.betas import BetaSchedule
+from fewstep.diffusion.prediction import KINDS, Condition, Prediction, PredictionKind, interpret
+from fewstep.diffusion.schedule import Batch, Images, expand, network_time
 
 
 class Denoiser(nn.Module):
@@ -15,18 +16,31 @@ class Denoiser(nn.Module):
 
     The network keeps its constructor's arguments in `arguments`, which is how a model file describes it.
 
+    Args:
+        prediction: how its output reads.
+        clock: the schedule it was trained with, if it is told timesteps (over 1000) instead of `network_time`. Noisier
+            than its last timestep it is asked as if at that one, and its x is kept: what every sampler does that
+            starts such a network from pure noise.
+
     Raises:
         ValueError: `prediction` is none of x, eps, v.
     """
 
     evaluations = 1  # network evaluations per call and image
 
-    def __init__(self, network: nn.Module, prediction: PredictionKind = "v") -> None:
+    def __init__(self, network: nn.Module, prediction: PredictionKind = "v", clock: BetaSchedule | None = None) -> None:
         super().__init__()
         if prediction not in KINDS:
             raise ValueError(f"prediction must be one of {', '.join(KINDS)}, got {prediction!r}")
         self.network = network
         self.prediction: PredictionKind = prediction
+        self.clock = clock
+
+    @property
+    def null(self) -> int | Tensor:
+        """What means "no condition" to it: the label past the last class, or the embedding of the empty prompt."""
+        empty: Tensor | None = getattr(self.network, "empty_prompt", None)
+        return int(arguments_of(self.network)["num_classes"]) if empty is None else empty
 
     @property
     def has_guidance_input(self) -> bool:
@@ -36,11 +50,18 @@ class Denoiser(nn.Module):
         self,
         z: Images,
         log_snr: Batch,
-        label: Int[Tensor, "batch"],
+        label: Condition,
         w: Float[Tensor, "batch"] | None = None,
     ) -> Prediction:
-        output = self.network(z, network_time(log_snr).to(z.dtype), label, w if self.has_guidance_input else None)
-        return interpret(self.prediction, output.to(z.dtype), z=z, log_snr=log_snr)
+        w = w if self.has_guidance_input else None
+        if self.clock is None:
+            output = self.network(z, network_time(log_snr).to(z.dtype), label, w)
+            return interpret(self.prediction, output.to(z.dtype), z=z, log_snr=log_snr)
+        known = log_snr.clamp(min=self.clock.lowest_log_snr)
+        output = self.network(z, (self.clock.timestep(known) / 1000).to(z.dtype), label, w)
+        there = interpret(self.prediction, output.to(z.dtype), z=z, log_snr=known)
+        here = interpret("x", there.x, z=z, log_snr=log_snr)
+        return Prediction(z=z, v=there.v.where(expand(log_snr == known, z).bool(), here.v), log_snr=log_snr)
 
 
 def arguments_of(network: nn.Module) -> dict[str, Any]:
@@ -57,7 +78,7 @@ def with_guidance_input(teacher: Denoiser) -> Denoiser:
     new = network.state_dict()
     assert not unexpected, "the copy lost a weight"
     assert not any(new[key].any() for key in missing), "the w input must start at zero"
-    return Denoiser(network, teacher.prediction)
+    return Denoiser(network, teacher.prediction, teacher.clock)
 
 
 class Frozen:
@@ -71,10 +92,12 @@ class Frozen:
         self.evaluations = denoiser.evaluations
         self._anchor = next(denoiser.parameters())
 
+    @property
+    def null(self) -> int | Tensor:
+        return self.denoiser.null
+
     @torch.no_grad()
-    def __call__(
-        self, z: Images, log_snr: Batch, label: Int[Tensor, "batch"], w: Float[Tensor, "batch"] | None
-    ) -> Prediction:
+    def __call__(self, z: Images, log_snr: Batch, label: Condition, w: Float[Tensor, "batch"] | None) -> Prediction:
         if self._anchor.device != z.device:
             self.denoiser.to(z.device)
         return self.denoiser(z, log_snr, label, w)

@@ -3,6 +3,7 @@
 import torch
 
 from fewstep.data.batches import Batch
+from fewstep.diffusion.guidance import nulls
 from fewstep.diffusion.prediction import diffuse
 from fewstep.diffusion.schedule import Schedule
 from fewstep.networks import Denoiser
@@ -13,7 +14,6 @@ class TeacherStage(Stage):
     """Learn E[x | z, label] and, with a share of the labels dropped, E[x | z] (Ho & Salimans 2021, algorithm 1).
 
     Args:
-        null_label: the label that means "no class".
         label_dropout: share of labels replaced by it, in [0, 1].
         The rest: see `Stage`.
 
@@ -30,13 +30,11 @@ class TeacherStage(Stage):
         schedule: Schedule,
         training: Training,
         stream: str,
-        null_label: int,
         label_dropout: float,
     ) -> None:
         super().__init__(student=student, schedule=schedule, training=training, stream=stream)
         if not 0 <= label_dropout <= 1:
             raise ValueError(f"stage.label_dropout must be in [0, 1], got {label_dropout}; the usual share is 0.1")
-        self.null_label = null_label
         self.label_dropout = label_dropout
 
     def regression(self, batch: Batch) -> Regression:
@@ -44,5 +42,6 @@ class TeacherStage(Stage):
         t, eps = torch.rand(len(x), device=x.device), torch.randn_like(x)
         kept = torch.rand(len(x), device=x.device) >= self.label_dropout
         truth = diffuse(x=x, eps=eps, log_snr=self.schedule.log_snr(t))
-        prediction = self.student(truth.z, truth.log_snr, label.where(kept, self.null_label))
+        label = label.where(kept.reshape(-1, *[1] * (label.ndim - 1)), nulls(label, self.student.null))
+        prediction = self.student(truth.z, truth.log_snr, label)
         return Regression(prediction, truth, t, None)
