@@ -72,3 +72,29 @@ def test_w_is_per_example_and_must_be_given(denoise: Counting) -> None:
         torch.testing.assert_close(mixed[index], guided(z, log_snr, label, torch.full((2,), w)).v[index])
     with pytest.raises(AssertionError, match="needs w"):
         guided(z, log_snr, label, None)
+
+
+def test_outside_the_interval_there_is_no_guidance(denoise: Counting) -> None:
+    z, log_snr, label = question()
+    w = torch.full((7,), 3.0, dtype=torch.float64)
+    low, high = float(log_snr[4]), float(log_snr[2])  # log-SNR falls with time
+    limited = Guided(denoise, 3, interval=(low, high))(z, log_snr, label, w)
+    inside = torch.tensor([False, False, True, True, True, False, False])
+    expected = Guided(denoise, 3)(z, log_snr, label, w * inside)
+    assert torch.equal(limited.v, expected.v)
+    assert not torch.allclose(limited.v, Guided(denoise, 3)(z, log_snr, label, w).v)
+
+
+def test_a_prompts_null_is_the_embedding_of_the_empty_prompt() -> None:
+    """The condition of the guided branch is each prompt's own, that of the other the empty prompt's, in one call."""
+    prompts, empty = torch.randn(4, 3, 5), torch.randn(3, 5)
+    asked: list[Tensor] = []
+
+    def denoise(z: Tensor, log_snr: Tensor, label: Tensor, w: Tensor | None) -> Prediction:
+        asked.append(label)
+        return Prediction(z=z, v=label.mean((1, 2))[:, None] * z, log_snr=log_snr)
+
+    z, log_snr = torch.ones(4, 2), torch.zeros(4)
+    v = Guided(denoise, empty)(z, log_snr, prompts, torch.full((4,), 2.0)).v
+    assert torch.equal(asked[0], torch.cat([prompts, empty.expand(4, 3, 5)]))
+    torch.testing.assert_close(v[:, 0], 3 * prompts.mean((1, 2)) - 2 * empty.mean())

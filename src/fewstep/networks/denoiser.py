@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from fewstep.diffusion.betas import BetaSchedule
 from fewstep.diffusion.prediction import KINDS, Condition, Prediction, PredictionKind, interpret
-from fewstep.diffusion.schedule import Batch, Images, expand, network_time
+from fewstep.diffusion.schedule import Batch, Images, network_time
 
 
 class Denoiser(nn.Module):
@@ -61,7 +61,8 @@ class Denoiser(nn.Module):
         output = self.network(z, (self.clock.timestep(known) / 1000).to(z.dtype), label, w)
         there = interpret(self.prediction, output.to(z.dtype), z=z, log_snr=known)
         here = interpret("x", there.x, z=z, log_snr=log_snr)
-        return Prediction(z=z, v=there.v.where(expand(log_snr == known, z).bool(), here.v), log_snr=log_snr)
+        beyond = (log_snr < known).reshape(-1, *[1] * (z.ndim - 1))
+        return Prediction(z=z, v=here.v.where(beyond, there.v), log_snr=log_snr)
 
 
 def arguments_of(network: nn.Module) -> dict[str, Any]:
