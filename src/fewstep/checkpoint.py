@@ -30,6 +30,9 @@ SCHEDULES: dict[str, type[CosineSchedule] | type[BetaSchedule]] = {
 }
 
 
+BLOCKS = ("num_blocks", "num_layers", "layers_per_block", "transformer_layers_per_block")  # of networks' arguments
+
+
 @dataclass(frozen=True)
 class Parent:
     """A model that this one was made from: where it lay, relative to this file's folder, and its SHA-256."""
@@ -51,6 +54,8 @@ class ModelCard:
             guided by two evaluations a step.
         num_steps: steps it was made for, None for any.
         sampling: the sampler it was made for. clock: see `Denoiser`.
+        w_draw, w_values: how w was drawn; see `GuidanceRange`.
+        guidance_interval: the times between which its teacher was guided, None for all.
         images: training images of its last stage or rung.
         parents: its ancestors, nearest first.
 
@@ -69,6 +74,9 @@ class ModelCard:
     parents: tuple[Parent, ...]
     sampling: Sampling = "deterministic"
     clock: BetaSchedule | None = None
+    w_draw: Literal["uniform", "log_uniform", "list"] = "uniform"
+    w_values: tuple[float, ...] | None = None
+    guidance_interval: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         if self.role not in get_args(Role) or self.sampling not in get_args(Sampling):
@@ -123,12 +131,12 @@ def load_model(path: Path) -> tuple[Denoiser, ModelCard]:
             schedule=schedule_of(description.pop("schedule")),
             parents=tuple(Parent(**parent) for parent in description.pop("parents")),
             clock=None if clock is None else BetaSchedule(**tuples(clock)),
-            **description,
+            **tuples(description),
         )
         if (list(card.data.shape), card.data.num_classes) != (arguments["shape"], arguments["num_classes"]):
             raise ValueError(f"its network does not make {card.data}")
-        if arguments.get("num_blocks", 0) > len(tensors):
-            raise ValueError(f"{arguments['num_blocks']} blocks are more than the {len(tensors)} tensors it holds")
+        if (blocks := most_blocks(arguments | arguments.get("config", {}))) > len(tensors):
+            raise ValueError(f"{blocks} blocks are more than the {len(tensors)} tensors it holds")
         with torch.device("meta"):  # shapes only: a file cannot make us allocate more than it holds
             network = network_class(name)(**arguments)
         network.load_state_dict(tensors, assign=True)
@@ -138,6 +146,13 @@ def load_model(path: Path) -> tuple[Denoiser, ModelCard]:
         raise ValueError(
             f"{path} is not a model that this fewstep can read: {reason}; make it again or ask its maker"
         ) from error
+
+
+def most_blocks(arguments: Any) -> int:
+    """The largest number of blocks that a network's arguments name, whether for all levels or for each."""
+    if isinstance(arguments, dict):
+        return max((most_blocks(arguments[key]) for key in BLOCKS if key in arguments), default=0)
+    return max(map(most_blocks, arguments), default=0) if isinstance(arguments, list) else int(arguments)
 
 
 def data_facts(described: dict[str, Any]) -> DataFacts:

@@ -14,6 +14,9 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
+from fewstep.commands import tasks
+from fewstep.commands.export import export
+
 if TYPE_CHECKING:
     from fewstep.model import Model
 
@@ -159,6 +162,10 @@ def info(model: ModelFile) -> None:
         "sha256": sha256_of(model),
     }
     typer.echo(json.dumps(about, indent=2))
+
+
+for command in (tasks.edit, tasks.inpaint, tasks.transfer, tasks.interpolate, export):
+    app.command()(command)
 
 
 def open_model(path: Path) -> "Model":

@@ -7,27 +7,39 @@ from typing import Any, cast
 
 import torch
 from hydra.utils import instantiate
+from lightning import Callback
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 
 from fewstep.checkpoint import ModelCard, Parent, Role
-from fewstep.data.batches import Data
+from fewstep.data.batches import Batch, Data
 from fewstep.data.facts import DataFacts
-from fewstep.diffusion.guidance import Guided
+from fewstep.diffusion.guidance import Guided, log_snr_interval
+from fewstep.diffusion.prediction import Denoise
 from fewstep.diffusion.schedule import CosineSchedule
+from fewstep.diffusion.target import clipped
 from fewstep.evaluation import Judge
 from fewstep.fit import TrainerSettings, fit
 from fewstep.folder import RunFolder
 from fewstep.networks import Denoiser
-from fewstep.parents import fits, named, newest
+from fewstep.networks.memory import checkpoint_gradients, denoisers_in, to_channels_last
+from fewstep.parents import Rung, fits, named, newest
 from fewstep.quality.grid import Plan
 from fewstep.quality.metrics import RunningFigures
 from fewstep.seeds import seed_for
 from fewstep.snapshots import Snapshots
-from fewstep.stages import GuidanceRange, Stage, Training
+from fewstep.stages import EncoderStage, GuidanceRange, Stage, Training
 
 EXACT = "exact"
-NOT_OF_THE_STAGE = ("name", "training", "ladder", "few_steps", "few_steps_factor")
+NOT_OF_THE_STAGE = (
+    "name",
+    "training",
+    "ladder",
+    "few_steps",
+    "few_steps_factor",
+    "guidance_interval",
+    "clip_target",
+)
 
 
 @dataclass(frozen=True)
@@ -42,19 +54,29 @@ class Setup:
     @classmethod
     def of(cls, config: DictConfig) -> "Setup":
         data = cast(Data, instantiate(dataset_of(config), batch_size=1, stream="facts"))
-        return cls(config, TrainerSettings(**config.trainer), instantiate(config.schedule), Judge.of(data))
+        settings = TrainerSettings(**config.trainer)
+        return cls(config, settings, instantiate(config.schedule), Judge.of(data, settings.features))
 
     @property
     def facts(self) -> DataFacts:
         return self.judge.facts
+
+    def examples(self, count: int) -> Batch:
+        """The first `count` held-out examples; of latents, whose held-out part is images, training ones."""
+        data = cast(Data, instantiate(dataset_of(self.config), batch_size=count, stream="examples"))
+        x, label = data.batch(0) if self.facts.latent else data.reference()
+        return Batch(x[:count], label[:count])
 
     def network(self, guidance_input: bool = False) -> Denoiser:
         """A fresh network for the data's shape and classes."""
         torch.manual_seed(seed_for(self.config.seed, self.config.stage.name, "init"))
         arguments: dict[str, Any] = {"guidance_input": True} if guidance_input else {}
         model = self.config.model
-        shape = {"shape": list(self.facts.shape), "num_classes": self.facts.num_classes}
-        return Denoiser(instantiate(model.network, _convert_="all", **shape, **arguments), model.prediction)
+        shape: dict[str, Any] = {"shape": list(self.facts.shape), "num_classes": self.facts.num_classes}
+        if self.facts.text is not None:
+            shape |= {"tokens": self.facts.text.tokens, "features": self.facts.text.features}
+        network = instantiate(model.network, _convert_="all", **shape, **arguments)
+        return Denoiser(network, model.prediction, instantiate(model.get("clock")))
 
     def exact_teacher(self) -> Guided:
         """The closed-form guided teacher.
@@ -66,11 +88,21 @@ class Setup:
             raise ValueError(
                 f"teacher=exact needs data with a closed form, and {self.facts.name} has none; use dataset=mixture"
             )
-        return Guided(self.judge.exact.denoise, self.facts.num_classes)
+        return self.guided(self.judge.exact.denoise, self.facts.num_classes)
 
-    def parent(self, role: Role, steps: int | None = None) -> Path:
+    def guided(self, denoise: Denoise, null: int | torch.Tensor) -> Guided:
+        """A teacher guided in the stage's interval."""
+        return Guided(denoise, null, log_snr_interval(self.schedule, self.guidance_interval))
+
+    @property
+    def guidance_interval(self) -> tuple[float, float] | None:
+        """The stage's own."""
+        times = self.config.stage.get("guidance_interval")
+        return None if times is None else tuple(times)
+
+    def parent(self, role: Role, ladder: Rung | None = None) -> Path:
         """The parent model's file: the one named by teacher=PATH, else the newest that fits; see `fits`."""
-        reason = fits(role, self.facts, self.network(), self.schedule, steps)
+        reason = fits(role, self.facts, self.network(), self.schedule, ladder)
         if self.config.teacher in (None, EXACT):
             return newest(Path(self.config.outputs), self.facts.name, role, reason)
         return named(Path(self.config.teacher), reason)
@@ -85,7 +117,20 @@ class Setup:
     def stage(
         self, student: Denoiser, *, training: Training | None = None, rung: int | None = None, **own: Any
     ) -> Stage:
-        """The stage of the settings, around a student; `own` is what this kind of stage needs besides."""
+        """The stage of the settings, around a student; `own` is what this kind of stage needs besides.
+
+        Raises:
+            ValueError: targets are to be clipped to data whose range is not known.
+        """
+        if self.settings.gradient_checkpointing:
+            checkpoint_gradients(student.network)
+        if self.settings.channels_last:
+            for denoiser in (student, *denoisers_in(own.get("teacher"))):
+                to_channels_last(denoiser.network)
+        if self.config.stage.get("clip_target"):
+            if self.facts.latent is not None:
+                raise ValueError(f"stage.clip_target needs data of a known range, and latents have none: {self.facts}")
+            own["teacher"] = clipped(own["teacher"], self.facts.low, self.facts.high)
         values = {key: value for key, value in self.config.stage.items() if key not in NOT_OF_THE_STAGE}
         stream = "/".join(str(part) for part in (self.config.seed, self.config.stage.name, rung) if part is not None)
         build = instantiate(values, _partial_=True)
@@ -108,20 +153,26 @@ class Setup:
         rung: int | None = None,
         images_before: int = 0,
     ) -> None:
-        """Fit the stage on its data, with snapshots of `num_steps` DDIM steps."""
+        """Fit the stage on its data, with snapshots of `num_steps` steps of its sampler; an encoder has no samples."""
         data = instantiate(dataset_of(self.config), batch_size=stage.training_plan.batch_size, stream=stage.stream)
-        guidance = getattr(stage, "guidance", GuidanceRange(0.0, 1.0))
-        snapshots = Snapshots(
-            folder=folder.path,
-            facts=self.facts,
-            figures=RunningFigures(self.judge.net, self.judge.reference),
-            count=self.settings.snapshots,
-            num_images=self.settings.snapshot_images,
-            num_steps=num_steps,
-            w=min(max(1.0, guidance.w_min), guidance.w_max),
-            guided=stage.name == "teacher",
-            images_before=images_before,
-            rung=rung,
+        own: GuidanceRange | None = getattr(stage, "guidance", None)
+        guidance = own or GuidanceRange(0.0, 1.0)
+        snapshots = (
+            Callback()
+            if isinstance(stage, EncoderStage)
+            else Snapshots(
+                folder=folder.path,
+                facts=self.facts,
+                figures=RunningFigures(self.judge.net, self.judge.reference),
+                count=self.settings.snapshots,
+                num_images=self.settings.snapshot_images,
+                num_steps=num_steps,
+                w=min(max(1.0, guidance.w_min), guidance.w_max),
+                guided=own is None,
+                sampler=getattr(stage, "sampling", "deterministic"),
+                images_before=images_before,
+                rung=rung,
+            )
         )
         fit(
             stage,
@@ -148,10 +199,33 @@ class Setup:
             clock=stage.model.clock,
             w_min=guidance.w_min if guidance else None,
             w_max=guidance.w_max if guidance else None,
+            w_draw=guidance.w_draw if guidance else "uniform",
+            w_values=guidance.w_values if guidance else None,
+            guidance_interval=self.guidance_interval,
+            sampling=getattr(stage, "sampling", "deterministic"),
             num_steps=num_steps,
             images=stage.training_plan.num_steps * stage.training_plan.batch_size,
             parents=parents,
         )
+
+
+TOY_STEPS = 8
+
+
+def as_toy(config: DictConfig) -> None:
+    """What trainer.toy makes of the settings: the model's toy variant, and no more than 8 steps wherever more are asked.
+
+    Lists that name no more than 8 steps are left as they are, and so are networks without such a variant.
+    """
+    toy = config.model.get("toy", {})
+    config.model.network = OmegaConf.merge(config.model.network, toy.get("network", {}))
+    most = [n for n in (config.trainer.max_images, toy.get("max_images")) if n is not None]
+    config.trainer.max_images = min(most, default=None)
+    for stage in (config.stage, *(s for s in config.stage.values() if isinstance(s, DictConfig))):
+        for key, least in (("ladder", 2), ("teacher_steps", 1), ("guided_steps", 1)):
+            few = [n for n in stage.get(key, []) if n <= TOY_STEPS]
+            if key in stage and len(few) >= least:
+                stage[key] = few
 
 
 def dataset_of(config: DictConfig) -> dict[str, Any]:

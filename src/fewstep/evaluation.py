@@ -48,11 +48,12 @@ class Judge:
     exact: GaussianMixture | None
 
     @classmethod
-    def of(cls, data: Data) -> "Judge":
+    def of(cls, data: Data, features: str = "auto") -> "Judge":
+        """The judge of a data set, through the net that `feature_net` chooses when `features` is wanted."""
         held_out = data.reference()
         return cls(
             facts=data.facts,
-            net=feature_net(data.facts, mixture=data.exact),
+            net=feature_net(data.facts, mixture=data.exact, wanted=features),
             reference=Reference(data.reference_split, as_judged(held_out.x, data.facts), held_out.label),
             exact=data.exact,
         )
@@ -67,7 +68,7 @@ def with_ancestors(paths: Sequence[Path]) -> dict[Path, Model]:
         for ancestor in ancestors(path, model.card):
             if ancestor.resolve() not in found:
                 found[ancestor.resolve()] = Model(*load_model(ancestor))
-    order = ("teacher", "guided", "progressive")
+    order = ("teacher", "guided", "progressive", "encoder")
     return dict(
         sorted(found.items(), key=lambda item: (order.index(item[1].card.role), -(item[1].card.num_steps or 0)))
     )

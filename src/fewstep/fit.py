@@ -105,6 +105,11 @@ class TrainerSettings:
     log_every_images: int
     snapshots: int
     snapshot_images: int
+    gradient_checkpointing: bool
+    channels_last: bool
+    toy: bool
+    features: str
+    generated_data: bool  # read by the data sets, in conf/dataset
 
     def __post_init__(self) -> None:
         if self.max_images is not None and self.max_images < 1:

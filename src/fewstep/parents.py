@@ -2,11 +2,12 @@
 
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
 
-from fewstep.checkpoint import ModelCard, Parent, Role, load_model
+from fewstep.checkpoint import ModelCard, Parent, Role, Sampling, load_model
 from fewstep.data.facts import DataFacts
 from fewstep.diffusion.schedule import CosineSchedule
 from fewstep.files import sha256_of
@@ -15,28 +16,53 @@ from fewstep.model import Model
 from fewstep.networks import Denoiser
 from fewstep.networks.denoiser import arguments_of
 
-STAGE_OF: dict[Role, str] = {"teacher": "teacher", "guided": "guidance", "progressive": "progressive"}
+STAGE_OF: dict[Role, str] = {
+    "teacher": "teacher",
+    "guided": "guidance",
+    "progressive": "progressive",
+    "encoder": "encoder",
+}
 
 Fits = Callable[[Model], str | None]
 """Why a model does not fit, or None if it does."""
 
 
-def fits(role: Role, facts: DataFacts, student: Denoiser, schedule: CosineSchedule, steps: int | None = None) -> Fits:
+@dataclass(frozen=True)
+class Rung:
+    """The rung from which a ladder goes on, if it does not start from a model of the parent's role."""
+
+    role: Role
+    steps: int
+    sampling: Sampling = "deterministic"
+    is_guided_outside: bool = False
+
+    def chain(self) -> str:
+        """The kind of chain, in the words of the settings."""
+        return f"{self.role}, stage.sampler={self.sampling}" + (
+            ", stage.variant=two_student" if self.is_guided_outside else ""
+        )
+
+
+def fits(role: Role, facts: DataFacts, student: Denoiser, schedule: CosineSchedule, ladder: Rung | None = None) -> Fits:
     """Whether a model can be the parent of this run's student: same data, network, prediction and schedule.
 
-    It must have `role`, or be the rung of `steps` steps, from which a ladder goes on.
+    It must have `role`, or be the rung from which the ladder goes on.
     """
     ours = arguments_of(student.network)
 
     def reason(model: Model) -> str | None:
         card, network = model.card, model.denoiser.network
         own = arguments_of(network)
-        rung = steps is not None and card.role == "progressive" and card.num_steps == steps
+        rung = None
+        if ladder and card.role == ladder.role and card.num_steps:
+            rung = Rung(card.role, card.num_steps, card.sampling, card.is_guided_outside)
         if card.data != facts:
             return f"it makes {card.data.name} {card.data.shape}, this run {facts.name} {facts.shape}"
-        if card.role != role and not rung:
+        if ladder and rung and rung.chain() != ladder.chain():
+            return f"it is a rung of another chain ({rung.chain()}) than this run's ({ladder.chain()})"
+        if card.role != role and (rung is None or rung != ladder):
             made = f" of {card.num_steps} steps" if card.num_steps else ""
-            or_rung = f" or the rung of {steps} steps, where stage.ladder begins" if steps else ""
+            or_rung = f" or the rung of {ladder.steps} steps, where stage.ladder begins" if ladder else ""
             return f"it is a {card.role} model{made}, and this stage needs a {role} one{or_rung}"
         if card.prediction != student.prediction:
             return f"it predicts {card.prediction}, model.prediction is {student.prediction}"

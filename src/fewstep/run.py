@@ -5,30 +5,34 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from hydra.utils import instantiate
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 
-from fewstep.checkpoint import load_model, save_model
-from fewstep.compose import EXACT, Setup, plain, plan_of
-from fewstep.diffusion.guidance import Guided
+from fewstep.checkpoint import ModelCard, load_model, save_model
+from fewstep.compose import EXACT, Setup, as_toy, plain, plan_of
+from fewstep.cycle import CYCLE, write_cycle
+from fewstep.diffusion.guidance import log_snr_interval
+from fewstep.diffusion.schedule import CosineSchedule
 from fewstep.evaluation import evaluate
 from fewstep.files import sha256_of
 from fewstep.fit import TrainerSettings
 from fewstep.folder import MODEL, QUALITY, REPORT, RunFolder, open_run, rung_file
 from fewstep.networks import Frozen, with_guidance_input
-from fewstep.parents import as_parents, models_in, newest_ladder
+from fewstep.parents import Rung, as_parents, models_in, newest_ladder
 from fewstep.settings import require_numbers
-from fewstep.stages import GuidanceRange, GuidanceStage, ProgressiveStage, check_ladder
+from fewstep.stages import EncoderStage, GuidanceRange, GuidanceStage, ProgressiveStage, check_chain, check_ladder
 from fewstep.tracking.loggers import started
 
+TWO_STUDENT = "two_student"
 SNAPSHOT_STEPS = 16  # of teachers and guided students, in pictures taken during training
 
 
 def run(config: DictConfig) -> None:
-    """Do what the settings say; `stage.name` picks which of the five.
+    """Do what the settings say; `stage.name` picks which of the six.
 
     Raises:
         ValueError, OSError: one line that says what to change.
@@ -40,6 +44,8 @@ def run(config: DictConfig) -> None:
     require_numbers(plain(config.stage), "stage")
     if not isinstance(config.seed, int):
         raise ValueError(f"seed must be a whole number, got {config.seed!r}")
+    if config.trainer.toy:
+        as_toy(config)
     match config.stage.name:
         case "pipeline":
             run_pipeline(config)
@@ -47,8 +53,8 @@ def run(config: DictConfig) -> None:
             run_teacher(config)
         case "guidance":
             run_guidance(config)
-        case "progressive":
-            run_progressive(config)
+        case "progressive" | "encoder":
+            run_ladder(config)
         case _:
             run_evaluate(config)
 
@@ -61,7 +67,8 @@ def run_pipeline(config: DictConfig) -> None:
         if teacher is None:
             teacher = run_teacher(stage_of(config, "teacher"), time)
         guided = run_guidance(stage_of(config, "guidance", teacher), time)
-        rungs = run_progressive(stage_of(config, "progressive", guided), time)
+        parent = teacher if chain_of(config.stage.progressive).is_guided_outside else guided
+        rungs = run_ladder(stage_of(config, "progressive", parent), time)
         judge(stage_of(config, "evaluate", guided), folder, [guided, *rungs])
 
 
@@ -79,6 +86,11 @@ def check_pipeline(config: DictConfig) -> None:
     for name in ("teacher", "guidance", "progressive"):
         check_stage(config.stage[name])
     plan_of(config.stage.evaluate, settings)
+    if config.teacher == EXACT and chain_of(config.stage.progressive).is_guided_outside:
+        raise ValueError(
+            f"stage.progressive.variant={TWO_STUDENT} distils a trained teacher, and teacher=exact is none; use "
+            "teacher=null or stage.progressive.variant=joint"
+        )
     if config.teacher is not None:
         setup = Setup.of(stage_of(config, GuidanceStage.name, config.teacher))
         setup.exact_teacher() if config.teacher == EXACT else setup.parent("teacher")
@@ -88,9 +100,12 @@ def check_stage(stage: DictConfig) -> None:
     """Meet now the errors of a stage's settings, before its parent is looked for."""
     instantiate(stage.training)
     if stage.name == GuidanceStage.name:
+        GuidanceRange(stage.w_min, stage.w_max, stage.w_draw, stage.w_values)
+        log_snr_interval(CosineSchedule(), stage.guidance_interval)
+    if stage.name == EncoderStage.name:
         GuidanceRange(stage.w_min, stage.w_max)
-    if stage.name == ProgressiveStage.name:
-        check_ladder(stage.ladder)
+    if stage.name in (ProgressiveStage.name, EncoderStage.name):
+        chain_of(stage)
 
 
 def run_teacher(config: DictConfig, time: str | None = None) -> Path:
@@ -120,7 +135,7 @@ def run_guidance(config: DictConfig, time: str | None = None) -> Path:
                 path = setup.parent("teacher")
                 denoiser, card = load_model(path)
                 student, parents = with_guidance_input(denoiser), as_parents(path, card, folder.path)
-                teacher = Guided(Frozen(denoiser), denoiser.null)
+                teacher = setup.guided(Frozen(denoiser), denoiser.null)
             stage = setup.stage(student, teacher=teacher)
             with loggers(config, folder) as targets:
                 setup.train(stage, folder, targets, parents, num_steps=SNAPSHOT_STEPS)
@@ -128,19 +143,27 @@ def run_guidance(config: DictConfig, time: str | None = None) -> Path:
         return model
 
 
-def run_progressive(config: DictConfig, time: str | None = None) -> list[Path]:
-    """Walk down the ladder; give the rungs' model files, most steps first. Finished rungs are kept as they are."""
+def run_ladder(config: DictConfig, time: str | None = None) -> list[Path]:
+    """Walk down the ladder of stage=progressive or stage=encoder; give the rungs' model files, most steps first.
+
+    Finished rungs are kept as they are.
+    """
     check_stage(config.stage)
-    ladder = check_ladder(config.stage.ladder)
+    chain = chain_of(config.stage)
+    ladder, encodes = check_ladder(config.stage.ladder), chain.role == EncoderStage.name
     setup, images_before = Setup.of(config), 0
-    parent = setup.parent("guided", steps=ladder[0])
+    parent = setup.parent("teacher" if chain.is_guided_outside else "guided", chain)
+    card = load_model(parent)[1]
+    if encodes:
+        check_encoder(config.stage, card)
     first, sha256 = rung_file(ladder[1]), sha256_of(parent)
 
     def same_ladder(folder: Path) -> bool:
         return load_model(folder / first)[1].parents[0].sha256 == sha256
 
-    with opened(config, [rung_file(n) for n in ladder[1:]], time, same_ladder) as folder:
-        rungs = [folder.path / rung_file(n) for n in ladder[1:]]
+    names = [rung_file(n) for n in ladder[1:]]
+    with opened(config, [*names, *([CYCLE] if encodes else [])], time, same_ladder) as folder:
+        rungs = [folder.path / name for name in names]
         if folder.finished:
             return rungs
         with loggers(config, folder) as targets:
@@ -148,14 +171,14 @@ def run_progressive(config: DictConfig, time: str | None = None) -> list[Path]:
                 training = setup.training(config.stage.few_steps_factor if num_steps <= config.stage.few_steps else 1)
                 if not rung.is_file():
                     denoiser, card = load_model(parent)
+                    inherited = {"w_min": card.w_min, "w_max": card.w_max, "w_draw": card.w_draw}
                     stage = setup.stage(
                         copy.deepcopy(denoiser),
                         training=training,
                         rung=num_steps,
                         teacher=Frozen(denoiser),
                         num_steps=num_steps,
-                        w_min=card.w_min,
-                        w_max=card.w_max,
+                        **({} if encodes else inherited | {"w_values": card.w_values}),
                     )
                     parents = as_parents(parent, card, folder.path)
                     setup.train(
@@ -167,10 +190,37 @@ def run_progressive(config: DictConfig, time: str | None = None) -> list[Path]:
                         rung=num_steps,
                         images_before=images_before,
                     )
-                    save_model(rung, stage.model, setup.card("progressive", stage, parents, num_steps))
+                    own = setup.card(chain.role, stage, parents, num_steps)
+                    save_model(rung, stage.model, replace(own, guidance_interval=card.guidance_interval))
                 images_before += training.num_steps * training.batch_size
                 parent = rung
+        if encodes:
+            write_cycle(folder.path / CYCLE, rungs, setup)
         return rungs
+
+
+def chain_of(stage: DictConfig) -> Rung:
+    """The kind of chain of a ladder's settings, as the rung from which it may go on."""
+    start = check_ladder(stage.ladder)[0]
+    if stage.name == EncoderStage.name:
+        return Rung("encoder", start)
+    check_chain(stage.sampler, stage.variant)
+    return Rung("progressive", start, stage.sampler, stage.variant == TWO_STUDENT)
+
+
+def check_encoder(stage: DictConfig, card: ModelCard) -> None:
+    """Refuse an encoder of weights that its parent was not made for.
+
+    Raises:
+        ValueError: says the parent's range.
+    """
+    assert card.w_min is not None, "its parent is guided or an encoder"
+    assert card.w_max is not None, "its parent is guided or an encoder"
+    if not card.w_min <= stage.w_min <= stage.w_max <= card.w_max:
+        raise ValueError(
+            f"the encoder's stage.w_min and stage.w_max must lie in its parent's range [{card.w_min:g}, "
+            f"{card.w_max:g}], got {stage.w_min:g} and {stage.w_max:g}"
+        )
 
 
 def run_evaluate(config: DictConfig) -> None:

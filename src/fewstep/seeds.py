@@ -1,6 +1,6 @@
 """Random numbers are named, not remembered: each use has a seed that is a function of what it is for."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from hashlib import sha256
 
 import torch
@@ -33,3 +33,14 @@ def starting_noise(seed: int, start: int, count: int, shape: Sequence[int]) -> F
             for index in range(start, start + count)
         ]
     )
+
+
+def fresh_noise(
+    seed: int, start: int, count: int, shape: Sequence[int]
+) -> Callable[[int], Float[Tensor, "count *shape"]]:
+    """The noise that a sampler adds at its moves 1, 2, ...: image i's at a move depends on (seed, i, move) alone."""
+
+    def at(step: int) -> Float[Tensor, "count *shape"]:
+        return starting_noise(seed_for(seed, "fresh", step), start, count, shape)
+
+    return at

@@ -3,11 +3,15 @@
 from collections.abc import Mapping
 from typing import Any
 
-TEXTS = ("name", "_target_", "weight", "guidance_weight")
+TEXTS = ("name", "_target_", "weight", "guidance_weight", "sampler", "variant", "w_draw")
+SWITCHES = ("clip_target",)
+MAY_BE_NULL = ("guidance_interval", "w_values")
+LISTS = ("ladder", "w", "teacher_steps", "guided_steps", "baseline_steps", *MAY_BE_NULL)
+LISTS_OF_TEXTS = ("baselines",)
 
 
 def require_numbers(settings: Mapping[str, Any], where: str) -> None:
-    """All settings but a few names are numbers, lists of numbers, or groups of such.
+    """All settings but a few names and switches are numbers, lists of numbers, or groups of such.
 
     Raises:
         ValueError: one is not; names it and its value.
@@ -15,10 +19,16 @@ def require_numbers(settings: Mapping[str, Any], where: str) -> None:
     for key, value in settings.items():
         if isinstance(value, Mapping):
             require_numbers(value, f"{where}.{key}")
-        elif key not in TEXTS:
+        elif key in SWITCHES:
+            if not isinstance(value, bool):
+                raise ValueError(f"{where}.{key} must be true or false, got {value!r}")
+        elif key in LISTS_OF_TEXTS:
+            if not isinstance(value, list):
+                raise ValueError(f"{where}.{key} must be a list, like [{value}], got {value!r}")
+        elif key not in TEXTS and not (value is None and key in MAY_BE_NULL):
             for number in value if isinstance(value, list) else [value]:
                 if isinstance(number, bool) or not isinstance(number, int | float):
                     kind = "a list of numbers" if isinstance(value, list) else "a number"
                     raise ValueError(f"{where}.{key} must be {kind}, got {value!r}")
-            if key in ("ladder", "w", "teacher_steps", "guided_steps") and not isinstance(value, list):
+            if key in LISTS and not isinstance(value, list):
                 raise ValueError(f"{where}.{key} must be a list, like [{value}], got {value!r}")

@@ -8,10 +8,10 @@ from lightning import Callback, LightningModule, Trainer
 
 from fewstep.data.facts import DataFacts
 from fewstep.diffusion.guidance import Guided
-from fewstep.diffusion.sampler import sample
+from fewstep.diffusion.sampler import SAMPLERS, sample
 from fewstep.quality.images import as_judged
 from fewstep.quality.metrics import RunningFigures
-from fewstep.seeds import starting_noise
+from fewstep.seeds import fresh_noise, starting_noise
 from fewstep.stages import Stage
 from fewstep.tracking.names import SAMPLE_FID, SAMPLE_GRID, SAMPLE_INCEPTION_SCORE
 from fewstep.tracking.pictures import picture, save_png
@@ -28,7 +28,8 @@ class Snapshots(Callback):
         folder: of the run; pictures go to samples/.
         figures: judge of the samples; num_images of them.
         num_steps: of the sampler. w: guidance weight of the samples.
-        guided: whether the model is a teacher, guided by two evaluations.
+        guided: whether the model has no w input and is guided by two evaluations.
+        sampler: one of SAMPLERS.
         images_before, rung: as in `TrainingLog`.
     """
 
@@ -43,6 +44,7 @@ class Snapshots(Callback):
         num_steps: int,
         w: float,
         guided: bool,
+        sampler: str = "deterministic",
         images_before: int = 0,
         rung: int | None = None,
     ) -> None:
@@ -54,6 +56,7 @@ class Snapshots(Callback):
             w,
             guided,
         )
+        self.sampler = SAMPLERS[sampler]
         self.images_before, self.rung = images_before, rung
 
     def on_train_batch_end(
@@ -78,6 +81,8 @@ class Snapshots(Callback):
             num_steps=self.num_steps,
             label=labels,
             w=torch.full((self.num_images,), self.w, device=stage.device),
+            sampler=self.sampler,
+            fresh=fresh_noise(0, 0, self.num_images, facts.shape),
         )
         model.train(training)
         stage.check_finite()

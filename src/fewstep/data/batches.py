@@ -2,11 +2,11 @@
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple, Protocol
 
 import lightning
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from fewstep.data.facts import DataFacts
@@ -60,25 +60,86 @@ class Data(lightning.LightningDataModule):
     def reference(self) -> Batch:
         """Held-out examples in the data's range, never trained on: what quality figures compare with."""
 
+    def conditions(self, count: int) -> Condition:
+        """What samples are asked for in turn: the classes, or the held-out prompts."""
+        return torch.arange(count) % self.facts.num_classes
+
+    def check(self) -> list[str]:
+        """What was verified, a line each, for `fewstep data check`: here shapes, ranges and labels.
+
+        Raises:
+            ValueError: something is not as `facts` say.
+        """
+        return [
+            *checked(self.facts, "training, first batch", self.preview()),
+            *checked(self.facts, self.reference_split, self.reference()),
+        ]
+
+    def preview(self) -> Batch:
+        """Examples to look at, in the range of `facts.pixels`."""
+        return self.batch(0)
+
     def train_dataloader(self) -> Batches:
         # Called after a resumed run has its step back, so the first batch is the one that comes next.
         assert self.trainer is not None
         return Batches(self.batch, self.trainer.global_step, int(self.trainer.max_steps))
 
 
+def checked(facts: DataFacts, what: str, examples: Batch) -> list[str]:
+    """Compare examples with the facts of their data set; say what was compared and how many there are of each class.
+
+    Raises:
+        ValueError: a shape, value or label that the facts rule out.
+    """
+    x, label = examples
+    low, high = float(x.min()), float(x.max())
+    if x.shape[1:] != facts.shape or low < facts.low or high > facts.high:
+        raise ValueError(
+            f"{facts.name} is {facts.shape} with values in [{facts.low:g}, {facts.high:g}], and {what} is "
+            f"{tuple(x.shape[1:])} in [{low:g}, {high:g}]"
+        )
+    lines = [f"{what}: {len(x):,} of shape {facts.shape}, values in [{low:.3g}, {high:.3g}]"]
+    return lines if label.is_floating_point() else [*lines, balance(facts, what, label)]
+
+
+def balance(facts: DataFacts, what: str, labels: Int[Tensor, "count"]) -> str:
+    """How many examples there are of the rarest and the commonest class.
+
+    Raises:
+        ValueError: a label outside 0..num_classes - 1.
+    """
+    if int(labels.min()) < 0 or int(labels.max()) >= facts.num_classes:
+        raise ValueError(
+            f"labels of {facts.name} run from 0 to {facts.num_classes - 1}, and {what} has {int(labels.min())} to "
+            f"{int(labels.max())}"
+        )
+    counts = labels.bincount(minlength=facts.num_classes)
+    return (
+        f"{what}: {int((counts > 0).sum())} of {facts.num_classes} classes, "
+        f"{int(counts.min()):,} to {int(counts.max()):,} of each"
+    )
+
+
+class Rows(Protocol):
+    """Many uint8 images of one shape: a tensor, or what looks like one and keeps its images elsewhere."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: Int[Tensor, "batch"], /) -> UInt8[Tensor, "batch *shape"]: ...
+
+
 class ImagesInMemory(Data):
-    """uint8 images held in memory, walked through in a new random order each epoch."""
+    """uint8 images held in memory or mapped into it, walked through in a new random order each epoch.
+
+    Args:
+        flip: mirror each image left to right, or not, by a chance that is a function of (stream, step).
+    """
 
     def __init__(
-        self,
-        *,
-        images: Float[Tensor, "count *shape"] | Int[Tensor, "count *shape"],
-        labels: Int[Tensor, "count"],
-        batch_size: int,
-        stream: str,
+        self, *, images: Rows, labels: Int[Tensor, "count"], batch_size: int, stream: str, flip: bool = False
     ) -> None:
         super().__init__(batch_size=batch_size, stream=stream)
-        self.images, self.labels = images, labels
+        self.images, self.labels, self.flip = images, labels, flip
         self._order: tuple[int, Tensor] | None = None
 
     def _epoch_order(self, epoch: int) -> Tensor:
@@ -87,14 +148,24 @@ class ImagesInMemory(Data):
             self._order = epoch, torch.randperm(len(self.images), generator=generator)
         return self._order[1]
 
-    def batch(self, step: int) -> Batch:
+    def pixels(self, step: int) -> tuple[UInt8[Tensor, "batch *shape"], Int[Tensor, "batch"]]:
+        """Images and labels of that step's batch, as they are kept."""
         position, chosen = step * self.batch_size, []
         while (missing := (step + 1) * self.batch_size - position) > 0:
             epoch, offset = divmod(position, len(self.images))
             chosen.append(self._epoch_order(epoch)[offset : offset + missing])
             position += len(chosen[-1])
         index = torch.cat(chosen)
-        return Batch(from_uint8(self.images[index]), self.labels[index])
+        images = self.images[index]
+        if self.flip:
+            generator = torch.Generator().manual_seed(seed_for(self.stream, "flip", step))
+            mirrored = torch.rand(len(images), generator=generator) < 0.5
+            images = torch.where(mirrored[:, None, None, None], images.flip(-1), images)
+        return images, self.labels[index]
+
+    def batch(self, step: int) -> Batch:
+        images, labels = self.pixels(step)
+        return Batch(from_uint8(images), labels)
 
 
 def from_uint8(images: Tensor) -> Float[Tensor, "batch *shape"]:

@@ -1,11 +1,13 @@
 """Classifier-free guidance, the paper's convention: w = 0 is no guidance; diffusers' and Imagen's scale is 1 + w."""
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from fewstep.diffusion.prediction import Condition, Denoise, Prediction
-from fewstep.diffusion.schedule import Batch, Images, expand
+from fewstep.diffusion.schedule import Batch, Images, Schedule, expand
 
 
 def guide(*, conditional: Images, unconditional: Images, w: Float[Tensor, "batch"]) -> Images:
@@ -16,6 +18,23 @@ def guide(*, conditional: Images, unconditional: Images, w: Float[Tensor, "batch
 def nulls(label: Condition, null: int | Tensor) -> Condition:
     """`null` in the place of every condition of `label`."""
     return null.to(label).expand_as(label) if isinstance(null, Tensor) else torch.full_like(label, null)
+
+
+def log_snr_interval(schedule: Schedule, times: Sequence[float] | None) -> tuple[float, float] | None:
+    """The interval of `Guided`, of one in time: guidance at low <= t <= high alone.
+
+    Raises:
+        ValueError: not two times with 0 <= low < high <= 1.
+    """
+    if times is None:
+        return None
+    if len(times) != 2 or not 0 <= times[0] < times[1] <= 1:
+        raise ValueError(
+            "stage.guidance_interval must be null or two times [low, high] with 0 <= low < high <= 1, got "
+            f"{list(times)}"
+        )
+    highest, lowest = schedule.log_snr(torch.tensor(times, dtype=torch.float64)).tolist()
+    return lowest, highest
 
 
 class Guided:

@@ -1,7 +1,12 @@
-"""Deterministic samplers: DDIM along a grid, DDIM backwards, and a fourth-order integrator as ground truth."""
+"""Samplers: DDIM, the stochastic few-step sampler, ancestral; the encoder; and an integrator as ground truth.
+
+Each sampler evaluates at t = 1, 1 - 1/N, ..., 1/N and answers the last predicted x. They differ in one move: where they
+go from a prediction at one time of the grid to z at the next.
+"""
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -9,7 +14,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fewstep.diffusion.prediction import Condition, Denoise, Prediction
-from fewstep.diffusion.schedule import Batch, Images, Schedule, angle, expand, time_grid
+from fewstep.diffusion.schedule import Batch, Images, Schedule, alpha, angle, expand, sigma, time_grid
+
+Fresh = Callable[[int], Images]
+"""Standard normal noise for the move number 1, 2, ... of a sampler, in the shape of its images."""
+
+Sampler = Callable[[Prediction, Batch, Batch, Callable[[], Images]], Images]
+"""(prediction at t, log-SNR at the next time s, log-SNR one further at k, fresh noise) -> z at s."""
 
 
 def ddim_step(prediction: Prediction, log_snr_next: Batch) -> Images:
@@ -32,6 +43,64 @@ def invert_ddim(*, z: Images, z_next: Images, log_snr: Batch, log_snr_next: Batc
     return Prediction(z=z, v=(torch.cos(step) * z - z_next) / torch.sin(step), log_snr=log_snr)
 
 
+def renoise(z: Images, *, log_snr: Batch, log_snr_next: Batch, noise: Images) -> Images:
+    """Diffuse z on to a noisier time: z_s = (alpha_s / alpha) z + sigma_{s|} noise.
+
+    sigma_{s|}^2 = (1 - e^(log_snr_next - log_snr)) sigma_s^2 (Salimans & Ho 2022, section 2).
+    """
+    kept, added = alpha(log_snr_next) / alpha(log_snr), _added(log_snr, log_snr_next)
+    return expand(kept, z) * z + expand(added, z) * noise
+
+
+def _added(log_snr: Batch, log_snr_next: Batch) -> Batch:
+    """Deviation of the noise between two times, the second noisier."""
+    return sigma(log_snr_next) * (-torch.expm1(log_snr_next - log_snr)).clamp(min=0).sqrt()
+
+
+def deterministic(
+    prediction: Prediction, log_snr_next: Batch, log_snr_after: Batch, fresh: Callable[[], Images]
+) -> Images:
+    """DDIM: one step along the prediction."""
+    return ddim_step(prediction, log_snr_next)
+
+
+def stochastic(
+    prediction: Prediction, log_snr_next: Batch, log_snr_after: Batch, fresh: Callable[[], Images]
+) -> Images:
+    """A deterministic jump of two steps, then one step of noise back (Meng et al. 2023, section 3.3).
+
+    It needs a student of its own, made by `stage.sampler=stochastic`, whose native jump is two steps long. The move is
+    taken from t > 1/N alone; at t = 1/N there is one plain jump to 0. (Stated from a review of the paper; that its
+    books balance was checked on Gaussian data.)
+    """
+    landed = ddim_step(prediction, log_snr_after)
+    return renoise(landed, log_snr=log_snr_after, log_snr_next=log_snr_next, noise=fresh())
+
+
+def ancestral(
+    prediction: Prediction,
+    log_snr_next: Batch,
+    log_snr_after: Batch,
+    fresh: Callable[[], Images],
+    g: float = 0.3,
+) -> Images:
+    """A draw of q(z_s | z_t, x) around the predicted x, the sampler of DDPM (Salimans & Ho 2022, section 2).
+
+    mean = e^(l_t - l_s) (alpha_s / alpha_t) z_t + (1 - e^(l_t - l_s)) alpha_s x. Its variance lies, in logarithms, at
+    `g` in [0, 1] between the two bounds (1 - e^(l_t - l_s)) sigma_s^2, right for data that are a point, and
+    (1 - e^(l_t - l_s)) sigma_t^2, right for standard normal data; 0.3 is the coefficient of Ho & Salimans 2021.
+    """
+    log_snr, z = prediction.log_snr, prediction.z
+    share = -torch.expm1(log_snr - log_snr_next)  # 1 - e^(l_t - l_s)
+    kept = alpha(log_snr) / alpha(log_snr_next) * (sigma(log_snr_next) / sigma(log_snr)).square()
+    deviation = share.sqrt() * sigma(log_snr_next) ** (1 - g) * sigma(log_snr) ** g
+    mean = expand(kept, z) * z + expand(share * alpha(log_snr_next), z) * prediction.x
+    return mean + expand(deviation, z) * fresh()
+
+
+SAMPLERS: dict[str, Sampler] = {f.__name__: f for f in (deterministic, stochastic, ancestral)}
+
+
 def trajectory(
     denoise: Denoise,
     noise: Images,
@@ -41,18 +110,27 @@ def trajectory(
     label: Condition,
     w: Float[Tensor, "batch"] | None,
     clip: tuple[float, float] | None = None,
+    sampler: Sampler = deterministic,
+    fresh: Fresh | None = None,
 ) -> Iterator[Prediction]:
-    """Yield the prediction of each of the `num_steps` DDIM steps from t = 1 towards t = 0, one evaluation each.
+    """Yield the prediction of each of the `num_steps` steps from t = 1 towards t = 0, one evaluation each.
 
-    `clip` holds each predicted x inside the data's range (low, high); no target of a stage is ever clipped.
+    `clip` holds each predicted x inside the data's range (low, high); see `sample` for the rest.
     """
+    times = schedule.log_snr(time_grid(num_steps)).to(noise.device)
     z, prediction = noise, None
-    for log_snr in schedule.log_snr(time_grid(num_steps)[:-1]).to(noise.device):
+    for step, log_snr in enumerate(times[:-1]):
         if prediction is not None:
-            z = ddim_step(prediction, log_snr.expand(len(z)))
+            draw = partial(_drawn, fresh, step, noise)
+            z = sampler(prediction, log_snr.expand(len(z)), times[step + 1].expand(len(z)), draw)
         prediction = denoise(z, log_snr.expand(len(z)), label, w)
         prediction = prediction.clip(*clip) if clip else prediction
         yield prediction
+
+
+def _drawn(fresh: Fresh | None, step: int, like: Images) -> Images:
+    assert fresh is not None, "a sampler that adds noise needs `fresh`"
+    return fresh(step).to(like)
 
 
 @torch.no_grad()
@@ -65,17 +143,51 @@ def sample(
     label: Condition,
     w: Float[Tensor, "batch"] | None,
     clip: tuple[float, float] | None = None,
+    sampler: Sampler = deterministic,
+    fresh: Fresh | None = None,
 ) -> Images:
-    """Sample with `num_steps` DDIM steps t = 1, 1 - 1/N, ..., 1/N; the result is the last predicted x.
+    """Sample with `num_steps` evaluations at t = 1, 1 - 1/N, ..., 1/N; the result is the last predicted x.
 
     Args:
         denoise: network, exact mixture or `Guided`; called once a step.
-        noise: z at t = 1, N(0, I); fixes the result.
+        noise: z at t = 1, N(0, I); fixes the result of the deterministic sampler.
         label: class of each example; w: guidance weight of each example, >= 0, None for a plain conditional model.
         clip: as in `trajectory`.
+        sampler: one of SAMPLERS; all but the deterministic one need `fresh`, see `fewstep.seeds.fresh_noise`.
     """
-    predictions = trajectory(denoise, noise, schedule=schedule, num_steps=num_steps, label=label, w=w, clip=clip)
+    predictions = trajectory(
+        denoise,
+        noise,
+        schedule=schedule,
+        num_steps=num_steps,
+        label=label,
+        w=w,
+        clip=clip,
+        sampler=sampler,
+        fresh=fresh,
+    )
     return deque(predictions, maxlen=1)[0].x
+
+
+@torch.no_grad()
+def encode(
+    denoise: Denoise,
+    x: Images,
+    *,
+    schedule: Schedule,
+    num_steps: int,
+    label: Condition,
+    w: Float[Tensor, "batch"] | None,
+) -> Images:
+    """DDIM backwards: data x to its noise z at t = 1 with `num_steps` evaluations at t = 0, 1/N, ..., 1 - 1/N.
+
+    Sampling from z with the same condition gives x back up to the error of both, which is the probability-flow ODE's
+    discretisation (Meng et al. 2023, section on encoding; Song et al. 2021).
+    """
+    z = x
+    for log_snr, following in pairwise(schedule.log_snr(time_grid(num_steps).flip(0)).to(x.device)):
+        z = ddim_step(denoise(z, log_snr.expand(len(z)), label, w), following.expand(len(z)))
+    return z
 
 
 @torch.no_grad()

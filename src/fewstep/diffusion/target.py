@@ -9,6 +9,18 @@ from fewstep.diffusion.sampler import ddim_step
 from fewstep.diffusion.schedule import Batch, Images, angle, expand
 
 
+def clipped(teacher: Denoise, low: float, high: float) -> Denoise:
+    """A teacher whose every predicted x is held inside the data's range (low, high): for clipped targets.
+
+    The paper's own choice is not known. Free targets are the default: all of this library's identities hold for them.
+    """
+
+    def denoise(z: Images, log_snr: Batch, label: Condition, w: Float[Tensor, "batch"] | None) -> Prediction:
+        return teacher(z, log_snr, label, w).clip(low, high)
+
+    return denoise
+
+
 @torch.no_grad()
 def guided_target(
     *, teacher: Denoise, z: Images, log_snr: Batch, label: Condition, w: Float[Tensor, "batch"]

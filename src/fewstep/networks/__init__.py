@@ -8,9 +8,12 @@ from fewstep.networks.denoiser import Denoiser, Frozen, with_guidance_input
 from fewstep.networks.mlp import ResidualMLP
 
 if TYPE_CHECKING:
+    from fewstep.networks.dit import DiT
+    from fewstep.networks.text_unet import TextUNet
     from fewstep.networks.unet import UNet
+    from fewstep.networks.unet2d import UNet2D
 
-NETWORKS = ("ResidualMLP", "UNet")
+NETWORKS = ("ResidualMLP", "UNet", "UNet2D", "TextUNet", "DiT")
 
 
 def network_class(name: str) -> type[nn.Module]:
@@ -19,15 +22,25 @@ def network_class(name: str) -> type[nn.Module]:
     Raises:
         ValueError: a name that is not on the list.
     """
-    match name:
+    match name:  # diffusers takes seconds to import: only who needs it waits
         case "ResidualMLP":
             return ResidualMLP
         case "UNet":
-            from fewstep.networks.unet import (
-                UNet,
-            )  # diffusers takes seconds to import: only who needs it waits
+            from fewstep.networks.unet import UNet
 
             return UNet
+        case "UNet2D":
+            from fewstep.networks.unet2d import UNet2D
+
+            return UNet2D
+        case "TextUNet":
+            from fewstep.networks.text_unet import TextUNet
+
+            return TextUNet
+        case "DiT":
+            from fewstep.networks.dit import DiT
+
+            return DiT
         case _:
             raise ValueError(
                 f"network must be one of {', '.join(NETWORKS)}, got {name!r}; is the file made by fewstep?"
@@ -35,9 +48,20 @@ def network_class(name: str) -> type[nn.Module]:
 
 
 def __getattr__(name: str) -> type[nn.Module]:
-    if name == "UNet":
+    if name in NETWORKS:
         return network_class(name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-__all__ = ["NETWORKS", "Denoiser", "Frozen", "ResidualMLP", "UNet", "network_class", "with_guidance_input"]
+__all__ = [
+    "NETWORKS",
+    "Denoiser",
+    "DiT",
+    "Frozen",
+    "ResidualMLP",
+    "TextUNet",
+    "UNet",
+    "UNet2D",
+    "network_class",
+    "with_guidance_input",
+]

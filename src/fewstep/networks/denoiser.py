@@ -58,7 +58,8 @@ class Denoiser(nn.Module):
             output = self.network(z, network_time(log_snr).to(z.dtype), label, w)
             return interpret(self.prediction, output.to(z.dtype), z=z, log_snr=log_snr)
         known = log_snr.clamp(min=self.clock.lowest_log_snr)
-        output = self.network(z, (self.clock.timestep(known) / 1000).to(z.dtype), label, w)
+        time = self.clock.timestep(known.double()) / 1000  # float64: 1000 * time is a timestep again, and whole
+        output = self.network(z, time, label, w)
         there = interpret(self.prediction, output.to(z.dtype), z=z, log_snr=known)
         here = interpret("x", there.x, z=z, log_snr=log_snr)
         beyond = (log_snr < known).reshape(-1, *[1] * (z.ndim - 1))

@@ -1,5 +1,6 @@
 """Feature nets: what the figures look through. One interface, one net for each kind of data."""
 
+import warnings
 from abc import ABC, abstractmethod
 from importlib import resources
 from io import BytesIO
@@ -19,6 +20,8 @@ Features = Float[Tensor, "batch features"]
 Logits = Float[Tensor, "batch classes"]
 
 DIGITS_WEIGHTS = "digits_classifier.safetensors"
+PATCHES_WEIGHTS = "patches_classifier.safetensors"
+NETS = ("auto", "patches")  # what a user can ask for
 INCEPTION_WEIGHTS = "weights-inception-2015-12-05-6726825d.pth"
 
 
@@ -92,7 +95,7 @@ def digits_layers() -> tuple[nn.Sequential, nn.Sequential]:
     return body, nn.Sequential(nn.SiLU(), nn.Linear(64, 10))
 
 
-def pixels(images: UInt8[Tensor, "batch 1 8 8"]) -> Float[Tensor, "batch 1 8 8"]:
+def pixels(images: UInt8[Tensor, "batch channels height width"]) -> Float[Tensor, "batch channels height width"]:
     """uint8 to [-1, 1]."""
     return images.float() / 127.5 - 1
 
@@ -114,6 +117,56 @@ class DigitsFeatures(FeatureNet):
         _require_uint8(images, "(B, 1, 8, 8)", images.shape[1:] == (1, 8, 8))
         features = self.body(pixels(images))
         return features, self.head(features)
+
+
+PHOTOGRAPHS, CELLS = 2, 72  # what the patches classifier tells apart: photographs, and places in them
+
+
+def patches_layers() -> tuple[nn.Sequential, nn.Linear]:
+    """Body: RGB in [-1, 1] (B, 3, H, W), H and W at least 16, to 64 features; head: to logits of photographs, places."""
+    body = nn.Sequential(
+        nn.Conv2d(3, 32, 3, padding=1),
+        nn.SiLU(),
+        nn.Conv2d(32, 48, 3, stride=2, padding=1),
+        nn.SiLU(),
+        nn.Conv2d(48, 64, 3, padding=1),
+        nn.SiLU(),
+        nn.Conv2d(64, 64, 3, stride=2, padding=1),
+        nn.SiLU(),
+        nn.AdaptiveAvgPool2d(2),
+        nn.Flatten(),
+        nn.Linear(256, 64),
+    )
+    return body, nn.Linear(64, PHOTOGRAPHS + CELLS)
+
+
+class PatchesFeatures(FeatureNet):
+    """The small classifier of photographs' crops shipped in this package, trained by `train_patches_classifier`.
+
+    It was taught which photograph and which place in it a crop shows, so its features tell colours and textures apart.
+
+    Args:
+        stands_in: for Inception, for images of other data: the logits are then those of the places, no class of theirs.
+    """
+
+    def __init__(self, *, stands_in: bool = False) -> None:
+        super().__init__()
+        weights = load(resources.files("fewstep.quality").joinpath(PATCHES_WEIGHTS).read_bytes())
+        with torch.device("meta"):
+            self.body, self.head = patches_layers()
+        self.load_state_dict(weights, assign=True)
+        self.stands_in = stands_in
+        self.name = "patches classifier" + (" in place of inception" if stands_in else "")
+        self.digest = tensor_digest(weights)
+        self.num_features, self.num_classes = 64, None if stands_in else PHOTOGRAPHS
+        self.freeze()
+
+    def forward(self, images: Judged) -> tuple[Features, Logits]:
+        fits = images.ndim == 4 and images.shape[1] in (1, 3) and min(images.shape[2:]) >= 16
+        _require_uint8(images, "(B, 1 or 3, H, W) of 16 pixels or more", fits)
+        features = self.body(pixels(images).expand(-1, 3, -1, -1))
+        logits = self.head(features)
+        return features, logits[:, PHOTOGRAPHS:] if self.stands_in else logits[:, :PHOTOGRAPHS]
 
 
 class InceptionFeatures(FeatureNet):
@@ -187,16 +240,23 @@ class MixtureFeatures(FeatureNet):
 
 
 def feature_net(
-    facts: DataFacts, *, mixture: GaussianMixture | None = None, inception_weights: Path | None = None
+    facts: DataFacts,
+    *,
+    mixture: GaussianMixture | None = None,
+    inception_weights: Path | None = None,
+    wanted: str = "auto",
 ) -> FeatureNet:
     """The net that judges this data: the one place that decides.
 
-    Points need their `mixture`; images other than the 8 x 8 digits need Inception's weight file, by default
-    where torch-fidelity itself would keep it, in the checkpoints folder of the torch hub.
+    Points are judged by their `mixture`, digits and patches by nets of their own. All other images need Inception's
+    weight file, by default where torch-fidelity itself would keep it, in the checkpoints folder of the torch hub;
+    or, `wanted` being "patches", the patches net stands in: a protocol of its own, that compares with nothing else.
 
     Raises:
-        ValueError: points without a mixture, or no usable weight file.
+        ValueError: points without a mixture, no usable weight file, or `wanted` is not one of NETS.
     """
+    if wanted not in NETS:
+        raise ValueError(f"trainer.features must be one of {', '.join(NETS)}, got {wanted!r}")
     if not facts.is_image:
         if mixture is None:
             raise ValueError(
@@ -205,4 +265,13 @@ def feature_net(
         return MixtureFeatures(mixture)
     if facts.name == "digits":
         return DigitsFeatures()
+    if facts.name == "patches":
+        return PatchesFeatures()
+    if wanted == "patches":
+        warnings.warn(
+            f"figures of {facts.name} come from the small patches classifier, as trainer.features says, not from "
+            "Inception: they show that everything runs, and compare with no published figure",
+            stacklevel=2,
+        )
+        return PatchesFeatures(stands_in=True)
     return InceptionFeatures(inception_weights or Path(torch.hub.get_dir(), "checkpoints", INCEPTION_WEIGHTS))

@@ -1,6 +1,5 @@
 """What is judged: uint8 images exactly as they would be saved, or plain points."""
 
-import hashlib
 from dataclasses import dataclass
 
 import torch
@@ -8,6 +7,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from fewstep.data.facts import DataFacts
+from fewstep.files import tensor_digest
 
 Judged = UInt8[Tensor, "batch channels height width"] | Float[Tensor, "batch dim"]
 
@@ -44,15 +44,6 @@ def _require_finite(x: Tensor) -> None:
     wrong = int((~torch.isfinite(x.flatten(1)).all(1)).sum())
     if wrong:
         raise ValueError(f"samples must be finite to be judged, {wrong} of {len(x)} are not; it diverged, train again")
-
-
-def tensor_digest(tensors: dict[str, Tensor]) -> str:
-    """sha256 of named tensors: names, types, shapes and bytes, in the order of the names."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,11 @@
 
 from abc import abstractmethod
 from collections import deque
+from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from math import inf
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
 import lightning
 import torch
@@ -20,7 +21,10 @@ from fewstep.diffusion.loss import GUIDANCE_WEIGHTS, WEIGHTS, weighted_error
 from fewstep.diffusion.prediction import Prediction
 from fewstep.diffusion.schedule import Schedule
 from fewstep.networks import Denoiser
+from fewstep.networks.adapter import trained_parameters
 from fewstep.seeds import reseed, seed_for
+
+Draw = Literal["uniform", "log_uniform", "list"]
 
 WATCH_EVERY = 50  # optimiser steps between looks at the loss; each look waits for the device
 
@@ -130,12 +134,12 @@ class Stage(lightning.LightningModule):
 
     def __init__(self, *, student: Denoiser, schedule: Schedule, training: Training, stream: str) -> None:
         super().__init__()
-        self.student = student.train().requires_grad_(True)
+        self.student = student.train().requires_grad_(False)
         # Lightning's WeightAveraging is not used: torch's AveragedModel reads its counter on the host every step.
         self.average = deepcopy(student).requires_grad_(False).eval() if training.ema_decay else None
         # Listed once: walking through the modules takes longer than updating the average.
-        self._weights: list[Tensor] = list(self.student.parameters())
-        self._averages: list[Tensor] = list(self.average.parameters()) if self.average is not None else []
+        self._weights: list[Tensor] = [weight.requires_grad_(True) for weight in trained_parameters(self.student)]
+        self._averages: list[Tensor] = [] if self.average is None else [*trained_parameters(self.average)]
         self.schedule = schedule
         self.training_plan = training
         self.stream = stream
@@ -200,7 +204,7 @@ class Stage(lightning.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer = torch.optim.AdamW(
-            self.student.parameters(),
+            self._weights,
             self.training_plan.learning_rate,
             betas=(0.9, 0.99),
             weight_decay=0.0,
@@ -214,16 +218,32 @@ class Stage(lightning.LightningModule):
 
 @dataclass(frozen=True)
 class GuidanceRange:
-    """The guidance weights a student is made for: w ~ U[w_min, w_max], drawn per example in every stage.
+    """The guidance weights a student is made for, drawn per example in every stage.
+
+    Args:
+        w_min, w_max: the range; w_min = w_max is one fixed w.
+        w_draw: uniform in w (Meng et al. 2023), log_uniform in 1 + w, the scale of diffusers, or list.
+        w_values: what list draws from, each alike; w_min and w_max are then its ends.
 
     Raises:
-        ValueError: w_min negative or above w_max.
+        ValueError: w_min negative or above w_max, an unknown draw, or values that do not go with it.
     """
 
     w_min: float
     w_max: float
+    w_draw: Draw = "uniform"
+    w_values: Sequence[float] | None = None
 
     def __post_init__(self) -> None:
+        if self.w_draw not in get_args(Draw) or (self.w_draw == "list") != bool(self.w_values):
+            raise ValueError(
+                f"stage.w_draw must be one of {', '.join(get_args(Draw))}, and list alone has stage.w_values, got "
+                f"{self.w_draw!r} with {list(self.w_values) if self.w_values else 'none'}"
+            )
+        if self.w_values:
+            object.__setattr__(self, "w_values", tuple(float(w) for w in self.w_values))
+            object.__setattr__(self, "w_min", min(self.w_values))
+            object.__setattr__(self, "w_max", max(self.w_values))
         if not 0 <= self.w_min <= self.w_max < inf:
             raise ValueError(
                 f"the guidance range must satisfy 0 <= w_min <= w_max, got w_min={self.w_min:g}, "
@@ -231,4 +251,10 @@ class GuidanceRange:
             )
 
     def draw(self, count: int, device: torch.device) -> Float[Tensor, "batch"]:
-        return self.w_min + (self.w_max - self.w_min) * torch.rand(count, device=device)
+        share = torch.rand(count, device=device)
+        if self.w_values:
+            values = torch.tensor(self.w_values, device=device)
+            return values[(share * len(values)).long().clamp(max=len(values) - 1)]
+        if self.w_draw == "log_uniform":
+            return (1 + self.w_min) * ((1 + self.w_max) / (1 + self.w_min)) ** share - 1
+        return self.w_min + (self.w_max - self.w_min) * share

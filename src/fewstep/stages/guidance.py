@@ -1,5 +1,7 @@
 """Stage one: the two evaluations of guidance into one w-conditioned student."""
 
+from collections.abc import Sequence
+
 import torch
 
 from fewstep.data.batches import Batch
@@ -7,11 +9,11 @@ from fewstep.diffusion.prediction import Denoise, diffuse
 from fewstep.diffusion.schedule import Schedule
 from fewstep.diffusion.target import guided_target
 from fewstep.networks import Denoiser
-from fewstep.stages.base import GuidanceRange, Regression, Stage, Training
+from fewstep.stages.base import Draw, GuidanceRange, Regression, Stage, Training
 
 
 class GuidanceStage(Stage):
-    """Regress to the guided teacher over t ~ U[0, 1] and w ~ U[w_min, w_max] (Meng et al. 2023, section 3.1).
+    """Regress to the guided teacher over t ~ U[0, 1] and w of the guidance range (Meng et al. 2023, section 3.1).
 
     Args:
         student: has a w input.
@@ -31,10 +33,12 @@ class GuidanceStage(Stage):
         stream: str,
         w_min: float,
         w_max: float,
+        w_draw: Draw = "uniform",
+        w_values: Sequence[float] | None = None,
     ) -> None:
         super().__init__(student=student, schedule=schedule, training=training, stream=stream)
         self.teacher = teacher
-        self.guidance = GuidanceRange(w_min, w_max)
+        self.guidance = GuidanceRange(w_min, w_max, w_draw, w_values)
 
     def regression(self, batch: Batch) -> Regression:
         x, label = batch

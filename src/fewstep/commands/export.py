@@ -1,0 +1,44 @@
+"""`fewstep export`: a model for those who do not have fewstep."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fewstep.export import UNKNOWN_LICENCE
+
+
+def export(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A model.safetensors or model-N.safetensors.")],
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="New or empty.")],
+    format: Annotated[
+        str, typer.Option(help="diffusers (a pipeline), safetensors (fewstep's own file) or onnx (the bare network).")
+    ] = "diffusers",
+    half: Annotated[bool, typer.Option("--half", help="Round the weights to float16.")] = False,
+    licence: Annotated[str, typer.Option(help="Licence of the parent, for the model card.")] = UNKNOWN_LICENCE,
+    autoencoder: Annotated[
+        Path | None, typer.Option(help="Folder of a latent model's autoencoder, if it was moved.")
+    ] = None,
+    text_encoder: Annotated[
+        Path | None, typer.Option(help="Folder of a text model's encoder, if it was moved.")
+    ] = None,
+) -> None:
+    """Write a model as a folder that diffusers or ONNX opens, compared with the model before it appears.
+
+    A text student opens in StableDiffusionPipeline, others through the short pipeline.py that goes along; there
+    guidance_scale = 1 + w.
+
+    Example: fewstep export outputs/digits/progressive/TIME/model-4.safetensors digits-4 --format onnx
+    """
+    from fewstep.export.folder import export as write
+
+    difference = write(
+        model,
+        folder,
+        format=format,
+        half=half,
+        licence=licence,
+        autoencoder=autoencoder,
+        text_encoder=text_encoder,
+    )
+    typer.echo(f"{folder}: {format}, re-opened and compared: largest difference {difference:.1e}, relative")

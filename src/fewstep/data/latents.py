@@ -1,0 +1,158 @@
+"""Latents of images, made by `fewstep latents`: mean and variance of each, memory-mapped; every visit draws anew."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float16, Int
+from torch import Tensor
+
+from fewstep.data.batches import Batch, ImagesInMemory, balance, checked, from_uint8
+from fewstep.data.facts import DataFacts, LatentFacts
+from fewstep.files import sha256_of
+from fewstep.seeds import seed_for
+
+if TYPE_CHECKING:
+    from fewstep.networks.autoencoder import Autoencoder
+
+MANIFEST = "latents.json"
+LABELS, REFERENCE, REFERENCE_LABELS = "labels.npy", "reference.npy", "reference-labels.npy"
+FORMAT = 1
+
+
+class Moments:
+    """Rows (2, channels, height, width) of float16, mean and variance, in files of `per_file` rows."""
+
+    def __init__(self, files: list[Path], per_file: int) -> None:
+        self.shards = [read_array(file, mapped=True) for file in files]
+        self.per_file = per_file
+
+    def __len__(self) -> int:
+        return sum(map(len, self.shards))
+
+    def __getitem__(self, index: Int[Tensor, "batch"]) -> Float16[Tensor, "batch 2 channels height width"]:
+        rows = np.empty((len(index), *self.shards[0].shape[1:]), np.float16)
+        shard, row = index.numpy() // self.per_file, index.numpy() % self.per_file
+        for number in np.unique(shard):
+            here = shard == number
+            rows[here] = self.shards[number][row[here]]
+        return torch.from_numpy(rows)
+
+
+class LatentsData(ImagesInMemory):
+    """Latents as training data, drawn from N(mean, variance) at each visit by a chance that is a function of the step.
+
+    latents = (mean + sqrt(variance) eps - shift_factor) scaling_factor (Rombach et al. 2022, section 3.1). Samples are
+    decoded to be judged, against the held-out *images* themselves, so that figures have the autoencoder's loss in them.
+
+    Args:
+        root: the folder that `fewstep latents` made.
+        autoencoder: its folder, where it is not where it was.
+
+    Raises:
+        ValueError: a file is missing, truncated, or of another format.
+    """
+
+    reference_split = "held out images, before any encoding"
+
+    def __init__(self, *, root: str, batch_size: int, stream: str, autoencoder: str | None = None) -> None:
+        self.root = Path(root)
+        about = read_manifest(self.root)
+        self.files: dict[str, str] = about["files"]
+        for name in self.files:
+            if not (self.root / name).is_file():
+                raise ValueError(f"{self.root / name} is missing; make the latents again with `fewstep latents`")
+        shards = [self.root / name for name in self.files if name.startswith("latents-")]
+        moments = Moments(shards, about["per_file"])
+        labels = torch.from_numpy(read_array(self.root / LABELS))
+        if len(moments) != len(labels):
+            raise ValueError(f"{self.root} has {len(moments)} latents and {len(labels)} labels; make it again")
+        super().__init__(images=moments, labels=labels, batch_size=batch_size, stream=stream)
+        latent = LatentFacts(
+            tuple(about["image_shape"]),
+            about["scaling_factor"],
+            about["shift_factor"],
+            about["autoencoder_sha256"],
+            str(Path(autoencoder or about["autoencoder"]).resolve()),
+        )
+        self.facts = DataFacts(
+            "latents", tuple(about["shape"]), about["num_classes"], low=-1000.0, high=1000.0, latent=latent
+        )
+        self.source: str = about["source"]
+        self._autoencoder: Autoencoder | None = None
+
+    def batch(self, step: int) -> Batch:
+        moments, labels = self.pixels(step)
+        mean, variance = moments.float().unbind(1)
+        eps = torch.randn(mean.shape, generator=torch.Generator().manual_seed(seed_for(self.stream, "latents", step)))
+        latent = self.facts.latent
+        assert latent is not None
+        return Batch((mean + variance.sqrt() * eps - latent.shift_factor) * latent.scaling_factor, labels)
+
+    def reference(self) -> Batch:
+        images = torch.from_numpy(read_array(self.root / REFERENCE))
+        return Batch(from_uint8(images), torch.from_numpy(read_array(self.root / REFERENCE_LABELS)))
+
+    def decode(self, x: Float[Tensor, "batch *shape"]) -> Float[Tensor, "batch *image"]:
+        if self._autoencoder is None:
+            from fewstep.networks.autoencoder import Autoencoder
+
+            assert self.facts.latent is not None
+            self._autoencoder = Autoencoder.of(self.facts.latent)
+        return self._autoencoder.decode(x).clamp(-1.0, 1.0)
+
+    def preview(self) -> Batch:
+        x, labels = self.batch(0)
+        return Batch(self.decode(x), labels)
+
+    def check(self) -> list[str]:
+        for name, digest in self.files.items():
+            if sha256_of(self.root / name) != digest:
+                raise ValueError(
+                    f"{self.root / name} has changed since it was made; make it again with `fewstep latents`"
+                )
+        first = self.batch(0)
+        spread = f"standard deviation {first.x.std():.2f} (about 1 is right)"
+        return [
+            f"{len(self.files)} files with the checksums of {MANIFEST}, latents of {self.source}",
+            balance(self.facts, "training", self.labels),
+            *checked(self.facts, f"a training batch, {spread}", first),
+            *checked(self.facts.pixels, "a training batch, decoded", self.preview()),
+            *checked(self.facts.pixels, self.reference_split, self.reference()),
+        ]
+
+
+def read_manifest(root: Path) -> dict[str, Any]:
+    """What the folder of latents says of itself.
+
+    Raises:
+        ValueError: there is none, it is unfinished, damaged, or of another version.
+    """
+    path = root / MANIFEST
+    if not path.is_file():
+        raise ValueError(
+            f"dataset=latents is not at {root}: make it with `fewstep latents patches --autoencoder FOLDER --out {root}` "
+            "(given again, it goes on where it stopped), or say where it is with dataset.root=PATH; without it, "
+            "`python train.py dataset=latents trainer=debug` tries everything on generated files"
+        )
+    try:
+        about = json.loads(path.read_text())
+        if about["format"] != FORMAT:
+            raise ValueError(f"its format is {about['format']}, not {FORMAT}")
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} cannot be read ({error}); make the latents again with `fewstep latents`") from error
+    return about
+
+
+def read_array(path: Path, *, mapped: bool = False) -> np.ndarray:
+    """A .npy file, or a view of it that stays on disk.
+
+    Raises:
+        ValueError: it is truncated or no such file.
+    """
+    try:
+        return np.load(path, mmap_mode="r" if mapped else None, allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
+        raise ValueError(f"{path} is missing, truncated or damaged ({error}); make the latents again") from error

@@ -1,0 +1,116 @@
+"""Encode an image data set once: float16 shards of mean and variance, each whole or not there, then the manifest."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from fewstep.data.batches import ImagesInMemory, from_uint8
+from fewstep.data.latents import FORMAT, LABELS, MANIFEST, REFERENCE, REFERENCE_LABELS
+from fewstep.files import atomic, sha256_of, tensor_digest
+from fewstep.networks.autoencoder import Autoencoder
+
+PER_FILE = 8192  # rows: 64 MiB a file at 4 x 32 x 32
+UNFINISHED = "unfinished.json"
+LARGEST = float(np.finfo(np.float16).max)
+
+
+def make_latents(
+    source: ImagesInMemory,
+    autoencoder: Autoencoder,
+    out: Path,
+    *,
+    batch_size: int = 64,
+    per_file: int = PER_FILE,
+    device: torch.device | str = "cpu",
+) -> Iterator[int]:
+    """Write the latents of all training images of `source`, in their order, and its held-out images, into `out`.
+
+    Yields how many images are encoded so far, after each batch. Interrupted, the same call goes on at the first file
+    that is not there. The manifest comes last: without it nothing in the folder is read as data.
+
+    Raises:
+        ValueError: `out` holds or is becoming something else, or the autoencoder does not take these images.
+        OSError: the disk is full; what is there stays good.
+    """
+    facts = source.facts
+    count = len(source.labels)
+    about = {
+        "format": FORMAT,
+        "source": facts.name,
+        "source_sha256": fingerprint(source),
+        "image_shape": list(facts.shape),
+        "num_classes": facts.num_classes,
+        "shape": list(autoencoder.latent_shape(facts.shape)),
+        "scaling_factor": autoencoder.scaling_factor,
+        "shift_factor": autoencoder.shift_factor,
+        "autoencoder_sha256": autoencoder.digest,
+        "count": count,
+        "per_file": per_file,
+    }
+    claim(out, about)
+    names = [f"latents-{number:05d}.npy" for number in range(-(-count // per_file))]
+    for number, name in enumerate(names):
+        start, stop = number * per_file, min(count, (number + 1) * per_file)
+        if not (out / name).is_file():
+            rows = []
+            for first in range(start, stop, batch_size):
+                index = torch.arange(first, min(stop, first + batch_size))
+                mean, variance = autoencoder.encode(from_uint8(source.images[index]).to(device))
+                rows.append(torch.stack([mean, variance], 1).clamp(-LARGEST, LARGEST).half().cpu().numpy())
+                yield int(index[-1]) + 1
+            save_array(out / name, np.concatenate(rows))
+        yield stop
+    held_out = source.reference()
+    save_array(out / LABELS, source.labels.numpy())
+    save_array(out / REFERENCE, ((held_out.x + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).numpy())
+    save_array(out / REFERENCE_LABELS, held_out.label.numpy())
+    files = [*names, LABELS, REFERENCE, REFERENCE_LABELS]
+    about |= {
+        "autoencoder": str(autoencoder.folder.resolve()),
+        "files": {name: sha256_of(out / name) for name in files},
+    }
+    write_json(out / MANIFEST, about)
+    (out / UNFINISHED).unlink(missing_ok=True)
+
+
+def claim(out: Path, about: dict[str, Any]) -> None:
+    """Write down what the folder is to become, or check that it was to become that.
+
+    Raises:
+        ValueError: it was to become something else, or holds something else.
+    """
+    for name in (MANIFEST, UNFINISHED):
+        if (out / name).is_file():
+            before = json.loads((out / name).read_text())
+            other = [key for key, value in about.items() if before.get(key) != value]
+            if other:
+                raise ValueError(
+                    f"{out} holds latents of another kind: their {other[0]} is {before.get(other[0])}, now it is "
+                    f"{about[other[0]]}; choose another --out"
+                )
+            return
+    if out.is_dir() and any(out.glob("latents-*.npy")):
+        raise ValueError(f"{out} holds latents of unknown origin; choose another --out")
+    write_json(out / UNFINISHED, about)
+
+
+def fingerprint(source: ImagesInMemory) -> str:
+    """Digest of the labels and of 64 images, evenly spaced: enough to see that the data are others."""
+    index = torch.arange(min(64, len(source.labels))) * len(source.labels) // min(64, len(source.labels))
+    return tensor_digest({"images": source.images[index], "labels": source.labels})
+
+
+def save_array(path: Path, array: np.ndarray) -> None:
+    """Write a .npy file, whole or not at all."""
+    with atomic(path) as temporary, temporary.open("wb") as file:
+        np.save(file, array, allow_pickle=False)
+
+
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    """Write `value` as JSON, whole or not at all."""
+    with atomic(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=1) + "\n")

@@ -1,0 +1,224 @@
+"""A model as a folder of diffusers: Stable Diffusion's own pipeline for prompts, a short one of ours for classes."""
+
+import json
+import shutil
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+from pathlib import Path
+from typing import Any, TypeVar
+
+import diffusers
+import torch
+from diffusers import DDIMScheduler, DiffusionPipeline, StableDiffusionPipeline
+from torch import Tensor, nn
+from transformers.utils import logging as transformers_logging
+
+from fewstep.diffusion.betas import BetaSchedule
+from fewstep.export import pipeline, w_input
+from fewstep.export.folder import Trial, difference_of
+from fewstep.model import Model
+from fewstep.networks.adapter import adapter_file, guidance_file
+from fewstep.networks.denoiser import arguments_of
+
+PREDICTION = {"v": "v_prediction", "eps": "epsilon", "x": "sample"}
+LORA = Path("lora")  # diffusers' names of files, so that load_lora_weights(FOLDER, subfolder="lora") finds them
+Module = TypeVar("Module", bound=nn.Module)
+
+
+def write(folder: Path, model: Model, path: Path, half: bool) -> float:
+    """Write the pipeline, open it as its users will, and give its largest difference to our sampler.
+
+    Raises:
+        ValueError: the model is one that no pipeline of diffusers can hold; companions are missing or others.
+    """
+    if model.card.role == "encoder":
+        raise ValueError("an encoder goes from data to noise, for which diffusers has no pipeline; use another --format")
+    if model.card.is_guided_outside:
+        warnings.warn("this model has no w input, so the export takes two network evaluations a step", stacklevel=2)
+    with quiet():
+        write_parts = write_stable_diffusion if model.card.data.text is not None else write_few_step
+        write_parts(folder, model, half)
+        adapter = adapter_file(path)
+        if adapter.is_file():
+            (folder / LORA).mkdir()
+            shutil.copyfile(adapter, folder / LORA / "pytorch_lora_weights.safetensors")
+            shutil.copyfile(guidance_file(adapter), folder / LORA / "w_input.safetensors")
+        trial = Trial.of(model)
+        return difference_of(trial.of_ours(model), made_by(folder, model, trial))
+
+
+def made_by(folder: Path, model: Model, trial: Trial) -> Tensor:
+    """What the exported pipeline makes of a trial, opened as the model card says, in float32."""
+    if model.card.data.text is not None:
+        pipe = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32)
+        asked: dict[str, Any] = {"prompt": list(trial.prompts)}
+    else:
+        pipe = DiffusionPipeline.from_pretrained(
+            folder, custom_pipeline=str(folder), trust_remote_code=True, torch_dtype=torch.float32
+        )
+        asked = {"class_labels": trial.label, "generator": torch.Generator().manual_seed(0)}
+    pipe.set_progress_bar_config(disable=True)
+    return pipe(
+        **asked,
+        latents=trial.noise,
+        guidance_scale=1 + trial.w,
+        num_inference_steps=trial.steps,
+        output_type="latent",
+    ).images
+
+
+# Prompts ------------------------------------------------------------------------------------------------------------
+
+
+def write_stable_diffusion(folder: Path, model: Model, half: bool) -> None:
+    """The parts of a stock StableDiffusionPipeline, where guidance_scale = 1 + w.
+
+    Its `time_cond_proj_dim` tells the pipeline to embed guidance_scale - 1 and to evaluate once a step.
+    """
+    unet = model.denoiser.network.unet
+    scheduler = ddim_scheduler(model)
+    assert model.autoencoder is not None and model.text_encoder is not None
+    assert isinstance(unet, diffusers.UNet2DConditionModel)
+    if unet.config["out_channels"] != unet.config["in_channels"]:
+        raise ValueError(
+            "a network that learns its variance too has twice the channels that StableDiffusionPipeline takes; use "
+            "--format safetensors or onnx"
+        )
+    StableDiffusionPipeline(
+        vae=stored(model.autoencoder.network, half),
+        text_encoder=stored(model.text_encoder.network, half),
+        tokenizer=model.text_encoder.tokenizer,
+        unet=stored(unet, half),
+        scheduler=scheduler,
+        safety_checker=None,  # pyright: ignore[reportArgumentType]
+        feature_extractor=None,  # pyright: ignore[reportArgumentType]
+        requires_safety_checker=False,
+    ).save_pretrained(folder, safe_serialization=True)
+
+
+def ddim_scheduler(model: Model) -> DDIMScheduler:
+    """The stock scheduler whose steps are those of our sampler, exactly so for numbers of steps that divide T.
+
+    Raises:
+        ValueError: the model's schedule, sampler or data are none that a stock pipeline has.
+    """
+    card = model.card
+    schedule = card.schedule
+    if not isinstance(schedule, BetaSchedule) or schedule != card.clock:
+        reason = f"its schedule is {type(schedule).__name__}, and not the one its network was trained with"
+    elif card.sampling != "deterministic":
+        reason = "it was made for the stochastic sampler, which no stock scheduler has"
+    elif card.data.latent is None:
+        reason = "it makes pixels, and the pipeline decodes latents"
+    else:
+        return DDIMScheduler(
+            num_train_timesteps=schedule.num_timesteps,
+            beta_start=schedule.beta_start,
+            beta_end=schedule.beta_end,
+            beta_schedule="linear" if schedule.betas else schedule.kind,
+            trained_betas=list(schedule.betas) if schedule.betas else None,  # pyright: ignore[reportArgumentType]
+            clip_sample=False,
+            set_alpha_to_one=True,
+            prediction_type=PREDICTION[card.prediction],
+            timestep_spacing="trailing",
+            rescale_betas_zero_snr=schedule.rescale_zero_snr,
+        )
+    raise ValueError(
+        f"a text model opens in StableDiffusionPipeline only if a stock scheduler does what our sampler does, and "
+        f"{reason}; use --format safetensors or onnx"
+    )
+
+
+# Classes ------------------------------------------------------------------------------------------------------------
+
+
+def write_few_step(folder: Path, model: Model, half: bool) -> None:
+    """The parts of `FewStepPipeline`, whose own text goes along.
+
+    Raises:
+        ValueError: the network is none of diffusers'.
+    """
+    network = model.denoiser.network
+    plain = getattr(network, "unet", None) or getattr(network, "transformer", None)
+    if plain is None:
+        raise ValueError(
+            f"a {type(network).__name__} is no network of diffusers; use --format safetensors or onnx, or train with "
+            "model=unet"
+        )
+    parts: dict[str, nn.Module] = {"transformer" if hasattr(network, "transformer") else "unet": plain}
+    index: dict[str, Any] = {
+        "_class_name": ["pipeline", pipeline.FewStepPipeline.__name__],
+        "_diffusers_version": diffusers.__version__,
+        "settings": settings_of(model),
+    }
+    features = getattr(network, "time_features", None)
+    if features is not None and features.projection is not None:
+        weight = features.projection.weight
+        parts["w_input"] = w_input.WInput(weight.shape[1], weight.shape[0])
+        parts["w_input"].load_state_dict({"projection.weight": weight})
+    if model.autoencoder is not None:
+        parts["vae"] = model.autoencoder.network
+    for name, part in parts.items():
+        assert isinstance(part, diffusers.ModelMixin)
+        stored(part, half).save_pretrained(folder / name, safe_serialization=True)
+        index[name] = ["w_input" if name == "w_input" else "diffusers", type(part).__name__]
+    if "w_input" in parts:
+        shutil.copyfile(w_input.__file__, folder / "w_input" / "w_input.py")
+    shutil.copyfile(pipeline.__file__, folder / "pipeline.py")
+    (folder / "model_index.json").write_text(json.dumps(index, indent=1) + "\n")
+
+
+def settings_of(model: Model) -> dict[str, Any]:
+    """What `FewStepPipeline` has to know of a model."""
+    card, network = model.card, model.denoiser.network
+    own = arguments_of(network)
+    unet = isinstance(getattr(network, "unet", None), diffusers.UNet2DConditionModel)
+    latent, schedule = card.data.latent, card.schedule
+    return {
+        "shape": list(card.data.shape),
+        "num_classes": card.data.num_classes,
+        "low": card.data.low,
+        "high": card.data.high,
+        "scaling_factor": latent.scaling_factor if latent else None,
+        "shift_factor": latent.shift_factor if latent else None,
+        "prediction": card.prediction,
+        "schedule": table_of(schedule)
+        if isinstance(schedule, BetaSchedule)
+        else {"log_snr_min": schedule.log_snr_min, "log_snr_max": schedule.log_snr_max},
+        "clock": card.clock and table_of(card.clock),
+        "sampling": card.sampling,
+        "num_steps": model.default_steps,
+        "made_for_steps": card.num_steps,
+        "w_range": None if card.w_min is None else [card.w_min, card.w_max],
+        "guided_outside": card.is_guided_outside,
+        "guidance_dim": own["guidance_dim"] if unet and own["guidance_input"] else None,
+        "attends": unet,
+    }
+
+
+def table_of(schedule: BetaSchedule) -> dict[str, list[float]]:
+    """log-SNR at t = 0, 1/T, ..., 1, named: diffusers takes a bare list for the class of a part."""
+    return {"table": schedule.table.tolist()}
+
+
+def stored(module: Module, half: bool) -> Module:
+    """What is written of a part: itself, or a copy with its weights rounded to float16."""
+    return deepcopy(module).half() if half else module
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the libraries' progress bars and advice, which are of no use to who runs us."""
+    loggers = (diffusers.utils.logging, transformers_logging)
+    before = [logger.get_verbosity() for logger in loggers]
+    for logger in loggers:
+        logger.set_verbosity_error()
+        logger.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, before, strict=True):
+            logger.set_verbosity(level)
+            logger.enable_progress_bar()

@@ -1,0 +1,183 @@
+"""`fewstep export`: a model as a folder that others can open, compared with the model before it appears."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from safetensors import safe_open
+from torch import Tensor
+
+from fewstep.checkpoint import KEY, Parent, save_model
+from fewstep.diffusion.prediction import Condition
+from fewstep.diffusion.sampler import SAMPLERS, sample
+from fewstep.export import UNKNOWN_LICENCE
+from fewstep.export.card import CARD, README, Format, readme
+from fewstep.files import is_full_disk, sha256_of
+from fewstep.model import Model, load
+from fewstep.networks import Denoiser
+from fewstep.networks.adapter import adapter_file, guidance_file
+from fewstep.seeds import starting_noise
+
+FORMATS: tuple[Format, ...] = ("diffusers", "safetensors", "onnx")
+CHECKED = 2  # images in the comparison
+CHECKED_STEPS = 4  # of a model that is not made for a number of steps
+TOLERANCE = 1e-3  # of float32 weights, relative to the largest value compared: more is a bug, and is not written
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What a model and its export are both asked, to be compared."""
+
+    noise: Float[Tensor, "count *shape"]
+    label: Condition
+    prompts: tuple[str, ...]
+    w: float
+    steps: int
+
+    @classmethod
+    def of(cls, model: Model) -> "Trial":
+        card = model.card
+        prompts = ("a photograph", "a drawing of a house")[:CHECKED] if card.data.text else ()
+        wanted = list(prompts) or (torch.arange(CHECKED) % card.data.num_classes)
+        low, high = (0.0, 1.0) if card.w_min is None or card.w_max is None else (card.w_min, card.w_max)
+        return cls(
+            noise=starting_noise(0, 0, CHECKED, card.data.shape),
+            label=model.condition(wanted),
+            prompts=prompts,
+            w=min(max(1.0, low), high),
+            steps=card.num_steps or CHECKED_STEPS,
+        )
+
+    def fresh(self) -> Callable[[int], Tensor]:
+        """The noise of a stochastic sampler that is given a generator of seed 0, in the order of its draws."""
+        generator = torch.Generator().manual_seed(0)
+        return lambda step: torch.randn(self.noise.shape, generator=generator)
+
+    def of_ours(self, model: Model) -> Float[Tensor, "count *shape"]:
+        """What our own sampler makes of it, not decoded."""
+        facts = model.card.data
+        x = sample(
+            model.denoise,
+            self.noise,
+            schedule=model.card.schedule,
+            num_steps=self.steps,
+            label=self.label,
+            w=torch.full((len(self.noise),), self.w),
+            sampler=SAMPLERS[model.card.sampling],
+            fresh=self.fresh(),
+        )
+        return x.clamp(facts.low, facts.high)
+
+
+def export(
+    path: Path,
+    folder: Path,
+    *,
+    format: str = "diffusers",
+    half: bool = False,
+    licence: str = UNKNOWN_LICENCE,
+    autoencoder: Path | None = None,
+    text_encoder: Path | None = None,
+) -> float:
+    """Write the model at `path` into the new `folder`; give the largest difference of what the re-opened export makes.
+
+    Args:
+        format: diffusers (a pipeline), safetensors (our own model file) or onnx (the bare network).
+        half: round the weights to float16.
+        licence: of the parent, for the model card.
+        autoencoder, text_encoder: folders of its companions, where they are not where they were.
+
+    Raises:
+        ValueError: an unknown format, a folder that is not empty, a model that this format cannot hold, or companions
+            that are missing or others.
+        OSError: the folder cannot be written or the disk is full.
+    """
+    if format not in FORMATS:
+        raise ValueError(f"--format must be one of {', '.join(FORMATS)}, got {format!r}")
+    if half and format == "onnx":
+        raise ValueError("--half goes with --format diffusers or safetensors: times and w would lose digits in ONNX")
+    model = load(path, autoencoder=autoencoder, text_encoder=text_encoder)
+    with new_folder(folder) as temporary:
+        match format:
+            case "diffusers":
+                from fewstep.export import diffusers_folder
+
+                difference = diffusers_folder.write(temporary, model, path, half)
+            case "onnx":
+                from fewstep.export import onnx_file
+
+                difference = onnx_file.write(temporary, model)
+            case _:
+                difference = write_safetensors(temporary, folder, model, path, half)
+        if not half and not difference <= TOLERANCE:
+            raise ValueError(
+                f"the export must do what the model does, and differs by {difference:.1e}; nothing was written: please "
+                f"report this, with `fewstep info {path}`"
+            )
+        (temporary / CARD).write_text(json.dumps(described(path), indent=1) + "\n")
+        (temporary / README).write_text(readme(path, model, format, half, licence, difference))
+    return difference
+
+
+def write_safetensors(temporary: Path, folder: Path, model: Model, path: Path, half: bool) -> float:
+    """Our own model file, its parents' places told from the new one, and its adapter where it has one."""
+    parents = tuple(
+        Parent(p.role, os.path.relpath(path.parent / p.path, folder), p.sha256) for p in model.card.parents
+    )
+    network = deepcopy(model.denoiser.network).half() if half else model.denoiser.network
+    own = temporary / "model.safetensors"
+    save_model(
+        own, Denoiser(network, model.card.prediction, model.card.clock), replace(model.card, parents=parents)
+    )
+    for file in (adapter_file(path), guidance_file(adapter_file(path))):
+        if file.is_file():
+            shutil.copyfile(file, temporary / file.name)
+    again = load(own)
+    facts = model.card.data
+    if facts.text is not None:  # no need of its text encoder
+        label = starting_noise(1, 0, CHECKED, (facts.text.tokens, facts.text.features))
+    else:
+        label = torch.arange(CHECKED) % facts.num_classes
+    trial = Trial(starting_noise(0, 0, CHECKED, facts.shape), label, (), 1.0, model.card.num_steps or CHECKED_STEPS)
+    return difference_of(trial.of_ours(model), trial.of_ours(again))
+
+
+def difference_of(ours: Tensor, theirs: Tensor) -> float:
+    """Largest difference, relative to the largest value of ours, or absolute where that is below 1; inf for a NaN."""
+    return float((ours - theirs).abs().max().nan_to_num(nan=torch.inf)) / max(1.0, float(ours.abs().max()))
+
+
+def described(path: Path) -> dict[str, object]:
+    """What the model file says of itself, as it stands there, and the file's hash."""
+    with safe_open(path, framework="pt") as file:
+        return {"sha256": sha256_of(path), **json.loads(file.metadata()[KEY])}
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """Give a temporary folder beside `folder`; on success rename it to `folder`, on failure remove it.
+
+    Raises:
+        ValueError: there is something at `folder` already.
+        OSError: it cannot be written or the disk is full.
+    """
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise ValueError(f"FOLDER must be new or empty, and {folder} is not; choose another or remove it")
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        temporary.replace(folder)
+    except Exception as error:
+        if is_full_disk(error):
+            raise OSError(28, os.strerror(28), str(folder)) from error
+        raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

@@ -1,0 +1,192 @@
+"""Images and masks that a user gives, as a model takes them: read, and converted where need be, which is said."""
+
+import warnings
+import zipfile
+import zlib
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from fewstep.data.facts import DataFacts
+
+Size = tuple[int, int]  # width, height, as PIL has it
+MODES = {1: ("L", "grey"), 3: ("RGB", "RGB")}
+
+
+class Given(NamedTuple):
+    """`images` are in [-1, 1] (points in their own range); `sizes` as they were before conversion."""
+
+    images: Float[Tensor, "count *image"]
+    labels: Int[Tensor, "count"] | None
+    sizes: list[Size]
+
+
+def read_images(paths: Sequence[Path], facts: DataFacts) -> Given:
+    """Images of any format that Pillow reads, and .npz files as `fewstep sample` writes them, one after the other.
+
+    Images of another size are centre-cropped and resized, grey and RGB turned into each other, 16 bits into 8; a
+    warning says which. `facts` are of the pixels.
+
+    Raises:
+        ValueError: no image, a file that is missing, truncated or no image, or arrays of another kind.
+    """
+    if not facts.is_image:
+        return _read_points(paths, facts)
+    pictures, labels = [], []
+    for path in paths:
+        if path.suffix == ".npz":
+            arrays = _arrays(path)
+            pictures += _pictures_of(arrays["images"], path)
+            labels += _labels_of(arrays, path)
+        else:
+            pictures.append(_open(path))
+    _, height, width = facts.shape
+    converted = Counter(change for p in pictures if (change := _change(p, facts)))
+    for change, count in converted.items():
+        warnings.warn(f"{count} image(s) {change}", stacklevel=2)
+    mode = _mode(facts)
+    fitted = [ImageOps.fit(_eight_bits(p).convert(mode), (width, height), Image.Resampling.LANCZOS) for p in pictures]
+    stack = torch.from_numpy(np.stack([np.asarray(p).reshape(height, width, -1) for p in fitted]))
+    images = stack.permute(0, 3, 1, 2).float() / 127.5 - 1
+    complete = torch.tensor(labels) if len(labels) == len(images) else None
+    return Given(images, complete, [p.size for p in pictures])
+
+
+def read_mask(given: str, sizes: Sequence[Size], facts: DataFacts) -> Bool[Tensor, "count *image"]:
+    """What is missing of each image, True: left, right, top or bottom half, or a file.
+
+    In an image file white (128 and more) is missing and black is kept, as in diffusers; in an .npz the array `mask` is
+    True or not 0 where something is missing, for one image or for each. An image file has the size of the images it is
+    for, before or after their conversion, and is converted as they are: a pixel with a missing part is missing.
+
+    Raises:
+        ValueError: a mask of another size, or that marks nothing, or a file that cannot be read.
+    """
+    shape = (len(sizes), *facts.shape)
+    if given in ("left", "right", "top", "bottom") and facts.is_image:
+        half = torch.zeros(facts.shape[1:], dtype=torch.bool)
+        along = half if given in ("top", "bottom") else half.T  # a view: rows of it are columns of the image
+        middle = len(along) // 2
+        along[slice(middle) if given in ("top", "left") else slice(middle, None)] = True
+        return half.expand(shape)
+    path = Path(given)
+    if path.suffix == ".npz":
+        missing = torch.from_numpy(_arrays(path, "mask")["mask"] != 0)
+        try:
+            missing = missing[:, None].expand(shape) if missing.ndim == 3 else missing.expand(shape)
+        except RuntimeError as error:
+            raise ValueError(
+                f"the mask must be for images of shape {facts.shape}, one or {len(sizes)} of them, and {path} has "
+                f"the shape {tuple(missing.shape)}"
+            ) from error
+    elif facts.is_image:
+        mask = _eight_bits(_open(path)).convert("L").point(lambda level: 255 if level >= 128 else 0)
+        missing = torch.stack([_fit_mask(mask, size, facts, path) for size in sizes])[:, None].expand(shape)
+    else:
+        raise ValueError(f"the mask of points must be an .npz with the array mask, got {path}")
+    if not missing.any():
+        raise ValueError(f"the mask must mark what is missing, white or True, and {path} marks nothing")
+    return missing
+
+
+def _fit_mask(mask: Image.Image, size: Size, facts: DataFacts, path: Path) -> Bool[Tensor, "height width"]:
+    target = (facts.shape[2], facts.shape[1])
+    if mask.size not in (size, target):
+        raise ValueError(
+            f"a mask must have the size of its image, {size[0]} x {size[1]}, or of the model's, {target[0]} x "
+            f"{target[1]}, and {path} has {mask.size[0]} x {mask.size[1]}; draw it on the image"
+        )
+    fitted = mask if mask.size == target else ImageOps.fit(mask, target, Image.Resampling.BOX)
+    return torch.from_numpy(np.asarray(fitted) > 0)
+
+
+def _open(path: Path) -> Image.Image:
+    """The image as it is meant to be seen: turned as its EXIF says."""
+    if not path.is_file():
+        raise ValueError(f"an image must be a file, and there is none at {path}")
+    try:
+        with Image.open(path) as image:
+            return ImageOps.exif_transpose(image)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(
+            f"{path} is no image that Pillow reads whole ({error}); give a PNG, a JPG or an .npz"
+        ) from error
+
+
+def _mode(facts: DataFacts) -> str:
+    if facts.shape[0] not in MODES:
+        raise ValueError(f"images have 1 or 3 channels, and {facts.name} has {facts.shape[0]}")
+    return MODES[facts.shape[0]][0]
+
+
+def _change(picture: Image.Image, facts: DataFacts) -> str | None:
+    """What has to be done to the picture, in words; None if it fits as it is."""
+    channels, height, width = facts.shape
+    if picture.size == (width, height) and picture.mode == _mode(facts):
+        return None
+    done = [] if picture.size == (width, height) else [f"centre-cropped and resized to {width} x {height}"]
+    done += [] if picture.mode == _mode(facts) else [f"converted to {MODES[channels][1]}"]
+    return f"of {picture.size[0]} x {picture.size[1]}, mode {picture.mode}: {' and '.join(done)}"
+
+
+def _eight_bits(picture: Image.Image) -> Image.Image:
+    """Pillow cuts 16 bits off at 255 instead of scaling them."""
+    if not picture.mode.startswith("I"):
+        return picture
+    return Image.fromarray((np.asarray(picture).clip(0, 65535) // 257).astype(np.uint8))
+
+
+def _arrays(path: Path, required: str = "images") -> dict[str, np.ndarray]:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = dict(file)
+    except FileNotFoundError as error:
+        raise ValueError(f"an .npz must be a file, and there is none at {path}") from error
+    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(f"{path} is truncated or no .npz of plain arrays ({error}); make it again") from error
+    if required not in arrays:
+        raise ValueError(f"{path} must hold the array {required!r}, and it holds {sorted(arrays)}")
+    return arrays
+
+
+def _pictures_of(images: np.ndarray, path: Path) -> list[Image.Image]:
+    if images.ndim != 4 or images.shape[3] not in MODES or images.dtype != np.uint8 or not len(images):
+        raise ValueError(
+            f"images in an .npz must be uint8 (count, height, width, 1 or 3 channels), as `fewstep sample` writes "
+            f"them, and {path} has {images.dtype} {images.shape}"
+        )
+    return [Image.fromarray(image.squeeze(2) if image.shape[2] == 1 else image) for image in images]
+
+
+def _labels_of(arrays: dict[str, np.ndarray], path: Path) -> list[int]:
+    labels = arrays.get("labels")
+    if labels is None:
+        return []
+    if labels.shape != arrays["images"].shape[:1] or labels.dtype.kind not in "iu":
+        raise ValueError(f"{path} must have one whole number per image as label, got {labels.dtype} {labels.shape}")
+    return labels.tolist()
+
+
+def _read_points(paths: Sequence[Path], facts: DataFacts) -> Given:
+    points, labels = [], []
+    for path in paths:
+        arrays = _arrays(path)
+        if arrays["images"].shape[1:] != facts.shape or arrays["images"].dtype.kind != "f":
+            raise ValueError(
+                f"{facts.name} is of points {facts.shape}, float, in an .npz under `images`; {path} has "
+                f"{arrays['images'].dtype} {arrays['images'].shape}"
+            )
+        points.append(torch.from_numpy(arrays["images"]).float())
+        labels += _labels_of(arrays, path)
+    images = torch.cat(points)
+    if not len(images) or not bool(torch.isfinite(images).all()):
+        raise ValueError(f"points must be finite and at least one, got {len(images)} from {paths[0]}")
+    complete = torch.tensor(labels) if len(labels) == len(images) else None
+    return Given(images, complete, [(0, 0)] * len(images))

@@ -1,0 +1,135 @@
+"""Low-rank adapters (Hu et al. 2022): a student that differs from its teacher by few numbers and its w input.
+
+peft puts them into the network and this file takes them out again: merged, or as the file that diffusers reads.
+peft takes seconds to import, so only who needs it waits.
+"""
+
+from copy import deepcopy
+from math import inf
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from fewstep.files import atomic
+from fewstep.networks.denoiser import Denoiser, arguments_of
+
+ADAPTERS = ("lora",)
+ADAPTED = (nn.Linear, nn.Conv2d)
+
+
+def check_adapter(adapter: str | None, rank: int, alpha: float) -> None:
+    """Refuse an adapter that there is not.
+
+    Raises:
+        ValueError: an unknown kind, a rank that is no whole number of at least 1, an alpha not above 0.
+    """
+    if adapter is not None and adapter not in ADAPTERS:
+        raise ValueError(f"stage.adapter must be null or one of {', '.join(ADAPTERS)}, got {adapter!r}")
+    if type(rank) is not int or rank < 1 or not 0 < alpha < inf:
+        raise ValueError(
+            f"stage.adapter_rank must be a whole number of at least 1 and stage.adapter_alpha positive, got {rank} and "
+            f"{alpha}; adapter_alpha = adapter_rank is the plain sum"
+        )
+
+
+def with_adapter(denoiser: Denoiser, rank: int, alpha: float) -> Denoiser:
+    """The denoiser itself, with W + (alpha / rank) B A in the place of each linear and convolutional weight W.
+
+    A is random and B zero (Hu et al. 2022, section 4.1), so that it computes what it did. The w input is left as it is:
+    it is trained whole. See `trained_parameters`.
+    """
+    from peft import LoraConfig, inject_adapter_in_model
+
+    new = guidance_weights(denoiser.network)
+    targets = [
+        name
+        for name, module in denoiser.network.named_modules()
+        if isinstance(module, ADAPTED) and f"{name}.weight" not in new
+    ]
+    inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets), denoiser.network)  # pyright: ignore[reportArgumentType]
+    return denoiser
+
+
+def guidance_weights(network: nn.Module) -> set[str]:
+    """The names of the weights that a network has for its w input alone."""
+    if not arguments_of(network)["guidance_input"]:
+        return set()
+    with torch.device("meta"):
+        plain = type(network)(**arguments_of(network) | {"guidance_input": False}).state_dict()
+    return {name for name, _ in network.named_parameters() if not is_adapters(name) and without_base(name) not in plain}
+
+
+def trained_parameters(denoiser: Denoiser) -> list[nn.Parameter]:
+    """What a stage trains: everything, or of an adapted network the adapter and the w input."""
+    named = dict(denoiser.named_parameters())
+    if not any(map(is_adapters, named)):
+        return list(named.values())
+    new = {f"network.{name}" for name in guidance_weights(denoiser.network)}
+    return [parameter for name, parameter in named.items() if is_adapters(name) or name in new]
+
+
+def is_adapters(name: str) -> bool:
+    """Whether a weight of that name belongs to an adapter."""
+    return ".lora_A." in name or ".lora_B." in name
+
+
+def without_base(name: str) -> str:
+    """The name that a weight had before its layer was adapted."""
+    return name.replace(".base_layer.", ".")
+
+
+def merged(denoiser: Denoiser) -> Denoiser:
+    """A copy whose adapter is added to the weights it adapts: an ordinary network of the same class."""
+    from peft.tuners.lora import LoraLayer
+
+    own = deepcopy(denoiser)
+    for name, module in list(own.network.named_modules()):
+        if isinstance(module, LoraLayer):
+            module.merge()  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
+            parent, _, child = name.rpartition(".")
+            setattr(own.network.get_submodule(parent), child, module.get_base_layer())
+    if hasattr(own.network, "peft_config"):
+        del own.network.peft_config
+    return own
+
+
+def adapter_tensors(denoiser: Denoiser) -> dict[str, Tensor]:
+    """The adapter under the names that diffusers reads, `unet.....lora_A.weight`, alpha / rank multiplied into B.
+
+    A reader who is told no alpha takes alpha = rank, so the file needs no second number.
+    """
+    tensors = {}
+    for name, parameter in denoiser.network.named_parameters():
+        if is_adapters(name):
+            module_name, _, half = name.removesuffix(".default.weight").rpartition(".")
+            module = denoiser.network.get_submodule(module_name)
+            scale = module.scaling["default"] if half == "lora_B" else 1.0  # pyright: ignore[reportIndexIssue]
+            tensors[f"{module_name}.{half}.weight"] = (parameter.detach() * scale).cpu().contiguous()
+    return tensors
+
+
+def save_adapter(path: Path, denoiser: Denoiser, base_sha256: str) -> None:
+    """Write the adapter to `path`, and beside it the w input, which no LoRA file has a place for; see `guidance_file`.
+
+    Args:
+        base_sha256: of the model file whose weights the adapter is added to, kept in the metadata.
+    """
+    network = denoiser.network
+    own = dict(network.named_parameters())
+    w_input = {name: own[name].detach().cpu().contiguous() for name in sorted(guidance_weights(network))}
+    for file, tensors in {path: adapter_tensors(denoiser), guidance_file(path): w_input}.items():
+        if tensors:
+            with atomic(file) as temporary:
+                save_file(tensors, temporary, metadata={"base_sha256": base_sha256})
+
+
+def guidance_file(adapter: Path) -> Path:
+    """Where the w input that belongs to the adapter at that path lies."""
+    return adapter.with_name(f"{adapter.stem}-w{adapter.suffix}")
+
+
+def adapter_file(model: Path) -> Path:
+    """Where the adapter that was merged into a model file lies: adapter.safetensors, adapter-N.safetensors of a rung."""
+    return model.with_name("adapter" + model.name.removeprefix("model"))

@@ -1,0 +1,44 @@
+"""Two ways to fit more of a network into a device, neither of which changes what it computes."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+
+from fewstep.diffusion.guidance import Guided
+from fewstep.networks.denoiser import Denoiser, Frozen
+
+
+def checkpoint_gradients(network: nn.Module) -> None:
+    """Keep no activations inside the blocks of diffusers' models: they are computed again for the gradient.
+
+    Raises:
+        ValueError: the network has no such blocks.
+    """
+    models = [module for module in network.modules() if hasattr(module, "enable_gradient_checkpointing")]
+    if not models:
+        raise ValueError(
+            f"trainer.gradient_checkpointing needs a network of diffusers, and {type(network).__name__} is none; use "
+            "trainer.gradient_checkpointing=false"
+        )
+    for model in models:
+        model.enable_gradient_checkpointing()
+
+
+def to_channels_last(network: nn.Module) -> None:
+    """Lay the weights of convolutions out with the channels last, which the fast kernels of GPUs want.
+
+    Activations follow their weights. Weights of any other kind are left as they are.
+    """
+    network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  # torch's stubs lack it
+
+
+def denoisers_in(part: object) -> Iterator[Denoiser]:
+    """The denoisers that a teacher, however wrapped, or a student is made of."""
+    match part:
+        case Denoiser():
+            yield part
+        case Frozen():
+            yield part.denoiser
+        case Guided():
+            yield from denoisers_in(part.denoise)

@@ -1,0 +1,85 @@
+"""The cycle: data encoded to noise and decoded again, beside what the same takes with many steps."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from fewstep.diffusion.prediction import Condition, Denoise
+from fewstep.diffusion.sampler import encode, sample
+from fewstep.diffusion.schedule import Schedule
+from fewstep.quality.grid import rmse
+
+Examples = Float[Tensor, "batch *shape"]
+
+
+@dataclass(frozen=True)
+class Coder:
+    """A model that is run with `steps` DDIM steps in one direction; `model` says which."""
+
+    model: str
+    denoise: Denoise
+    steps: int
+
+
+@dataclass(frozen=True)
+class CycleRow:
+    """One pair of encoder and decoder, as cycle.json keeps it.
+
+    Attributes:
+        cycle_rmse: root mean squared difference per value of x and what is decoded from its code, in the data's range.
+        ratio: to that of the many-step pair, at the same w.
+        code_rmse: of the code to the many-step encoder's; codes have a variance near 1.
+        code_std: standard deviation of all values of the code, near 1 where it is noise.
+    """
+
+    encoder: str
+    encoder_steps: int
+    decoder: str
+    decoder_steps: int
+    w: float
+    cycle_rmse: float
+    ratio: float
+    code_rmse: float
+    code_std: float
+    num_images: int
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def cycle_rows(
+    pairs: Sequence[tuple[Coder, Coder]],
+    x: Examples,
+    label: Condition,
+    w: float,
+    *,
+    schedule: Schedule,
+    clip: tuple[float, float],
+) -> Iterator[CycleRow]:
+    """Measure (encoder, decoder) pairs on x under its own condition; the first pair is the many-step one.
+
+    `clip` holds what is decoded in the data's range, as sampling does at its end.
+    """
+    weight = torch.full((len(x),), float(w), device=x.device)
+    first: tuple[Tensor, float] | None = None
+    for encoder, decoder in pairs:
+        code = encode(encoder.denoise, x, schedule=schedule, num_steps=encoder.steps, label=label, w=weight)
+        again = sample(decoder.denoise, code, schedule=schedule, num_steps=decoder.steps, label=label, w=weight)
+        error = rmse(again.clamp(*clip), x)
+        first = first or (code, error)
+        yield CycleRow(
+            encoder=encoder.model,
+            encoder_steps=encoder.steps,
+            decoder=decoder.model,
+            decoder_steps=decoder.steps,
+            w=float(w),
+            cycle_rmse=error,
+            ratio=error / first[1],
+            code_rmse=rmse(code, first[0]),
+            code_std=float(code.std()),
+            num_images=len(x),
+        )

@@ -1,0 +1,286 @@
+"""The stochastic and the ancestral sampler and the encoder, against closed forms: moments for every number of steps."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from fewstep.diffusion.guidance import Guided
+from fewstep.diffusion.mixture import GaussianMixture
+from fewstep.diffusion.prediction import Denoise, Prediction, interpret
+from fewstep.diffusion.sampler import (
+    SAMPLERS,
+    ancestral,
+    ddim_step,
+    encode,
+    integrate,
+    invert_ddim,
+    renoise,
+    sample,
+    stochastic,
+    trajectory,
+)
+from fewstep.diffusion.schedule import CosineSchedule, alpha, expand, sigma
+from fewstep.seeds import fresh_noise
+
+MakeMixture = Callable[..., GaussianMixture]
+SCHEDULE = CosineSchedule()
+STEPS = [1, 2, 3, 4, 8, 16]
+MEAN, STD = 0.6, 0.3
+COUNT = 64
+
+
+def whitened(count: int = COUNT, columns: int = 17) -> Tensor:
+    """Noise (columns, count, 1) whose sample means are 0, variances 1 and covariances 0: moments without error."""
+    draws = torch.randn(count, columns + 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    draws[:, 0] = 1
+    return torch.linalg.qr(draws).Q[:, 1:].T[..., None] * count**0.5
+
+
+def deviation(log_snr: Tensor) -> Tensor:
+    """Of z, for data of deviation STD."""
+    return ((alpha(log_snr) * STD).square() + sigma(log_snr).square()).sqrt()
+
+
+def flow(z: Tensor, log_snr: Tensor, log_snr_next: Tensor) -> Tensor:
+    """Where the probability flow of N(MEAN, STD^2) takes z."""
+    ratio = expand(deviation(log_snr_next) / deviation(log_snr), z)
+    return expand(alpha(log_snr_next), z) * MEAN + ratio * (z - expand(alpha(log_snr), z) * MEAN)
+
+
+def student(length: Callable[[int], int], num_steps: int) -> Denoise:
+    """The perfect student of the Gaussian whose native jump from time i / N is `length(i)` / N long."""
+
+    def denoise(z: Tensor, log_snr: Tensor, label: Tensor, w: Tensor | None) -> Prediction:
+        i = round(float(SCHEDULE.time(log_snr)[0]) * num_steps)
+        landing = SCHEDULE.log_snr(torch.full_like(log_snr, (i - length(i)) / num_steps))
+        return invert_ddim(z=z, z_next=flow(z, log_snr, landing), log_snr=log_snr, log_snr_next=landing)
+
+    return denoise
+
+
+def ancestral_student(num_steps: int) -> Denoise:
+    """The affine denoiser that makes z_s have the right moments if z_s is drawn from q(z_s | z_t, x), g = 0.
+
+    By the algebra of Gaussians: q(z_s | z_t, x) is z_s = alpha_s x + sigma_s eps given z_t = a z_s + noise of variance
+    b, so it has the precision 1 / sigma_s^2 + a^2 / b.
+    """
+
+    def denoise(z: Tensor, log_snr: Tensor, label: Tensor, w: Tensor | None) -> Prediction:
+        i = round(float(SCHEDULE.time(log_snr)[0]) * num_steps)
+        at = SCHEDULE.log_snr(torch.full_like(log_snr, (i - 1) / num_steps))
+        if i == 1:  # the last x is the sample
+            slope = STD / deviation(log_snr)
+        else:
+            a = alpha(log_snr) / alpha(at)
+            b = sigma(log_snr) ** 2 - (a * sigma(at)) ** 2
+            variance = 1 / (1 / sigma(at) ** 2 + a**2 / b)
+            from_z, from_x = variance * a / b, variance * alpha(at) / sigma(at) ** 2
+            slope = ((deviation(at) ** 2 - variance).sqrt() / deviation(log_snr) - from_z) / from_x
+        x = MEAN + expand(slope, z) * (z - expand(alpha(log_snr), z) * MEAN)
+        return interpret("x", x, z=z, log_snr=log_snr)
+
+    return denoise
+
+
+PERFECT = {
+    "deterministic": lambda n: student(lambda i: 1, n),
+    "stochastic": lambda n: student(lambda i: min(i, 2), n),
+    "ancestral": ancestral_student,
+}
+
+
+@pytest.mark.parametrize("num_steps", STEPS)
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_each_sampler_keeps_the_moments_for_every_number_of_steps(name: str, num_steps: int) -> None:
+    noise, label, calls = whitened(), torch.zeros(COUNT, dtype=torch.long), []
+    denoise = PERFECT[name](num_steps)
+
+    def counted(z: Tensor, log_snr: Tensor, label: Tensor, w: Tensor | None) -> Prediction:
+        calls.append(float(SCHEDULE.time(log_snr)[0]))
+        return denoise(z, log_snr, label, w)
+
+    def plain_ancestral(*arguments: Tensor) -> Tensor:
+        return ancestral(*arguments, g=0.0)
+
+    sampler = plain_ancestral if name == "ancestral" else SAMPLERS[name]
+    x = sample(
+        counted,
+        noise[0],
+        schedule=SCHEDULE,
+        num_steps=num_steps,
+        label=label,
+        w=None,
+        sampler=sampler,
+        fresh=lambda step: noise[step],
+    )
+    assert calls == pytest.approx([1 - i / num_steps for i in range(num_steps)])
+    assert float(x.mean()) == pytest.approx(MEAN, abs=2e-4)  # alpha(1) = 4.5e-5
+    assert float(x.var(correction=0)) == pytest.approx(STD**2, rel=1e-4)
+
+
+def test_a_student_of_the_wrong_chain_loses_the_variance() -> None:
+    noise, label = whitened(), torch.zeros(COUNT, dtype=torch.long)
+    x = sample(
+        PERFECT["deterministic"](4),
+        noise[0],
+        schedule=SCHEDULE,
+        num_steps=4,
+        label=label,
+        w=None,
+        sampler=stochastic,
+        fresh=lambda step: noise[step],
+    )
+    assert abs(float(x.var()) / STD**2 - 1) > 0.02
+
+
+@pytest.mark.parametrize("num_steps", STEPS)
+def test_the_stochastic_sampler_keeps_the_moments_of_the_mixture(make_mixture: MakeMixture, num_steps: int) -> None:
+    mixture, count = make_mixture(), 4000
+
+    def denoise(z: Tensor, log_snr: Tensor, label: Tensor, w: Tensor | None) -> Prediction:
+        """The perfect stochastic student: its jump of 2/N, or what is left, follows the exact flow."""
+        t = float(SCHEDULE.time(log_snr)[0])
+        end = SCHEDULE.log_snr(torch.tensor(max(0.0, t - 2 / num_steps), dtype=torch.float64))
+        landed = integrate(mixture.denoise, z, log_snr=log_snr[0], log_snr_next=end, num_steps=24, label=label, w=None)
+        return invert_ddim(z=z, z_next=landed, log_snr=log_snr, log_snr_next=end.expand(len(z)))
+
+    noise = torch.randn(num_steps + 1, count, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    x = sample(
+        denoise,
+        noise[0],
+        schedule=SCHEDULE,
+        num_steps=num_steps,
+        label=torch.full((count,), 3),
+        w=None,
+        sampler=stochastic,
+        fresh=lambda step: noise[step],
+    )
+    mean, variance = moments(mixture)
+    torch.testing.assert_close(x.mean(0), mean, rtol=0, atol=0.035)
+    torch.testing.assert_close(x.var(0), variance, rtol=0.08, atol=0)
+
+
+def moments(mixture: GaussianMixture) -> tuple[Tensor, Tensor]:
+    weight = mixture.weights[:, None]
+    mean = (weight * mixture.means).sum(0)
+    return mean, (weight * (mixture.means.square() + mixture.stds.square())).sum(0) - mean.square()
+
+
+@pytest.mark.parametrize("name", ["deterministic", "ancestral"])
+def test_with_many_steps_the_exact_denoiser_keeps_the_moments_of_the_mixture(
+    make_mixture: MakeMixture, name: str
+) -> None:
+    mixture, count = make_mixture(), 4000
+    generator = torch.Generator().manual_seed(1)
+    x = sample(
+        mixture.denoise,
+        torch.randn(count, 2, generator=generator, dtype=torch.float64),
+        schedule=SCHEDULE,
+        num_steps=100,
+        label=torch.full((count,), 3),
+        w=None,
+        sampler=SAMPLERS[name],
+        fresh=lambda _: torch.randn(count, 2, generator=generator, dtype=torch.float64),
+    )
+    mean, variance = moments(mixture)
+    torch.testing.assert_close(x.mean(0), mean, rtol=0, atol=0.035)
+    torch.testing.assert_close(x.var(0), variance, rtol=0.08, atol=0)
+
+
+@pytest.mark.parametrize(("g", "data"), [(0.0, 0.0), (1.0, 1.0)])
+@pytest.mark.parametrize("num_steps", [2, 3, 16])
+def test_the_ancestral_bounds_are_exact_for_a_point_and_for_standard_normal_data(
+    g: float, data: float, num_steps: int
+) -> None:
+    """At g = 0 and 1 the chain of z keeps its variance under the plain posterior mean E[x | z]."""
+    noise, label = whitened(), torch.zeros(COUNT, dtype=torch.long)
+
+    def denoise(z: Tensor, log_snr: Tensor, label: Tensor, w: Tensor | None) -> Prediction:
+        return interpret("x", data * expand(alpha(log_snr), z) * z, z=z, log_snr=log_snr)
+
+    def sampler(*arguments: Tensor) -> Tensor:
+        return ancestral(*arguments, g=g)
+
+    for prediction in trajectory(
+        denoise,
+        noise[0],
+        schedule=SCHEDULE,
+        num_steps=num_steps,
+        label=label,
+        w=None,
+        sampler=sampler,
+        fresh=lambda step: noise[step],
+    ):
+        expected = (alpha(prediction.log_snr[0]) * data) ** 2 + sigma(prediction.log_snr[0]) ** 2
+        assert float(prediction.z.var(correction=0)) == pytest.approx(float(expected), rel=1e-6)
+
+
+def test_renoising_is_the_forward_process() -> None:
+    noise, label = whitened(), torch.tensor([0.2, 0.7], dtype=torch.float64)
+    there, back = SCHEDULE.log_snr(label)
+    z = alpha(there) * MEAN + deviation(there) * noise[0]
+    again = renoise(z, log_snr=there.expand(COUNT), log_snr_next=back.expand(COUNT), noise=noise[1])
+    assert float(again.mean()) == pytest.approx(float(alpha(back)) * MEAN)
+    assert float(again.std(correction=0)) == pytest.approx(float(deviation(back)))
+    still = renoise(z, log_snr=there.expand(COUNT), log_snr_next=there.expand(COUNT), noise=noise[1])
+    torch.testing.assert_close(still, z)
+
+
+@pytest.mark.parametrize("num_steps", STEPS)
+def test_a_perfect_encoder_and_a_perfect_decoder_undo_each_other(num_steps: int) -> None:
+    noise, label = whitened(), torch.zeros(COUNT, dtype=torch.long)
+    x = MEAN + STD * noise[0]
+
+    def encoder(z: Tensor, log_snr: Tensor, label: Tensor, w: Tensor | None) -> Prediction:
+        following = SCHEDULE.log_snr(SCHEDULE.time(log_snr) + 1 / num_steps)
+        return invert_ddim(z=z, z_next=flow(z, log_snr, following), log_snr=log_snr, log_snr_next=following)
+
+    code = encode(encoder, x, schedule=SCHEDULE, num_steps=num_steps, label=label, w=None)
+    torch.testing.assert_close(code, noise[0], rtol=0, atol=1e-3)
+    decoder = PERFECT["deterministic"](num_steps)
+    again = sample(decoder, code, schedule=SCHEDULE, num_steps=num_steps, label=label, w=None)
+    torch.testing.assert_close(again, x, rtol=0, atol=1e-3)
+
+
+def test_the_guided_encoder_nears_the_exact_solution_with_order_one(make_mixture: MakeMixture) -> None:
+    denoise, x = Guided(make_mixture().denoise, 3), 0.5 * whitened(64, 2).squeeze(2).T.contiguous()
+    label, w = torch.arange(64) % 3, torch.full((64,), 1.0, dtype=torch.float64)
+    ends = SCHEDULE.log_snr(torch.tensor([0.0, 1.0]))
+    truth = integrate(denoise, x, log_snr=ends[0], log_snr_next=ends[1], num_steps=150, label=label, w=w)
+    errors = [
+        float((encode(denoise, x, schedule=SCHEDULE, num_steps=n, label=label, w=w) - truth).abs().mean())
+        for n in (32, 64, 128)
+    ]
+    assert errors[0] / errors[1] == pytest.approx(2, abs=0.4)
+    assert errors[1] / errors[2] == pytest.approx(2, abs=0.3)
+
+
+def test_fresh_noise_depends_on_seed_image_and_move_alone() -> None:
+    whole = fresh_noise(3, 0, 5, (2,))
+    parts = torch.cat([fresh_noise(3, 0, 2, (2,))(4), fresh_noise(3, 2, 3, (2,))(4)])
+    assert torch.equal(whole(4), parts)
+    assert not torch.equal(whole(4), whole(3))
+    assert not torch.equal(whole(4), fresh_noise(4, 0, 5, (2,))(4))
+
+
+def test_the_stochastic_move_is_a_double_jump_and_noise_back(make_mixture: MakeMixture) -> None:
+    noise, label = whitened(6, 3).squeeze(2)[:2, :, None].expand(2, 6, 2).contiguous(), torch.arange(6) % 3
+    denoise = make_mixture().denoise
+    first, second = trajectory(
+        denoise,
+        noise[0],
+        schedule=SCHEDULE,
+        num_steps=2,
+        label=label,
+        w=None,
+        sampler=stochastic,
+        fresh=lambda step: noise[step],
+    )
+    start, middle, end = (SCHEDULE.log_snr(torch.full((6,), t)) for t in (1.0, 0.5, 0.0))
+    torch.testing.assert_close(first.log_snr, start)
+    kept = alpha(middle) / alpha(end)
+    added = (sigma(middle) ** 2 - (kept * sigma(end)) ** 2).sqrt()
+    expected = kept[:, None] * ddim_step(first, end) + added[:, None] * noise[1]
+    torch.testing.assert_close(second.z, expected, rtol=0, atol=1e-12)
