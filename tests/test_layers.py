@@ -21,6 +21,7 @@ MAY_IMPORT = {
     "stages": {"data", "diffusion", "networks", "seeds"},
     "quality": {"diffusion", "data.facts", "data.digits", "data.patches", "files", "seeds"},
     "tracking": {"data.facts", "diffusion", "files"},
+    "teachers": {"checkpoint", "data.facts", "diffusion", "files", "networks"},
     "seeds": set(),
     "files": set(),
 }

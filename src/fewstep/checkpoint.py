@@ -140,7 +140,8 @@ def load_model(path: Path) -> tuple[Denoiser, ModelCard]:
         with torch.device("meta"):  # shapes only: a file cannot make us allocate more than it holds
             network = network_class(name)(**arguments)
         network.load_state_dict(tensors, assign=True)
-        return Denoiser(network, card.prediction, card.clock).eval(), card
+        # a file of `fewstep export --half` holds float16, which is for keeping, not for computing
+        return Denoiser(network.float(), card.prediction, card.clock).eval(), card
     except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from fewstep.commands import tasks
+from fewstep.commands import data, tasks
+from fewstep.commands.check import check
 from fewstep.commands.export import export
 
 if TYPE_CHECKING:
@@ -49,6 +50,10 @@ def sample(
     label: Annotated[int | None, typer.Option(help="Class of every image; default: all classes in turn.")] = None,
     num: Annotated[int, typer.Option(help="Number of images.")] = 64,
     seed: Annotated[int, typer.Option(help="Image i depends on (seed, i) alone.")] = 0,
+    sampler: Annotated[
+        str | None,
+        typer.Option(help="deterministic, stochastic or ancestral; default: the one the model was made for."),
+    ] = None,
 ) -> None:
     """Draw images.
 
@@ -66,7 +71,7 @@ def sample(
     facts = loaded.card.data
     labels = torch.arange(num) % facts.num_classes if label is None else torch.full((num,), label)
     start = time.perf_counter()
-    x = loaded.sample(labels, steps=steps, w=w, seed=seed)
+    x = loaded.sample(labels, steps=steps, w=w, seed=seed, sampler=sampler)
     seconds = time.perf_counter() - start
     save_samples(x, labels, loaded, out)
     used = loaded.default_steps if steps is None else steps
@@ -164,8 +169,9 @@ def info(model: ModelFile) -> None:
     typer.echo(json.dumps(about, indent=2))
 
 
-for command in (tasks.edit, tasks.inpaint, tasks.transfer, tasks.interpolate, export):
+for command in (tasks.edit, tasks.inpaint, tasks.transfer, tasks.interpolate, check, export):
     app.command()(command)
+app.add_typer(data.app, name="data")
 
 
 def open_model(path: Path) -> "Model":

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from lightning import Callback
 from lightning.pytorch.loggers import Logger
@@ -14,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from fewstep.checkpoint import ModelCard, Parent, Role
 from fewstep.data.batches import Batch, Data
 from fewstep.data.facts import DataFacts
+from fewstep.diffusion.betas import BetaSchedule
 from fewstep.diffusion.guidance import Guided, log_snr_interval
 from fewstep.diffusion.prediction import Denoise
 from fewstep.diffusion.schedule import CosineSchedule
@@ -22,6 +24,7 @@ from fewstep.evaluation import Judge
 from fewstep.fit import TrainerSettings, fit
 from fewstep.folder import RunFolder
 from fewstep.networks import Denoiser
+from fewstep.networks.adapter import with_adapter
 from fewstep.networks.memory import checkpoint_gradients, denoisers_in, to_channels_last
 from fewstep.parents import Rung, fits, named, newest
 from fewstep.quality.grid import Plan
@@ -29,6 +32,7 @@ from fewstep.quality.metrics import RunningFigures
 from fewstep.seeds import seed_for
 from fewstep.snapshots import Snapshots
 from fewstep.stages import EncoderStage, GuidanceRange, Stage, Training
+from fewstep.teachers.imported import imported, is_foreign
 
 EXACT = "exact"
 NOT_OF_THE_STAGE = (
@@ -39,6 +43,10 @@ NOT_OF_THE_STAGE = (
     "few_steps_factor",
     "guidance_interval",
     "clip_target",
+    "prediction",
+    "adapter",
+    "adapter_rank",
+    "adapter_alpha",
 )
 
 
@@ -88,11 +96,33 @@ class Setup:
             raise ValueError(
                 f"teacher=exact needs data with a closed form, and {self.facts.name} has none; use dataset=mixture"
             )
-        return self.guided(self.judge.exact.denoise, self.facts.num_classes)
+        if self.config.stage.get("adapter") is not None:
+            raise ValueError(
+                "stage.adapter=lora adds to the weights of a teacher, and teacher=exact has none; use stage.adapter=null"
+            )
+        return self.guided(self.judge.exact.denoise, self.facts.num_classes, self.schedule)
 
-    def guided(self, denoise: Denoise, null: int | torch.Tensor) -> Guided:
-        """A teacher guided in the stage's interval."""
-        return Guided(denoise, null, log_snr_interval(self.schedule, self.guidance_interval))
+    def guided(self, denoise: Denoise, null: int | torch.Tensor, schedule: CosineSchedule | BetaSchedule) -> Guided:
+        """A teacher guided in the stage's interval of the student's times."""
+        return Guided(denoise, null, log_snr_interval(schedule, self.guidance_interval))
+
+    def schedule_of(self, denoiser: Denoiser) -> CosineSchedule | BetaSchedule:
+        """What a student of this network lives on: the network's own clock if it has one, else `schedule`.
+
+        On its own clock a student of Stable Diffusion is asked no noise that its teacher has not seen, and sampling
+        starts, as with every sampler of such models, from pure noise where alpha is still 0.068: a bias of the mean of
+        about alpha times it (Lin et al. 2024, section 3). zero_terminal_snr=true puts the student on `schedule`, which
+        ends without signal: its teacher's x at the last timestep then stands for all that is noisier. An eps student
+        there divides by that last alpha; stage.prediction=v makes one that does not.
+        """
+        return self.schedule if denoiser.clock is None or self.config.zero_terminal_snr else denoiser.clock
+
+    def as_read(self, student: Denoiser) -> Denoiser:
+        """The student, its output read as stage.prediction says, null as its teacher's.
+
+        Of another reading it starts with its teacher's weights but not as its teacher: it has more to learn.
+        """
+        return Denoiser(student.network, self.config.stage.prediction or student.prediction, student.clock)
 
     @property
     def guidance_interval(self) -> tuple[float, float] | None:
@@ -102,10 +132,11 @@ class Setup:
 
     def parent(self, role: Role, ladder: Rung | None = None) -> Path:
         """The parent model's file: the one named by teacher=PATH, else the newest that fits; see `fits`."""
-        reason = fits(role, self.facts, self.network(), self.schedule, ladder)
-        if self.config.teacher in (None, EXACT):
-            return newest(Path(self.config.outputs), self.facts.name, role, reason)
-        return named(Path(self.config.teacher), reason)
+        reason = fits(role, self.facts, self.network(), self.schedule_of, ladder)
+        teacher, outputs = self.config.teacher, Path(self.config.outputs)
+        if teacher in (None, EXACT):
+            return newest(outputs, self.facts.name, role, reason)
+        return named(imported(teacher, outputs, self.facts) if is_foreign(teacher) else Path(teacher), reason)
 
     def training(self, factor: float = 1) -> Training:
         """The stage's training, its budget times `factor` and capped by trainer.max_images."""
@@ -134,9 +165,12 @@ class Setup:
         values = {key: value for key, value in self.config.stage.items() if key not in NOT_OF_THE_STAGE}
         stream = "/".join(str(part) for part in (self.config.seed, self.config.stage.name, rung) if part is not None)
         build = instantiate(values, _partial_=True)
+        if self.config.stage.get("adapter") is not None:
+            torch.manual_seed(seed_for(stream, "adapter"))
+            student = with_adapter(student, self.config.stage.adapter_rank, self.config.stage.adapter_alpha)
         return build(
             student=student,
-            schedule=self.schedule,
+            schedule=self.schedule_of(student),
             training=training or self.training(),
             stream=stream,
             **own,
@@ -195,7 +229,7 @@ class Setup:
             role=role,
             data=self.facts,
             prediction=stage.model.prediction,
-            schedule=self.schedule,
+            schedule=self.schedule_of(stage.model),
             clock=stage.model.clock,
             w_min=guidance.w_min if guidance else None,
             w_max=guidance.w_max if guidance else None,
@@ -213,7 +247,7 @@ TOY_STEPS = 8
 
 
 def as_toy(config: DictConfig) -> None:
-    """What trainer.toy makes of the settings: the model's toy variant, and no more than 8 steps wherever more are asked.
+    """What trainer.toy makes of the settings: the model's toy variant, and at most 8 steps in ladders and grids.
 
     Lists that name no more than 8 steps are left as they are, and so are networks without such a variant.
     """
@@ -231,6 +265,24 @@ def as_toy(config: DictConfig) -> None:
 def dataset_of(config: DictConfig) -> dict[str, Any]:
     """The data set's settings, less its name."""
     return {key: value for key, value in config.dataset.items() if key != "name"}
+
+
+def data_of(name: str, settings: Sequence[str], batch_size: int) -> Data:
+    """The data set of conf/dataset/NAME.yaml by its name alone, with `settings` of it changed, like "size=32".
+
+    Raises:
+        ValueError: there is no folder conf, neither beside the source nor here.
+    """
+    places = (Path(__file__).parents[2] / "conf", Path("conf").resolve())
+    conf = next((place for place in places if (place / "dataset").is_dir()), None)
+    if conf is None:
+        raise ValueError(
+            f"the settings of data sets are read from {places[-1]}, which is not there; change to fewstep's folder"
+        )
+    with initialize_config_dir(str(conf), version_base="1.3"):
+        config = compose("config", [f"dataset={name}", *(f"dataset.{setting}" for setting in settings)])
+    OmegaConf.resolve(config.dataset)
+    return cast(Data, instantiate(dataset_of(config), batch_size=batch_size, stream="data"))
 
 
 def plain(config: DictConfig) -> dict[str, Any]:

@@ -17,11 +17,12 @@ from lightning.pytorch.loggers import Logger
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from fewstep.checkpoint import load_model
+from fewstep.checkpoint import ModelCard, load_model
 from fewstep.data.batches import Data
 from fewstep.data.facts import DataFacts
-from fewstep.diffusion.guidance import Guided
+from fewstep.diffusion.guidance import Guided, log_snr_interval
 from fewstep.diffusion.mixture import GaussianMixture
+from fewstep.diffusion.prediction import Denoise
 from fewstep.files import atomic, sha256_of
 from fewstep.folder import QUALITY
 from fewstep.model import Model
@@ -77,29 +78,58 @@ def with_ancestors(paths: Sequence[Path]) -> dict[Path, Model]:
 def contenders_of(
     models: dict[Path, Model], plan: Plan, exact: GaussianMixture | None, device: str = "cpu"
 ) -> list[Contender]:
-    """Each model with the steps it is judged at; the exact teacher where the chain has no trained one."""
+    """Each model with the steps and the sampler it is judged at; the exact teacher where the chain has no trained one.
+
+    A teacher is guided in the interval that its student was made for; teacher and guided student have the baselines
+    too. Encoders make no samples and are left out.
+
+    Raises:
+        ValueError: there are encoders alone.
+    """
     contenders = []
-    roles = [model.card.role for model in models.values()]
+    cards = [model.card for model in models.values()]
+    roles = [card.role for card in cards]
+    if set(roles) <= {"encoder"}:
+        raise ValueError("encoders make no samples to judge; what they are worth is in the cycle.json of their run")
+    interval = next((card.guidance_interval for card in cards if card.guidance_interval), None)
+    between = log_snr_interval(cards[0].schedule, interval)
     if "teacher" not in roles and exact is not None:
-        schedule = next(iter(models.values())).card.schedule
-        guided = Guided(exact.denoise, exact.num_classes)
-        contenders.append(Contender("teacher", guided, guided.evaluations, schedule, tuple(plan.teacher_steps)))
+        guided = Guided(exact.denoise, exact.num_classes, between)
+        contenders += of_all_samplers("teacher", guided, guided.evaluations, cards[0], plan.teacher_steps, plan)
     for model in models.values():
         card = model.card
+        if card.role == "encoder":
+            continue
         model.to(device)
         if card.w_max is not None and max(plan.w) > card.w_max:
             warnings.warn(
                 f"the grid's w goes to {max(plan.w):g}, and a student was made for w to {card.w_max:g}", stacklevel=3
             )
-        steps = {
-            "teacher": plan.teacher_steps,
-            "guided": plan.guided_steps,
-            "progressive": (card.num_steps or 1,),
-        }
-        contenders.append(
-            Contender(card.role, model.denoise, model.evaluations_per_step, card.schedule, tuple(steps[card.role]))
-        )
+        denoise = model.denoise
+        if isinstance(denoise, Guided) and card.role == "teacher":
+            denoise = Guided(denoise.denoise, denoise.null, between)
+        if card.role == "progressive":
+            steps = (card.num_steps or 1,)
+            contenders.append(
+                Contender(card.role, denoise, model.evaluations_per_step, card.schedule, steps, card.sampling)
+            )
+        else:
+            steps = plan.teacher_steps if card.role == "teacher" else plan.guided_steps
+            contenders += of_all_samplers(card.role, denoise, model.evaluations_per_step, card, steps, plan)
     return contenders
+
+
+def of_all_samplers(
+    model: str, denoise: Denoise, evaluations: int, card: ModelCard, steps: Sequence[int], plan: Plan
+) -> list[Contender]:
+    """A model that was made for no number of steps: with DDIM, and with each baseline."""
+    return [
+        Contender(model, denoise, evaluations, card.schedule, tuple(steps)),
+        *(
+            Contender(model, denoise, evaluations, card.schedule, tuple(plan.baseline_steps), sampler)
+            for sampler in plan.baselines
+        ),
+    ]
 
 
 def evaluate(
@@ -136,7 +166,7 @@ def evaluate(
     def show(contender: Contender, steps: int, w: float, images: Judged, labels: Int[Tensor, "count"]) -> None:
         classes = judge.facts.num_classes
         shown = classes if judge.facts.is_image else len(images)
-        name = f"{contender.model}-{steps}-w{w:g}.png"
+        name = f"{contender.name}-{steps}-w{w:g}.png"
         save_png(picture(images[:shown], labels[:shown], judge.facts, classes), folder / SAME_NOISE / name)
 
     cells = quality_grid(

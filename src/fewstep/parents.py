@@ -9,6 +9,7 @@ import yaml
 
 from fewstep.checkpoint import ModelCard, Parent, Role, Sampling, load_model
 from fewstep.data.facts import DataFacts
+from fewstep.diffusion.betas import BetaSchedule
 from fewstep.diffusion.schedule import CosineSchedule
 from fewstep.files import sha256_of
 from fewstep.folder import CONFIG, MODEL, rung_file
@@ -25,6 +26,8 @@ STAGE_OF: dict[Role, str] = {
 
 Fits = Callable[[Model], str | None]
 """Why a model does not fit, or None if it does."""
+ScheduleOf = Callable[[Denoiser], CosineSchedule | BetaSchedule]
+"""What a student of a network lives on."""
 
 
 @dataclass(frozen=True)
@@ -43,10 +46,11 @@ class Rung:
         )
 
 
-def fits(role: Role, facts: DataFacts, student: Denoiser, schedule: CosineSchedule, ladder: Rung | None = None) -> Fits:
+def fits(role: Role, facts: DataFacts, student: Denoiser, schedule_of: ScheduleOf, ladder: Rung | None = None) -> Fits:
     """Whether a model can be the parent of this run's student: same data, network, prediction and schedule.
 
-    It must have `role`, or be the rung from which the ladder goes on.
+    A model with a clock, foreign or of text, brings its own network and prediction, which its student copies. It must
+    have `role`, or be the rung from which the ladder goes on.
     """
     ours = arguments_of(student.network)
 
@@ -64,11 +68,13 @@ def fits(role: Role, facts: DataFacts, student: Denoiser, schedule: CosineSchedu
             made = f" of {card.num_steps} steps" if card.num_steps else ""
             or_rung = f" or the rung of {ladder.steps} steps, where stage.ladder begins" if ladder else ""
             return f"it is a {card.role} model{made}, and this stage needs a {role} one{or_rung}"
-        if card.prediction != student.prediction:
+        if card.clock is None and card.prediction != student.prediction and card.role == "teacher":
             return f"it predicts {card.prediction}, model.prediction is {student.prediction}"
-        if type(network) is not type(student.network) or own | {"guidance_input": False} != ours:
+        same = type(network) is type(student.network) and own | {"guidance_input": False} == ours
+        if card.clock is None and not same:
             return "its network is another than model= says, and a student copies its teacher's"
-        if card.schedule != schedule:
+        schedule = schedule_of(model.denoiser)
+        if card.schedule != schedule and (card.clock is None or card.role != "teacher"):
             return f"its schedule is {card.schedule}, this run's {schedule}"
         return None
 
@@ -83,13 +89,14 @@ def models_in(folder: Path) -> list[Path]:
 
 
 def newest(outputs: Path, dataset: str, role: Role, fits: Fits) -> Path:
-    """The newest model file of that role that fits.
+    """The newest model file of that role that fits; imported teachers are used where they are named.
 
     Raises:
         ValueError: there is none; says why those that are there do not fit, and the command that makes one.
     """
     refused = ""
-    for folder in sorted((outputs / dataset / STAGE_OF[role]).glob("*/"), reverse=True):
+    folders = (outputs / dataset / STAGE_OF[role]).glob("*/")
+    for folder in sorted((f for f in folders if not f.name.startswith("imported-")), reverse=True):
         for path in models_in(folder):
             try:
                 reason = fits(Model(*load_model(path)))

@@ -16,15 +16,26 @@ from fewstep.checkpoint import ModelCard, load_model, save_model
 from fewstep.compose import EXACT, Setup, as_toy, plain, plan_of
 from fewstep.cycle import CYCLE, write_cycle
 from fewstep.diffusion.guidance import log_snr_interval
+from fewstep.diffusion.prediction import KINDS
 from fewstep.diffusion.schedule import CosineSchedule
 from fewstep.evaluation import evaluate
 from fewstep.files import sha256_of
 from fewstep.fit import TrainerSettings
 from fewstep.folder import MODEL, QUALITY, REPORT, RunFolder, open_run, rung_file
 from fewstep.networks import Frozen, with_guidance_input
+from fewstep.networks.adapter import adapter_file, check_adapter, is_adapted, merged, save_adapter
 from fewstep.parents import Rung, as_parents, models_in, newest_ladder
 from fewstep.settings import require_numbers
-from fewstep.stages import EncoderStage, GuidanceRange, GuidanceStage, ProgressiveStage, check_chain, check_ladder
+from fewstep.stages import (
+    EncoderStage,
+    GuidanceRange,
+    GuidanceStage,
+    ProgressiveStage,
+    Stage,
+    check_chain,
+    check_ladder,
+)
+from fewstep.teachers.imported import is_foreign
 from fewstep.tracking.loggers import started
 
 TWO_STUDENT = "two_student"
@@ -99,9 +110,12 @@ def check_pipeline(config: DictConfig) -> None:
 def check_stage(stage: DictConfig) -> None:
     """Meet now the errors of a stage's settings, before its parent is looked for."""
     instantiate(stage.training)
+    check_adapter(stage.get("adapter"), stage.get("adapter_rank", 1), stage.get("adapter_alpha", 1.0))
     if stage.name == GuidanceStage.name:
         GuidanceRange(stage.w_min, stage.w_max, stage.w_draw, stage.w_values)
         log_snr_interval(CosineSchedule(), stage.guidance_interval)
+        if stage.prediction not in (None, *KINDS):
+            raise ValueError(f"stage.prediction must be null or one of {', '.join(KINDS)}, got {stage.prediction!r}")
     if stage.name == EncoderStage.name:
         GuidanceRange(stage.w_min, stage.w_max)
     if stage.name in (ProgressiveStage.name, EncoderStage.name):
@@ -135,11 +149,11 @@ def run_guidance(config: DictConfig, time: str | None = None) -> Path:
                 path = setup.parent("teacher")
                 denoiser, card = load_model(path)
                 student, parents = with_guidance_input(denoiser), as_parents(path, card, folder.path)
-                teacher = setup.guided(Frozen(denoiser), denoiser.null)
-            stage = setup.stage(student, teacher=teacher)
+                teacher = setup.guided(Frozen(denoiser), denoiser.null, setup.schedule_of(denoiser))
+            stage = setup.stage(setup.as_read(student), teacher=teacher)
             with loggers(config, folder) as targets:
                 setup.train(stage, folder, targets, parents, num_steps=SNAPSHOT_STEPS)
-            save_model(model, stage.model, setup.card("guided", stage, parents))
+            save_student(model, stage, setup.card("guided", stage, parents))
         return model
 
 
@@ -191,12 +205,26 @@ def run_ladder(config: DictConfig, time: str | None = None) -> list[Path]:
                         images_before=images_before,
                     )
                     own = setup.card(chain.role, stage, parents, num_steps)
-                    save_model(rung, stage.model, replace(own, guidance_interval=card.guidance_interval))
+                    save_student(rung, stage, replace(own, guidance_interval=card.guidance_interval), parent)
                 images_before += training.num_steps * training.batch_size
                 parent = rung
         if encodes:
             write_cycle(folder.path / CYCLE, rungs, setup)
         return rungs
+
+
+def save_student(path: Path, stage: Stage, card: ModelCard, parent: Path | None = None) -> None:
+    """Write a student's file. One with an adapter is merged with it, and the adapter lies beside it.
+
+    Args:
+        parent: a model whose own adapter, where it lies beside it, becomes part of this one.
+    """
+    student = stage.model
+    if is_adapted(student):
+        older = None if parent is None else adapter_file(parent)
+        save_adapter(adapter_file(path), student, card.parents[0].sha256, older)
+        student = merged(student)
+    save_model(path, student, card)
 
 
 def chain_of(stage: DictConfig) -> Rung:
@@ -229,7 +257,8 @@ def run_evaluate(config: DictConfig) -> None:
         if config.teacher in (None, EXACT):
             models = newest_ladder(Path(config.outputs), config.dataset.name)
         else:
-            path = Path(config.teacher)
+            foreign = is_foreign(config.teacher)
+            path = Setup.of(config).parent("teacher") if foreign else Path(config.teacher)
             models = models_in(path) if path.is_dir() else [path]
             if not models:
                 raise ValueError(f"teacher={path} must be a model file or a folder that holds one, and holds none")

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-TEXTS = ("name", "_target_", "weight", "guidance_weight", "sampler", "variant", "w_draw")
+TEXTS = ("name", "_target_", "weight", "guidance_weight", "sampler", "variant", "w_draw", "prediction", "adapter")
 SWITCHES = ("clip_target",)
 MAY_BE_NULL = ("guidance_interval", "w_values")
 LISTS = ("ladder", "w", "teacher_steps", "guided_steps", "baseline_steps", *MAY_BE_NULL)

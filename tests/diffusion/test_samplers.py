@@ -117,7 +117,7 @@ def test_each_sampler_keeps_the_moments_for_every_number_of_steps(name: str, num
     )
     assert calls == pytest.approx([1 - i / num_steps for i in range(num_steps)])
     assert float(x.mean()) == pytest.approx(MEAN, abs=2e-4)  # alpha(1) = 4.5e-5
-    assert float(x.var(correction=0)) == pytest.approx(STD**2, rel=1e-4)
+    assert float(x.var(correction=0)) == pytest.approx(STD**2, rel=5e-4)  # and sigma(0)
 
 
 def test_a_student_of_the_wrong_chain_loses_the_variance() -> None:
@@ -137,22 +137,22 @@ def test_a_student_of_the_wrong_chain_loses_the_variance() -> None:
 
 @pytest.mark.parametrize("num_steps", STEPS)
 def test_the_stochastic_sampler_keeps_the_moments_of_the_mixture(make_mixture: MakeMixture, num_steps: int) -> None:
-    mixture, count = make_mixture(), 4000
+    mixture, count = make_mixture(num_classes=1, dim=1), 2000
 
     def denoise(z: Tensor, log_snr: Tensor, label: Tensor, w: Tensor | None) -> Prediction:
         """The perfect stochastic student: its jump of 2/N, or what is left, follows the exact flow."""
         t = float(SCHEDULE.time(log_snr)[0])
         end = SCHEDULE.log_snr(torch.tensor(max(0.0, t - 2 / num_steps), dtype=torch.float64))
-        landed = integrate(mixture.denoise, z, log_snr=log_snr[0], log_snr_next=end, num_steps=24, label=label, w=None)
+        landed = integrate(mixture.denoise, z, log_snr=log_snr[0], log_snr_next=end, num_steps=8, label=label, w=None)
         return invert_ddim(z=z, z_next=landed, log_snr=log_snr, log_snr_next=end.expand(len(z)))
 
-    noise = torch.randn(num_steps + 1, count, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    noise = whitened(count)
     x = sample(
         denoise,
         noise[0],
         schedule=SCHEDULE,
         num_steps=num_steps,
-        label=torch.full((count,), 3),
+        label=torch.zeros(count, dtype=torch.long),
         w=None,
         sampler=stochastic,
         fresh=lambda step: noise[step],
@@ -172,17 +172,17 @@ def moments(mixture: GaussianMixture) -> tuple[Tensor, Tensor]:
 def test_with_many_steps_the_exact_denoiser_keeps_the_moments_of_the_mixture(
     make_mixture: MakeMixture, name: str
 ) -> None:
-    mixture, count = make_mixture(), 4000
+    mixture, count = make_mixture(num_classes=1, dim=1), 4000
     generator = torch.Generator().manual_seed(1)
     x = sample(
         mixture.denoise,
-        torch.randn(count, 2, generator=generator, dtype=torch.float64),
+        torch.randn(count, 1, generator=generator, dtype=torch.float64),
         schedule=SCHEDULE,
         num_steps=100,
-        label=torch.full((count,), 3),
+        label=torch.zeros(count, dtype=torch.long),
         w=None,
         sampler=SAMPLERS[name],
-        fresh=lambda _: torch.randn(count, 2, generator=generator, dtype=torch.float64),
+        fresh=lambda _: torch.randn(count, 1, generator=generator, dtype=torch.float64),
     )
     mean, variance = moments(mixture)
     torch.testing.assert_close(x.mean(0), mean, rtol=0, atol=0.035)
@@ -248,10 +248,10 @@ def test_the_guided_encoder_nears_the_exact_solution_with_order_one(make_mixture
     denoise, x = Guided(make_mixture().denoise, 3), 0.5 * whitened(64, 2).squeeze(2).T.contiguous()
     label, w = torch.arange(64) % 3, torch.full((64,), 1.0, dtype=torch.float64)
     ends = SCHEDULE.log_snr(torch.tensor([0.0, 1.0]))
-    truth = integrate(denoise, x, log_snr=ends[0], log_snr_next=ends[1], num_steps=150, label=label, w=w)
+    truth = integrate(denoise, x, log_snr=ends[0], log_snr_next=ends[1], num_steps=60, label=label, w=w)
     errors = [
         float((encode(denoise, x, schedule=SCHEDULE, num_steps=n, label=label, w=w) - truth).abs().mean())
-        for n in (32, 64, 128)
+        for n in (16, 32, 64)
     ]
     assert errors[0] / errors[1] == pytest.approx(2, abs=0.4)
     assert errors[1] / errors[2] == pytest.approx(2, abs=0.3)

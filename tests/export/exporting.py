@@ -31,7 +31,7 @@ SIZES: dict[str, dict[str, Any]] = {
         "guidance_dim": 8,
     },
     "DiT": {
-        "config": {"num_attention_heads": 2, "attention_head_dim": 8, "num_layers": 2, "out_channels": 8},
+        "config": {"num_attention_heads": 2, "attention_head_dim": 8, "num_layers": 2},
         "guidance_dim": 8,
     },
     "TextUNet": {
@@ -52,7 +52,9 @@ def lively(network: nn.Module, seed: int = 0) -> nn.Module:
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in network.named_parameters():
         scale = 0.3 if parameter.ndim < 2 else 0.7 / parameter[0].numel() ** 0.5
-        parameter.data = scale * torch.randn(parameter.shape, generator=generator) + (".norm" in name and parameter.ndim < 2)
+        parameter.data = scale * torch.randn(parameter.shape, generator=generator) + (
+            ".norm" in name and parameter.ndim < 2
+        )
     return network.eval()
 
 
@@ -92,6 +94,8 @@ def write_model(
         | card
     )
     sizes = SIZES[name] | own | {"shape": list(shape), "num_classes": data.num_classes, "guidance_input": bool(w)}
+    if name == "DiT":
+        sizes["config"] = SIZES[name]["config"] | {"out_channels": 2 * shape[0]}
     network = lively(network_class(name)(**sizes))
     if text is not None:
         network.empty_prompt = TextEncoder.open(text.encoder).empty_prompt

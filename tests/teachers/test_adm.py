@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
 
 from fewstep.checkpoint import load_model
 from fewstep.data.facts import DataFacts
@@ -117,7 +117,9 @@ class Plan:
         }
 
 
-def adm(tensors: Mapping[str, Tensor], z: Tensor, timestep: Tensor, label: Tensor | None, head: int, new: bool) -> Tensor:
+def adm(
+    tensors: Mapping[str, Tensor], z: Tensor, timestep: Tensor, label: Tensor | None, head: int, new: bool
+) -> Tensor:
     """The U-Net's output for z at integer timesteps, all its channels."""
 
     def weights(name: str) -> tuple[Tensor, Tensor]:

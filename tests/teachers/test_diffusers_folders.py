@@ -172,7 +172,7 @@ def test_who_has_no_null_condition_is_told(tmp_path: Path, classes: int | None) 
     assert not (tmp_path / "outputs").exists()
 
 
-# A whole pipeline ------------------------------------------------------------------------------------------------------
+# A whole pipeline ---------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -230,7 +230,7 @@ def test_a_whole_pipeline_says_what_its_unet_says(pipeline: tuple[Path, Any, Dat
     assert imported(folder / "unet", tmp_path, facts) == path  # its unet/ alone finds the rest beside it
 
 
-# Bad input -------------------------------------------------------------------------------------------------------------
+# Bad input ----------------------------------------------------------------------------------------------------------
 
 
 def drop(name: str) -> Callable[[Path], None]:
@@ -275,7 +275,10 @@ def truncate(folder: Path) -> None:
         (bomb, "holds more than tensors, which is never executed"),
         (lambda folder: (folder / "config.json").write_text("{"), "is not JSON"),
         (settle("config.json", _class_name="FluxTransformer2DModel"), "one of UNet2DModel, .* says 'FluxTransformer2D"),
-        (settle("scheduler_config.json", _class_name="FlowMatchEulerDiscreteScheduler"), "scheduler must be one of DDIM"),
+        (
+            settle("scheduler_config.json", _class_name="FlowMatchEulerDiscreteScheduler"),
+            "scheduler must be one of DDIM",
+        ),
         (settle("scheduler_config.json", prediction_type="flow_prediction"), "epsilon, v_prediction, sample"),
         (settle("scheduler_config.json", beta_schedule="laplace"), "one of linear, scaled_linear, .*'laplace'"),
         (settle("scheduler_config.json", beta_end=2.0), "between 0 and 1"),

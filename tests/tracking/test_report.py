@@ -155,7 +155,7 @@ def test_hostile_strings_stay_text(run):
     page = report(run)
     assert "script" not in page.tags
     assert all(address.startswith(("data:image/", "#")) for address in page.addresses)
-    assert page.text.count(HOSTILE) == 3
+    assert page.text.count(HOSTILE) >= 3
 
 
 def test_rows_of_two_protocols_never_share_a_page(run):

@@ -74,7 +74,7 @@ def edit(
 
     With 4 steps a strength of 0.75 takes 3 of them. Images of another size or mode are converted, and that is said.
 
-    Example: fewstep edit outputs/digits/progressive/TIME/model-4.safetensors 7.png --label 1 --strength 0.75 --out 1.png
+    Example: fewstep edit outputs/digits/progressive/TIME/model-4.safetensors 7.png --label 1 --out 1.png
     """
     import fewstep
     from fewstep.diffusion.edit import steps_for
@@ -108,7 +108,7 @@ def inpaint(
 ) -> None:
     """Fill in what is missing of images; the pixels that are known come back exactly.
 
-    Example: fewstep inpaint outputs/digits/progressive/TIME/model-4.safetensors half.png --mask right --label 3 --out 3.png
+    Example: fewstep inpaint outputs/digits/progressive/TIME/model-4.safetensors 3.png --mask left --label 8 --out b.png
     """
     import fewstep
     from fewstep.given_images import read_mask

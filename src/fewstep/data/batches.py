@@ -1,8 +1,8 @@
 """Training batches as a pure function of (seed, step): the step is the place in the data, and all its state."""
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
-from typing import ClassVar, NamedTuple, Protocol
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple, Protocol
 
 import lightning
 import torch
@@ -42,7 +42,7 @@ class Data(lightning.LightningDataModule):
     """
 
     facts: DataFacts
-    reference_split: ClassVar[str] = "held out"
+    reference_split: str = "held out"
     exact: GaussianMixture | None = None  # the closed form, where there is one
 
     def __init__(self, *, batch_size: int, stream: str) -> None:
@@ -58,11 +58,24 @@ class Data(lightning.LightningDataModule):
 
     @abstractmethod
     def reference(self) -> Batch:
-        """Held-out examples in the data's range, never trained on: what quality figures compare with."""
+        """Held-out examples in the range of `facts.pixels`, never trained on: what quality figures compare with."""
 
     def conditions(self, count: int) -> Condition:
         """What samples are asked for in turn: the classes, or the held-out prompts."""
         return torch.arange(count) % self.facts.num_classes
+
+    def prompts(self, count: int) -> list[str] | None:
+        """The words of `conditions`, where there are any."""
+        return None
+
+    @property
+    def empty_prompt(self) -> Float[Tensor, "tokens features"] | None:
+        """The embedding of "", where conditions are embeddings of prompts."""
+        return None
+
+    def decode(self, x: Float[Tensor, "batch *shape"]) -> Float[Tensor, "batch *image"]:
+        """Images in [-1, 1] of latents; pixels and points stay as they are."""
+        return x
 
     def check(self) -> list[str]:
         """What was verified, a line each, for `fewstep data check`: here shapes, ranges and labels.
@@ -71,15 +84,15 @@ class Data(lightning.LightningDataModule):
             ValueError: something is not as `facts` say.
         """
         return [
-            *checked(self.facts, "training, first batch", self.preview()),
-            *checked(self.facts, self.reference_split, self.reference()),
+            *checked(self.facts, "training, first batch", self.batch(0)),
+            *checked(self.facts.pixels, self.reference_split, self.reference()),
         ]
 
     def preview(self) -> Batch:
         """Examples to look at, in the range of `facts.pixels`."""
         return self.batch(0)
 
-    def train_dataloader(self) -> Batches:
+    def train_dataloader(self) -> Iterable[Batch]:
         # Called after a resumed run has its step back, so the first batch is the one that comes next.
         assert self.trainer is not None
         return Batches(self.batch, self.trainer.global_step, int(self.trainer.max_steps))

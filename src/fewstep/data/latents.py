@@ -11,6 +11,8 @@ from torch import Tensor
 
 from fewstep.data.batches import Batch, ImagesInMemory, balance, checked, from_uint8
 from fewstep.data.facts import DataFacts, LatentFacts
+from fewstep.data.generate import in_place_of
+from fewstep.data.split import is_missing
 from fewstep.files import sha256_of
 from fewstep.seeds import seed_for
 
@@ -50,6 +52,7 @@ class LatentsData(ImagesInMemory):
     Args:
         root: the folder that `fewstep latents` made.
         autoencoder: its folder, where it is not where it was.
+        generated: make do with latents of some patches, by a random autoencoder, if `root` is not there.
 
     Raises:
         ValueError: a file is missing, truncated, or of another format.
@@ -57,8 +60,14 @@ class LatentsData(ImagesInMemory):
 
     reference_split = "held out images, before any encoding"
 
-    def __init__(self, *, root: str, batch_size: int, stream: str, autoencoder: str | None = None) -> None:
+    def __init__(
+        self, *, root: str, batch_size: int, stream: str, autoencoder: str | None = None, generated: bool = False
+    ) -> None:
         self.root = Path(root)
+        if generated and not self.root.exists():
+            from fewstep.data.generate_text import generate_latents
+
+            self.root = in_place_of(self.root, "latents", generate_latents)
         about = read_manifest(self.root)
         self.files: dict[str, str] = about["files"]
         for name in self.files:
@@ -75,7 +84,7 @@ class LatentsData(ImagesInMemory):
             about["scaling_factor"],
             about["shift_factor"],
             about["autoencoder_sha256"],
-            str(Path(autoencoder or about["autoencoder"]).resolve()),
+            str((self.root / about["autoencoder"]).resolve() if autoencoder is None else Path(autoencoder).resolve()),
         )
         self.facts = DataFacts(
             "latents", tuple(about["shape"]), about["num_classes"], low=-1000.0, high=1000.0, latent=latent
@@ -132,11 +141,10 @@ def read_manifest(root: Path) -> dict[str, Any]:
     """
     path = root / MANIFEST
     if not path.is_file():
-        raise ValueError(
-            f"dataset=latents is not at {root}: make it with `fewstep latents patches --autoencoder FOLDER --out {root}` "
-            "(given again, it goes on where it stopped), or say where it is with dataset.root=PATH; without it, "
-            "`python train.py dataset=latents trainer=debug` tries everything on generated files"
+        how = (
+            f"make it with `fewstep latents patches --autoencoder FOLDER --out {root}`; stopped, it goes on"
         )
+        raise is_missing("latents", root, how)
     try:
         about = json.loads(path.read_text())
         if about["format"] != FORMAT:

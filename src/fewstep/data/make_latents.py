@@ -69,8 +69,9 @@ def make_latents(
     save_array(out / REFERENCE, ((held_out.x + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).numpy())
     save_array(out / REFERENCE_LABELS, held_out.label.numpy())
     files = [*names, LABELS, REFERENCE, REFERENCE_LABELS]
+    folder, here = autoencoder.folder.resolve(), out.resolve()
     about |= {
-        "autoencoder": str(autoencoder.folder.resolve()),
+        "autoencoder": str(folder.relative_to(here) if folder.is_relative_to(here) else folder),
         "files": {name: sha256_of(out / name) for name in files},
     }
     write_json(out / MANIFEST, about)

@@ -75,7 +75,9 @@ def usage(model: Model, format: Format) -> str:
     w = 1.0 if card.w_min is None or card.w_max is None else min(max(1.0, card.w_min), card.w_max)
     steps = card.num_steps or model.default_steps
     if format == "onnx":
-        names = "z (images, C, H, W), time (images), label" + (", w (images)" if model.denoiser.has_guidance_input else "")
+        names = "z (images, C, H, W), time (images), label" + (
+            ", w (images)" if model.denoiser.has_guidance_input else ""
+        )
         told = "the timestep over 1000" if card.clock else "2 / pi * arctan(sigma / alpha)"
         return f"`model.onnx` is the bare network: {names} -> output. `time` is {told}; the output reads as {card.prediction}."
     if format == "safetensors":
@@ -141,7 +143,9 @@ def figures(path: Path, model: Model) -> list[dict[str, Any]]:
 def provenance(path: Path, model: Model, licence: str) -> str:
     """Hashes of the model and of all it was made from, and whose licence holds."""
     card = model.card
-    lines = [f"- this model: {card.role}, sha256 `{sha256_of(path)}`, trained on {card.images:,} images of {card.data.name}"]
+    lines = [
+        f"- this model: {card.role}, sha256 `{sha256_of(path)}`, trained on {card.images:,} images of {card.data.name}"
+    ]
     lines += [f"- made from: {parent.role}, sha256 `{parent.sha256}`" for parent in card.parents]
     if card.data.latent:
         lines.append(f"- autoencoder: weights' sha256 `{card.data.latent.sha256}`")

@@ -34,7 +34,9 @@ def write(folder: Path, model: Model, path: Path, half: bool) -> float:
         ValueError: the model is one that no pipeline of diffusers can hold; companions are missing or others.
     """
     if model.card.role == "encoder":
-        raise ValueError("an encoder goes from data to noise, for which diffusers has no pipeline; use another --format")
+        raise ValueError(
+            "an encoder goes from data to noise, for which diffusers has no pipeline; use another --format"
+        )
     if model.card.is_guided_outside:
         warnings.warn("this model has no w input, so the export takes two network evaluations a step", stacklevel=2)
     with quiet():
@@ -52,13 +54,12 @@ def write(folder: Path, model: Model, path: Path, half: bool) -> float:
 def made_by(folder: Path, model: Model, trial: Trial) -> Tensor:
     """What the exported pipeline makes of a trial, opened as the model card says, in float32."""
     if model.card.data.text is not None:
-        pipe = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32)
+        pipe = StableDiffusionPipeline.from_pretrained(folder)
         asked: dict[str, Any] = {"prompt": list(trial.prompts)}
     else:
-        pipe = DiffusionPipeline.from_pretrained(
-            folder, custom_pipeline=str(folder), trust_remote_code=True, torch_dtype=torch.float32
-        )
+        pipe = DiffusionPipeline.from_pretrained(folder, custom_pipeline=str(folder), trust_remote_code=True)
         asked = {"class_labels": trial.label, "generator": torch.Generator().manual_seed(0)}
+    pipe.to(torch.float32)
     pipe.set_progress_bar_config(disable=True)
     return pipe(
         **asked,
@@ -123,6 +124,7 @@ def ddim_scheduler(model: Model) -> DDIMScheduler:
             set_alpha_to_one=True,
             prediction_type=PREDICTION[card.prediction],
             timestep_spacing="trailing",
+            steps_offset=1,  # of no use to trailing timesteps; the pipeline warns of any other
             rescale_betas_zero_snr=schedule.rescale_zero_snr,
         )
     raise ValueError(

@@ -9,6 +9,7 @@ from math import inf
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -64,10 +65,15 @@ def guidance_weights(network: nn.Module) -> set[str]:
 def trained_parameters(denoiser: Denoiser) -> list[nn.Parameter]:
     """What a stage trains: everything, or of an adapted network the adapter and the w input."""
     named = dict(denoiser.named_parameters())
-    if not any(map(is_adapters, named)):
+    if not is_adapted(denoiser):
         return list(named.values())
     new = {f"network.{name}" for name in guidance_weights(denoiser.network)}
     return [parameter for name, parameter in named.items() if is_adapters(name) or name in new]
+
+
+def is_adapted(denoiser: Denoiser) -> bool:
+    """Whether there is an adapter in the network."""
+    return any(is_adapters(name) for name, _ in denoiser.named_parameters())
 
 
 def is_adapters(name: str) -> bool:
@@ -110,19 +116,27 @@ def adapter_tensors(denoiser: Denoiser) -> dict[str, Tensor]:
     return tensors
 
 
-def save_adapter(path: Path, denoiser: Denoiser, base_sha256: str) -> None:
+def save_adapter(path: Path, denoiser: Denoiser, base_sha256: str, older: Path | None = None) -> None:
     """Write the adapter to `path`, and beside it the w input, which no LoRA file has a place for; see `guidance_file`.
 
     Args:
         base_sha256: of the model file whose weights the adapter is added to, kept in the metadata.
+        older: the adapter that was merged into those weights: where there is such a file, both become one of the sum of
+            their ranks, to be added to what the older was added to. So a chain's adapter fits its first teacher.
     """
-    network = denoiser.network
-    own = dict(network.named_parameters())
-    w_input = {name: own[name].detach().cpu().contiguous() for name in sorted(guidance_weights(network))}
-    for file, tensors in {path: adapter_tensors(denoiser), guidance_file(path): w_input}.items():
-        if tensors:
+    tensors = adapter_tensors(denoiser)
+    if older is not None and older.is_file():
+        with safe_open(older, framework="pt") as file:
+            base_sha256 = file.metadata()["base_sha256"]
+            for name in file.keys():  # noqa: SIM118 (safe_open is no dict)
+                both = [file.get_tensor(name), tensors[name]]
+                tensors[name] = torch.cat(both, dim=0 if ".lora_A." in name else 1)
+    own = dict(denoiser.network.named_parameters())
+    w_input = {name: own[name].detach().cpu().contiguous() for name in sorted(guidance_weights(denoiser.network))}
+    for file, content in {path: tensors, guidance_file(path): w_input}.items():
+        if content:
             with atomic(file) as temporary:
-                save_file(tensors, temporary, metadata={"base_sha256": base_sha256})
+                save_file(content, temporary, metadata={"base_sha256": base_sha256})
 
 
 def guidance_file(adapter: Path) -> Path:

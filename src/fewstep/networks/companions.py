@@ -72,16 +72,11 @@ def open_companion(
     """What lies in `folder`, or else where it was `known` to lie.
 
     Raises:
-        ValueError: it cannot be opened; says by which option of the command line another place is named.
+        ValueError: it is not there; says by which option of the command line another place is named.
     """
-    try:
-        return open(folder or known)
-    except ValueError as error:
-        if folder:
-            raise
-        raise ValueError(
-            f"the model needs {what}, last seen in {known}; {option} FOLDER says where it is now ({error})"
-        ) from error
+    if folder is None and not Path(known).is_dir():
+        raise ValueError(f"{what} is needed, and is no longer in {known}; say where it lies now with {option} FOLDER")
+    return open(known if folder is None else folder)
 
 
 def require_digest(found: str, wanted: str, folder: Path, option: str, what: str) -> None:

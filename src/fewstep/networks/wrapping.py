@@ -8,7 +8,6 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from fewstep.diffusion.schedule import Images
 from fewstep.networks.embedding import sinusoid
 from fewstep.networks.mlp import zeroed
 
@@ -82,7 +81,9 @@ class TimeFeatures(nn.Module):
         return features.T
 
 
-def first_channels(output: Images, z: Images) -> Images:
+def first_channels(
+    output: Float[Tensor, "batch outputs height width"], z: Float[Tensor, "batch channels height width"]
+) -> Float[Tensor, "batch channels height width"]:
     """The channels of the prediction: models that learn their variance too give twice as many."""
     return output[:, : z.shape[1]]
 

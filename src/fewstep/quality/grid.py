@@ -3,6 +3,8 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch
@@ -13,13 +15,14 @@ from fewstep.data.facts import DataFacts
 from fewstep.diffusion.guidance import Guided
 from fewstep.diffusion.mixture import GaussianMixture
 from fewstep.diffusion.prediction import Denoise
-from fewstep.diffusion.sampler import integrate, sample
+from fewstep.diffusion.sampler import SAMPLERS, integrate, sample
 from fewstep.diffusion.schedule import Schedule
+from fewstep.quality.baselines import SOLVERS, sample_with
 from fewstep.quality.features import FeatureNet
 from fewstep.quality.images import Judged, Reference, as_judged
 from fewstep.quality.metrics import final_figures
 from fewstep.quality.protocol import Protocol
-from fewstep.seeds import starting_noise
+from fewstep.seeds import fresh_noise, starting_noise
 
 EXACT_STEPS = 256  # of the Runge-Kutta integrator; its error is below 1e-6, far under what is compared with it
 
@@ -31,6 +34,7 @@ class Plan:
     Args:
         num_images: per cell. w: guidance weights.
         teacher_steps: the first is what same_noise_rmse compares with. guided_steps: of the stage-one student.
+        baselines: other samplers for both, at `baseline_steps`: of SOLVERS or SAMPLERS (dpmsolver++, unipc, ancestral).
         batch_size: images sampled at a time. seed: of the starting noise.
 
     Raises:
@@ -41,6 +45,8 @@ class Plan:
     w: tuple[float, ...] = (0.0, 1.0, 2.0, 4.0)
     teacher_steps: tuple[int, ...] = (64, 16, 8, 4, 2, 1)
     guided_steps: tuple[int, ...] = (64, 16, 8, 4)
+    baselines: tuple[str, ...] = ("dpmsolver++", "unipc")
+    baseline_steps: tuple[int, ...] = (8, 4)
     batch_size: int = 500
     seed: int = 0
 
@@ -51,21 +57,38 @@ class Plan:
             )
         if not self.w or min(self.w) < 0 or max(self.w) == float("inf"):
             raise ValueError(f"evaluation needs guidance weights w >= 0, got {list(self.w)}")
-        if not self.teacher_steps or min(*self.teacher_steps, *self.guided_steps, 1) < 1:
-            raise ValueError(
-                f"evaluation needs steps of at least 1, got {list(self.teacher_steps)} and {list(self.guided_steps)}"
-            )
+        steps = (self.teacher_steps, self.guided_steps, self.baseline_steps)
+        if not self.teacher_steps or min(*chain(*steps), 1) < 1:
+            raise ValueError(f"evaluation needs steps of at least 1, got {' and '.join(str(list(s)) for s in steps)}")
+        known = [*(name for name in SAMPLERS if name != "deterministic"), *SOLVERS]
+        if unknown := [name for name in self.baselines if name not in known]:
+            raise ValueError(f"evaluation's baselines must be of {', '.join(known)}, got {unknown[0]!r}")
 
 
 @dataclass(frozen=True)
 class Contender:
-    """A model in the grid: who it is, how it denoises, at what cost per step, and the steps it is run with."""
+    """A model in the grid: who it is, how it denoises, at what cost per step, the steps and the sampler it is run with.
+
+    `sampler` is one of SAMPLERS or SOLVERS.
+    """
 
     model: str
     denoise: Denoise
     evaluations: int
     schedule: Schedule
     steps: tuple[int, ...]
+    sampler: str = "deterministic"
+
+    @property
+    def name(self) -> str:
+        """The model, and the sampler where it is not the one it was made for."""
+        own = self.sampler == "deterministic" or self.model == "progressive"
+        return self.model if own else f"{self.model}-{self.sampler}"
+
+    @property
+    def sampler_name(self) -> str:
+        """As rows and pictures have it: the deterministic sampler is DDIM."""
+        return "ddim" if self.sampler == "deterministic" else self.sampler
 
 
 @dataclass(frozen=True)
@@ -124,21 +147,19 @@ def quality_grid(
     noise = starting_noise(plan.seed, 0, plan.num_images, facts.shape)
 
     def draw(contender: Contender, steps: int, w: float, count: int) -> Float[Tensor, "count *shape"]:
-        return torch.cat(
-            [
-                sample(
-                    contender.denoise,
-                    z.to(device),
-                    schedule=contender.schedule,
-                    num_steps=steps,
-                    label=label.to(device),
-                    w=torch.full((len(z),), float(w), device=device),
-                ).cpu()
-                for z, label in zip(
-                    noise[:count].split(plan.batch_size), labels[:count].split(plan.batch_size), strict=True
-                )
-            ]
-        ).clamp(facts.low, facts.high)
+        made = []
+        for start in range(0, count, plan.batch_size):
+            part = slice(start, min(start + plan.batch_size, count))
+            z, label = noise[part].to(device), labels[part].to(device)
+            weight = torch.full((len(z),), float(w), device=device)
+            if contender.sampler in SOLVERS:
+                draw_with = partial(sample_with, contender.sampler)
+            else:
+                fresh = fresh_noise(plan.seed, start, len(z), facts.shape)
+                draw_with = partial(sample, sampler=SAMPLERS[contender.sampler], fresh=fresh)
+            x = draw_with(contender.denoise, z, schedule=contender.schedule, num_steps=steps, label=label, w=weight)
+            made.append(x.cpu())
+        return torch.cat(made).clamp(facts.low, facts.high)
 
     for w in plan.w:
         base = solution = None
@@ -158,7 +179,7 @@ def quality_grid(
                 show(contender, steps, w, images, labels)
                 yield Row(
                     model=contender.model,
-                    sampler="ddim",
+                    sampler=contender.sampler_name,
                     steps=steps,
                     nfe=steps * contender.evaluations,
                     w=float(w),

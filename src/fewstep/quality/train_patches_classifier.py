@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from fewstep.data.patches import SIZES, STRIPE, Crops, load_patches
 from fewstep.quality.features import PATCHES_WEIGHTS, PHOTOGRAPHS, patches_layers, pixels
 
-STEPS, BATCH, LEARNING_RATE, NOISE, SEED = 1200, 96, 2e-3, 0.03, 0
+STEPS, BATCH, LEARNING_RATE, NOISE, SEED = 450, 64, 3e-3, 0.03, 0
 ROWS, ROW = 6, 71.2  # 427 pixels in six rows
 STRIPES = torch.tensor([0, 1, -1, 2, 3, 4, -1, 5])  # the number of each training stripe
 

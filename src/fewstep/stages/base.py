@@ -131,10 +131,11 @@ class Stage(lightning.LightningModule):
     """
 
     name: ClassVar[str]
+    has_dropout: ClassVar[bool] = False  # off in student and teacher wherever there is a teacher (Salimans & Ho's code)
 
     def __init__(self, *, student: Denoiser, schedule: Schedule, training: Training, stream: str) -> None:
         super().__init__()
-        self.student = student.train().requires_grad_(False)
+        self.student = student.train(self.has_dropout).requires_grad_(False)
         # Lightning's WeightAveraging is not used: torch's AveragedModel reads its counter on the host every step.
         self.average = deepcopy(student).requires_grad_(False).eval() if training.ema_decay else None
         # Listed once: walking through the modules takes longer than updating the average.

@@ -22,6 +22,7 @@ class TeacherStage(Stage):
     """
 
     name = "teacher"
+    has_dropout = True
 
     def __init__(
         self,

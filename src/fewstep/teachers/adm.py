@@ -133,9 +133,7 @@ def multipliers(tensors: Mapping[str, Tensor], channels: list[int]) -> tuple[flo
     return tuple(size / base for size in channels)
 
 
-def renamed(
-    tensors: Mapping[str, Tensor], levels: int, layers: int, head: int, new_order: bool
-) -> dict[str, Tensor]:
+def renamed(tensors: Mapping[str, Tensor], levels: int, layers: int, head: int, new_order: bool) -> dict[str, Tensor]:
     """The tensors by diffusers' names; q, k and v, which are one there, apart."""
     places = OUTSIDE | {"middle_block.0": "mid_block.resnets.0", "middle_block.2": "mid_block.resnets.1"}
     places |= {"middle_block.1": "mid_block.attentions.0"}
@@ -154,7 +152,9 @@ def renamed(
     found: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         stem, _, kind = name.rpartition(".")
-        outer = re.match(r"(input_blocks|output_blocks)\.\d+\.\d|middle_block\.\d|time_embed\.\d|out\.\d|label_emb", name)
+        outer = re.match(
+            r"(input_blocks|output_blocks)\.\d+\.\d|middle_block\.\d|time_embed\.\d|out\.\d|label_emb", name
+        )
         start = outer[0] if outer else name
         place, inner = places.get(start, start), stem[len(start) + 1 :]
         match inner:

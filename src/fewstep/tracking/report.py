@@ -54,7 +54,7 @@ def write_report(run: Path) -> Path:
             f"{protocol.get('id')} in {run}; evaluate again"
         )
     reference = references(rows)
-    models = sorted({row.model for row in rows}, key=model_order)
+    models = sorted({row.who for row in rows}, key=model_order)
     colour = colours(models)
     page = (
         _environment()
@@ -66,7 +66,7 @@ def write_report(run: Path) -> Path:
             models=models,
             samplers=sorted({row.sampler for row in rows}),
             colour=colour,
-            reference_steps=max((row.steps for row in rows if row.model == TEACHER), default=None),
+            reference_steps=max((row.steps for row in rows if row.who == TEACHER), default=None),
             pictures=_pictures(run / "samples" / "same-noise"),
             fid_steps=[
                 (w, fid_against_steps([row for row in rows if row.w == w], reference.get(w), colour))

@@ -35,6 +35,12 @@ class Row:
     protocol: str
     exact_rmse: float | None = None
 
+    @property
+    def who(self) -> str:
+        """The model, and the sampler where it is not the one it was made for: a baseline."""
+        own = self.sampler == "ddim" or self.model == "progressive"
+        return self.model if own else f"{self.model}, {self.sampler}"
+
     def __post_init__(self) -> None:
         numbers = (self.steps, self.nfe, self.w, self.fid, self.images_per_second)
         if not all(isinstance(number, int | float) for number in numbers) or self.nfe * self.images_per_second <= 0:
@@ -65,7 +71,7 @@ def read_rows(path: Path) -> list[Row]:
             f"rows of one quality table need one protocol id, got {', '.join(protocols) or 'no row'} "
             f"in {path}; evaluate all models again in one way"
         )
-    return sorted(rows, key=lambda row: (*model_order(row.model), -row.steps, row.w))
+    return sorted(rows, key=lambda row: (*model_order(row.who), -row.steps, row.w))
 
 
 def model_order(model: str) -> tuple[int, str]:
@@ -74,14 +80,14 @@ def model_order(model: str) -> tuple[int, str]:
 
 
 def by_model(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """The rows of each model by rising steps, the models in order."""
-    ordered = sorted(rows, key=lambda row: (*model_order(row.model), row.steps))
-    return {model: list(own) for model, own in groupby(ordered, key=lambda row: row.model)}
+    """The rows of each model and baseline by rising steps, the models in order."""
+    ordered = sorted(rows, key=lambda row: (*model_order(row.who), row.steps))
+    return {model: list(own) for model, own in groupby(ordered, key=lambda row: row.who)}
 
 
 def references(rows: Sequence[Row]) -> dict[float, Row]:
     """For each w the teacher's row with the most steps."""
-    teacher = sorted((row for row in rows if row.model == TEACHER), key=lambda row: row.steps)
+    teacher = sorted((row for row in rows if row.who == TEACHER), key=lambda row: row.steps)
     return {row.w: row for row in teacher}
 
 
@@ -130,7 +136,8 @@ def headline(rows: Sequence[Row]) -> Headline | None:
     reference = references(rows)
     speeds = {(speed.model, speed.steps, speed.nfe): speed for speed in speed_table(rows)}
     candidates = []
-    for key, group in groupby((row for row in rows if row.model != TEACHER), key=lambda row: (row.model, row.steps)):
+    students = (row for row in rows if row.who == row.model != TEACHER)
+    for key, group in groupby(students, key=lambda row: (row.model, row.steps)):
         pairs = [(row, reference[row.w]) for row in group if fid_ratio(row, reference) is not None]
         if not pairs:
             continue
@@ -176,14 +183,14 @@ def speed_table(rows: Sequence[Row]) -> list[Speed]:
     """One entry for each model, steps and evaluations; the teacher of most evaluations is the reference."""
 
     def key(row: Row) -> tuple[Any, ...]:
-        return (*model_order(row.model), -row.steps, -row.nfe)
+        return (*model_order(row.who), -row.steps, -row.nfe)
 
     groups = [list(group) for _, group in groupby(sorted(rows, key=key), key=key)]
     medians = [(group[0], median(row.images_per_second for row in group)) for group in groups]
     slowest = max((pair for pair in medians if pair[0].model == TEACHER), key=lambda pair: pair[0].nfe, default=None)
     return [
         Speed(
-            model=row.model,
+            model=row.who,
             steps=row.steps,
             nfe=row.nfe,
             images_per_second=rate,

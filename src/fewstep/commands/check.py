@@ -1,0 +1,114 @@
+"""fewstep check: what a teacher is, before anything is distilled from it."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from fewstep.teachers.checking import Findings
+
+
+def check(
+    teacher: Annotated[
+        str, typer.Argument(metavar="TEACHER", help="A model file of ours, a diffusers folder, a hub id, an ADM .pt.")
+    ],
+    settings: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="Settings of conf/dataset/NAME.yaml, as size=32."),
+    ] = None,
+    dataset: Annotated[
+        str | None, typer.Option(help="NAME of the data it was trained on; a model of ours says it itself.")
+    ] = None,
+    num: Annotated[int, typer.Option(help="Examples it is asked about.")] = 256,
+    as_json: Annotated[bool, typer.Option("--json", help="Figures as JSON.")] = False,
+) -> None:
+    """Find out how a teacher's output reads (x, eps or v), and whether its null condition works.
+
+    Also where its schedule ends. Exit status 2 if it should not be distilled as it is.
+
+    Example: fewstep check FOLDER --dataset cifar10
+    """
+    wrong = [setting for setting in settings or [] if "=" not in setting]
+    if wrong:
+        raise ValueError(f"settings must be KEY=VALUE, like size=32, got {wrong[0]!r}")
+    if num < 16:
+        raise ValueError(f"--num must be at least 16, got {num}: fewer examples say too little")
+    from fewstep.checkpoint import load_model
+    from fewstep.compose import data_of
+    from fewstep.networks import Frozen
+    from fewstep.teachers.checking import examine
+    from fewstep.teachers.imported import is_foreign, read
+
+    foreign = is_foreign(teacher)
+    denoiser, card = (None, None) if foreign else load_model(Path(teacher))
+    if card is not None and card.role != "teacher":
+        raise ValueError(
+            f"{teacher} is a {card.role} model, and only teachers are checked; `fewstep evaluate` judges it"
+        )
+    if dataset is None and card is None:
+        raise ValueError(f"say on which data {teacher} was trained: --dataset NAME, one of conf/dataset")
+    data = data_of(dataset or (card.data.name if card else ""), settings or [], batch_size=num)
+    if card is not None and card.data != data.facts:
+        raise ValueError(
+            f"{teacher} makes {card.data.name} {card.data.shape}, and {data.facts.name} is {data.facts.shape}"
+        )
+    has_null, conditional = True, True
+    if denoiser is None or card is None:
+        source = read(teacher, data.facts)
+        denoiser, has_null, conditional = source.denoiser, source.has_null, source.conditional
+    schedule = denoiser.clock or (card.schedule if card else None)
+    assert schedule is not None
+    x, label = data.batch(0)
+    found = examine(Frozen(denoiser), x.float(), label, schedule=schedule, has_null=has_null)
+    if as_json:
+        typer.echo(json.dumps(as_dict(found), indent=1))
+    else:
+        show(teacher, found, conditional)
+    if found.problems:
+        raise ValueError(f"{teacher} should not be distilled as it is: {'; '.join(found.problems)}")
+
+
+def as_dict(found: "Findings") -> dict[str, object]:
+    """The findings as plain JSON."""
+    from dataclasses import asdict
+
+    return asdict(found) | {
+        "denoises": found.denoises,
+        "null_works": found.null_works,
+        "has_zero_terminal_snr": found.has_zero_terminal_snr,
+        "problems": found.problems,
+    }
+
+
+def show(teacher: str, found: "Findings", conditional: bool) -> None:
+    """The findings as a table and the sentences that follow from it."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"{teacher}: mean squared error of the predicted x", title_justify="left")
+    for column in ("log-SNR", "linear guess", "read as x", "as eps", "as v", "without condition"):
+        table.add_column(column, justify="right")
+    for level in found.levels:
+        free = "-" if level.unconditional is None else f"{level.unconditional:.3g}"
+        reads = [f"{level.readings[kind]:.3g}" for kind in ("x", "eps", "v")]
+        table.add_row(f"{level.log_snr:g}", f"{level.linear:.3g}", *reads, free)
+    console = Console(soft_wrap=True)
+    console.print(table)
+    worse = ", ".join(f"{kind} {rate:.3g} times" for kind, rate in found.worse.items() if kind != found.reads_as)
+    verdict = "as it says" if found.reads_as == found.says else f"but it says {found.says}"
+    ends = (
+        "with zero SNR" if found.has_zero_terminal_snr else f"with alpha = {found.terminal_alpha:.3g}, above zero SNR"
+    )
+    kind = "none (it is asked only with a class)" if conditional else "none (it is unconditional)"
+    lines = [
+        f"reading: denoises as {found.reads_as}, {verdict}; worse are {worse}"
+        if found.denoises
+        else f"reading: none denoises; {found.reads_as} comes nearest",
+        f"null condition: {('works' if found.null_works else 'does not work') if found.has_null else kind}",
+        f"schedule: ends {ends}"
+        + ("" if found.has_zero_terminal_snr else "; students live on it, or on cosine with zero_terminal_snr=true"),
+    ]
+    for line in lines:
+        console.print(line, highlight=False, markup=False)

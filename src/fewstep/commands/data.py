@@ -1,0 +1,46 @@
+"""Commands on data sets: fewstep data check."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(no_args_is_help=True, help="Look at data sets before anything is trained on them.")
+COLUMNS, SHOWN = 8, 64
+
+
+@app.callback()
+def data() -> None:
+    """Look at data sets before anything is trained on them."""
+
+
+@app.command()
+def check(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="As in dataset=NAME: one of conf/dataset.")],
+    settings: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="Settings of conf/dataset/NAME.yaml, as size=32."),
+    ] = None,
+    root: Annotated[Path | None, typer.Option(help="Where the files are; default: data/NAME.")] = None,
+    out: Annotated[Path | None, typer.Option(help="PNG with a grid of examples; default: NAME.png.")] = None,
+) -> None:
+    """Verify files, counts, shapes, checksums and the balance of the classes; write a picture of 64 training examples.
+
+    Example: fewstep data check imagefolder size=32 --root ~/birds --out birds.png
+    """
+    wrong = [setting for setting in settings or [] if "=" not in setting]
+    if wrong:
+        raise ValueError(f"settings must be KEY=VALUE, like size=32, got {wrong[0]!r}")
+    picture_file = out or Path(f"{name}.png")
+    if picture_file.suffix != ".png":
+        raise ValueError(f"--out must end in .png, got {picture_file}")
+    from fewstep.compose import data_of
+    from fewstep.quality.images import as_judged
+    from fewstep.tracking.pictures import picture, save_png
+
+    opened = data_of(name, [*(settings or []), *([f"root={root}"] if root else [])], batch_size=SHOWN)
+    for line in opened.check():
+        typer.echo(line)
+    x, labels = opened.preview()
+    save_png(picture(as_judged(x, opened.facts.pixels), labels, opened.facts.pixels, COLUMNS), picture_file)
+    typer.echo(f"{picture_file}: {len(x)} training examples")

@@ -1,0 +1,263 @@
+"""Images converted once into uint8 arrays that training maps into memory, whatever they were published as.
+
+A cache folder holds parts, each an array NAME.images beside a record NAME.json with its labels, its checksum and what
+it was made from, and at last manifest.json, which lists the parts. Every file appears whole or not at all, a record
+after its array and the manifest after all records: an interrupted conversion goes on with the parts that are missing,
+and nothing half-written is read as whole.
+"""
+
+import fcntl
+import hashlib
+import json
+import mmap
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import prod
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Int, UInt8
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+
+from fewstep.data.split import Examples
+from fewstep.files import atomic
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+PART_BYTES = 2**29  # of images in a part, where the source does not say: so much work is lost by an interruption
+RELEASE_BYTES = 2**27  # mapped pages are given back to the system after about so many
+FAULT_BYTES = 2**16  # the system maps so much around what is read
+
+
+class Chunk(NamedTuple):
+    """Some images of a part in their order, uint8 (N, C, H, W), labels int64 (N,); files that were left out."""
+
+    images: UInt8[np.ndarray, "count channels height width"]
+    labels: Int[np.ndarray, "count"]
+    skipped: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one part is made from: `key` is another when the source or the settings are; `count` images at most."""
+
+    name: str
+    key: str
+    count: int
+    chunks: Callable[[], Iterator[Chunk]] = field(compare=False)
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a cache is made from: parts of each split, shape of an image, names of the classes."""
+
+    parts: Mapping[str, Sequence[Part]]
+    shape: tuple[int, int, int]
+    classes: Sequence[str]
+
+    @property
+    def key(self) -> str:
+        """Another for every other source."""
+        keys = [[split, [part.key for part in parts]] for split, parts in self.parts.items()]
+        return hashlib.sha256(json.dumps([FORMAT, keys, self.shape, list(self.classes)]).encode()).hexdigest()
+
+
+class MappedImages:
+    """The images of many files as if they were one array, read from disk when they are asked for.
+
+    The pages that were read are handed back now and then, so that a training of any length holds a bounded part of
+    the files in its own memory; the system keeps what it has room for.
+    """
+
+    def __init__(self, files: Sequence[tuple[Path, int]], shape: Sequence[int]) -> None:
+        self.shape = tuple(shape)
+        self._maps, self._arrays, starts = [], [], [0]
+        for path, count in files:
+            if not count:
+                continue
+            with path.open("rb") as file:
+                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            mapped.madvise(mmap.MADV_RANDOM)  # no reading ahead
+            self._maps.append(mapped)
+            self._arrays.append(np.frombuffer(mapped, np.uint8).reshape(count, *self.shape))
+            starts.append(starts[-1] + count)
+        self._starts = np.array(starts)
+        self._mapped = 0
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def __getitem__(self, index: Int[Tensor, "batch"]) -> UInt8[Tensor, "batch channels height width"]:
+        numbers = index.numpy()
+        parts = np.searchsorted(self._starts, numbers, side="right") - 1
+        rows = numbers - self._starts[parts]
+        images = np.empty((len(numbers), *self.shape), np.uint8)
+        for image, part, row in zip(images, parts.tolist(), rows.tolist(), strict=True):
+            image[...] = self._arrays[part][row]
+        self._mapped += len(numbers) * (prod(self.shape) + FAULT_BYTES)
+        if self._mapped > RELEASE_BYTES:
+            for mapped in self._maps:
+                mapped.madvise(mmap.MADV_DONTNEED)
+            self._mapped = 0
+        return torch.from_numpy(images)
+
+
+class Cache:
+    """A finished cache folder.
+
+    Raises:
+        ValueError: a part that the manifest lists is gone, or is not of the length that its record says.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        manifest = json.loads((folder / MANIFEST).read_text())
+        self.key: str = manifest["key"]
+        self.shape: tuple[int, ...] = tuple(manifest["shape"])
+        self.classes: list[str] = manifest["classes"]
+        self.skipped: list[str] = []
+        self._splits: dict[str, list[tuple[str, dict[str, Any]]]] = {}
+        for split, parts in manifest["parts"].items():
+            self._splits[split] = [(name, read_record(folder, name, self.shape)) for name in parts]
+            if any(record is None for _, record in self._splits[split]):
+                raise ValueError(
+                    f"a part of the cache {folder} is gone or cut short; delete {folder / MANIFEST} and run the same "
+                    "command again to convert that part anew"
+                )
+            self.skipped += [file for _, record in self._splits[split] for file in record["skipped"]]
+
+    def examples(self, split: str) -> Examples:
+        """Images and labels of a split, empty if there is none of that name."""
+        parts = self._splits.get(split, [])
+        files = [(self.folder / f"{name}.images", record["count"]) for name, record in parts]
+        labels = [torch.tensor(record["labels"], dtype=torch.int64) for _, record in parts]
+        return Examples(MappedImages(files, self.shape), torch.cat([torch.zeros(0, dtype=torch.int64), *labels]))
+
+    def verify(self) -> list[str]:
+        """Read every part and compare its checksum; say how many were.
+
+        Raises:
+            ValueError: the bytes of a part are not those that were written.
+        """
+        names = [(name, record) for parts in self._splits.values() for name, record in parts]
+        for name, record in names:
+            if digest(self.folder / f"{name}.images", record["labels"]) != record["sha256"]:
+                raise ValueError(
+                    f"{self.folder / name}.images is damaged, its checksum differs; delete {self.folder / MANIFEST} "
+                    "and run the same command again to convert that part anew"
+                )
+        return [f"cache {self.folder}: sha256 of {len(names)} parts"]
+
+
+def cached(folder: Path, source: Source | None) -> Cache:
+    """The cache in `folder`, converted from `source` where it is not yet, or is of another source.
+
+    Parts that an earlier conversion finished are kept if their key and their checksum are right. Without a source,
+    the cache is taken as it is.
+
+    Raises:
+        ValueError: the source is damaged, or the cache is.
+        OSError: the disk is full; what was converted is kept.
+    """
+    if source is not None and stored_key(folder) != source.key:
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / ".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # another process that wants the same waits, and finds it done
+            if stored_key(folder) != source.key:
+                convert(folder, source)
+    return Cache(folder)
+
+
+def stored_key(folder: Path) -> str | None:
+    """The key of the source that the cache was made from, None if there is no finished cache."""
+    manifest = folder / MANIFEST
+    if not manifest.is_file():
+        return None
+    stored = json.loads(manifest.read_text())
+    return stored["key"] if stored["format"] == FORMAT else None
+
+
+def convert(folder: Path, source: Source) -> None:
+    """Make the parts that are not there yet, then the manifest."""
+    (folder / MANIFEST).unlink(missing_ok=True)
+    for left in folder.glob(".*.tmp"):  # of a conversion that was killed; the lock says that none is running
+        left.unlink()
+    parts = [part for split in source.parts.values() for part in split]
+    columns = (TextColumn("convert"), BarColumn(), MofNCompleteColumn(), TextColumn("images"), TimeRemainingColumn())
+    with Progress(*columns) as progress:
+        task = progress.add_task("", total=sum(part.count for part in parts))
+        skipped = 0
+        for part in parts:
+            record = kept(folder, part, source.shape) or write(folder, part, progress, task)
+            skipped += len(record["skipped"])
+            progress.update(task, completed=sum(p.count for p in parts[: parts.index(part) + 1]))
+    if skipped:
+        warnings.warn(f"{skipped} damaged images were left out; {folder}/*.json name them", stacklevel=2)
+    wanted = {part.name for part in parts}
+    for old in [*folder.glob("*.images"), *folder.glob("*.json")]:
+        if old.stem not in wanted:
+            old.unlink()
+    manifest = {
+        "format": FORMAT,
+        "key": source.key,
+        "shape": source.shape,
+        "classes": list(source.classes),
+        "parts": {split: [part.name for part in parts] for split, parts in source.parts.items()},
+    }
+    write_json(folder / MANIFEST, manifest)
+
+
+def write(folder: Path, part: Part, progress: Progress, task: Any) -> dict[str, Any]:
+    """Make one part; give its record."""
+    labels: list[int] = []
+    skipped: list[str] = []
+    path = folder / f"{part.name}.images"
+    (folder / f"{part.name}.json").unlink(missing_ok=True)
+    with atomic(path) as temporary, temporary.open("wb") as file:
+        for chunk in part.chunks():
+            file.write(np.ascontiguousarray(chunk.images).data)
+            labels += chunk.labels.tolist()
+            skipped += chunk.skipped
+            progress.advance(task, len(chunk.labels) + len(chunk.skipped))
+    record = {"key": part.key, "count": len(labels), "sha256": digest(path, labels), "skipped": skipped}
+    write_json(folder / f"{part.name}.json", record | {"labels": labels})
+    return record
+
+
+def kept(folder: Path, part: Part, shape: Sequence[int]) -> dict[str, Any] | None:
+    """The record of a part that was finished before and is as it was then, else None."""
+    record = read_record(folder, part.name, shape)
+    if record is None or record["key"] != part.key:
+        return None
+    if digest(folder / f"{part.name}.images", record["labels"]) != record["sha256"]:
+        warnings.warn(
+            f"{folder / part.name}.images is damaged, its checksum differs; it is converted anew", stacklevel=2
+        )
+        return None
+    return record
+
+
+def read_record(folder: Path, name: str, shape: Sequence[int]) -> dict[str, Any] | None:
+    """The record of a part, None if it or its array is not there or the array is not of its length."""
+    path, images = folder / f"{name}.json", folder / f"{name}.images"
+    if not path.is_file() or not images.is_file():
+        return None
+    record = json.loads(path.read_text())
+    return record if images.stat().st_size == record["count"] * prod(shape) else None
+
+
+def digest(path: Path, labels: Sequence[int]) -> str:
+    """sha256 of an array's bytes and its labels."""
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256")
+    found.update(np.asarray(labels, np.int64).tobytes())
+    return found.hexdigest()
+
+
+def write_json(path: Path, value: Any) -> None:
+    with atomic(path) as temporary:
+        temporary.write_text(json.dumps(value) + "\n")

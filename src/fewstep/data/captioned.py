@@ -1,0 +1,61 @@
+"""A sample of a text shard: an image or its latent, and a caption or its embedding."""
+
+import io
+import json
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+from safetensors.numpy import load as load_safetensors
+
+from fewstep.data.imagefiles import centre_crop
+from fewstep.data.shards import Raw
+
+PICTURES = ("jpg", "jpeg", "png", "webp")
+CAPTIONS = ("txt", "json")
+LATENT, EMBEDDING, BOTH = "latent.npy", "text.npy", "safetensors"
+
+
+class Sample(NamedTuple):
+    """One example, as its shard has it.
+
+    Attributes:
+        x: uint8 (3, size, size), or the latent: float32, a sample (C, h, w) or its mean and variance (2, C, h, w).
+        caption: "" where there is none. embedding: float32 (tokens, features), or None: to be made of the caption.
+    """
+
+    x: np.ndarray
+    caption: str
+    embedding: np.ndarray | None
+
+
+def is_sample(extensions: set[str]) -> bool:
+    """An image or its latent, and a caption or its embedding."""
+    pictured = any(e in extensions for e in (*PICTURES, LATENT, BOTH))
+    return pictured and any(e in extensions for e in (*CAPTIONS, EMBEDDING, BOTH))
+
+
+def decode_sample(raw: Raw, *, size: int) -> Sample:
+    """What lies in a shard as an example: images cropped to their central square and resized.
+
+    Raises:
+        ValueError, OSError: it is damaged.
+    """
+    tensors = load_safetensors(raw[BOTH]) if BOTH in raw else {}
+    tensors |= {name.removesuffix(".npy"): array_of(raw[name]) for name in (LATENT, EMBEDDING) if name in raw}
+    caption = raw["txt"].decode() if "txt" in raw else json.loads(raw["json"])["caption"] if "json" in raw else ""
+    x = tensors.get("latent")
+    if x is None:
+        picture = next(raw[extension] for extension in PICTURES if extension in raw)
+        x = centre_crop(Image.open(io.BytesIO(picture)), size)
+    embedding = tensors.get("text")
+    if embedding is None and not str(caption).strip():
+        raise ValueError("its caption is empty")
+    if x.dtype != np.uint8:
+        x = x.astype(np.float32)
+    return Sample(x, str(caption).strip(), None if embedding is None else embedding.astype(np.float32))
+
+
+def array_of(content: bytes) -> np.ndarray:
+    """A .npy file's array."""
+    return np.load(io.BytesIO(content), allow_pickle=False)

@@ -1,0 +1,174 @@
+"""Image files in a folder or a zip, by class, and how one becomes a square of uint8."""
+
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from io import BytesIO
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+from zipfile import BadZipFile, ZipFile
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+from fewstep.data.cache import PART_BYTES, Chunk, Part, Source
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".ppm", ".tif", ".tiff")
+CHUNK = 512
+HELD_OUT = "val"
+
+
+class ImageFile(NamedTuple):
+    name: str  # below the root, with /
+    size: int  # bytes
+
+
+class ImageFiles:
+    """The image files below a folder or in a zip, sorted by name; one folder around all of them is left out.
+
+    Raises:
+        ValueError: no image file, or a zip that is damaged.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root, self._zip = root, None
+        if root.is_dir():
+            found = [
+                ImageFile(path.relative_to(root).as_posix(), path.stat().st_size)
+                for folder, _, names in os.walk(root, followlinks=True)
+                for path in (Path(folder, name) for name in names)
+                if is_image(path.relative_to(root))
+            ]
+        else:
+            try:
+                self._zip = ZipFile(root)
+            except BadZipFile as error:
+                raise ValueError(
+                    f"{root} must be a folder or a zip of images, and is truncated, damaged or no zip; replace it"
+                ) from error
+            infos = self._zip.infolist()
+            found = [
+                ImageFile(info.filename, info.file_size) for info in infos if is_image(PurePosixPath(info.filename))
+            ]
+        if not found:
+            raise ValueError(f"{root} must hold images ({' '.join(SUFFIXES)}) and has none; is it the right one?")
+        self.files = sorted(found)
+
+    def read(self, name: str) -> bytes:
+        """A file's bytes."""
+        return (self.root / name).read_bytes() if self._zip is None else self._zip.read(name)
+
+
+def is_image(path: Path | PurePosixPath) -> bool:
+    hidden = any(part.startswith((".", "__MACOSX")) for part in path.parts)
+    return path.suffix.lower() in SUFFIXES and not hidden
+
+
+class Labelled(NamedTuple):
+    file: ImageFile
+    label: int
+
+
+def by_class(
+    files: Sequence[ImageFile], root: Path, hold_out_every: int
+) -> tuple[list[str], list[Labelled], list[Labelled]]:
+    """Names of the classes, files to train on, files held out.
+
+    The first folder of a name is its class, below train/ and val/ where there are such: then val/ is held out, else
+    every `hold_out_every`-th file of each class. Labels are the places of the classes in sorted order.
+
+    Raises:
+        ValueError: a file in no class's folder, a held-out class that is not trained, hold_out_every below 2.
+    """
+    if hold_out_every < 2:
+        raise ValueError(f"dataset.hold_out_every must be at least 2, got {hold_out_every}")
+    names = [PurePosixPath(file.name).parts for file in files]
+    # One folder around everything, as zips often have.
+    while len({parts[0] for parts in names}) == 1 and all(len(parts) > 2 for parts in names) and names[0][0] != "train":
+        names = [parts[1:] for parts in names]
+    splits: dict[str, list[tuple[str, ImageFile]]] = {"train": [], HELD_OUT: []}
+    for parts, file in zip(names, files, strict=True):
+        split, rest = (parts[0], parts[1:]) if parts[0] in splits and len(parts) > 2 else ("train", parts)
+        if len(rest) < 2:
+            raise ValueError(f"{root} must have a folder for each class, and {file.name} is in none; move it into one")
+        splits[split].append((rest[0], file))
+    classes = sorted({name for name, _ in splits["train"]})
+    unknown = sorted({name for name, _ in splits[HELD_OUT]} - set(classes))
+    if unknown:
+        raise ValueError(f"{root}/{HELD_OUT} has the class {unknown[0]}, which is not among those to train on; add it")
+    label = {name: number for number, name in enumerate(classes)}
+    train, held_out = ([Labelled(file, label[name]) for name, file in splits[split]] for split in splits)
+    if not held_out:
+        seen: Counter[int] = Counter()
+        every, train = train, []
+        for example in every:
+            seen[example.label] += 1
+            (train if seen[example.label] % hold_out_every else held_out).append(example)
+    return classes, train, held_out
+
+
+def image_source(root: Path, *, size: int, hold_out_every: int, strict: bool) -> Source:
+    """The images of a folder or zip, cut to squares of `size` pixels, as a cache takes them."""
+    if size < 1:
+        raise ValueError(f"dataset.size must be at least 1, got {size}")
+    files = ImageFiles(root)
+    classes, train, held_out = by_class(files.files, root, hold_out_every)
+    per_part = max(1, PART_BYTES // (3 * size * size))
+
+    def parts(split: str, examples: Sequence[Labelled]) -> list[Part]:
+        made = []
+        for start in range(0, len(examples), per_part):
+            some = examples[start : start + per_part]
+            key = hashlib.sha256(f"adm crop {size} {strict} {some}".encode()).hexdigest()
+            chunks = partial(read_chunks, files, some, size, strict)
+            made.append(Part(f"{split}-{start // per_part:05d}", key, len(some), chunks))
+        return made
+
+    return Source({"train": parts("train", train), HELD_OUT: parts(HELD_OUT, held_out)}, (3, size, size), classes)
+
+
+def read_chunks(files: ImageFiles, examples: Sequence[Labelled], size: int, strict: bool) -> Iterator[Chunk]:
+    """The images, some at a time, decoded in threads; damaged ones are left out.
+
+    Raises:
+        ValueError: one is damaged, and strict is wanted.
+    """
+
+    def load(example: Labelled) -> UInt8[np.ndarray, "3 size size"] | None:
+        try:
+            return centre_crop(Image.open(BytesIO(files.read(example.file.name))), size)
+        except Exception as error:  # a damaged file fails in any way it likes
+            if strict:
+                raise ValueError(
+                    f"{files.root}: {example.file.name} is damaged or no image ({error}); replace it, or set "
+                    "dataset.strict=false to leave such files out"
+                ) from error
+            return None
+
+    with ThreadPoolExecutor() as pool:
+        for start in range(0, len(examples), CHUNK):
+            some = examples[start : start + CHUNK]
+            loaded = list(zip(some, pool.map(load, some), strict=True))
+            good = [(image, example.label) for example, image in loaded if image is not None]
+            images = np.stack([image for image, _ in good]) if good else np.empty((0, 3, size, size), np.uint8)
+            labels = np.array([label for _, label in good], np.int64)
+            yield Chunk(images, labels, [example.file.name for example, image in loaded if image is None])
+
+
+def centre_crop(image: Image.Image, size: int) -> UInt8[np.ndarray, "3 size size"]:
+    """The middle square, as ADM's preprocessing has it (Dhariwal & Nichol 2021, guided-diffusion's image_datasets).
+
+    Halved by box averages while the shorter side is at least twice `size`, then resized bicubically so that the shorter
+    side is `size` (the other rounded), then cut. Grey, palette and transparent images become RGB first.
+    """
+    image = image.convert("RGB")
+    while min(image.size) >= 2 * size:
+        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
+    scale = size / min(image.size)
+    image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
+    left, top = (image.width - size) // 2, (image.height - size) // 2
+    return np.asarray(image.crop((left, top, left + size, top + size))).transpose(2, 0, 1)

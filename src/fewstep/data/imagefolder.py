@@ -1,0 +1,66 @@
+"""Any folder or zip of images, a sub-folder for each class."""
+
+from pathlib import Path
+
+from fewstep.data.cache import Cache, cached, stored_key
+from fewstep.data.facts import DataFacts
+from fewstep.data.generate import generate_imagefolder, in_place_of
+from fewstep.data.imagefiles import HELD_OUT, image_source
+from fewstep.data.split import SplitImages, is_missing
+
+
+class ImageFolderData(SplitImages):
+    """Images of `root`, cut to squares as in ADM and cached; see `by_class` for what is held out.
+
+    Args:
+        root: a folder or a zip. cache: folder for the converted images, by default ROOT.SIZE.cache.
+        size: of the squares, in pixels.
+        hold_out_every: of each class, every so-manieth image is held out where there is no folder val.
+        strict: refuse a damaged image instead of leaving it out with a warning.
+        flip: mirror training images by chance.
+        num_reference: held-out images that figures compare with, at most.
+        generated: make do with generated files if `root` is not there.
+
+    Raises:
+        ValueError: `root` is not there, or is not such a folder or zip.
+    """
+
+    name = "imagefolder"
+
+    def __init__(
+        self,
+        *,
+        root: str,
+        size: int,
+        batch_size: int,
+        stream: str,
+        cache: str | None = None,
+        hold_out_every: int = 10,
+        strict: bool = False,
+        flip: bool = False,
+        num_reference: int = 10_000,
+        generated: bool = False,
+    ) -> None:
+        place = Path(root)
+        if generated and not place.exists():
+            place = in_place_of(place, self.name, generate_imagefolder)
+        folder = Path(cache) if cache else place.with_name(f"{place.name}.{size}.cache")
+        if not place.exists() and stored_key(folder) is None:
+            raise is_missing(self.name, place, "make it a folder or a zip with a sub-folder of images for each class")
+        source = (
+            image_source(place, size=size, hold_out_every=hold_out_every, strict=strict) if place.exists() else None
+        )
+        self.cache: Cache = cached(folder, source)
+        super().__init__(
+            facts=DataFacts(self.name, self.cache.shape, len(self.cache.classes), -1.0, 1.0),
+            train=self.cache.examples("train"),
+            held_out=self.cache.examples(HELD_OUT),
+            batch_size=batch_size,
+            stream=stream,
+            flip=flip,
+            num_reference=num_reference,
+        )
+
+    def check(self) -> list[str]:
+        left_out = f"{len(self.cache.skipped)} damaged images left out"
+        return [*super().check(), *self.cache.verify(), left_out, f"classes: {', '.join(self.cache.classes[:10])}"]

@@ -1,0 +1,162 @@
+"""ImageNet at 64 x 64 pixels: the official down-sampled npz batches, or a folder or zip of images by class."""
+
+import hashlib
+import re
+import zlib
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile, ZipFile
+
+import numpy as np
+
+from fewstep.data.cache import Cache, Chunk, Part, Source, cached, stored_key
+from fewstep.data.facts import DataFacts
+from fewstep.data.generate import generate_imagenet64, in_place_of
+from fewstep.data.imagefiles import HELD_OUT, image_source
+from fewstep.data.split import SplitImages, is_missing
+
+SIZE, CLASSES = 64, 1000
+BATCHES = ("train_data_batch_1..10.npz", "val_data.npz")
+FULL = {"train": 1_281_167, HELD_OUT: 50_000}
+ROWS = 4096  # read at a time
+HOW = (
+    f"get the npz files of Imagenet64 ({', '.join(BATCHES)}) at image-net.org (Download, Downsampled ImageNet), or a "
+    "folder or zip of its images with train/CLASS and val/CLASS, and put them there"
+)
+
+
+def npz_source(root: Path) -> Source:
+    """The official batches in `root` (Chrabaszcz et al. 2017) as a cache takes them.
+
+    Each has `data` uint8 (N, 12288), an image's red, green and blue planes after another, and `labels` 1..1000, which
+    become 0..999 in the order of the ILSVRC devkit (its map_clsloc.txt), which is not that of the sorted WordNet ids.
+
+    Raises:
+        ValueError: a batch is missing, truncated or not of this form.
+    """
+    train = sorted(root.glob("train_data_batch_*.npz"), key=lambda path: int(re.sub(r"\D", "", path.stem) or 0))
+    val = root / "val_data.npz"
+    if not train or not val.is_file():
+        missing = val.name if train else BATCHES[0]
+        raise ValueError(f"{root} has npz batches of Imagenet64, but not {missing}; {HOW}")
+    parts = {
+        "train": [npz_part(path, f"train-{number:05d}") for number, path in enumerate(train)],
+        HELD_OUT: [npz_part(val, f"{HELD_OUT}-00000")],
+    }
+    return Source(parts, (3, SIZE, SIZE), [str(number) for number in range(1, CLASSES + 1)])
+
+
+def npz_part(path: Path, name: str) -> Part:
+    """A batch, known by the CRCs of what is in it."""
+    try:
+        with ZipFile(path) as archive:
+            inside = {info.filename: info.CRC for info in archive.infolist()}
+            key = hashlib.sha256(f"imagenet64 {inside['data.npy']} {inside['labels.npy']}".encode()).hexdigest()
+            with archive.open("data.npy") as file:
+                (count, width), _ = npy_header(file)
+    except (BadZipFile, KeyError, ValueError, EOFError, zlib.error) as error:
+        raise damaged(path, error) from error
+    if width != 3 * SIZE * SIZE:
+        raise ValueError(f"{path} must have images of {3 * SIZE * SIZE} values, got {width}; is it the 64 x 64 set?")
+    return Part(name, key, count, partial(read_npz, path))
+
+
+def npy_header(file: Any) -> tuple[tuple[int, int], np.dtype]:
+    """Shape (N, values) and type of the array that follows.
+
+    Raises:
+        ValueError: not a two-dimensional array of uint8 in C order.
+    """
+    version = np.lib.format.read_magic(file)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, fortran, dtype = read(file)
+    if len(shape) != 2 or fortran or dtype != np.uint8:
+        raise ValueError(f"data must be uint8 (N, {3 * SIZE * SIZE}) in C order, got {dtype} {shape}")
+    return shape, dtype
+
+
+def read_npz(path: Path) -> Iterator[Chunk]:
+    """The images of a batch, some at a time: the whole of it is never in memory.
+
+    Raises:
+        ValueError: the file is cut short or damaged (the zip's own CRCs), or a label is outside 1..1000.
+    """
+    try:
+        with ZipFile(path) as archive:
+            with archive.open("labels.npy") as file:
+                labels = np.lib.format.read_array(file, allow_pickle=False).astype(np.int64)
+            with archive.open("data.npy") as file:
+                (count, width), _ = npy_header(file)
+                if labels.shape != (count,) or not count or labels.min() < 1 or labels.max() > CLASSES:
+                    raise ValueError(f"labels must be {count} numbers from 1 to {CLASSES}")
+                for start in range(0, count, ROWS):
+                    some = labels[start : start + ROWS] - 1
+                    pixels = np.frombuffer(file.read(len(some) * width), np.uint8)
+                    yield Chunk(pixels.reshape(len(some), 3, SIZE, SIZE), some)
+                file.read(1)  # at the end, where the CRC is looked at
+    except (BadZipFile, KeyError, ValueError, EOFError, zlib.error) as error:
+        raise damaged(path, error) from error
+
+
+def damaged(path: Path, error: Exception) -> ValueError:
+    return ValueError(f"{path} is truncated, damaged or not a batch of Imagenet64 ({error}); get it again")
+
+
+class ImageNet64Data(SplitImages):
+    """ImageNet-64, converted once; 1,281,167 images to train on, 50,000 of the validation set held out.
+
+    Args:
+        root: the folder of the npz batches, or a folder or zip of images by class, which are then cut as in ADM.
+        cache: folder for the converted images (16 GB), by default ROOT.cache.
+        strict: refuse a damaged image file instead of leaving it out with a warning.
+        flip: mirror training images by chance.
+        num_reference: held-out images that figures compare with, at most.
+        generated: make do with generated files if `root` is not there.
+
+    Raises:
+        ValueError: `root` is not there or not of this form.
+    """
+
+    name = "imagenet64"
+
+    def __init__(
+        self,
+        *,
+        root: str,
+        batch_size: int,
+        stream: str,
+        cache: str | None = None,
+        strict: bool = False,
+        flip: bool = False,
+        num_reference: int = 10_000,
+        generated: bool = False,
+    ) -> None:
+        place = Path(root)
+        if generated and not place.exists():
+            place = in_place_of(place, self.name, generate_imagenet64)
+        folder = Path(cache) if cache else place.with_name(f"{place.name}.cache")
+        if not place.exists() and stored_key(folder) is None:
+            raise is_missing(self.name, place, HOW)
+        if not place.exists():
+            source = None
+        elif any(place.glob("*_data*.npz")):
+            source = npz_source(place)
+        else:
+            source = image_source(place, size=SIZE, hold_out_every=10, strict=strict)
+        self.cache: Cache = cached(folder, source)
+        super().__init__(
+            facts=DataFacts(self.name, (3, SIZE, SIZE), len(self.cache.classes), -1.0, 1.0),
+            train=self.cache.examples("train"),
+            held_out=self.cache.examples(HELD_OUT),
+            batch_size=batch_size,
+            stream=stream,
+            flip=flip,
+            num_reference=num_reference,
+        )
+
+    def check(self) -> list[str]:
+        counts = {"train": len(self.labels), HELD_OUT: len(self.held_out.labels)}
+        whole = "the full set" if counts == FULL else f"not the full set of {FULL['train']:,} and {FULL[HELD_OUT]:,}"
+        return [*super().check(), f"counts: {whole}", *self.cache.verify()]

@@ -1,0 +1,290 @@
+"""Images and captions from WebDataset shards; or the latents of the images and the embeddings of the captions."""
+
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import lru_cache, partial
+from itertools import chain, islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from fewstep.data.batches import Batch, Data, checked, from_uint8
+from fewstep.data.captioned import Sample, decode_sample, is_sample
+from fewstep.data.facts import DataFacts
+from fewstep.data.generate import in_place_of
+from fewstep.data.generate_text import generate_text
+from fewstep.data.shards import Raw, Row, Share, Shares, Walk, Walks, filled, open_shards, samples_of
+from fewstep.data.split import is_missing
+from fewstep.diffusion.prediction import Condition
+from fewstep.networks.autoencoder import Autoencoder
+from fewstep.networks.text_encoder import TextEncoder
+from fewstep.seeds import seed_for
+
+TOGETHER = 16  # prompts encoded in one call, always as many: what a prompt becomes then never depends on its neighbours
+REMEMBERED = 2**28  # bytes of embeddings
+
+
+class TextData(Data):
+    """A text-to-image data set: streamed, shuffled, its order a function of (stream, step).
+
+    The last `held_out_shards` shards, by name, are the reference; their captions are what samples are asked for.
+
+    Args:
+        root: folder of the shards. size: of the images, which are cropped to squares and resized; null for latents.
+        encoder: folder of the text encoder. autoencoder: of the AutoencoderKL that makes it a latent model, or null.
+        held_out_shards: shards never trained on; num_reference: images of them that figures compare with.
+        walks: shards read at the same time, of which batches are mixed. buffer: samples shuffled within each.
+        num_workers: processes that read and decode; they change nothing but the speed.
+        strict: refuse damaged shards and samples instead of skipping them with a warning.
+        clip: folder of a CLIPModel with its processor, for the CLIP score; null leaves it out.
+        generated: make do with generated files, companions and all, if `root` is not there.
+
+    Raises:
+        ValueError: a folder or file is missing, or the shards do not hold what the settings say.
+    """
+
+    def __init__(
+        self,
+        *,
+        root: str,
+        size: int | None,
+        encoder: str,
+        autoencoder: str | None,
+        held_out_shards: int,
+        num_reference: int,
+        walks: int,
+        buffer: int,
+        num_workers: int,
+        strict: bool,
+        clip: str | None,
+        batch_size: int,
+        stream: str,
+        generated: bool = False,
+    ) -> None:
+        super().__init__(batch_size=batch_size, stream=stream)
+        if min(held_out_shards, num_reference, walks, buffer) < 1 or num_workers < 0:
+            raise ValueError(
+                "dataset needs held_out_shards, num_reference, walks and buffer of at least 1, num_workers >= 0, got "
+                f"{held_out_shards}, {num_reference}, {walks}, {buffer} and {num_workers}"
+            )
+        place = Path(root)
+        if generated and not place.exists():
+            place = in_place_of(place, "text", generate_text)
+            encoder, autoencoder, clip = str(place), autoencoder and str(place), str(place / "clip")
+        if not any(place.glob("*.tar")):
+            raise is_missing(
+                "text", place, "put WebDataset shards there, each sample an image and its caption (.txt, .json)"
+            )
+        shards = open_shards(place, is_sample, strict=strict)
+        if len(shards) <= held_out_shards:
+            raise ValueError(
+                f"dataset=text holds out {held_out_shards} of its shards and {root} has {len(shards)}: split them into "
+                "more or set dataset.held_out_shards"
+            )
+        self.root, self.strict, self.clip, self.num_workers = place, strict, clip, num_workers
+        self.train_shards, self.test_shards = shards[:-held_out_shards], shards[-held_out_shards:]
+        self.num_reference = num_reference
+        self.buffer, self.num_walks = buffer, min(walks, len(self.train_shards))
+        self.encoder = opened_encoder(encoder)
+        self.autoencoder = None if autoencoder is None else opened_autoencoder(autoencoder)
+        self.decode_raw = partial(self._decode, damaged=set(), size=size or 0)
+        first = self._first()
+        self.facts = self._facts(first, size)
+        kind = "held-out shards" if first.x.dtype == np.uint8 else "held-out latents, decoded"
+        self.reference_split = f"{kind}: {', '.join(shard.path.name for shard in self.test_shards)}"
+        self._embeddings: dict[str, Tensor] = {}
+        self._walks: Walks | None = None
+        self._held_out: list[Sample] | None = None
+
+    def _facts(self, first: Sample, size: int | None) -> DataFacts:
+        """What the first sample says of all."""
+        text = self.encoder.facts()
+        if first.embedding is not None and first.embedding.shape != (text.tokens, text.features):
+            raise ValueError(
+                f"the shards hold embeddings {first.embedding.shape} and dataset.encoder makes "
+                f"{(text.tokens, text.features)}: name the encoder that made them"
+            )
+        if first.x.dtype == np.uint8:
+            if not size:
+                raise ValueError("dataset.size is needed for shards of images: the side of the squares they are made")
+            image_shape, shape, latent = (3, size, size), (3, size, size), None
+            if self.autoencoder is not None:
+                shape, latent = self.autoencoder.latent_shape(image_shape), self.autoencoder.facts(image_shape)
+        else:
+            if self.autoencoder is None:
+                raise ValueError("dataset.autoencoder is needed for shards of latents: the folder of what made them")
+            shape = tuple(first.x.shape[-3:])
+            side = self.autoencoder.downsampling
+            latent = self.autoencoder.facts((3, shape[1] * side, shape[2] * side))
+        bound = 1.0 if latent is None else 1000.0
+        return DataFacts("text", shape, 0, low=-bound, high=bound, latent=latent, text=text)
+
+    def _first(self) -> Sample:
+        raw = chain.from_iterable(samples_of(shard, is_sample) for shard in self.train_shards)
+        return next(filled(raw, self.decode_raw, self.train_shards[0].num_samples))
+
+    def _decode(self, raw: Raw, *, damaged: set[str], size: int) -> Sample | None:
+        """The sample, or None if it is damaged, once that is said."""
+        try:
+            return decode_sample(raw, size=size)
+        except (OSError, ValueError, KeyError, TypeError, SyntaxError) as error:  # SyntaxError: Pillow, of a broken PNG
+            name = f"{raw['__url__']}: {raw['__key__']}"
+            if self.strict:
+                raise ValueError(
+                    f"{name} is damaged ({error}); repair the shard, or use dataset.strict=false"
+                ) from error
+            if name not in damaged:
+                damaged.add(name)
+                if len(damaged) in (1, 10, 100) or len(damaged) % 1000 == 0:
+                    warnings.warn(f"{name} is damaged and left out ({error}); {len(damaged)} so far", stacklevel=2)
+            return None
+
+    def walks(self, share: int = 0, shares: int = 1) -> Walks:
+        """Every shares-th walk through the training shards, from the share-th on."""
+        walks = [
+            Walk(self.train_shards, is_sample, self.stream, number, self.num_walks, self.buffer)
+            for number in range(self.num_walks)
+        ]
+        patience = sum(shard.num_samples for shard in self.train_shards)
+        return Walks(walks, self.decode_raw, patience, self.batch_size, share, shares)
+
+    def batch(self, step: int) -> Batch:
+        if self._walks is None:
+            self._walks = self.walks()
+        return self.finished(self._walks.rows(step), step)
+
+    def finished(self, rows: Sequence[Row], step: int, device: torch.device | str = "cpu") -> Batch:
+        """Rows of a step as a batch: images in [-1, 1] or latents drawn anew, and the embeddings of their captions."""
+        samples = [sample for _, sample in rows]
+        x = torch.from_numpy(np.stack([sample.x for sample in samples])).to(device)
+        if self.autoencoder is None:
+            return Batch(from_uint8(x), self.embedded(samples).to(device))
+        mean, variance = self.moments(x)
+        # Drawn for all rows of the step, so that a row's is the same whichever process has it.
+        generator = torch.Generator().manual_seed(seed_for(self.stream, "latents", step))
+        eps = torch.randn(self.batch_size, *mean.shape[1:], generator=generator)
+        eps = eps[torch.tensor([number - step * self.batch_size for number, _ in rows])].to(device)
+        return Batch(self.autoencoder.latents(mean + variance.sqrt() * eps), self.embedded(samples).to(device))
+
+    def moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and variance of the latents of images, or as the shards have them: variance 0 of those drawn before."""
+        assert self.autoencoder is not None
+        if x.dtype == torch.uint8:
+            return self.autoencoder.encode(from_uint8(x))
+        return (x[:, 0], x[:, 1]) if x.ndim == 5 else (x, torch.zeros_like(x))
+
+    def embedded(self, samples: Sequence[Sample]) -> Float[Tensor, "batch tokens features"]:
+        """Embeddings of the samples' captions, those of the shard first, then remembered ones."""
+        new = list(
+            dict.fromkeys(s.caption for s in samples if s.embedding is None and s.caption not in self._embeddings)
+        )
+        for start in range(0, len(new), TOGETHER):
+            chunk = new[start : start + TOGETHER]
+            made = self.encoder.encode(chunk + [""] * (TOGETHER - len(chunk))).cpu()
+            self._embeddings |= dict(zip(chunk, made.unbind(), strict=False))
+        found = [self._embeddings[s.caption] if s.embedding is None else torch.from_numpy(s.embedding) for s in samples]
+        stacked = torch.stack(found)
+        if len(self._embeddings) * stacked[0].nbytes > REMEMBERED:
+            self._embeddings.clear()
+        return stacked
+
+    def train_dataloader(self) -> Iterable[Batch]:
+        # Called after a resumed run has its step back, so the first batch is the one that comes next.
+        trainer = self.trainer
+        assert trainer is not None
+        start, stop, device = trainer.global_step, int(trainer.max_steps), trainer.strategy.root_device
+        return Loader(partial(self.batches, start, stop, trainer.global_rank, trainer.world_size, device))
+
+    def batches(
+        self, start: int, stop: int, rank: int = 0, ranks: int = 1, device: torch.device | str = "cpu"
+    ) -> Iterator[Batch]:
+        """The batches of steps start, ..., stop - 1: of each the rows of this rank, read by `num_workers` processes."""
+        workers = max(1, self.num_workers)
+        shares = [Share(self.walks(rank * workers + w, ranks * workers), start, stop) for w in range(workers)]
+        if self.num_workers:
+            loader = DataLoader(Shares(shares), batch_size=None, num_workers=workers)
+            read: Iterator[list[Row]] = iter(loader)
+        else:
+            read = iter(shares[0])
+        for step in range(start, stop):
+            rows = sorted(chain.from_iterable(islice(read, workers)), key=lambda row: row[0])
+            yield self.finished(rows, step, device)
+
+    def held_out(self) -> list[Sample]:
+        """The samples that figures compare with, in their order."""
+        if self._held_out is None:
+            raw = chain.from_iterable(samples_of(shard, is_sample) for shard in self.test_shards)
+            good = (sample for sample in map(self.decode_raw, raw) if sample is not None)
+            self._held_out = list(islice(good, self.num_reference))
+            if not self._held_out:
+                raise ValueError(
+                    f"no held-out sample in {self.root} can be read; copy {self.test_shards[0].path} again"
+                )
+        return self._held_out
+
+    def reference(self) -> Batch:
+        samples = self.held_out()
+        labels = torch.zeros(len(samples), dtype=torch.long)  # one group: no caption is a class
+        if samples[0].x.dtype == np.uint8:
+            return Batch(from_uint8(torch.from_numpy(np.stack([sample.x for sample in samples]))), labels)
+        mean, _ = self.moments(torch.from_numpy(np.stack([sample.x for sample in samples])))
+        assert self.autoencoder is not None
+        return Batch(self.decode(self.autoencoder.latents(mean)), labels)
+
+    def conditions(self, count: int) -> Condition:
+        samples = self.held_out()
+        return self.embedded(samples)[torch.arange(count) % len(samples)]
+
+    def prompts(self, count: int) -> list[str] | None:
+        captions = [sample.caption for sample in self.held_out()]
+        return [captions[number % len(captions)] for number in range(count)] if all(captions) else None
+
+    @property
+    def empty_prompt(self) -> Float[Tensor, "tokens features"]:
+        return self.embedded([Sample(np.empty(0), "", None)])[0]
+
+    def decode(self, x: Float[Tensor, "batch *shape"]) -> Float[Tensor, "batch *image"]:
+        return x if self.autoencoder is None else self.autoencoder.decode(x).clamp(-1.0, 1.0)
+
+    def preview(self) -> Batch:
+        x, label = self.batch(0)
+        return Batch(self.decode(x), label)
+
+    def check(self) -> list[str]:
+        count = sum(shard.num_samples for shard in self.train_shards)
+        good = sum(
+            self.decode_raw(raw) is not None for shard in self.train_shards for raw in samples_of(shard, is_sample)
+        )
+        return [
+            f"{len(self.train_shards)} shards of {count:,} samples to train on, {good:,} of them good; "
+            f"{len(self.test_shards)} held out",
+            f"prompts are {self.encoder.num_tokens} x {self.encoder.num_features}, for example {self.prompts(1)}",
+            *checked(self.facts, "a training batch", self.batch(0)),
+            *checked(self.facts.pixels, self.reference_split, self.reference()),
+        ]
+
+
+class Loader:
+    """What can be iterated over, each time anew."""
+
+    def __init__(self, begin: Callable[[], Iterator[Batch]]) -> None:
+        self.begin = begin
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self.begin()
+
+
+@lru_cache(maxsize=2)
+def opened_encoder(folder: str) -> TextEncoder:
+    """Opened once for all the stages of a run."""
+    return TextEncoder.open(folder)
+
+
+@lru_cache(maxsize=2)
+def opened_autoencoder(folder: str) -> Autoencoder:
+    """Opened once for all the stages of a run."""
+    return Autoencoder.open(folder)

@@ -1,0 +1,52 @@
+"""What a student has to beat: the fast solvers of diffusers, run on the same network along the same times."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler
+from jaxtyping import Float
+from torch import Tensor
+
+from fewstep.diffusion.prediction import Condition, Denoise
+from fewstep.diffusion.schedule import Images, Schedule, alpha, time_grid
+
+Scheduler = DDIMScheduler | DPMSolverMultistepScheduler | UniPCMultistepScheduler
+
+SOLVERS: dict[str, Callable[..., Scheduler]] = {
+    "ddim-diffusers": partial(DDIMScheduler, clip_sample=False, set_alpha_to_one=True),
+    "dpmsolver++": partial(DPMSolverMultistepScheduler, solver_order=2, final_sigmas_type="zero"),  # 2M, Lu et al. 2022
+    "unipc": partial(UniPCMultistepScheduler, solver_order=2, final_sigmas_type="zero"),  # Zhao et al. 2023
+}
+
+
+def scheduler_of(solver: str, schedule: Schedule, num_steps: int) -> Any:
+    """The scheduler of diffusers whose `num_steps` timesteps are t = 1, 1 - 1/N, ..., 1/N of `schedule`.
+
+    Made for N training timesteps, which are these, and given their alpha^2: of betas, the last would be rounded away.
+    """
+    made: Any = SOLVERS[solver](num_train_timesteps=num_steps, timestep_spacing="trailing", prediction_type="sample")
+    made.alphas_cumprod = alpha(schedule.log_snr(time_grid(num_steps)[:-1].flip(0))).square()
+    made.set_timesteps(num_steps)
+    return made
+
+
+@torch.no_grad()
+def sample_with(
+    solver: str,
+    denoise: Denoise,
+    noise: Images,
+    *,
+    schedule: Schedule,
+    num_steps: int,
+    label: Condition,
+    w: Float[Tensor, "batch"] | None,
+) -> Images:
+    """Sample with a solver of diffusers, one of SOLVERS; one evaluation a step, else as `fewstep.diffusion.sample`."""
+    scheduler, z = scheduler_of(solver, schedule, num_steps), noise
+    times = schedule.log_snr(time_grid(num_steps)[:-1]).to(noise.device)
+    for log_snr, timestep in zip(times, scheduler.timesteps, strict=True):
+        x = denoise(z, log_snr.expand(len(z)), label, w).x
+        z = scheduler.step(x, timestep, z).prev_sample.to(noise)
+    return z
