@@ -107,7 +107,7 @@ def measure_stage(name: str, rounds: int, block_seconds: float) -> dict[str, Any
     with TemporaryDirectory() as folder:
         snapshots = Snapshots(
             folder=Path(folder),
-            facts=setup.facts,
+            data=setup.judge.data,
             figures=RunningFigures(setup.judge.net, setup.judge.reference),
             count=0,
             num_images=1,

@@ -17,8 +17,9 @@ from fewstep.quality.grid import Plan
 from fewstep.stages import Training
 
 CONF = ROOT / "conf"
-STAGES = ("pipeline", "teacher", "guidance", "progressive", "evaluate")
-TRAINED = STAGES[1:4]
+STAGES = ("pipeline", "teacher", "guidance", "progressive", "encoder", "evaluate")
+TRAINED = STAGES[1:5]
+IN_PIPELINE = STAGES[1:4]
 
 
 def options(group: str) -> list[str]:
@@ -45,9 +46,9 @@ def test_every_stage_of_every_data_set_composes(dataset, stage):
     config = config_of(f"dataset={dataset}", f"stage={stage}")
     OmegaConf.resolve(config)
     assert (config.dataset.name, config.stage.name) == (dataset, stage)
-    network = OmegaConf.load(CONF / "model" / f"{dataset}.yaml")
+    network = config_of(f"model={dataset}").model
     assert config.model == network  # the network follows the data
-    for name in TRAINED if stage == "pipeline" else [stage] if stage in TRAINED else []:
+    for name in IN_PIPELINE if stage == "pipeline" else [stage] if stage in TRAINED else []:
         own = config.stage[name] if stage == "pipeline" else config.stage
         assert own.name == name
         assert isinstance(instantiate(own.training), Training)

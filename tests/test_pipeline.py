@@ -27,6 +27,8 @@ GRID = (
     "evaluate.w=[0,2]",
     "evaluate.teacher_steps=[8,4,2]",
     "evaluate.guided_steps=[8,4]",
+    "evaluate.baselines=[unipc]",
+    "evaluate.baseline_steps=[2]",
     "progressive.ladder=[4,2,1]",
 )
 LEARNS = tuple(
@@ -85,7 +87,8 @@ def test_what_a_pipeline_leaves(digits):
             )
     judged = {"config.yaml", "quality.json", "provenance.json", "report.html", ".lock"}
     assert set(files_below(runs["pipeline"])) == judged | {
-        f"samples/same-noise/{row['model']}-{row['steps']}-w{row['w']:g}.png" for row in rows_of(runs["pipeline"])
+        f"samples/same-noise/{row['model']}{'-unipc' * (row['sampler'] == 'unipc')}-{row['steps']}-w{row['w']:g}.png"
+        for row in rows_of(runs["pipeline"])
     }
     assert (runs["pipeline"] / "report.html").stat().st_size < 5e6
 
@@ -112,13 +115,13 @@ def test_metrics_have_one_row_a_moment_and_count_images(digits):
 @pytest.mark.parametrize("data", ["digits", "mixture"])
 def test_the_grid_is_complete(data, request):
     rows = rows_of(only(request.getfixturevalue(data) / "pipeline"))
-    cells = [("teacher", steps, w) for w in WEIGHTS for steps in TEACHER_STEPS]
-    cells += [("guided", steps, w) for w in WEIGHTS for steps in GUIDED_STEPS]
-    cells += [("progressive", steps, w) for w in WEIGHTS for steps in LADDER[1:]]
-    assert sorted((row["model"], row["steps"], row["w"]) for row in rows) == sorted(cells)
+    cells = [("teacher", "ddim", steps, w) for w in WEIGHTS for steps in TEACHER_STEPS]
+    cells += [("guided", "ddim", steps, w) for w in WEIGHTS for steps in GUIDED_STEPS]
+    cells += [("progressive", "ddim", steps, w) for w in WEIGHTS for steps in LADDER[1:]]
+    cells += [(model, "unipc", 2, w) for w in WEIGHTS for model in ("teacher", "guided")]
+    assert sorted((row["model"], row["sampler"], row["steps"], row["w"]) for row in rows) == sorted(cells)
     assert len({row["protocol"] for row in rows}) == 1
     for row in rows:
-        assert row["sampler"] == "ddim"
         assert row["nfe"] == row["steps"] * (2 if row["model"] == "teacher" else 1)
         assert (row["num_images"], row["seed"]) == (40, 0)
         assert all(isfinite(row[name]) for name in NUMBERS)
@@ -134,7 +137,7 @@ def test_the_grid_is_complete(data, request):
 def test_the_exact_teacher_nears_the_exact_solution(mixture):
     errors = {}
     for row in rows_of(only(mixture / "pipeline")):
-        if row["model"] == "teacher":
+        if (row["model"], row["sampler"]) == ("teacher", "ddim"):
             errors.setdefault(row["w"], []).append(row["exact_rmse"])
     for by_steps in errors.values():  # 8, 4, 2 steps
         assert 0 < by_steps[0] < by_steps[1] < by_steps[2]
@@ -208,7 +211,7 @@ def test_stages_one_by_one_each_find_the_newest_parent_that_fits(tmp_path):
     judged = stage("evaluate", *stage_settings["evaluate"], f"teacher={ladder}")
     assert {(row["model"], row["steps"]) for row in rows_of(judged)} == {
         *(("teacher", steps) for steps in TEACHER_STEPS),
-        *(("guided", steps) for steps in GUIDED_STEPS),
+        *(("guided", steps) for steps in (*GUIDED_STEPS, 2)),
         *(("progressive", steps) for steps in LADDER[1:]),
     }
     newest = stage("evaluate", *stage_settings["evaluate"])  # of the ladder that was made last

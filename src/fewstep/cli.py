@@ -17,6 +17,7 @@ import typer
 from fewstep.commands import data, tasks
 from fewstep.commands.check import check
 from fewstep.commands.export import export
+from fewstep.commands.latents import latents
 
 if TYPE_CHECKING:
     from fewstep.model import Model
@@ -42,18 +43,25 @@ ModelFile = Annotated[
 @app.command()
 def sample(
     model: ModelFile,
-    out: Annotated[Path, typer.Option(help="FILE.png (a grid) or FILE.npz (images uint8 NHWC, labels int64).")],
+    out: Annotated[
+        Path, typer.Option(help="FILE.png (a grid) or FILE.npz (images uint8 NHWC, labels or prompts).")
+    ],
     steps: Annotated[
         int | None, typer.Option(help="Sampling steps; default: those the model was made for, or 64.")
     ] = None,
     w: Annotated[float, typer.Option(help="Guidance weight, 0 none; diffusers' scale is 1 + w.")] = 1.0,
     label: Annotated[int | None, typer.Option(help="Class of every image; default: all classes in turn.")] = None,
+    prompt: Annotated[
+        list[str] | None, typer.Option(help="What a model of text shall make; repeat for several, taken in turn.")
+    ] = None,
     num: Annotated[int, typer.Option(help="Number of images.")] = 64,
     seed: Annotated[int, typer.Option(help="Image i depends on (seed, i) alone.")] = 0,
     sampler: Annotated[
         str | None,
         typer.Option(help="deterministic, stochastic or ancestral; default: the one the model was made for."),
     ] = None,
+    autoencoder: tasks.AutoencoderFolder = None,
+    text_encoder: tasks.TextEncoderFolder = None,
 ) -> None:
     """Draw images.
 
@@ -65,15 +73,13 @@ def sample(
         raise ValueError(f"--num must be at least 1, got {num}")
     import time
 
-    import torch
-
-    loaded = open_model(model)
-    facts = loaded.card.data
-    labels = torch.arange(num) % facts.num_classes if label is None else torch.full((num,), label)
+    loaded = open_model(model, autoencoder=autoencoder, text_encoder=text_encoder)
+    asked = asked_for(loaded, label, prompt or [], num)
+    labels = loaded.condition(asked)
     start = time.perf_counter()
     x = loaded.sample(labels, steps=steps, w=w, seed=seed, sampler=sampler)
     seconds = time.perf_counter() - start
-    save_samples(x, labels, loaded, out)
+    save_samples(x, asked, loaded, out)
     used = loaded.default_steps if steps is None else steps
     typer.echo(
         f"{out}: {num} images, {used} steps of {loaded.evaluations_per_step} evaluation(s), w = {w:g} "
@@ -81,22 +87,39 @@ def sample(
     )
 
 
-def save_samples(x: "Tensor", labels: "Tensor", model: "Model", out: Path) -> None:
+def asked_for(model: "Model", label: int | None, prompts: list[str], num: int) -> list[int] | list[str]:
+    """`num` classes or prompts, in turn.
+
+    Raises:
+        ValueError: a label and prompts, or neither for a model of text.
+    """
+    if label is not None and prompts:
+        raise ValueError(f"--label and --prompt exclude each other, got {label} and {prompts[0]!r}")
+    if prompts:
+        return [prompts[number % len(prompts)] for number in range(num)]
+    if model.card.data.text is not None and label is None:
+        raise ValueError("this model is told by prompts what to make: give --prompt 'a photograph of a temple'")
+    return [number % model.card.data.num_classes if label is None else label for number in range(num)]
+
+
+def save_samples(x: "Tensor", asked: list[int] | list[str], model: "Model", out: Path) -> None:
     """Write samples as a picture or as arrays, whole or not at all."""
     import numpy as np
+    import torch
 
     from fewstep.files import atomic
     from fewstep.quality.images import as_judged
     from fewstep.tracking.pictures import picture, save_png
 
-    facts = model.card.data
+    facts = model.card.data.pixels
     judged = as_judged(x, facts)
     if out.suffix == ".png":
-        save_png(picture(judged, labels, facts, min(len(x), facts.num_classes)), out)
+        labels = torch.tensor([each if isinstance(each, int) else 0 for each in asked])
+        save_png(picture(judged, labels, facts, min(len(x), facts.in_a_row)), out)
         return
     arrays = judged.permute(0, 2, 3, 1) if facts.is_image else judged
     buffer = BytesIO()
-    np.savez_compressed(buffer, images=arrays.numpy(), labels=labels.numpy().astype("int64"))
+    np.savez_compressed(buffer, images=arrays.numpy(), labels=np.array(asked))
     with atomic(out) as temporary:
         temporary.write_bytes(buffer.getvalue())
 
@@ -169,16 +192,16 @@ def info(model: ModelFile) -> None:
     typer.echo(json.dumps(about, indent=2))
 
 
-for command in (tasks.edit, tasks.inpaint, tasks.transfer, tasks.interpolate, check, export):
+for command in (tasks.edit, tasks.inpaint, tasks.transfer, tasks.interpolate, check, export, latents):
     app.command()(command)
 app.add_typer(data.app, name="data")
 
 
-def open_model(path: Path) -> "Model":
+def open_model(path: Path, *, autoencoder: Path | None = None, text_encoder: Path | None = None) -> "Model":
     """Load a model, after the imports that take seconds."""
     from fewstep.model import load
 
-    return load(path)
+    return load(path, autoencoder=autoencoder, text_encoder=text_encoder)
 
 
 def guarded(main: Callable[[], object]) -> int:

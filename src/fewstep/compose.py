@@ -72,11 +72,20 @@ class Setup:
     def examples(self, count: int) -> Batch:
         """The first `count` held-out examples; of latents, whose held-out part is images, training ones."""
         data = cast(Data, instantiate(dataset_of(self.config), batch_size=count, stream="examples"))
-        x, label = data.batch(0) if self.facts.latent else data.reference()
+        x, label = data.batch(0) if self.facts.latent or self.facts.text else data.reference()
         return Batch(x[:count], label[:count])
 
     def network(self, guidance_input: bool = False) -> Denoiser:
-        """A fresh network for the data's shape and classes."""
+        """A fresh network for the data's shape and classes, or with the embedding of the empty prompt."""
+        denoiser = self.built(guidance_input)
+        if self.facts.text is not None:
+            empty = self.judge.data.empty_prompt
+            assert empty is not None
+            denoiser.network.get_buffer("empty_prompt").copy_(empty)
+        return denoiser
+
+    def built(self, guidance_input: bool = False) -> Denoiser:
+        """The network of the settings, on torch's default device."""
         torch.manual_seed(seed_for(self.config.seed, self.config.stage.name, "init"))
         arguments: dict[str, Any] = {"guidance_input": True} if guidance_input else {}
         model = self.config.model
@@ -98,7 +107,7 @@ class Setup:
             )
         if self.config.stage.get("adapter") is not None:
             raise ValueError(
-                "stage.adapter=lora adds to the weights of a teacher, and teacher=exact has none; use stage.adapter=null"
+                "stage.adapter=lora adds to a teacher's weights, and teacher=exact has none; use stage.adapter=null"
             )
         return self.guided(self.judge.exact.denoise, self.facts.num_classes, self.schedule)
 
@@ -132,7 +141,9 @@ class Setup:
 
     def parent(self, role: Role, ladder: Rung | None = None) -> Path:
         """The parent model's file: the one named by teacher=PATH, else the newest that fits; see `fits`."""
-        reason = fits(role, self.facts, self.network(), self.schedule_of, ladder)
+        with torch.device("meta"):  # what is compared is its description
+            ours = self.built()
+        reason = fits(role, self.facts, ours, self.schedule_of, ladder)
         teacher, outputs = self.config.teacher, Path(self.config.outputs)
         if teacher in (None, EXACT):
             return newest(outputs, self.facts.name, role, reason)
@@ -196,7 +207,7 @@ class Setup:
             if isinstance(stage, EncoderStage)
             else Snapshots(
                 folder=folder.path,
-                facts=self.facts,
+                data=self.judge.data,
                 figures=RunningFigures(self.judge.net, self.judge.reference),
                 count=self.settings.snapshots,
                 num_images=self.settings.snapshot_images,

@@ -7,9 +7,10 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cached_property, partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Int
@@ -23,17 +24,21 @@ from fewstep.data.facts import DataFacts
 from fewstep.diffusion.guidance import Guided, log_snr_interval
 from fewstep.diffusion.mixture import GaussianMixture
 from fewstep.diffusion.prediction import Denoise
-from fewstep.files import atomic, sha256_of
+from fewstep.files import atomic, sha256_of, tensor_digest
 from fewstep.folder import QUALITY
 from fewstep.model import Model
 from fewstep.parents import ancestors
 from fewstep.quality.features import FeatureNet, feature_net
 from fewstep.quality.grid import Contender, Plan, Row, quality_grid
 from fewstep.quality.images import Judged, Reference, as_judged
+from fewstep.quality.metrics import KID_SUBSET_SIZE, KID_SUBSETS
 from fewstep.quality.protocol import Protocol
 from fewstep.tracking.pictures import picture, save_png
 from fewstep.tracking.report import write_report
 from fewstep.tracking.wandb_run import log_quality
+
+if TYPE_CHECKING:
+    from fewstep.quality.clip_score import ClipScore
 
 PROVENANCE = "provenance.json"
 SAME_NOISE = Path("samples", "same-noise")
@@ -47,6 +52,7 @@ class Judge:
     net: FeatureNet
     reference: Reference
     exact: GaussianMixture | None
+    data: Data
 
     @classmethod
     def of(cls, data: Data, features: str = "auto") -> "Judge":
@@ -54,10 +60,32 @@ class Judge:
         held_out = data.reference()
         return cls(
             facts=data.facts,
-            net=feature_net(data.facts, mixture=data.exact, wanted=features),
-            reference=Reference(data.reference_split, as_judged(held_out.x, data.facts), held_out.label),
+            net=feature_net(data.judged, mixture=data.exact, wanted=features),
+            reference=Reference(data.reference_split, as_judged(held_out.x, data.judged), held_out.label),
             exact=data.exact,
+            data=data,
         )
+
+    @cached_property
+    def clip(self) -> "ClipScore | None":
+        """What says how images fit their prompts, where there are prompts and a CLIP to ask.
+
+        Raises:
+            ValueError: CLIP's folder lacks a file.
+        """
+        if self.data.clip is None or self.data.prompts(1) is None:
+            return None
+        from fewstep.quality.clip_score import ClipScore  # transformers takes seconds
+
+        return ClipScore(Path(self.data.clip))
+
+    def labels(self, num_images: int) -> str:
+        """What is asked for, in words, for the protocol."""
+        if self.facts.text is None:
+            return "classes in turn"
+        asked = tensor_digest({"prompts": self.data.conditions(min(num_images, len(self.reference.images)))})[:12]
+        clip = "no CLIP" if self.clip is None else f"CLIP {self.clip.digest[:12]}"
+        return f"held-out prompts in turn, {asked}; {clip}; {KID_SUBSETS} KID subsets of {KID_SUBSET_SIZE} or all"
 
 
 def with_ancestors(paths: Sequence[Path]) -> dict[Path, Model]:
@@ -160,14 +188,15 @@ def evaluate(
         judge.reference,
         num_images=plan.num_images,
         seed=plan.seed,
+        labels=judge.labels(plan.num_images),
         comparison=f"{first.model}, ddim, {first.steps[0]} steps",
     )
 
     def show(contender: Contender, steps: int, w: float, images: Judged, labels: Int[Tensor, "count"]) -> None:
-        classes = judge.facts.num_classes
-        shown = classes if judge.facts.is_image else len(images)
+        columns = judge.facts.in_a_row
+        shown = columns if judge.facts.is_image else len(images)
         name = f"{contender.name}-{steps}-w{w:g}.png"
-        save_png(picture(images[:shown], labels[:shown], judge.facts, classes), folder / SAME_NOISE / name)
+        save_png(picture(images[:shown], labels[:shown], judge.facts.pixels, columns), folder / SAME_NOISE / name)
 
     cells = quality_grid(
         contenders,
@@ -176,6 +205,9 @@ def evaluate(
         net=judge.net,
         reference=judge.reference,
         protocol=protocol,
+        labels=judge.data.conditions(plan.num_images),
+        decode=judge.data.decode,
+        clip_score=None if judge.clip is None else partial(judge.clip, prompts=judge.data.prompts(plan.num_images)),
         exact=judge.exact,
         device=device,
         show=show,

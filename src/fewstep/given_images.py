@@ -87,7 +87,7 @@ def read_mask(given: str, sizes: Sequence[Size], facts: DataFacts) -> Bool[Tenso
                 f"the shape {tuple(missing.shape)}"
             ) from error
     elif facts.is_image:
-        mask = _eight_bits(_open(path)).convert("L").point(lambda level: 255 if level >= 128 else 0)
+        mask = Image.fromarray(np.where(np.asarray(_eight_bits(_open(path)).convert("L")) >= 128, np.uint8(255), 0))
         missing = torch.stack([_fit_mask(mask, size, facts, path) for size in sizes])[:, None].expand(shape)
     else:
         raise ValueError(f"the mask of points must be an .npz with the array mask, got {path}")

@@ -135,7 +135,8 @@ class Model:
 
             prompts = require_prompts([str(each) for each in wanted])
             assert self.text_encoder is not None
-            return self.text_encoder.encode(prompts)
+            different = list(dict.fromkeys(prompts))
+            return self.text_encoder.encode(different)[[different.index(prompt) for prompt in prompts]]
         shape = (data.text.tokens, data.text.features)
         if not isinstance(wanted, Tensor) or wanted.shape[1:] != shape or not len(wanted):
             raise ValueError(

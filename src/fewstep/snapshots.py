@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from lightning import Callback, LightningModule, Trainer
 
-from fewstep.data.facts import DataFacts
+from fewstep.data.batches import Data
 from fewstep.diffusion.guidance import Guided
 from fewstep.diffusion.sampler import SAMPLERS, sample
 from fewstep.quality.images import as_judged
@@ -25,7 +25,7 @@ class Snapshots(Callback):
     """`count` times over a stage, evenly, the last at its end: samples of the model as it would be saved, at one w.
 
     Args:
-        folder: of the run; pictures go to samples/.
+        folder: of the run; pictures go to samples/. data: says what is asked for, and decodes it.
         figures: judge of the samples; num_images of them.
         num_steps: of the sampler. w: guidance weight of the samples.
         guided: whether the model has no w input and is guided by two evaluations.
@@ -37,7 +37,7 @@ class Snapshots(Callback):
         self,
         *,
         folder: Path,
-        facts: DataFacts,
+        data: Data,
         figures: RunningFigures,
         count: int,
         num_images: int,
@@ -48,7 +48,7 @@ class Snapshots(Callback):
         images_before: int = 0,
         rung: int | None = None,
     ) -> None:
-        self.folder, self.facts, self.figures = folder, facts, figures
+        self.folder, self.data, self.figures = folder, data, figures
         self.count, self.num_images, self.num_steps, self.w, self.guided = (
             count,
             num_images,
@@ -70,10 +70,10 @@ class Snapshots(Callback):
     @torch.no_grad()
     def take(self, trainer: Trainer, stage: Stage) -> None:
         """Sample, save the picture, log the figures."""
-        model, facts = stage.model, self.facts
+        model, facts = stage.model, self.data.facts
         training = model.training
         model.eval()
-        labels = torch.arange(self.num_images, device=stage.device) % facts.num_classes
+        labels = self.data.conditions(self.num_images).to(stage.device)
         x = sample(
             Guided(model, model.null) if self.guided else model,
             starting_noise(0, 0, self.num_images, facts.shape).to(stage.device),
@@ -86,12 +86,12 @@ class Snapshots(Callback):
         )
         model.train(training)
         stage.check_finite()
-        judged = as_judged(x.cpu(), facts)
+        judged = as_judged(self.data.decode(x.clamp(facts.low, facts.high)).cpu(), facts.pixels)
         self.figures.update(judged)
         scores = self.figures.compute()
         images = self.images_before + trainer.global_step * stage.training_plan.batch_size
-        shown = min(self.num_images, ROWS * facts.num_classes) if facts.is_image else self.num_images
-        image = picture(judged[:shown], labels[:shown].cpu(), facts, facts.num_classes)
+        shown = min(self.num_images, ROWS * facts.in_a_row) if facts.is_image else self.num_images
+        image = picture(judged[:shown], labels[:shown].cpu(), facts.pixels, facts.in_a_row)
         save_png(image, self.folder / "samples" / f"{images:010d}.png")
         named = {SAMPLE_FID: scores["fid"], SAMPLE_INCEPTION_SCORE: scores["inception_score"]}
         log_row(trainer.loggers, named, images=images, rung=self.rung)

@@ -191,7 +191,7 @@ def adm(
     conv_ups = [i for i in range(outs) if any(f"output_blocks.{i}.{n}.conv.weight" in tensors for n in (1, 2))]
     per_level = min([*ups, *conv_ups]) + 1
     assert all(b - a == per_level for a, b in pairwise(ups))
-    downs = {i for i in range(per_level, ins, per_level)} if ups else set()
+    downs = set(range(per_level, ins, per_level)) if ups else set()
     skips, h = [], z
     for i in range(ins):
         h = block(h, f"input_blocks.{i}", (lambda x: F.avg_pool2d(x, 2)) if i in downs else None)

@@ -44,6 +44,7 @@ class Data(lightning.LightningDataModule):
     facts: DataFacts
     reference_split: str = "held out"
     exact: GaussianMixture | None = None  # the closed form, where there is one
+    clip: str | None = None  # folder of the CLIPModel that says how samples fit their prompts, where there are any
 
     def __init__(self, *, batch_size: int, stream: str) -> None:
         super().__init__()
@@ -72,6 +73,11 @@ class Data(lightning.LightningDataModule):
     def empty_prompt(self) -> Float[Tensor, "tokens features"] | None:
         """The embedding of "", where conditions are embeddings of prompts."""
         return None
+
+    @property
+    def judged(self) -> DataFacts:
+        """The facts of what is judged: of images for latents."""
+        return self.facts.pixels
 
     def decode(self, x: Float[Tensor, "batch *shape"]) -> Float[Tensor, "batch *image"]:
         """Images in [-1, 1] of latents; pixels and points stay as they are."""
@@ -112,7 +118,7 @@ def checked(facts: DataFacts, what: str, examples: Batch) -> list[str]:
             f"{tuple(x.shape[1:])} in [{low:g}, {high:g}]"
         )
     lines = [f"{what}: {len(x):,} of shape {facts.shape}, values in [{low:.3g}, {high:.3g}]"]
-    return lines if label.is_floating_point() else [*lines, balance(facts, what, label)]
+    return lines if facts.text is not None else [*lines, balance(facts, what, label)]
 
 
 def balance(facts: DataFacts, what: str, labels: Int[Tensor, "count"]) -> str:

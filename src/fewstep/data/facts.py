@@ -51,6 +51,11 @@ class DataFacts:
         return len(self.shape) == 3
 
     @property
+    def in_a_row(self) -> int:
+        """Examples in a row of a picture: one of each class, where they are few."""
+        return self.num_classes if 0 < self.num_classes <= 20 else 8
+
+    @property
     def pixels(self) -> "DataFacts":
         """The facts of what is looked at and judged: of the decoded images for latents, else of the data itself."""
         if self.latent is None:

@@ -14,7 +14,8 @@ from fewstep.data.make_latents import make_latents
 from fewstep.data.patches import load_patches
 from fewstep.data.split import Examples, SplitImages
 from fewstep.networks.autoencoder import Autoencoder, write_tiny_autoencoder
-from fewstep.networks.text_encoder import TINY_VOCABULARY, quiet, write_tiny_text_encoder
+from fewstep.networks.companions import quiet
+from fewstep.networks.text_encoder import TINY_VOCABULARY, write_tiny_text_encoder, write_tiny_tokenizer
 
 SIZE = 32
 CAPTIONS = ("a photograph of a temple", "a photograph of a flower")  # china.jpg, flower.jpg
@@ -65,14 +66,14 @@ def write_shards(folder: Path, images: torch.Tensor, labels: torch.Tensor, *, nu
 
 def write_tiny_clip(folder: Path, *, seed: int = 0) -> None:
     """A randomly initialised CLIPModel with its processor, in transformers' layout."""
-    write_tiny_text_encoder(folder, tokens=77)
     start, end = TINY_VOCABULARY, TINY_VOCABULARY + 1
     sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
     words = {"vocab_size": end + 1, "bos_token_id": start, "eos_token_id": end, "pad_token_id": end}
     config = CLIPConfig(
         text_config=sizes | words, vision_config=sizes | {"image_size": SIZE, "patch_size": 8}, projection_dim=16
     )
-    tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
+    write_tiny_tokenizer(folder, tokens=77)
+    tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
     side = {"height": SIZE, "width": SIZE}
     pictures = CLIPImageProcessor(size={"shortest_edge": SIZE}, crop_size=side)
     with torch.random.fork_rng(devices=()), quiet():

@@ -1,6 +1,7 @@
 """Latents of images, made by `fewstep latents`: mean and variance of each, memory-mapped; every visit draws anew."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -104,6 +105,10 @@ class LatentsData(ImagesInMemory):
         images = torch.from_numpy(read_array(self.root / REFERENCE))
         return Batch(from_uint8(images), torch.from_numpy(read_array(self.root / REFERENCE_LABELS)))
 
+    @property
+    def judged(self) -> DataFacts:
+        return replace(self.facts.pixels, name=self.source)  # patches stay patches, and so have their own judge
+
     def decode(self, x: Float[Tensor, "batch *shape"]) -> Float[Tensor, "batch *image"]:
         if self._autoencoder is None:
             from fewstep.networks.autoencoder import Autoencoder
@@ -141,9 +146,7 @@ def read_manifest(root: Path) -> dict[str, Any]:
     """
     path = root / MANIFEST
     if not path.is_file():
-        how = (
-            f"make it with `fewstep latents patches --autoencoder FOLDER --out {root}`; stopped, it goes on"
-        )
+        how = f"make it with `fewstep latents patches --autoencoder FOLDER --out {root}`; stopped, it goes on"
         raise is_missing("latents", root, how)
     try:
         about = json.loads(path.read_text())

@@ -16,7 +16,7 @@ from fewstep.data.batches import Batch, Data, checked, from_uint8
 from fewstep.data.captioned import Sample, decode_sample, is_sample
 from fewstep.data.facts import DataFacts
 from fewstep.data.generate import in_place_of
-from fewstep.data.generate_text import generate_text
+from fewstep.data.generate_text import SIZE, generate_text
 from fewstep.data.shards import Raw, Row, Share, Shares, Walk, Walks, filled, open_shards, samples_of
 from fewstep.data.split import is_missing
 from fewstep.diffusion.prediction import Condition
@@ -75,6 +75,7 @@ class TextData(Data):
         if generated and not place.exists():
             place = in_place_of(place, "text", generate_text)
             encoder, autoencoder, clip = str(place), autoencoder and str(place), str(place / "clip")
+            size, num_workers = SIZE, 0
         if not any(place.glob("*.tar")):
             raise is_missing(
                 "text", place, "put WebDataset shards there, each sample an image and its caption (.txt, .json)"

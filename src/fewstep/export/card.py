@@ -16,6 +16,7 @@ Format = Literal["diffusers", "safetensors", "onnx"]
 README = "README.md"
 CARD = "fewstep.json"  # what the model file says of itself
 PROVENANCE = "provenance.json"
+LIBRARY: dict[Format, str] = {"diffusers": "diffusers", "safetensors": "fewstep", "onnx": "onnx"}
 FIGURES = ("steps", "nfe", "w", "fid", "inception_score", "precision", "recall", "accuracy", "diversity", "num_images")
 
 
@@ -28,7 +29,7 @@ def readme(path: Path, model: Model, format: Format, half: bool, licence: str, d
     licence = " ".join(licence.split())
     front = licence if re.fullmatch(r"[\w.+-]+", licence) else "other"
     sections = [
-        f"---\nlicense: {front}\nlibrary_name: {format.replace('safetensors', 'fewstep')}\ntags: [fewstep, diffusion]\n---",
+        f"---\nlicense: {front}\nlibrary_name: {LIBRARY[format]}\ntags: [fewstep, diffusion]\n---",
         f"# {title(model)}",
         summary(model),
         "## Use",
@@ -37,8 +38,8 @@ def readme(path: Path, model: Model, format: Format, half: bool, licence: str, d
         quality(path, model),
         "## Where it comes from",
         provenance(path, model, licence),
-        f"Weights are {'float16' if half else 'float32'}. When this folder was written, what it makes was compared with "
-        f"what the model makes: the largest difference was {difference:.1e}, relative to the largest value.",
+        f"Weights are {'float16' if half else 'float32'}. When this folder was written, what it makes was compared "
+        f"with what the model makes: the largest difference was {difference:.1e}, relative to the largest value.",
     ]
     return "\n\n".join(sections) + "\n"
 
@@ -79,7 +80,10 @@ def usage(model: Model, format: Format) -> str:
             ", w (images)" if model.denoiser.has_guidance_input else ""
         )
         told = "the timestep over 1000" if card.clock else "2 / pi * arctan(sigma / alpha)"
-        return f"`model.onnx` is the bare network: {names} -> output. `time` is {told}; the output reads as {card.prediction}."
+        return (
+            f"`model.onnx` is the bare network: {names} -> output. `time` is {told}; the output reads as "
+            f"{card.prediction}."
+        )
     if format == "safetensors":
         wanted = '["a photograph"]' if card.data.text else "[0, 1, 2]"
         code = f'import fewstep\nx = fewstep.load("FOLDER/model.safetensors").sample({wanted}, steps={steps}, w={w:g})'
@@ -88,9 +92,13 @@ def usage(model: Model, format: Format) -> str:
         code = (
             "from diffusers import StableDiffusionPipeline\n\n"
             'pipe = StableDiffusionPipeline.from_pretrained("FOLDER")\n'
-            f'image = pipe("a photograph", num_inference_steps={steps}, guidance_scale={1 + w:g}).images[0]  # w = {w:g}'
+            f"# guidance_scale = 1 + w, w = {w:g}\n"
+            f'image = pipe("a photograph", num_inference_steps={steps}, guidance_scale={1 + w:g}).images[0]'
         )
-        note = f"The sampler is DDIM with trailing timesteps: exact for steps that divide {timesteps(model)}, rounded else."
+        note = (
+            f"The sampler is DDIM with trailing timesteps, exactly fewstep's for numbers of steps that divide "
+            f"{timesteps(model)} and rounded to whole timesteps for others."
+        )
     else:
         code = (
             "from diffusers import DiffusionPipeline\n\n"

@@ -7,22 +7,31 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import diffusers
 import torch
-from diffusers import DDIMScheduler, DiffusionPipeline, StableDiffusionPipeline
+from diffusers.models.modeling_utils import ModelMixin
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from torch import Tensor, nn
 from transformers.utils import logging as transformers_logging
 
 from fewstep.diffusion.betas import BetaSchedule
+from fewstep.diffusion.prediction import PredictionKind
 from fewstep.export import pipeline, w_input
 from fewstep.export.folder import Trial, difference_of
 from fewstep.model import Model
 from fewstep.networks.adapter import adapter_file, guidance_file
 from fewstep.networks.denoiser import arguments_of
 
-PREDICTION = {"v": "v_prediction", "eps": "epsilon", "x": "sample"}
+PREDICTION: dict[PredictionKind, Literal["v_prediction", "epsilon", "sample"]] = {
+    "v": "v_prediction",
+    "eps": "epsilon",
+    "x": "sample",
+}
 LORA = Path("lora")  # diffusers' names of files, so that load_lora_weights(FOLDER, subfolder="lora") finds them
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -54,7 +63,7 @@ def write(folder: Path, model: Model, path: Path, half: bool) -> float:
 def made_by(folder: Path, model: Model, trial: Trial) -> Tensor:
     """What the exported pipeline makes of a trial, opened as the model card says, in float32."""
     if model.card.data.text is not None:
-        pipe = StableDiffusionPipeline.from_pretrained(folder)
+        pipe: Any = StableDiffusionPipeline.from_pretrained(folder)
         asked: dict[str, Any] = {"prompt": list(trial.prompts)}
     else:
         pipe = DiffusionPipeline.from_pretrained(folder, custom_pipeline=str(folder), trust_remote_code=True)
@@ -80,8 +89,9 @@ def write_stable_diffusion(folder: Path, model: Model, half: bool) -> None:
     """
     unet = model.denoiser.network.unet
     scheduler = ddim_scheduler(model)
-    assert model.autoencoder is not None and model.text_encoder is not None
-    assert isinstance(unet, diffusers.UNet2DConditionModel)
+    assert model.autoencoder is not None
+    assert model.text_encoder is not None
+    assert isinstance(unet, UNet2DConditionModel)
     if unet.config["out_channels"] != unet.config["in_channels"]:
         raise ValueError(
             "a network that learns its variance too has twice the channels that StableDiffusionPipeline takes; use "
@@ -92,7 +102,7 @@ def write_stable_diffusion(folder: Path, model: Model, half: bool) -> None:
         text_encoder=stored(model.text_encoder.network, half),
         tokenizer=model.text_encoder.tokenizer,
         unet=stored(unet, half),
-        scheduler=scheduler,
+        scheduler=scheduler,  # pyright: ignore[reportArgumentType]
         safety_checker=None,  # pyright: ignore[reportArgumentType]
         feature_extractor=None,  # pyright: ignore[reportArgumentType]
         requires_safety_checker=False,
@@ -163,7 +173,7 @@ def write_few_step(folder: Path, model: Model, half: bool) -> None:
     if model.autoencoder is not None:
         parts["vae"] = model.autoencoder.network
     for name, part in parts.items():
-        assert isinstance(part, diffusers.ModelMixin)
+        assert isinstance(part, ModelMixin)
         stored(part, half).save_pretrained(folder / name, safe_serialization=True)
         index[name] = ["w_input" if name == "w_input" else "diffusers", type(part).__name__]
     if "w_input" in parts:
@@ -176,7 +186,7 @@ def settings_of(model: Model) -> dict[str, Any]:
     """What `FewStepPipeline` has to know of a model."""
     card, network = model.card, model.denoiser.network
     own = arguments_of(network)
-    unet = isinstance(getattr(network, "unet", None), diffusers.UNet2DConditionModel)
+    unet = isinstance(getattr(network, "unet", None), UNet2DConditionModel)
     latent, schedule = card.data.latent, card.schedule
     return {
         "shape": list(card.data.shape),

@@ -11,10 +11,11 @@ import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline, ImagePipelineOutput
 from diffusers.models.embeddings import Timesteps, get_timestep_embedding
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
 from diffusers.utils.torch_utils import randn_tensor
 
 
@@ -30,7 +31,9 @@ class FewStepPipeline(DiffusionPipeline):
     model_cpu_offload_seq = "w_input->unet->transformer->vae"
     _optional_components = ["unet", "transformer", "vae", "w_input"]  # noqa: RUF012 (as in every pipeline of diffusers)
 
-    def __init__(self, unet=None, transformer=None, vae=None, w_input=None, settings: dict | None = None) -> None:
+    def __init__(
+        self, unet: Any = None, transformer: Any = None, vae: Any = None, w_input: Any = None, settings: Any = None
+    ) -> None:
         super().__init__()
         self.register_modules(unet=unet, transformer=transformer, vae=vae, w_input=w_input)
         self.register_to_config(settings=settings)
@@ -55,7 +58,7 @@ class FewStepPipeline(DiffusionPipeline):
             latents: the noise to start from, (images, C, H, W).
             output_type: pil, np or pt (images in [0, 1]), or latent (what the network makes, not decoded).
         """
-        about = self.config.settings
+        about = self.about
         w = w if guidance_scale is None else guidance_scale - 1
         steps = about["num_steps"] if num_inference_steps is None else num_inference_steps
         label = torch.as_tensor(class_labels, device=self._execution_device).reshape(-1).long()
@@ -69,12 +72,14 @@ class FewStepPipeline(DiffusionPipeline):
         shape = (len(label), *about["shape"])
         z = randn_tensor(shape, generator, label.device) if latents is None else latents.to(label.device).float()
         times = log_snr_at(about["schedule"], torch.arange(steps, -1, -1, dtype=torch.float64) / steps).tolist()
+        shown: Any = self.progress_bar
+        x = z  # until there is a prediction
         with self.guided(w, len(label)):
-            for step in self.progress_bar(range(steps)):
-                x = self.predict(z, times[step], label, w)
-                if step + 1 < steps:
+            for step in shown(range(steps)):
+                if step:
                     noise = randn_tensor(shape, generator, z.device) if about["sampling"] == "stochastic" else None
-                    z = follow(x, z, times[step : step + 3], noise)
+                    z = follow(x, z, times[step - 1 : step + 2], noise)
+                x = self.predict(z, times[step], label, w)
         x = x.clamp(about["low"], about["high"])
         if output_type == "latent":
             images = x
@@ -87,10 +92,14 @@ class FewStepPipeline(DiffusionPipeline):
                 images = images.permute(0, 2, 3, 1).cpu().numpy()
                 images = images if output_type == "np" else self.numpy_to_pil(images)
         self.maybe_free_model_hooks()
-        return ImagePipelineOutput(images=images) if return_dict else (images,)
+        return ImagePipelineOutput(images=images) if return_dict else (images,)  # pyright: ignore[reportArgumentType]
 
     @property
-    def network(self) -> torch.nn.Module:
+    def about(self) -> dict[str, Any]:
+        return dict(self.config)["settings"]
+
+    @property
+    def network(self) -> Any:
         return self.unet if self.transformer is None else self.transformer
 
     @contextmanager
@@ -110,7 +119,7 @@ class FewStepPipeline(DiffusionPipeline):
 
     def predict(self, z: torch.Tensor, log_snr: float, label: torch.Tensor, w: float) -> torch.Tensor:
         """x predicted at z: one evaluation, or two of a model that is guided from outside."""
-        about = self.config.settings
+        about = self.about
         clock = None if about["clock"] is None else torch.tensor(about["clock"]["table"], dtype=torch.float64)
         known = log_snr if clock is None else max(log_snr, float(clock[-1]))  # noisier than it has ever seen
         timestep = 1000 * angle(known) / (math.pi / 2) if clock is None else timestep_at(clock, known)
@@ -130,11 +139,11 @@ class FewStepPipeline(DiffusionPipeline):
 
     def output(self, z: torch.Tensor, timestep: float, label: torch.Tensor, w: float) -> torch.Tensor:
         """The network's output in float32, without the variance that some networks learn beside it."""
-        given = {"class_labels": label, "return_dict": False}
-        if about := self.config.settings["guidance_dim"]:
+        given: dict[str, Any] = {"class_labels": label, "return_dict": False}
+        if dim := self.about["guidance_dim"]:
             scale = torch.full((len(z),), 1000 * float(w), device=z.device)
-            given["timestep_cond"] = get_timestep_embedding(scale, about, downscale_freq_shift=1).to(self.network.dtype)
-        if self.config.settings["attends"]:
+            given["timestep_cond"] = get_timestep_embedding(scale, dim, downscale_freq_shift=1).to(self.network.dtype)
+        if self.about["attends"]:
             given["encoder_hidden_states"] = None
         times = torch.full((len(z),), timestep, device=z.device)
         return self.network(z.to(self.network.dtype), times, **given)[0][:, : z.shape[1]].float()

@@ -7,6 +7,7 @@ peft takes seconds to import, so only who needs it waits.
 from copy import deepcopy
 from math import inf
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -110,8 +111,8 @@ def adapter_tensors(denoiser: Denoiser) -> dict[str, Tensor]:
     for name, parameter in denoiser.network.named_parameters():
         if is_adapters(name):
             module_name, _, half = name.removesuffix(".default.weight").rpartition(".")
-            module = denoiser.network.get_submodule(module_name)
-            scale = module.scaling["default"] if half == "lora_B" else 1.0  # pyright: ignore[reportIndexIssue]
+            module: Any = denoiser.network.get_submodule(module_name)
+            scale = module.scaling["default"] if half == "lora_B" else 1.0
             tensors[f"{module_name}.{half}.weight"] = (parameter.detach() * scale).cpu().contiguous()
     return tensors
 
@@ -145,5 +146,5 @@ def guidance_file(adapter: Path) -> Path:
 
 
 def adapter_file(model: Path) -> Path:
-    """Where the adapter that was merged into a model file lies: adapter.safetensors, adapter-N.safetensors of a rung."""
+    """Where the adapter merged into a model file lies: adapter.safetensors beside it, of a rung adapter-N."""
     return model.with_name("adapter" + model.name.removeprefix("model"))

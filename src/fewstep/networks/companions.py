@@ -1,6 +1,7 @@
 """The frozen networks beside a diffusion model: local folders of safetensors, known by the digest of their weights."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -90,3 +91,19 @@ def require_digest(found: str, wanted: str, folder: Path, option: str, what: str
             f"{what} must be the one that the model was made with, of sha256 {wanted[:12]}, and that in {folder} has "
             f"sha256 {found[:12]}; name the right folder with {option} FOLDER"
         )
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without transformers' own progress bars and advice, which are of no use to who runs us."""
+    from transformers.utils import logging  # takes seconds
+
+    shown, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if shown:
+            logging.enable_progress_bar()

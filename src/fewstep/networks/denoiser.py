@@ -11,6 +11,9 @@ from fewstep.diffusion.prediction import KINDS, Condition, Prediction, Predictio
 from fewstep.diffusion.schedule import Batch, Images, network_time
 
 
+EPS_FLOOR = -8.0  # log-SNR, alpha = 0.018
+
+
 class Denoiser(nn.Module):
     """Denoise by a network of signature (z, time, label, w) -> output of z's shape.
 
@@ -20,7 +23,7 @@ class Denoiser(nn.Module):
         prediction: how its output reads.
         clock: the schedule it was trained with, if it is told timesteps (over 1000) instead of `network_time`. Noisier
             than its last timestep it is asked as if at that one, and its x is kept: what every sampler does that
-            starts such a network from pure noise.
+            starts such a network from pure noise. See `lowest_asked`.
 
     Raises:
         ValueError: `prediction` is none of x, eps, v.
@@ -57,13 +60,26 @@ class Denoiser(nn.Module):
         if self.clock is None:
             output = self.network(z, network_time(log_snr).to(z.dtype), label, w)
             return interpret(self.prediction, output.to(z.dtype), z=z, log_snr=log_snr)
-        known = log_snr.clamp(min=self.clock.lowest_log_snr)
+        known = log_snr.clamp(min=lowest_asked(self.prediction, self.clock))
         time = self.clock.timestep(known.double()) / 1000  # float64: 1000 * time is a timestep again, and whole
         output = self.network(z, time, label, w)
         there = interpret(self.prediction, output.to(z.dtype), z=z, log_snr=known)
         here = interpret("x", there.x, z=z, log_snr=log_snr)
         beyond = (log_snr < known).reshape(-1, *[1] * (z.ndim - 1))
         return Prediction(z=z, v=here.v.where(beyond, there.v), log_snr=log_snr)
+
+
+def lowest_asked(prediction: PredictionKind, clock: BetaSchedule) -> float:
+    """The noisiest log-SNR at which a network of that clock is asked: that of its last timestep.
+
+    One of eps whose schedule goes on to zero SNR, like ADM's cosine, is asked no noisier than EPS_FLOOR: at the last
+    timestep its x would be its error divided by alpha = 5e-5, which ADM's own sampler hides by clipping x (our choice).
+    """
+    return (
+        max(clock.lowest_log_snr, EPS_FLOOR)
+        if prediction == "eps" and clock.has_zero_terminal_snr
+        else clock.lowest_log_snr
+    )
 
 
 def arguments_of(network: nn.Module) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Two ways to fit more of a network into a device, neither of which changes what it computes."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import nn
@@ -15,7 +16,7 @@ def checkpoint_gradients(network: nn.Module) -> None:
     Raises:
         ValueError: the network has no such blocks.
     """
-    models = [module for module in network.modules() if hasattr(module, "enable_gradient_checkpointing")]
+    models: list[Any] = [module for module in network.modules() if hasattr(module, "enable_gradient_checkpointing")]
     if not models:
         raise ValueError(
             f"trainer.gradient_checkpointing needs a network of diffusers, and {type(network).__name__} is none; use "

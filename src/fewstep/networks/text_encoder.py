@@ -2,8 +2,7 @@
 
 import json
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,11 +11,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
-from transformers.utils import logging
 
 from fewstep.data.facts import TextFacts
 from fewstep.files import atomic
-from fewstep.networks.companions import freeze, open_companion, require_complete, require_digest, require_weights
+from fewstep.networks.companions import (
+    freeze,
+    open_companion,
+    quiet,
+    require_complete,
+    require_digest,
+    require_weights,
+)
 
 WHAT = "a CLIP text encoder"
 PROMPTS_AT_ONCE = 64
@@ -131,20 +136,6 @@ def require_prompts(prompts: Sequence[str]) -> list[str]:
     return list(prompts)
 
 
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Without transformers' own progress bars and advice, which are of no use to who runs us."""
-    shown, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if shown:
-            logging.enable_progress_bar()
-
-
 def tokenizer_folder(encoder: Path, named: Path | None) -> Path:
     """Where the vocabulary of a text encoder lies: as named, in its own folder, or in tokenizer/ beside it.
 
@@ -163,11 +154,9 @@ def tokenizer_folder(encoder: Path, named: Path | None) -> Path:
 
 def write_tiny_text_encoder(folder: Path, *, features: int = 16, tokens: int = 32, seed: int = 0) -> None:
     """text_encoder/ and tokenizer/ below `folder`, randomly initialised, every byte a token: for tests and dry runs."""
-    names = [chr(code) for code in byte_symbols()]
-    vocabulary = [*names, *(f"{name}</w>" for name in names), "<|startoftext|>", "<|endoftext|>"]
     start, end = TINY_VOCABULARY, TINY_VOCABULARY + 1
     config = CLIPTextConfig(
-        vocab_size=len(vocabulary),
+        vocab_size=end + 1,
         hidden_size=features,
         intermediate_size=2 * features,
         num_hidden_layers=2,
@@ -183,7 +172,12 @@ def write_tiny_text_encoder(folder: Path, *, features: int = 16, tokens: int = 3
         network = CLIPTextModel(config)
     with quiet():
         network.save_pretrained(folder / "text_encoder")
-    words = folder / "tokenizer"
+    write_tiny_tokenizer(folder / "tokenizer", tokens=tokens)
+
+
+def write_tiny_tokenizer(folder: Path, *, tokens: int) -> None:
+    """A tokenizer in CLIP's form to which every byte is a token."""
+    vocabulary = tiny_vocabulary()
     special = {"bos_token": "<|startoftext|>"} | dict.fromkeys(("eos_token", "unk_token", "pad_token"), "<|endoftext|>")
     settings = {"tokenizer_class": "CLIPTokenizer", "model_max_length": tokens} | special
     files = {
@@ -193,8 +187,14 @@ def write_tiny_text_encoder(folder: Path, *, features: int = 16, tokens: int = 3
         "tokenizer_config.json": json.dumps(settings),
     }
     for name, text in files.items():
-        with atomic(words / name) as temporary:
+        with atomic(folder / name) as temporary:
             temporary.write_text(text, encoding="utf-8")
+
+
+def tiny_vocabulary() -> list[str]:
+    """Every byte within a word, every byte at a word's end, and what marks a text's start and end."""
+    names = [chr(code) for code in byte_symbols()]
+    return [*names, *(f"{name}</w>" for name in names), "<|startoftext|>", "<|endoftext|>"]
 
 
 def byte_symbols() -> list[int]:

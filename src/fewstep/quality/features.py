@@ -123,7 +123,7 @@ PHOTOGRAPHS, CELLS = 2, 72  # what the patches classifier tells apart: photograp
 
 
 def patches_layers() -> tuple[nn.Sequential, nn.Linear]:
-    """Body: RGB in [-1, 1] (B, 3, H, W), H and W at least 16, to 64 features; head: to logits of photographs, places."""
+    """Body: RGB in [-1, 1] (B, 3, H, W) of 16 pixels or more to 64 features; head: to logits of photographs, places."""
     body = nn.Sequential(
         nn.Conv2d(3, 32, 3, padding=1),
         nn.SiLU(),

@@ -14,7 +14,7 @@ from torch import Tensor
 from fewstep.data.facts import DataFacts
 from fewstep.diffusion.guidance import Guided
 from fewstep.diffusion.mixture import GaussianMixture
-from fewstep.diffusion.prediction import Denoise
+from fewstep.diffusion.prediction import Condition, Denoise
 from fewstep.diffusion.sampler import SAMPLERS, integrate, sample
 from fewstep.diffusion.schedule import Schedule
 from fewstep.quality.baselines import SOLVERS, sample_with
@@ -100,6 +100,8 @@ class Row:
         same_noise_rmse: root mean squared difference per value to the first contender's first steps, from the same
             noise at the same w, in the data's range; it compares within one evaluation only.
         exact_rmse: the same to the exact solution, where the data have one.
+        images_per_second: sampled; decoding latents is not counted.
+        clip_score: of the images with their prompts, where there are prompts and a CLIP to ask; kid likewise for text.
     """
 
     model: str
@@ -119,12 +121,15 @@ class Row:
     num_images: int
     seed: int
     protocol: str
+    kid: float | None = None
+    clip_score: float | None = None
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
 
 Show = Callable[[Contender, int, float, Judged, Int[Tensor, "count"]], None]
+Decode = Callable[[Tensor], Tensor]
 
 
 def quality_grid(
@@ -135,15 +140,20 @@ def quality_grid(
     net: FeatureNet,
     reference: Reference,
     protocol: Protocol,
+    labels: Condition,
+    decode: Decode = lambda x: x,
+    clip_score: Callable[[Judged], float] | None = None,
     exact: GaussianMixture | None = None,
     device: torch.device | str = "cpu",
     show: Show = lambda *_: None,
 ) -> Iterator[Row]:
     """Yield the cells, w by w; the first contender at its first steps is what the others' same_noise_rmse refers to.
 
-    `show` is given each cell's samples as they are judged.
+    Args:
+        labels: what is asked for, one per image. decode: makes images of samples.
+        show: is given each cell's samples as they are judged, and their classes (0 for prompts).
     """
-    labels = torch.arange(plan.num_images) % facts.num_classes
+    classes = torch.zeros(len(labels), dtype=torch.long) if labels.is_floating_point() else labels
     noise = starting_noise(plan.seed, 0, plan.num_images, facts.shape)
 
     def draw(contender: Contender, steps: int, w: float, count: int) -> Float[Tensor, "count *shape"]:
@@ -174,9 +184,11 @@ def quality_grid(
                 x = draw(contender, steps, w, plan.num_images)
                 seconds = time.perf_counter() - start
                 base = x if base is None else base
-                images = as_judged(x, facts)
-                figures = final_figures(net, images=images, labels=labels, reference=reference)
-                show(contender, steps, w, images, labels)
+                images = as_judged(decode(x.to(device)).cpu(), facts.pixels)
+                figures = final_figures(
+                    net, images=images, labels=classes, reference=reference, kid=facts.text is not None
+                )
+                show(contender, steps, w, images, classes)
                 yield Row(
                     model=contender.model,
                     sampler=contender.sampler_name,
@@ -190,11 +202,12 @@ def quality_grid(
                     num_images=plan.num_images,
                     seed=plan.seed,
                     protocol=protocol.id,
+                    clip_score=None if clip_score is None else clip_score(images),
                 )
 
 
 def exact_samples(
-    exact: GaussianMixture, schedule: Schedule, noise: Tensor, labels: Int[Tensor, "count"], w: float
+    exact: GaussianMixture, schedule: Schedule, noise: Tensor, labels: Condition, w: float
 ) -> Float[Tensor, "count dim"]:
     """The guided probability-flow ODE of the mixture, solved from `noise` in float64."""
     ends = schedule.log_snr(torch.tensor([1.0, 0.0]))

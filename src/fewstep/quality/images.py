@@ -36,7 +36,9 @@ def as_judged(x: Float[Tensor, "batch *shape"], facts: DataFacts) -> Judged:
 
 
 def image_path(facts: DataFacts) -> str:
-    """What `as_judged` does, in words, for the protocol."""
+    """What is done to samples before they are judged, in words, for the protocol."""
+    if facts.latent is not None:
+        return f"decode by AutoencoderKL {facts.latent.sha256[:12]}, {image_path(facts.pixels)}"
     return f"clamp to [{facts.low:g}, {facts.high:g}], " + ("round to uint8" if facts.is_image else "float32")
 
 

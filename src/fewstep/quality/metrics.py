@@ -20,6 +20,10 @@ from fewstep.quality.images import Judged, Reference
 from fewstep.quality.protocol import INCEPTION_SPLITS, NEIGHBOURHOOD
 
 EXTRACTOR = "fewstep"
+KID_SUBSETS, KID_SUBSET_SIZE = (
+    10,
+    1000,
+)  # as many images as there are, if fewer; torch-fidelity draws them with a fixed seed
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,7 @@ class Figures:
         accuracy: share of samples that the feature net takes for the wanted class; None if it knows no class
             of this data.
         diversity: mean feature distance within a class over the reference's; 1 is as diverse as the data.
+        kid: kernel distance of the features (Binkowski et al. 2018), the mean of KID_SUBSETS; None if not asked for.
     """
 
     fid: float
@@ -42,6 +47,7 @@ class Figures:
     recall: float
     accuracy: float | None
     diversity: float
+    kid: float | None = None
 
 
 class RegisteredExtractor(FeatureExtractorBase):
@@ -88,8 +94,10 @@ class _Tensors(Dataset[Tensor]):
         return self.tensors[index]
 
 
-def final_figures(net: FeatureNet, *, images: Judged, labels: Int[Tensor, "labels"], reference: Reference) -> Figures:
-    """Judge `images`, made for `labels`, against `reference`, on the net's device.
+def final_figures(
+    net: FeatureNet, *, images: Judged, labels: Int[Tensor, "labels"], reference: Reference, kid: bool = False
+) -> Figures:
+    """Judge `images`, made for `labels`, against `reference`, on the net's device; `kid` too if asked for.
 
     Raises:
         ValueError: not one label per image, no more images than the neighbourhood of precision and recall, or
@@ -109,6 +117,9 @@ def final_figures(net: FeatureNet, *, images: Judged, labels: Int[Tensor, "label
             fid=True,
             isc=True,
             prc=True,
+            kid=kid,
+            kid_subsets=KID_SUBSETS,
+            kid_subset_size=min(KID_SUBSET_SIZE, count),
             feature_extractor=EXTRACTOR,
             feature_net=net,
             extracted=extracted,
@@ -134,6 +145,7 @@ def final_figures(net: FeatureNet, *, images: Judged, labels: Int[Tensor, "label
             reference_features=features[len(images) :],
             reference_labels=reference.labels.cpu(),
         ),
+        kid=scores["kernel_inception_distance_mean"] if kid else None,
     )
 
 

@@ -45,6 +45,7 @@ class Protocol:
         *,
         num_images: int,
         seed: int,
+        labels: str = "classes in turn",
         comparison: str = "none",
     ) -> "Protocol":
         """The protocol of `num_images` samples drawn with `seed`, judged by `net` against `reference`."""
@@ -57,6 +58,7 @@ class Protocol:
             image_path=image_path(facts),
             num_images=num_images,
             seed=seed,
+            labels=labels,
             comparison=comparison,
         )
 

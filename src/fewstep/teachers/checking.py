@@ -5,8 +5,6 @@ from dataclasses import dataclass
 from math import exp, log
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from fewstep.diffusion.guidance import nulls
 from fewstep.diffusion.prediction import KINDS, Condition, PredictionKind, diffuse, interpret
@@ -14,6 +12,7 @@ from fewstep.diffusion.schedule import Images, Schedule, alpha, sigma
 from fewstep.networks import Frozen
 
 LOG_SNRS = (6.0, 3.0, 1.0, -1.0, -3.0, -5.0)
+DENOISES = 1.1  # at most so many times the error of a linear guess; of few examples that is known to some percent
 NULL_DIFFERS = 1e-3  # share of the prediction that must change when the condition is taken away
 
 
@@ -57,14 +56,14 @@ class Findings:
 
     @property
     def denoises(self) -> bool:
-        return self.quality < 1
+        return self.quality < DENOISES
 
     @property
     def null_works(self) -> bool:
         """Whether it denoises without a condition, and otherwise than with one."""
         if self.null_quality is None or self.null_difference is None:
             return False
-        return self.null_quality < 1 and self.null_difference > NULL_DIFFERS
+        return self.null_quality < DENOISES and self.null_difference > NULL_DIFFERS
 
     @property
     def has_zero_terminal_snr(self) -> bool:

@@ -129,8 +129,8 @@ def check_shape(foreign: Foreign, facts: DataFacts, source: str | Path) -> None:
     sides = tuple(size) if isinstance(size, list | tuple) else (size, size)
     if len(facts.shape) != 3 or channels != facts.shape[0] or (size is not None and sides != facts.shape[1:]):
         raise ValueError(
-            f"teacher={source} makes {channels} channels of size {size}, and {ours}; choose the data set it was trained "
-            "on (`fewstep latents` makes latents)"
+            f"teacher={source} makes {channels} channels of size {size}, and {ours}; choose the data set that it "
+            "was trained on (`fewstep latents` makes latents)"
         )
     rows = num_rows(foreign)
     if foreign.kind == "UNet2DConditionModel" and not rows:
@@ -138,8 +138,8 @@ def check_shape(foreign: Foreign, facts: DataFacts, source: str | Path) -> None:
         if facts.text is None or facts.text.features != width:
             has = f"prompts of {facts.text.features} features" if facts.text else "no prompts"
             raise ValueError(
-                f"teacher={source} is asked by prompts of {width} features, and {facts.name} has {has}; use dataset=text "
-                "with the teacher's own text encoder"
+                f"teacher={source} is asked by prompts of {width} features, and {facts.name} has {has}; use "
+                "dataset=text with the teacher's own text encoder"
             )
     elif facts.text is not None or rows not in (0, facts.num_classes, facts.num_classes + 1):
         has = "prompts" if facts.text else f"{facts.num_classes} classes"
@@ -153,8 +153,8 @@ def check_shape(foreign: Foreign, facts: DataFacts, source: str | Path) -> None:
 
         if facts.latent is None or Autoencoder.open(vae).digest != facts.latent.sha256:
             raise ValueError(
-                f"teacher={source} works in the latents of its own autoencoder {vae}, and {facts.name} is not made with "
-                "it; make such data with `fewstep latents`"
+                f"teacher={source} works in the latents of its own autoencoder {vae}, and {facts.name} is not made "
+                "with it; make such data with `fewstep latents`"
             )
 
 

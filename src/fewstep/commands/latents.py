@@ -1,0 +1,52 @@
+"""The command that makes latents: fewstep latents."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def latents(
+    dataset: Annotated[str, typer.Argument(metavar="DATASET", help="As in dataset=NAME: one of conf/dataset.")],
+    autoencoder: Annotated[Path, typer.Option(help="Local folder of an AutoencoderKL, or of a pipeline with vae/.")],
+    out: Annotated[Path, typer.Option(help="Folder for the latents; dataset=latents looks in data/latents.")],
+    settings: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="Settings of conf/dataset/DATASET.yaml, as size=64."),
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="Images encoded at a time.")] = 64,
+) -> None:
+    """Encode the images of a data set once, for training latent models; interrupted, the same command goes on.
+
+    Example: fewstep latents patches --autoencoder data/stable-diffusion --out data/latents
+    """
+    import time
+
+    import torch
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from fewstep.compose import data_of
+    from fewstep.data.batches import ImagesInMemory
+    from fewstep.data.make_latents import make_latents
+    from fewstep.networks.autoencoder import Autoencoder
+
+    if batch_size < 1:
+        raise ValueError(f"--batch-size must be at least 1, got {batch_size}")
+    source = data_of(dataset, settings or [], batch_size=1)
+    if not isinstance(source, ImagesInMemory) or source.facts.latent is not None:
+        raise ValueError(
+            f"latents are made of images, and dataset={dataset} has none; use patches or imagefolder"
+        )
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    opened = Autoencoder.open(autoencoder)
+    count, begun, before = len(source.labels), time.perf_counter(), None
+    columns = (TextColumn("latents"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, TimeRemainingColumn()) as progress:
+        task = progress.add_task("", total=count)
+        for done in make_latents(source, opened, out, batch_size=batch_size, device=device):
+            before = done if before is None else before
+            rate = (done - before) / (time.perf_counter() - begun)
+            progress.update(task, completed=done, description=f"{rate:,.0f} images/s")
+    seconds = time.perf_counter() - begun
+    shape = " x ".join(map(str, opened.latent_shape(source.facts.shape)))
+    typer.echo(f"{out}: latents {shape} of {count:,} images of {dataset}, {seconds:.1f} s")

@@ -1,0 +1,198 @@
+"""Exported folders do what our sampler does, in the libraries of those who do not have fewstep."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import DiffusionPipeline, StableDiffusionPipeline
+from exporting import BETAS, COSINE, TRAINED, ZERO_SNR, companions, write_model
+from torch import Tensor, nn
+
+import fewstep
+from fewstep.data.facts import LatentFacts, TextFacts
+from fewstep.diffusion.sampler import SAMPLERS, sample
+from fewstep.export.folder import export
+from fewstep.model import Model
+from fewstep.seeds import starting_noise
+
+PROMPTS = ["a temple", "two flowers, in a vase"]
+Companions = tuple[LatentFacts, TextFacts]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Companions:
+    return companions(tmp_path_factory.mktemp("companions"))
+
+
+def ours(model: Model, wanted: Any, noise: Tensor, steps: int, w: float) -> Tensor:
+    """Our own sampler, its fresh noise drawn in turn from a generator of seed 3."""
+    generator = torch.Generator().manual_seed(3)
+    x = sample(
+        model.denoise,
+        noise,
+        schedule=model.card.schedule,
+        num_steps=steps,
+        label=model.condition(wanted),
+        w=torch.full((len(noise),), w),
+        sampler=SAMPLERS[model.card.sampling],
+        fresh=lambda step: torch.randn(noise.shape, generator=generator),
+    )
+    return x.clamp(model.card.data.low, model.card.data.high)
+
+
+class Calls:
+    """How often a network was asked."""
+
+    def __init__(self, network: nn.Module) -> None:
+        self.count = 0
+        network.register_forward_hook(self.called)
+
+    def called(self, *_: Any) -> None:
+        self.count += 1
+
+
+def opened(folder: Path, kind: Any = DiffusionPipeline, **how: Any) -> Any:
+    pipe = kind.from_pretrained(folder, **how)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+# Prompts ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("schedule", "prediction"),
+    [(BETAS, "v"), (BETAS, "eps"), (ZERO_SNR, "v"), (TRAINED, "x")],
+    ids=["v", "eps", "zero-snr", "trained-x"],
+)
+def test_a_text_student_opens_in_stable_diffusion(made: Companions, tmp_path: Path, schedule, prediction) -> None:
+    latent, text = made
+    clocked = {"schedule": schedule, "clock": schedule, "prediction": prediction, "num_steps": None, "role": "guided"}
+    path = write_model(tmp_path / "model.safetensors", "TextUNet", latent=latent, text=text, **clocked)
+    assert export(path, tmp_path / "out") < 1e-4
+    model, noise = fewstep.load(path), starting_noise(1, 0, 2, (4, 8, 8))
+    pipe = opened(tmp_path / "out", StableDiffusionPipeline)
+    asked = Calls(pipe.unet)
+    for steps, w in ((1, 0.0), (4, 1.5), (10, 4.0)):
+        asked.count = 0
+        given = {"prompt": PROMPTS, "latents": noise, "num_inference_steps": steps, "guidance_scale": 1 + w}
+        theirs = pipe(**given, output_type="latent").images
+        expected = ours(model, PROMPTS, noise, steps, w)
+        assert asked.count == steps
+        assert (theirs - expected).abs().max() < 1e-4 * max(1.0, float(expected.abs().max()))
+    images = pipe(**given, output_type="pt").images
+    assert torch.allclose(images, model.decode(expected) / 2 + 0.5, atol=1e-3)
+    without = pipe(**given | {"guidance_scale": 1.0}, output_type="latent").images
+    assert (without - theirs).abs().max() > 1e-2  # w is seen
+
+
+@pytest.mark.filterwarnings("ignore:this model has no w input")
+def test_a_text_teacher_is_guided_from_outside(made: Companions, tmp_path: Path) -> None:
+    latent, text = made
+    path = write_model(
+        tmp_path / "model.safetensors", "TextUNet", w=None, latent=latent, text=text, schedule=BETAS, clock=BETAS
+    )
+    assert export(path, tmp_path / "out") < 1e-4
+    assert opened(tmp_path / "out", StableDiffusionPipeline).unet.config.time_cond_proj_dim is None
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"schedule": COSINE}, "its schedule is CosineSchedule"),
+        ({"clock": None}, "not the one its network was trained with"),
+        ({"sampling": "stochastic"}, "stochastic sampler, which no stock scheduler has"),
+    ],
+)
+def test_text_students_that_no_stock_scheduler_samples_are_refused(
+    made: Companions, tmp_path: Path, change: dict[str, Any], words: str
+) -> None:
+    latent, text = made
+    own = {"schedule": BETAS, "clock": BETAS} | change
+    path = write_model(tmp_path / "model.safetensors", "TextUNet", latent=latent, text=text, **own)
+    with pytest.raises(ValueError, match=words):
+        export(path, tmp_path / "out")
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+    assert export(path, tmp_path / "out", format="safetensors") == 0
+
+
+# Classes ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "card", "evaluations"),
+    [
+        ("UNet", {}, 1),
+        ("UNet2D", {}, 1),
+        ("DiT", {}, 1),
+        ("UNet", {"w": None}, 2),
+        ("UNet2D", {"schedule": BETAS, "clock": BETAS, "prediction": "eps"}, 1),
+        ("UNet", {"clock": BETAS, "prediction": "x"}, 1),
+        ("UNet2D", {"sampling": "stochastic"}, 1),
+    ],
+    ids=["unet", "unet2d", "dit-latent", "teacher", "eps-betas", "x-cosine-with-clock", "stochastic"],
+)
+@pytest.mark.filterwarnings("ignore:this model has no w input", "ignore:made for")
+def test_a_class_conditional_model_opens_through_its_own_pipeline(
+    made: Companions, tmp_path: Path, name: str, card: dict[str, Any], evaluations: int
+) -> None:
+    latent = made[0] if name == "DiT" else None
+    path = write_model(tmp_path / "model.safetensors", name, latent=latent, **card)
+    assert export(path, tmp_path / "out") < 1e-4
+    model = fewstep.load(path)
+    noise, labels = starting_noise(1, 0, 3, model.card.data.shape), [0, 9, 4]
+    pipe = opened(tmp_path / "out", custom_pipeline=str(tmp_path / "out"), trust_remote_code=True)
+    asked = Calls(pipe.network)
+    for steps, w in ((1, 0.0), (4, 1.5), (7, 4.0)):
+        asked.count = 0
+        given = {"latents": noise, "num_inference_steps": steps, "generator": torch.Generator().manual_seed(3)}
+        theirs = pipe(labels, w=w, output_type="latent", **given).images
+        expected = ours(model, labels, noise, steps, w)
+        assert asked.count == evaluations * steps
+        assert (theirs - expected).abs().max() < 1e-4 * max(1.0, float(expected.abs().max()))
+    scaled = pipe(labels, guidance_scale=5.0, output_type="pt", **given | {"generator": given["generator"].manual_seed(3)})
+    assert torch.allclose(scaled.images, (model.decode(expected) / 2 + 0.5).clamp(0, 1), atol=1e-3)
+    assert len(pipe(labels, num_inference_steps=1).images) == 3  # pictures, of noise of its own
+
+
+def test_the_pipeline_refuses_and_warns(tmp_path: Path) -> None:
+    export(write_model(tmp_path / "model.safetensors", "UNet"), tmp_path / "out")
+    pipe = opened(tmp_path / "out", trust_remote_code=True)
+    for bad in ({"class_labels": [10]}, {"class_labels": [0], "w": -1.0}, {"class_labels": 0, "num_inference_steps": 0}):
+        with pytest.raises(ValueError, match=r"classes are 0..9, w >= 0"):
+            pipe(**bad)
+    with pytest.warns(UserWarning, match="made for 4 steps, not 1"):
+        pipe([0], num_inference_steps=1)
+    with pytest.warns(UserWarning, match=r"made for w in \[0.0, 4.0\], not 9"):
+        pipe([0], w=9.0)
+
+
+def test_the_pipeline_needs_no_fewstep(tmp_path: Path) -> None:
+    export(write_model(tmp_path / "model.safetensors", "UNet2D"), tmp_path / "out")
+    code = (
+        "import sys; sys.modules['fewstep'] = None\n"  # importing it now fails
+        "from diffusers import DiffusionPipeline\n"
+        f"pipe = DiffusionPipeline.from_pretrained({str(tmp_path / 'out')!r}, trust_remote_code=True)\n"
+        "print(len(pipe([1, 2]).images))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "2", done.stderr
+
+
+# Halves -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("format", ["diffusers", "safetensors"])
+def test_halves_are_half_as_long_and_nearly_as_right(tmp_path: Path, format: str) -> None:
+    path = write_model(tmp_path / "model.safetensors", "UNet2D")
+    assert 1e-7 < export(path, tmp_path / "half", format=format, half=True) < 5e-2
+    export(path, tmp_path / "whole", format=format)
+    sizes = {
+        name: sum(file.stat().st_size for file in (tmp_path / name).rglob("*.safetensors")) for name in ("half", "whole")
+    }
+    assert sizes["half"] < 0.7 * sizes["whole"]
+    assert json.loads((tmp_path / "half" / "fewstep.json").read_text())["arguments"]["guidance_dim"] == 8
