@@ -64,6 +64,12 @@ def test_a_stochastic_student_samples_by_its_own_sampler(stochastic):
         assert not torch.equal(x, model.sample([0, 1, 2, 3], seed=1, sampler="deterministic"))
 
 
+def test_a_w_between_those_of_the_list_is_a_warning(stochastic):
+    model = fewstep.load(stochastic / "model-2.safetensors")
+    with pytest.warns(UserWarning, match="made for w of 0, 1, 2, not 1.5"):
+        model.sample([0], w=1.5)
+
+
 def test_the_sampler_of_the_command_line(stochastic, tmp_path, commands: Commands):
     model, out = stochastic / "model-2.safetensors", tmp_path / "a.npz"
     assert commands.fewstep("sample", model, "--num", "4", "--sampler", "ancestral", "--out", out).status == 0

@@ -255,7 +255,7 @@ def test_a_missing_fact_is_refused(path: Path, key: str) -> None:
 @pytest.mark.parametrize(
     ("where", "value", "rule"),
     [
-        ("network", "os.system", "one of ResidualMLP, UNet, got 'os.system'"),
+        ("network", "os.system", "one of ResidualMLP, UNet, UNet2D, TextUNet, DiT, got 'os.system'"),
         ("network", ["ResidualMLP"], "one of ResidualMLP, UNet"),
         ("network", "UNet", "channels|unexpected keyword"),
         ("format", 2, "another version of fewstep"),
@@ -401,9 +401,9 @@ def test_what_a_student_was_not_made_for_is_warned_of_and_done(asked: dict[str, 
 @pytest.mark.parametrize(
     ("asked", "rule"),
     [
-        ({"labels": [0, 10]}, r"labels must be in 0..9 for digits, at least one, got \[0, 10\]"),
-        ({"labels": [-1]}, r"labels must be in 0..9 .* got \[-1\]"),
-        ({"labels": []}, r"at least one, got \[\]"),
+        ({"wanted": [0, 10]}, r"labels must be in 0..9 for digits, at least one, got \[0, 10\]"),
+        ({"wanted": [-1]}, r"labels must be in 0..9 .* got \[-1\]"),
+        ({"wanted": []}, r"give labels, at least one"),
         ({"steps": 0}, "steps must be at least 1, got 0"),
         ({"w": -0.5}, "w must be finite and at least 0 .* got -0.5"),
         ({"w": float("inf")}, "w must be finite and at least 0 .* got inf"),
@@ -412,7 +412,7 @@ def test_what_a_student_was_not_made_for_is_warned_of_and_done(asked: dict[str, 
 )
 def test_what_cannot_be_sampled_is_refused(asked: dict[str, Any], rule: str) -> None:
     with pytest.raises(ValueError, match=rule):
-        model().sample(**{"labels": [0]} | asked)
+        model().sample(**{"wanted": [0]} | asked)
 
 
 def test_sampling_leaves_the_global_random_state_alone() -> None:

@@ -266,6 +266,7 @@ def as_toy(config: DictConfig) -> None:
     config.model.network = OmegaConf.merge(config.model.network, toy.get("network", {}))
     most = [n for n in (config.trainer.max_images, toy.get("max_images")) if n is not None]
     config.trainer.max_images = min(most, default=None)
+    config.trainer.snapshot_images = min([config.trainer.snapshot_images, *most])
     for stage in (config.stage, *(s for s in config.stage.values() if isinstance(s, DictConfig))):
         for key, least in (("ladder", 2), ("teacher_steps", 1), ("guided_steps", 1)):
             few = [n for n in stage.get(key, []) if n <= TOY_STEPS]

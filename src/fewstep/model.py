@@ -122,7 +122,8 @@ class Model:
             labels = torch.empty(0) if words else torch.as_tensor(wanted)
             if labels.ndim != 1 or not len(labels) or labels.is_floating_point():
                 raise ValueError(
-                    f"this model makes classes 0..{data.num_classes - 1} of {data.name}, not prompts: give labels"
+                    f"this model makes classes 0..{data.num_classes - 1} of {data.name}, not prompts: give labels, at "
+                    "least one"
                 )
             if int(labels.min()) < 0 or int(labels.max()) >= data.num_classes:
                 raise ValueError(
@@ -195,6 +196,9 @@ class Model:
                 f"this student was made for w in [{card.w_min:g}, {card.w_max:g}], not {w:g}: expect worse images",
                 stacklevel=3,
             )
+        elif card.w_values and w not in card.w_values:
+            made_for = ", ".join(f"{value:g}" for value in card.w_values)
+            warnings.warn(f"this student was made for w of {made_for}, not {w:g}: expect worse images", stacklevel=3)
 
     def sample(
         self,

@@ -10,7 +10,6 @@ from fewstep.diffusion.betas import BetaSchedule
 from fewstep.diffusion.prediction import KINDS, Condition, Prediction, PredictionKind, interpret
 from fewstep.diffusion.schedule import Batch, Images, network_time
 
-
 EPS_FLOOR = -8.0  # log-SNR, alpha = 0.018
 
 

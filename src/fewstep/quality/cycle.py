@@ -78,7 +78,7 @@ def cycle_rows(
             decoder_steps=decoder.steps,
             w=float(w),
             cycle_rmse=error,
-            ratio=error / first[1],
+            ratio=error / max(first[1], 1e-12),
             code_rmse=rmse(code, first[0]),
             code_std=float(code.std()),
             num_images=len(x),

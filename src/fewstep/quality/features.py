@@ -119,11 +119,11 @@ class DigitsFeatures(FeatureNet):
         return features, self.head(features)
 
 
-PHOTOGRAPHS, CELLS = 2, 72  # what the patches classifier tells apart: photographs, and places in them
+PHOTOGRAPHS, PLACES, STATES = 2, 72, 3  # what the patches classifier tells apart; states: as it is, blurred, noisy
 
 
 def patches_layers() -> tuple[nn.Sequential, nn.Linear]:
-    """Body: RGB in [-1, 1] (B, 3, H, W) of 16 pixels or more to 64 features; head: to logits of photographs, places."""
+    """Body: RGB in [-1, 1] (B, 3, H, W) of 16 pixels or more to 64 features; head: to logits of all three."""
     body = nn.Sequential(
         nn.Conv2d(3, 32, 3, padding=1),
         nn.SiLU(),
@@ -137,13 +137,14 @@ def patches_layers() -> tuple[nn.Sequential, nn.Linear]:
         nn.Flatten(),
         nn.Linear(256, 64),
     )
-    return body, nn.Linear(64, PHOTOGRAPHS + CELLS)
+    return body, nn.Linear(64, PHOTOGRAPHS + PLACES + STATES)
 
 
 class PatchesFeatures(FeatureNet):
     """The small classifier of photographs' crops shipped in this package, trained by `train_patches_classifier`.
 
-    It was taught which photograph and which place in it a crop shows, so its features tell colours and textures apart.
+    It was taught which photograph and which place in it a crop shows, in light of any colour, and whether the crop is
+    as it was, blurred or noisy: so its features know colours, textures and how sharp they are.
 
     Args:
         stands_in: for Inception, for images of other data: the logits are then those of the places, no class of theirs.
@@ -166,7 +167,8 @@ class PatchesFeatures(FeatureNet):
         _require_uint8(images, "(B, 1 or 3, H, W) of 16 pixels or more", fits)
         features = self.body(pixels(images).expand(-1, 3, -1, -1))
         logits = self.head(features)
-        return features, logits[:, PHOTOGRAPHS:] if self.stands_in else logits[:, :PHOTOGRAPHS]
+        photographs, places, _ = logits.split((PHOTOGRAPHS, PLACES, STATES), dim=1)
+        return features, places if self.stands_in else photographs
 
 
 class InceptionFeatures(FeatureNet):

@@ -110,7 +110,7 @@ def examine(
         z = diffuse(x=x, eps=torch.randn(x.shape, generator=generator, dtype=x.dtype), log_snr=log_snr).z
         said = teacher(z, log_snr, label, None)
         free = teacher(z, log_snr, nulls(label, teacher.null), None) if has_null else None
-        output: Float[Tensor, batch * shape] = getattr(said, says)
+        output = getattr(said, says)
         reads = {k: error(interpret(k, output, z=z, log_snr=log_snr).x, x) for k in KINDS}
         errors.append(reads)
         answers.append((z, log_snr, said, free))

@@ -1,0 +1,279 @@
+"""Captioned shards: the order is a function of the step, whoever reads; what is damaged is left out and counted."""
+
+import io
+import json
+import shutil
+import tarfile
+import warnings
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import save
+from webdataset.writer import TarWriter
+
+from fewstep.data.captioned import decode_sample, is_sample
+from fewstep.data.generate_text import CAPTIONS, generate_text, some_patches
+from fewstep.data.shards import INDEX, open_shards, samples_of, scan
+from fewstep.data.text import TextData
+from fewstep.networks.autoencoder import Autoencoder
+from fewstep.networks.text_encoder import TextEncoder
+
+pytest_plugins = ("running",)
+COUNT, NUM_SHARDS = 50, 5  # ten in each, and 25 held out in a sixth
+
+
+@pytest.fixture(scope="module")
+def generated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("text")
+    generate_text(folder, count=COUNT, num_shards=NUM_SHARDS)
+    return folder
+
+
+@pytest.fixture
+def own(generated: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(generated, tmp_path / "text"))
+
+
+def opened(root: Path, *, latent: bool = False, encoder: Path | None = None, **changed: object) -> TextData:
+    settings = {
+        "root": str(root), "size": 32, "encoder": str(encoder or root), "autoencoder": str(root) if latent else None,
+        "held_out_shards": 1, "num_reference": 20, "walks": 3, "buffer": 4, "num_workers": 0, "strict": False,
+        "clip": None, "batch_size": 7, "stream": "0/teacher",
+    }  # fmt: skip
+    return TextData(**settings | changed)
+
+
+def names(data: TextData, steps: range) -> list[list[str]]:
+    """Which samples make up each batch, by their keys."""
+    walks = data.walks()
+    walks.decode = lambda raw: raw["__key__"]
+    return [[key for _, key in walks.rows(step)] for step in steps]
+
+
+def test_every_walk_sees_its_share_of_each_epoch_once_in_a_new_order(generated: Path) -> None:
+    data = opened(generated)
+    for walks in (1, 2, 5):
+        data.num_walks = walks
+        keys = [[] for _ in range(walks)]
+        for number, walk in enumerate(data.walks().walks):
+            keys[number] = [raw["__key__"] for _, raw in zip(range(2 * COUNT // walks), walk.raw_from(0), strict=False)]
+        if walks in (1, 5):  # equal shares
+            first = [key for own in keys for key in own[: COUNT // walks]]
+            second = [key for own in keys for key in own[COUNT // walks :]]
+            assert sorted(first) == sorted(second) == [f"{n:06d}" for n in range(COUNT)]
+            assert first != second
+    assert names(opened(generated, stream="1/teacher"), range(3)) != names(opened(generated), range(3))
+
+
+def test_a_batch_depends_on_its_step_alone(generated: Path) -> None:
+    data = opened(generated, latent=True)
+    forward = [data.batch(step) for step in range(12)]  # past the first epoch
+    fresh = opened(generated, latent=True)
+    for step in (9, 10, 3, 0, 11):
+        batch = fresh.batch(step)
+        assert torch.equal(batch.x, forward[step].x)
+        assert torch.equal(batch.label, forward[step].label)
+        assert len(batch.x) == 7
+    assert not torch.equal(forward[0].x, forward[1].x)
+
+
+def test_resuming_opens_no_shard_before_its_place(generated: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = []
+    monkeypatch.setattr(
+        "fewstep.data.shards.samples_of", lambda shard, is_sample: read.append(shard) or samples_of(shard, is_sample)
+    )
+    data = opened(generated, walks=1)
+    next(data.walks().walks[0].raw_from(1000 * COUNT + 3 * 10))
+    assert len(read) == 1
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_workers_change_nothing(generated: Path, num_workers: int) -> None:
+    alone = [opened(generated, latent=True).batch(step) for step in range(4, 7)]
+    many = list(opened(generated, latent=True, num_workers=num_workers).batches(4, 7))
+    for one, other in zip(alone, many, strict=True):
+        assert torch.equal(one.x, other.x)
+        assert torch.equal(one.label, other.label)
+
+
+def test_ranks_share_the_rows_of_each_batch(generated: Path) -> None:
+    whole = opened(generated, latent=True, walks=4, batch_size=8).batch(5)
+    parts = [next(opened(generated, latent=True, walks=4, batch_size=8).batches(5, 6, rank, 2)) for rank in range(2)]
+    assert [len(part.x) for part in parts] == [4, 4]
+    rows = torch.stack([part.x for part in parts], 1).flatten(0, 1)  # walks 0, 2 and walks 1, 3 in turn
+    torch.testing.assert_close(rows, whole.x)
+
+
+def test_samples_are_the_pictures_with_their_captions(generated: Path) -> None:
+    data, source = opened(generated), some_patches(COUNT)
+    encoder = TextEncoder.open(generated)
+    raw = {r["__key__"]: r for shard in data.train_shards for r in samples_of(shard, is_sample)}
+    assert len(raw) == COUNT
+    for index in range(COUNT):
+        sample = decode_sample(raw[f"{index:06d}"], size=32)
+        assert sample.caption == CAPTIONS[int(source.labels[index])]
+        exact = index % 2  # PNG; JPEG is near
+        difference = np.abs(sample.x.astype(int) - source.images[torch.tensor([index])][0].numpy())
+        assert difference.max() == 0 if exact else difference.mean() < 20
+    batch = data.batch(0)
+    assert float(batch.x.min()) >= -1
+    assert {tuple(e.flatten().tolist()) for e in batch.label} <= {
+        tuple(e.flatten().tolist()) for e in encoder.encode(CAPTIONS)
+    }
+    torch.testing.assert_close(data.empty_prompt, encoder.empty_prompt)
+
+
+def test_the_last_shard_is_the_reference_and_its_prompts_are_asked_for(generated: Path) -> None:
+    data, held_out = opened(generated), some_patches(COUNT).held_out
+    assert {shard.path.name for shard in data.test_shards} == {"00005.tar"}
+    reference = data.reference()
+    assert reference.x.shape == (20, 3, 32, 32)
+    assert torch.equal(reference.label, torch.zeros(20, dtype=torch.long))
+    prompts = data.prompts(22)
+    assert prompts == [CAPTIONS[int(held_out.labels[n % 20])] for n in range(22)]
+    assert prompts is not None
+    torch.testing.assert_close(data.conditions(22), TextEncoder.open(generated).encode(prompts), rtol=1e-4, atol=1e-5)
+
+
+def test_shards_of_latents_and_embeddings_need_no_encoding(generated: Path, tmp_path: Path) -> None:
+    autoencoder, generator = Autoencoder.open(generated), np.random.default_rng(0)
+    moments = generator.normal(size=(24, 2, 4, 8, 8)).astype(np.float16) ** 2
+    text = generator.normal(size=(24, 32, 16)).astype(np.float16)
+    for shard in range(3):
+        with TarWriter(str(tmp_path / f"{shard}.tar")) as writer:
+            for n in range(shard * 8, shard * 8 + 8):
+                both = {"safetensors": save({"latent": moments[n], "text": text[n]})}
+                apart = {"latent.npy": array(moments[n]), "text.npy": array(text[n])}
+                writer.write({"__key__": f"{n:03d}", **(both if n % 2 else apart)})
+    data = opened(tmp_path, size=None, encoder=generated, autoencoder=str(generated), batch_size=16, walks=1)
+    assert data.facts.shape == (4, 8, 8)
+    assert data.facts.latent is not None
+    assert data.facts.latent.image_shape == (3, 32, 32)
+    batch = data.batch(0)
+    order = [int(key) for key in names(data, range(1))[0]]
+    torch.testing.assert_close(batch.label, torch.from_numpy(text[order].astype(np.float32)))
+    assert data.prompts(3) is None  # there are embeddings, and no words
+    wanted = autoencoder.decode(autoencoder.latents(torch.from_numpy(moments[16:, 0].astype(np.float32)))).clamp(-1, 1)
+    torch.testing.assert_close(data.reference().x, wanted)
+    with pytest.raises(ValueError, match=r"dataset\.autoencoder is needed"):
+        opened(tmp_path, encoder=generated)
+
+
+def array(values: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, values)
+    return buffer.getvalue()
+
+
+def test_a_truncated_shard_gives_its_whole_samples(own: Path) -> None:
+    shard = own / "00002.tar"
+    with tarfile.open(shard) as tar:
+        cut = tar.getmembers()[7]  # the second file of the fourth sample
+    with shard.open("r+b") as file:
+        file.truncate(cut.offset_data + 3)
+    assert scan(shard, is_sample) == (3, False)
+    with pytest.warns(UserWarning, match=r"00002\.tar is truncated: only its first 3 samples"):
+        data = opened(own)
+    assert sum(s.num_samples for s in data.train_shards) == COUNT - 7
+    assert len(names(data, range(20))) == 20
+    with pytest.raises(ValueError, match=r"00002\.tar is truncated after 3"):
+        opened(own, strict=True)
+
+
+def with_damage(folder: Path, shard: str, key: str, extension: str, content: bytes) -> None:
+    with tarfile.open(folder / shard) as tar:
+        files = [(member.name, tar.extractfile(member).read()) for member in tar]  # type: ignore[union-attr]
+    assert any(name == f"{key}.{extension}" for name, _ in files)
+    with tarfile.open(folder / shard, "w") as tar:
+        for name, data in files:
+            data = content if name == f"{key}.{extension}" else data
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+
+
+def test_the_place_of_a_damaged_sample_is_taken_by_the_next(own: Path, generated: Path) -> None:
+    before = [list(row) for row in names(opened(generated), range(10))]
+    with_damage(own, "00001.tar", "000001", "png", b"\x89PNG no more")
+    with_damage(own, "00003.tar", "000008", "json", json.dumps({"words": 3}).encode())
+    with pytest.warns(UserWarning, match=r"damaged and left out .*; 1 so far") as said:
+        data = opened(own)
+        batches = [data.batch(step) for step in range(10)]
+    assert len(said) == 1  # the second is counted, and said when there are ten
+    assert names(opened(own), range(10)) == before  # places stay what they are
+    sound = opened(generated)
+    for step, keys in enumerate(before):
+        for row, key in enumerate(keys):
+            if key not in ("000001", "000008"):
+                assert torch.equal(batches[step].x[row], sound.batch(step).x[row])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        again = opened(own)
+        assert torch.equal(again.batch(9).x, batches[9].x)
+    with pytest.raises(ValueError, match=r"000001 is damaged|000008 is damaged"):
+        opened(own, strict=True).check()
+
+
+def test_the_counts_are_kept_and_made_anew_when_a_shard_changes(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened(own)
+    assert (own / INDEX).is_file()
+    scanned = []
+    monkeypatch.setattr("fewstep.data.shards.scan", lambda path, ok: scanned.append(path.name) or scan(path, ok))
+    opened(own)
+    assert scanned == []
+    shutil.copy(own / "00005.tar", own / "00001.tar")
+    assert sum(shard.num_samples for shard in open_shards(own, is_sample, strict=False)) == COUNT - 10 + 2 * 25
+    assert scanned == ["00001.tar"]
+
+
+def test_bad_settings_are_told_in_a_line(generated: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"dataset=text is not at .*trainer=debug"):
+        opened(tmp_path / "none", encoder=generated)
+    with pytest.raises(ValueError, match="holds out 6 of its shards"):
+        opened(generated, held_out_shards=6)
+    with pytest.raises(ValueError, match=r"dataset\.size is needed"):
+        opened(generated, size=None)
+    with pytest.raises(ValueError, match="walks"):
+        opened(generated, walks=0)
+
+
+@pytest.fixture(scope="module")
+def trained(generated: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A teacher of a few steps of text, latents and all."""
+    from running import config_of
+
+    from fewstep.run import run
+
+    outputs = tmp_path_factory.mktemp("outputs")
+    own = ("stage=teacher", "dataset=text", "trainer=debug", "logger=csv", "stage.training.batch_size=8")
+    folders = [f"dataset.{key}={generated}" for key in ("root", "encoder", "autoencoder")]
+    run(config_of(*own, *folders, "dataset.size=32", "trainer.max_images=16", "trainer.snapshot_images=8",
+                  "dataset.num_workers=0", f"outputs={outputs}"))  # fmt: skip
+    return next(outputs.glob("text/teacher/*/model.safetensors"))
+
+
+def test_a_model_of_text_is_asked_by_prompts(commands, trained: Path, generated: Path, tmp_path: Path) -> None:
+    ask = partial(commands.fewstep, "sample", trained, "--steps", 1, "--num", 2)
+    made = ask("--prompt", "a temple", "--prompt", "a flower", "--out", tmp_path / "two.npz")
+    assert made.status == 0, made
+    with np.load(tmp_path / "two.npz", allow_pickle=False) as file:
+        assert file["images"].shape == (2, 32, 32, 3)
+        assert file["labels"].tolist() == ["a temple", "a flower"]
+    ask("--out", tmp_path / "a.png").is_one_error("--prompt")
+    ask("--prompt", " ", "--out", tmp_path / "a.png").is_one_error("a prompt must say", "empty")
+    ask("--label", 1, "--out", tmp_path / "a.png").is_one_error("prompts")
+    elsewhere = ask("--prompt", "x", "--text-encoder", tmp_path, "--out", tmp_path / "a.png")
+    elsewhere.is_one_error("config.json is missing")
+    moved = ask("--prompt", "x", "--autoencoder", generated / "vae", "--out", tmp_path / "a.png")
+    assert moved.status == 0, moved
+
+
+def test_the_null_of_a_text_model_is_the_empty_prompt(trained: Path, generated: Path) -> None:
+    import fewstep
+
+    null = fewstep.load(trained).denoiser.null
+    assert isinstance(null, torch.Tensor)
+    torch.testing.assert_close(null, TextEncoder.open(generated).empty_prompt)

@@ -1,0 +1,190 @@
+"""`fewstep export` as it is typed: what lies in the folder, what is refused, and that nothing half-written is left."""
+
+import errno
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from exporting import BETAS, companions, write_model
+from running import Commands, files_below
+
+import fewstep
+from fewstep.export import folder as folder_module
+from fewstep.export import onnx_file
+from fewstep.export.folder import Trial, difference_of, export, new_folder
+from fewstep.files import sha256_of
+from fewstep.quality.grid import Row
+
+pytest_plugins = ("running",)
+pytestmark = pytest.mark.usefixtures("as_users_run")
+
+
+@pytest.fixture
+def student(tmp_path: Path) -> Path:
+    return write_model(tmp_path / "digits" / "progressive" / "now" / "model-4.safetensors", "UNet")
+
+
+def cell(role: str, steps: int, fid: float) -> dict[str, object]:
+    """A row of quality.json."""
+    values: dict[str, object] = dict.fromkeys(Row.__dataclass_fields__, 0.5)
+    return values | {"model": role, "sampler": "ddim", "steps": steps, "w": 2.0, "fid": fid, "protocol": "0a1b2c3d"}
+
+
+def test_the_folder_says_all(commands: Commands, student: Path, tmp_path: Path) -> None:
+    judged = tmp_path / "digits" / "pipeline" / "now"
+    judged.mkdir(parents=True)
+    models = [{"sha256": sha256_of(student)}]
+    (judged / "provenance.json").write_text(json.dumps({"models": models, "created": "2030-01-01"}))
+    rows = [cell("teacher", 4, 1.0), cell("progressive", 2, 9.0), cell("progressive", 4, 7.125)]
+    (judged / "quality.json").write_text(json.dumps(rows))
+
+    result = commands.fewstep("export", student, tmp_path / "out", "--licence", "openrail++")
+    assert result.status == 0, result
+    assert "largest difference" in result.out
+    assert files_below(tmp_path / "out") == [
+        "README.md",
+        "fewstep.json",
+        "model_index.json",
+        "pipeline.py",
+        "unet/config.json",
+        "unet/diffusion_pytorch_model.safetensors",
+    ]
+    text = (tmp_path / "out" / "README.md").read_text()
+    for said in ("license: openrail++\n", sha256_of(student), "ab" * 32, "w in [0, 4]", "guidance_scale 1 to 5"):
+        assert said in text
+    for said in ("4-step progressive", "deterministic sampler", "Protocol `0a1b2c3d`", "7.125", "w=1)", "one network"):
+        assert said in text
+    assert "9.0" not in text  # of another model
+    described = json.loads((tmp_path / "out" / "fewstep.json").read_text())
+    assert (described["role"], described["sha256"]) == ("progressive", sha256_of(student))
+
+
+def test_safetensors_is_our_own_file_and_knows_its_parents(commands: Commands, student: Path, tmp_path: Path) -> None:
+    out = tmp_path / "deep" / "out"
+    result = commands.fewstep("export", student, out, "--format", "safetensors")
+    assert result.status == 0, result
+    before, after = fewstep.load(student), fewstep.load(out / "model.safetensors")
+    assert torch.equal(before.sample([0, 5], w=2.0), after.sample([0, 5], w=2.0))
+    (parent,) = after.card.parents
+    assert (out / parent.path).resolve() == (student.parent / "../guidance/model.safetensors").resolve()
+    assert "unknown: ask the teacher's maker" in (out / "README.md").read_text()
+    assert "license: other\n" in (out / "README.md").read_text()
+
+
+def test_a_teacher_is_exported_and_its_two_evaluations_are_said(commands: Commands, tmp_path: Path) -> None:
+    path = write_model(tmp_path / "model.safetensors", "UNet", w=None)
+    result = commands.fewstep("export", path, tmp_path / "out")
+    assert result.status == 0, result
+    assert "warning: this model has no w input, so the export takes two network evaluations a step" in result.err
+    assert "**two** network evaluations" in (tmp_path / "out" / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--format", "pt"], ["--format must be one of diffusers, safetensors, onnx, got 'pt'"]),
+        (["--format", "onnx", "--half"], ["--half goes with --format diffusers or safetensors"]),
+    ],
+)
+def test_bad_options(commands: Commands, student: Path, tmp_path: Path, arguments: list[str], words: list[str]) -> None:
+    commands.fewstep("export", student, tmp_path / "out", *arguments).is_one_error(*words)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_holds_something_is_left_as_it_is(commands: Commands, student: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    assert commands.fewstep("export", student, tmp_path / "out", "--format", "safetensors").status == 0  # it was empty
+    before = files_below(tmp_path / "out")
+    commands.fewstep("export", student, tmp_path / "out").is_one_error("FOLDER must be new or empty", "out is not")
+    assert files_below(tmp_path / "out") == before
+    commands.fewstep("export", student, student).is_one_error("FOLDER must be new or empty")
+    commands.fewstep("export", tmp_path / "no.safetensors", tmp_path / "new").is_one_error("no.safetensors")
+
+
+def test_models_that_diffusers_cannot_hold(commands: Commands, tmp_path: Path) -> None:
+    mlp = write_model(tmp_path / "mlp.safetensors", "ResidualMLP")
+    commands.fewstep("export", mlp, tmp_path / "out").is_one_error("a ResidualMLP is no network of diffusers", "onnx")
+    assert commands.fewstep("export", mlp, tmp_path / "out", "--format", "safetensors").status == 0
+    encoder = write_model(tmp_path / "encoder.safetensors", "UNet", role="encoder")
+    commands.fewstep("export", encoder, tmp_path / "encoder").is_one_error("an encoder goes from data to noise")
+
+
+def test_companions_that_are_gone_or_others(commands: Commands, tmp_path: Path) -> None:
+    latent, text = companions(tmp_path / "sd")
+    clocked = {"schedule": BETAS, "clock": BETAS}
+    path = write_model(tmp_path / "model.safetensors", "TextUNet", latent=latent, text=text, **clocked)
+    (tmp_path / "sd").rename(tmp_path / "moved")
+    commands.fewstep("export", path, tmp_path / "out").is_one_error("--autoencoder")
+    moved = ("--autoencoder", tmp_path / "moved", "--text-encoder", tmp_path / "moved")
+    assert commands.fewstep("export", path, tmp_path / "out", *moved).status == 0
+    shutil.rmtree(tmp_path / "moved" / "vae")
+    from fewstep.networks.autoencoder import write_tiny_autoencoder
+
+    write_tiny_autoencoder(tmp_path / "moved" / "vae", downsampling=2, seed=1)
+    commands.fewstep("export", path, tmp_path / "other", *moved).is_one_error("--autoencoder", "sha256")
+
+
+def test_an_export_that_differs_is_not_written(student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = Trial.of_ours
+    monkeypatch.setattr(Trial, "of_ours", lambda self, model: right(self, model) + 0.009)
+    with pytest.raises(ValueError, match=r"must do what the model does, and differs by .*e-03; nothing was written"):
+        export(student, tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["digits"]
+
+
+def test_a_difference_that_is_no_number_is_infinite() -> None:
+    ours = torch.tensor([0.5, -4.0])
+    assert difference_of(ours, ours) == 0
+    assert difference_of(ours, ours + 0.4) == pytest.approx(0.1)
+    assert difference_of(ours / 4, ours / 4 + 0.4) == pytest.approx(0.4)
+    assert difference_of(ours, ours / 0) == float("inf")
+
+
+def test_a_full_disk_leaves_nothing(tmp_path: Path) -> None:
+    def fill() -> None:
+        with new_folder(tmp_path / "out") as temporary:
+            (temporary / "part").write_text("half")
+            raise RuntimeError("hidden") from OSError(errno.ENOSPC, "full")
+
+    with pytest.raises(OSError, match="No space left") as caught:
+        fill()
+    assert caught.value.errno == errno.ENOSPC
+    assert list(tmp_path.iterdir()) == []
+
+
+# ONNX ---------------------------------------------------------------------------------------------------------------
+
+
+def test_onnx_without_its_packages(
+    commands: Commands, student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(onnx_file.importlib.util, "find_spec", lambda name: None if name == "onnxruntime" else name)
+    result = commands.fewstep("export", student, tmp_path / "out", "--format", "onnx")
+    result.is_one_error("--format onnx needs onnxruntime", "pip install fewstep[onnx]")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "w"), [("ResidualMLP", None), ("UNet", (0.0, 4.0))])
+def test_onnx_computes_what_the_network_does(tmp_path: Path, name: str, w: tuple[float, float] | None) -> None:
+    import onnxruntime
+
+    path = write_model(tmp_path / "model.safetensors", name, w=w)
+    assert export(path, tmp_path / "out", format="onnx") < 1e-5
+    assert files_below(tmp_path / "out") == ["README.md", "fewstep.json", "model.onnx"]
+    session = onnxruntime.InferenceSession(tmp_path / "out" / "model.onnx", providers=["CPUExecutionProvider"])
+    names = ["z", "time", "label", *(["w"] if w else [])]
+    assert [given.name for given in session.get_inputs()] == names
+    given = onnx_file.inputs_of(fewstep.load(path), 5)  # a third number of images
+    (output,) = session.run(None, {key: value.numpy() for key, value in given.items()})
+    network = fewstep.load(path).denoiser.network
+    with torch.no_grad():
+        expected = network(given["z"], given["time"], given["label"], given.get("w"))
+    torch.testing.assert_close(torch.as_tensor(output), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_formats_are_those_the_card_knows() -> None:
+    from fewstep.export.card import LIBRARY
+
+    assert set(folder_module.FORMATS) == set(LIBRARY)

@@ -1,0 +1,92 @@
+"""Data sets as a user meets them: `fewstep data check`, and pipelines on generated files."""
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from running import ROOT, Commands
+
+from fewstep.data.generate import generate_cifar10, generate_imagefolder, generate_imagenet64
+
+pytest_plugins = ("running",)
+pytestmark = pytest.mark.usefixtures("as_users_run")
+
+
+@pytest.mark.parametrize(
+    ("name", "generate", "said"),
+    [
+        ("cifar10", generate_cifar10, "cifar10: 300 images to train on, 60 held out"),
+        ("imagenet64", generate_imagenet64, "sha256 of 11 parts"),
+        ("imagefolder", generate_imagefolder, "0 damaged images left out"),
+        ("patches", None, "patches: 306,504 images to train on, 1,400 held out"),
+        ("digits", None, "10 of 10 classes"),
+    ],
+)
+def test_a_data_set_is_checked_and_shown(commands: Commands, tmp_path: Path, name, generate, said) -> None:
+    place = []
+    if generate:
+        generate(tmp_path / "files")
+        place = ["--root", tmp_path / "files"]
+    result = commands.fewstep("data", "check", name, *place, "--out", tmp_path / "grid.png")
+    assert result.status == 0, result
+    assert said in result.out
+    assert result.out.strip().endswith("grid.png: 64 training examples")
+    with Image.open(tmp_path / "grid.png") as image:
+        assert image.format == "PNG"
+        assert image.width > 8 * 32
+
+
+def test_settings_are_those_of_the_data_set(commands: Commands, tmp_path: Path) -> None:
+    generate_imagefolder(tmp_path / "files")
+    arguments = ("--root", tmp_path / "files", "--out", tmp_path / "grid.png")
+    result = commands.fewstep("data", "check", "imagefolder", "size=16", "hold_out_every=4", *arguments)
+    assert "imagefolder: 120 images to train on, 40 held out" in result.out
+    assert "shape (3, 16, 16)" in result.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["nonsense"], ["dataset/nonsense", "cifar10", "imagefolder"]),
+        (["cifar10", "--root", "no/such/place"], ["not at no/such/place", "cs.toronto.edu", "trainer=debug"]),
+        (["imagenet64", "--root", "no/such/place"], ["not at no/such/place", "image-net.org", "trainer=debug"]),
+        (["imagefolder", "--root", "no/such/place"], ["not at no/such/place", "sub-folder", "trainer=debug"]),
+        (["patches", "size=33"], ["one of (32, 64)", "33"]),
+        (["patches", "size"], ["KEY=VALUE", "'size'"]),
+        (["patches", "sizes=32"], ["sizes", "--cfg job"]),
+        (["patches", "--out", "grid.jpg"], ["end in .png", "grid.jpg"]),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line(commands: Commands, tmp_path: Path, monkeypatch, arguments, words) -> None:
+    monkeypatch.chdir(tmp_path)
+    commands.fewstep("data", "check", *arguments).is_one_error(*words)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_training_on_a_missing_data_set_is_refused(commands: Commands, tmp_path: Path) -> None:
+    result = commands.train("dataset=cifar10", f"dataset.root={tmp_path / 'x'}", f"outputs={tmp_path / 'o'}", "logger=csv")
+    result.is_one_error(str(tmp_path / "x"), "cs.toronto.edu", "`python train.py dataset=cifar10 trainer=debug`")
+
+
+def test_inceptions_weights_are_asked_for_by_name(commands: Commands, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "hub"))
+    generate_cifar10(tmp_path / "files")
+    settings = ("dataset=cifar10", f"dataset.root={tmp_path / 'files'}", f"outputs={tmp_path / 'o'}", "logger=csv")
+    commands.train(*settings, "stage=teacher").is_one_error("Inception", "weights-inception-2015-12-05-6726825d.pth")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["cifar10", "imagenet64", "imagefolder"])
+def test_the_pipeline_runs_on_generated_files(commands: Commands, tmp_path: Path, name: str) -> None:
+    assert (ROOT / "conf" / "trainer" / "debug.yaml").is_file()
+    result = commands.train(
+        f"dataset={name}",
+        "trainer=debug",
+        "logger=csv",
+        f"dataset.root={tmp_path / name}",
+        f"outputs={tmp_path / 'outputs'}",
+    )
+    assert result.status == 0, result
+    assert result.out.count("is not there, so") == 1
+    assert "not from Inception" in result.err
+    assert list((tmp_path / "outputs" / name / "pipeline").glob("*/quality.json"))
