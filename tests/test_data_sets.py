@@ -64,7 +64,9 @@ def test_what_is_wrong_is_said_in_one_line(commands: Commands, tmp_path: Path, m
 
 
 def test_training_on_a_missing_data_set_is_refused(commands: Commands, tmp_path: Path) -> None:
-    result = commands.train("dataset=cifar10", f"dataset.root={tmp_path / 'x'}", f"outputs={tmp_path / 'o'}", "logger=csv")
+    result = commands.train(
+        "dataset=cifar10", f"dataset.root={tmp_path / 'x'}", f"outputs={tmp_path / 'o'}", "logger=csv"
+    )
     result.is_one_error(str(tmp_path / "x"), "cs.toronto.edu", "`python train.py dataset=cifar10 trainer=debug`")
 
 

@@ -82,6 +82,7 @@ def test_a_toy_is_small_and_nothing_else_changes(dataset: str) -> None:
     assert set(config.model.network.config) == set(before.model.network.config)
     assert list(config.stage.progressive.ladder) == [8, 4, 2, 1]
     assert max(*config.stage.evaluate.teacher_steps, *config.stage.evaluate.guided_steps) == TOY_STEPS
+    assert list(config.stage.evaluate.w) == [before.stage.evaluate.w[0], before.stage.evaluate.w[-1]]
     for stage in ("teacher", "guidance", "progressive"):
         assert config.stage[stage].training == before.stage[stage].training
     assert {k: v for k, v in config.items() if k not in ("model", "stage", "trainer")} == {

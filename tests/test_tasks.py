@@ -7,10 +7,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from running import Commands, files_below, make_chain
+from running import Commands, files_below
 
 import fewstep
-from fewstep.checkpoint import save_model
+from fewstep.checkpoint import ModelCard, save_model
+from fewstep.data.digits import DigitsData
+from fewstep.diffusion.schedule import CosineSchedule
+from fewstep.networks import Denoiser, ResidualMLP
 
 pytest_plugins = ("running",)
 pytestmark = pytest.mark.usefixtures("as_users_run")
@@ -18,12 +21,30 @@ TASKS = ("edit", "inpaint", "transfer", "interpolate")
 
 
 @pytest.fixture(scope="module")
-def chain(as_users_run, tmp_path_factory) -> dict[str, Path]:
-    """The models, and an "encoder": the rung of two steps with another role."""
-    files = make_chain(tmp_path_factory.mktemp("chain"))
-    rung = fewstep.load(files["2"])
-    files["encoder"] = files["2"].with_name("encoder-2.safetensors")
-    save_model(files["encoder"], rung.denoiser, replace(rung.card, role="encoder"))
+def chain(tmp_path_factory) -> dict[str, Path]:
+    """A teacher, a guided student, a rung of two steps and an encoder of two: networks of random weights."""
+    folder, files = tmp_path_factory.mktemp("chain"), {}
+    for name, role, num_steps in (
+        ("teacher", "teacher", None),
+        ("guided", "guided", None),
+        ("2", "progressive", 2),
+        ("encoder", "encoder", 2),
+    ):
+        facts, w_min, w_max = DigitsData.facts, *((None, None) if role == "teacher" else (0.0, 4.0))
+        network = ResidualMLP(
+            shape=facts.shape,
+            num_classes=facts.num_classes,
+            width=32,
+            num_blocks=1,
+            embedding_dim=16,
+            guidance_input=role != "teacher",
+        )
+        generator = torch.Generator().manual_seed(0)
+        for parameter in network.parameters():
+            parameter.data.normal_(0, 0.1, generator=generator)
+        files[name] = folder / f"{name}.safetensors"
+        card = ModelCard(role, facts, "v", CosineSchedule(), w_min, w_max, num_steps, 0, ())
+        save_model(files[name], Denoiser(network.eval()), card)
     return files
 
 
@@ -203,7 +224,7 @@ def test_transfer_is_its_python_call(commands, chain, digits, tmp_path, encoder)
 
 
 def test_a_guided_student_encodes_for_itself_and_gives_the_images_back(commands, chain, digits, tmp_path):
-    """Also an untrained network has a flow, and its cycle closes with many steps."""
+    """Even random weights have a flow, and its cycle closes with many steps."""
     many = ("--steps", "256", "--encode-steps", "256", "--w", "0")
     back = made(
         commands, "transfer", chain["guided"], digits, "--from", "1", "--to", "1", *many, "--out", tmp_path / "a.npz"

@@ -258,9 +258,10 @@ TOY_STEPS = 8
 
 
 def as_toy(config: DictConfig) -> None:
-    """What trainer.toy makes of the settings: the model's toy variant, and at most 8 steps in ladders and grids.
+    """What trainer.toy makes of the settings: the model's toy variant, and few steps and w in ladders and grids.
 
-    Lists that name no more than 8 steps are left as they are, and so are networks without such a variant.
+    Of the steps in a list those up to 8 are kept, and all where that leaves nothing to do; of the w the first and the
+    last. A network without such a variant stays as it is.
     """
     toy = config.model.get("toy", {})
     config.model.network = OmegaConf.merge(config.model.network, toy.get("network", {}))
@@ -272,6 +273,8 @@ def as_toy(config: DictConfig) -> None:
             few = [n for n in stage.get(key, []) if n <= TOY_STEPS]
             if key in stage and len(few) >= least:
                 stage[key] = few
+        if len(weights := list(stage.get("w", []))) > 2:
+            stage.w = [weights[0], weights[-1]]
 
 
 def dataset_of(config: DictConfig) -> dict[str, Any]:

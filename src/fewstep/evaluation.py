@@ -207,7 +207,7 @@ def evaluate(
         protocol=protocol,
         labels=judge.data.conditions(plan.num_images),
         decode=judge.data.decode,
-        clip_score=None if judge.clip is None else partial(judge.clip, prompts=judge.data.prompts(plan.num_images)),
+        clip_score=judge.clip and partial(judge.clip, prompts=judge.data.prompts(plan.num_images) or [], device=device),
         exact=judge.exact,
         device=device,
         show=show,

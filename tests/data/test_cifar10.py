@@ -114,7 +114,9 @@ def test_a_pickle_of_anything_else_is_refused_and_runs_nothing(binary, tmp_path,
     root, proof = as_python_version(binary, tmp_path / "python"), tmp_path / "proof"
     file = root / "cifar-10-batches-py" / "data_batch_3"
     file.write_bytes(content(proof))
-    with pytest.raises(ValueError, match=r"data_batch_3 must be a pickle of arrays and plain values alone.*get it again"):
+    with pytest.raises(
+        ValueError, match=r"data_batch_3 must be a pickle of arrays and plain values alone.*get it again"
+    ):
         opened(root)
     assert not proof.exists()
 

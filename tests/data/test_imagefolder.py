@@ -25,7 +25,9 @@ def root(tmp_path: Path) -> Path:
 
 
 def opened(root: Path, **settings) -> ImageFolderData:
-    return ImageFolderData(root=str(root), **({"size": 32, "batch_size": 5, "stream": "0", "hold_out_every": 5} | settings))
+    return ImageFolderData(
+        root=str(root), **({"size": 32, "batch_size": 5, "stream": "0", "hold_out_every": 5} | settings)
+    )
 
 
 def zipped(root: Path, out: Path, prefix: str = "") -> Path:

@@ -186,7 +186,7 @@ def test_labels_are_under_the_checksum_too(root: Path) -> None:
     record = json.loads(path.read_text())
     record["labels"][0] += 1
     path.write_text(json.dumps(record))
-    with pytest.raises(ValueError, match="train-00000.images is damaged"):
+    with pytest.raises(ValueError, match=r"train-00000.images is damaged"):
         opened(root).check()
 
 

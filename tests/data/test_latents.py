@@ -132,7 +132,7 @@ def test_a_full_disk_leaves_nothing_that_reads_as_whole(
 def test_a_folder_of_other_latents_is_left_alone(own: Path, tmp_path: Path) -> None:
     write_tiny_autoencoder(tmp_path / "other", seed=1)
     before = contents(own)
-    with pytest.raises(ValueError, match="autoencoder_sha256.*choose another --out"):
+    with pytest.raises(ValueError, match=r"autoencoder_sha256.*choose another --out"):
         make(tmp_path / "other", own)
     assert contents(own) == before
 
@@ -170,6 +170,12 @@ def test_the_command_makes_them_and_says_how_fast(commands, vae: Path, tmp_path:
     assert made.status == 0, made
     assert "latents 4 x 4 x 4 of 32 images of patches" in made.out
     assert len(opened(tmp_path / "out").labels) == 32
+    options = ("--autoencoder", tmp_path / "coarse", "--out", tmp_path / "few", "--num", 8)
+    assert commands.fewstep("latents", "patches", *options).status == 0
+    few = opened(tmp_path / "few")
+    assert torch.equal(few.labels, opened(tmp_path / "out").labels[::4])
+    some = opened(tmp_path / "out").images[torch.arange(0, 32, 4)]
+    torch.testing.assert_close(few.images[torch.arange(8)], some, rtol=1e-2, atol=1e-3)
     refused = commands.fewstep("latents", "patches", "--autoencoder", tmp_path / "none", "--out", tmp_path / "out")
     refused.is_one_error("config.json is missing")
     commands.fewstep("latents", "mixture", "--autoencoder", vae, "--out", tmp_path / "out").is_one_error("use patches")

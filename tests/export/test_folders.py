@@ -8,16 +8,20 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import DiffusionPipeline, StableDiffusionPipeline
+from diffusers import DiffusionPipeline, StableDiffusionPipeline, UNet2DConditionModel
 from exporting import BETAS, COSINE, TRAINED, ZERO_SNR, companions, write_model
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import fewstep
+from fewstep.checkpoint import save_model
 from fewstep.data.facts import LatentFacts, TextFacts
 from fewstep.diffusion.sampler import SAMPLERS, sample
 from fewstep.diffusion.schedule import alpha
 from fewstep.export.folder import export
 from fewstep.model import Model
+from fewstep.networks import with_guidance_input
+from fewstep.networks.adapter import adapter_file, merged, save_adapter, trained_parameters, with_adapter
 from fewstep.seeds import starting_noise
 
 PROMPTS = ["a temple", "two flowers, in a vase"]
@@ -67,8 +71,12 @@ def opened(folder: Path, kind: Any = DiffusionPipeline, **how: Any) -> Any:
 
 @pytest.mark.parametrize(
     ("schedule", "prediction"),
-    [(BETAS, "v"), (BETAS, "eps"), (ZERO_SNR, "v"), (TRAINED, "x")],
-    ids=["v", "eps", "zero-snr", "trained-x"],
+    [
+        pytest.param(BETAS, "v", id="v"),
+        pytest.param(TRAINED, "x", id="trained-x"),
+        pytest.param(BETAS, "eps", id="eps", marks=pytest.mark.slow),
+        pytest.param(ZERO_SNR, "v", id="zero-snr", marks=pytest.mark.slow),
+    ],
 )
 def test_a_text_student_opens_in_stable_diffusion(made: Companions, tmp_path: Path, schedule, prediction) -> None:
     latent, text = made
@@ -191,6 +199,48 @@ def test_the_pipeline_needs_no_fewstep(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stdout.strip() == "2", done.stderr
+
+
+def test_the_adapter_goes_along(tmp_path: Path) -> None:
+    path = write_model(tmp_path / "model-4.safetensors", "UNet")
+    student = with_adapter(fewstep.load(path).denoiser, rank=2, alpha=2.0)
+    save_adapter(adapter_file(path), student, "cd" * 32)
+    export(path, tmp_path / "out")
+    lora = tmp_path / "out" / "lora"
+    names = load_file(lora / "pytorch_lora_weights.safetensors")  # the name that load_lora_weights looks for
+    assert all(name.startswith("unet.") for name in names)
+    assert [*load_file(lora / "w_input.safetensors")] == ["unet.time_embedding.cond_proj.weight"]
+    assert "load_lora_weights" in (tmp_path / "out" / "README.md").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:this model has no w input")
+def test_stable_diffusion_with_the_adapter_is_the_student(made: Companions, tmp_path: Path) -> None:
+    """The steps of the exported README.md, on the teacher's own pipeline."""
+    own = {"latent": made[0], "text": made[1], "schedule": BETAS, "clock": BETAS}
+    teacher = write_model(tmp_path / "teacher.safetensors", "TextUNet", w=None, **own)
+    export(teacher, tmp_path / "base")
+    student = with_adapter(with_guidance_input(fewstep.load(teacher).denoiser), rank=2, alpha=3.0)
+    for parameter in trained_parameters(student):
+        parameter.data = 0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0))
+    path = write_model(tmp_path / "model-4.safetensors", "TextUNet", **own)  # for its card
+    save_adapter(adapter_file(path), student, "cd" * 32)
+    save_model(path, merged(student), fewstep.load(path).card)
+    export(path, tmp_path / "out")
+
+    kept = {"subfolder": "unet", "time_cond_proj_dim": 8, "low_cpu_mem_usage": False}
+    unet = UNet2DConditionModel.from_pretrained(tmp_path / "base", **kept)
+    w_input = load_file(tmp_path / "out" / "lora" / "w_input.safetensors")
+    unet.load_state_dict({name.removeprefix("unet."): weight for name, weight in w_input.items()}, strict=False)
+    adapted = opened(tmp_path / "base", StableDiffusionPipeline, unet=unet)
+    adapted.load_lora_weights(tmp_path / "out" / "lora")
+    whole = opened(tmp_path / "out", StableDiffusionPipeline)
+    plain = opened(tmp_path / "base", StableDiffusionPipeline)
+    noise = starting_noise(1, 0, 2, (4, 8, 8))
+    given = {"prompt": PROMPTS, "latents": noise, "num_inference_steps": 4, "guidance_scale": 3.0}
+    images = [pipe(**given, output_type="latent").images for pipe in (adapted, whole, plain)]
+    torch.testing.assert_close(images[0], images[1], rtol=1e-4, atol=1e-4)
+    assert float((images[1] - images[2]).abs().max()) > 1e-2
 
 
 # Halves -------------------------------------------------------------------------------------------------------------

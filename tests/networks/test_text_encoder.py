@@ -1,4 +1,4 @@
-"""The text encoder gives what StableDiffusionPipeline conditions on; a folder that is not whole says what is missing."""
+"""The text encoder gives what StableDiffusionPipeline conditions on; a folder says what is missing."""
 
 import shutil
 import warnings

@@ -209,4 +209,4 @@ def test_running_figures_start_anew_and_keep_the_reference(
 
 def test_figures_are_values(figures: Figures) -> None:
     assert replace(figures) == figures
-    assert all(isinstance(value, float) for value in vars(figures).values())
+    assert all(isinstance(value, float) for name, value in vars(figures).items() if name != "kid")

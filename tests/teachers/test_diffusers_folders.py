@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -156,6 +157,23 @@ def test_old_names_and_pickles_of_tensors_open(tmp_path: Path) -> None:
         assert torch.equal(tensors[f"unet.{name}"], value.half().float())
 
 
+def test_parts_of_weights_and_a_pipeline_of_a_transformer_open(tmp_path: Path) -> None:
+    folder = tmp_path / "pipeline"
+    randomised(original := dit()).save_pretrained(folder / "transformer", max_shard_size="20KB")  # pyright: ignore
+    assert len(list((folder / "transformer").glob("*.safetensors"))) > 1
+    DDIMScheduler().save_pretrained(folder / "scheduler")
+    parts = {"transformer": ["diffusers", "DiTTransformer2DModel"], "scheduler": ["diffusers", "DDIMScheduler"]}
+    (folder / "model_index.json").write_text(json.dumps({"_class_name": "DiTPipeline", "id2label": {"0": "a"}} | parts))
+    assert is_foreign(folder)
+    check_parity(original, read(folder, FACTS).denoiser, torch.tensor([0, 1, 2, 3, 4, 4]), 4)
+    sorted((folder / "transformer").glob("*.safetensors"))[1].unlink()
+    with pytest.raises(ValueError, match=r"lacks .*-00002-of-.*safetensors"):
+        read(folder, FACTS)
+    (folder / "model_index.json").write_text("{}")
+    with pytest.raises(ValueError, match="names no unet and no transformer"):
+        read(folder, FACTS)
+
+
 @pytest.mark.parametrize("classes", [None, 4])
 def test_who_has_no_null_condition_is_told(tmp_path: Path, classes: int | None) -> None:
     folder = tmp_path / "folder"
@@ -228,6 +246,9 @@ def test_a_whole_pipeline_says_what_its_unet_says(pipeline: tuple[Path, Any, Dat
         ours = denoiser.network(z, steps.double() / 1000, prompts, None)
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5 * float(theirs.abs().max()))
     assert imported(folder / "unet", tmp_path, facts) == path  # its unet/ alone finds the rest beside it
+    assert facts.latent is not None
+    moved = replace(facts, latent=replace(facts.latent, autoencoder="/elsewhere"))
+    assert imported(folder, tmp_path, moved) == path
 
 
 # Bad input ----------------------------------------------------------------------------------------------------------
@@ -308,8 +329,6 @@ def test_a_folder_that_cannot_be_used_is_refused(tmp_path: Path, spoil: Callable
 @pytest.mark.usefixtures("unchecked")
 def test_a_pipeline_of_other_companions_is_refused(pipeline: tuple[Path, Any, DataFacts], tmp_path: Path) -> None:
     folder, _, facts = pipeline
-    from dataclasses import replace
-
     assert facts.text is not None
     assert facts.latent is not None
     for others, words in (

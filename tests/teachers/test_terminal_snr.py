@@ -69,7 +69,7 @@ def gaussian() -> GaussianMixture:
 TWO_POINTS = torch.tensor([[-1.0], [1.0]], dtype=torch.float64)  # of mean 0 and variance 1: all that an affine map sees
 
 
-def biases(teacher: Frozen, schedule: Schedule, num_steps: int = 250) -> tuple[float, float]:
+def biases(teacher: Frozen, schedule: Schedule, num_steps: int = 125) -> tuple[float, float]:
     """Mean and standard deviation of samples from pure noise, less those of the data."""
     x = sample(
         teacher, TWO_POINTS, schedule=schedule, num_steps=num_steps, label=torch.zeros(2, dtype=torch.long), w=None
@@ -90,19 +90,19 @@ def test_the_bias_of_starting_from_pure_noise_is_what_the_ode_says() -> None:
     )
     assert float(solved.mean()) - MEAN == pytest.approx(expected_mean, abs=1e-4)
     assert float(solved.std(correction=0)) - STD == pytest.approx(expected_std, abs=1e-4)
-    mean, std = biases(teacher_of(gaussian()), CLOCK, num_steps=1000)
-    assert mean == pytest.approx(expected_mean, rel=0.02)
+    mean, std = biases(teacher_of(gaussian()), CLOCK, num_steps=500)
+    assert mean == pytest.approx(expected_mean, rel=0.03)
     assert mean == pytest.approx(-0.0239, abs=5e-4)  # a thirtieth of the mean is lost
-    assert std == pytest.approx(expected_std, abs=4e-3)  # DDIM's own error, of a thousand steps, is the larger part
+    assert std == pytest.approx(expected_std, abs=8e-3)  # DDIM's own error, of 500 steps, is the larger part
     # zero_terminal_snr=true: its x at the last timestep, asked of a z of no signal, is the mean up to alpha.
     cosine_mean, cosine_std = biases(teacher_of(gaussian()), CosineSchedule())
-    assert abs(cosine_mean) < 0.2 * abs(mean)
-    assert abs(cosine_std) < 0.012  # of 250 steps
+    assert abs(cosine_mean) < 0.02 * abs(mean)
+    assert abs(cosine_std) < 0.025  # of 125 steps
     # A teacher that was itself trained on rescaled betas has no bias to begin with (in v; eps divides by alpha there).
     network = ExactNetwork(gaussian(), "v", RESCALED)
     rescaled_mean, rescaled_std = biases(Frozen(Denoiser(network, "v", RESCALED)), RESCALED)
     assert abs(rescaled_mean) < 0.002
-    assert abs(rescaled_std) < 0.012
+    assert abs(rescaled_std) < 0.025
 
 
 @pytest.mark.slow

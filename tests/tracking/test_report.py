@@ -225,3 +225,12 @@ def test_a_teacher_that_skips_the_branch_at_w_0_is_not_the_reference_of_speed(ru
         (128, 1.0),
         (64, 2.0),
     ]
+
+
+def test_figures_of_text_have_their_columns(run):
+    assert "CLIP" not in write_report(run).read_text()
+    rows = json.loads((run / "quality.json").read_text())
+    (run / "quality.json").write_text(json.dumps([{**row, "kid": 0.125, "clip_score": 31.25} for row in rows]))
+    page = write_report(run).read_text()
+    assert "<th>KID</th><th>CLIP<br>score</th>" in page
+    assert page.count("31.2") >= len(rows)

@@ -102,11 +102,12 @@ def show(teacher: str, found: "Findings", conditional: bool) -> None:
         "with zero SNR" if found.has_zero_terminal_snr else f"with alpha = {found.terminal_alpha:.3g}, above zero SNR"
     )
     kind = "none (it is asked only with a class)" if conditional else "none (it is unconditional)"
+    null = "works" if found.null_works else "does not work" if found.denoises else "not known"
     lines = [
         f"reading: denoises as {found.reads_as}, {verdict}; worse are {worse}"
         if found.denoises
         else f"reading: none denoises; {found.reads_as} comes nearest",
-        f"null condition: {('works' if found.null_works else 'does not work') if found.has_null else kind}",
+        f"null condition: {null if found.has_null else kind}",
         f"schedule: ends {ends}"
         + ("" if found.has_zero_terminal_snr else "; students live on it, or on cosine with zero_terminal_snr=true"),
     ]

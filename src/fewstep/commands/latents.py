@@ -14,6 +14,7 @@ def latents(
         list[str] | None,
         typer.Argument(metavar="[KEY=VALUE]...", help="Settings of conf/dataset/DATASET.yaml, as size=64."),
     ] = None,
+    num: Annotated[int | None, typer.Option(help="Only so many images, evenly spaced; default: all.")] = None,
     batch_size: Annotated[int, typer.Option(help="Images encoded at a time.")] = 64,
 ) -> None:
     """Encode the images of a data set once, for training latent models; interrupted, the same command goes on.
@@ -30,20 +31,19 @@ def latents(
     from fewstep.data.make_latents import make_latents
     from fewstep.networks.autoencoder import Autoencoder
 
-    if batch_size < 1:
-        raise ValueError(f"--batch-size must be at least 1, got {batch_size}")
+    if batch_size < 1 or (num is not None and num < 1):
+        raise ValueError(f"--batch-size and --num must be at least 1, got {batch_size} and {num}")
     source = data_of(dataset, settings or [], batch_size=1)
     if not isinstance(source, ImagesInMemory) or source.facts.latent is not None:
-        raise ValueError(
-            f"latents are made of images, and dataset={dataset} has none; use patches or imagefolder"
-        )
+        raise ValueError(f"latents are made of images, and dataset={dataset} has none; use patches or imagefolder")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     opened = Autoencoder.open(autoencoder)
-    count, begun, before = len(source.labels), time.perf_counter(), None
+    count = min(num or len(source.labels), len(source.labels))
+    begun, before = time.perf_counter(), None
     columns = (TextColumn("latents"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
     with Progress(*columns, TimeRemainingColumn()) as progress:
         task = progress.add_task("", total=count)
-        for done in make_latents(source, opened, out, batch_size=batch_size, device=device):
+        for done in make_latents(source, opened, out, num=num, batch_size=batch_size, device=device):
             before = done if before is None else before
             rate = (done - before) / (time.perf_counter() - begun)
             progress.update(task, completed=done, description=f"{rate:,.0f} images/s")

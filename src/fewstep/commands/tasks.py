@@ -266,11 +266,13 @@ def condition(model: "Model", label: int | None, prompt: str | None, given: "Giv
         raise ValueError(
             f"this model knows classes 0..{data.num_classes - 1} of {data.name}, no prompts: give {option}"
         )
-    if label is None and given.labels is None:
+    if label is not None:
+        return model.condition(torch.full((count,), label))
+    if given.labels is None:
         raise ValueError(
             f"give {option} NUMBER, a class 0..{data.num_classes - 1}: the images have no labels of their own"
         )
-    return model.condition(given.labels if label is None else torch.full((count,), label))
+    return model.condition(given.labels)
 
 
 def save_images(x: "Tensor", wanted: "Condition", model: "Model", out: Path, columns: int | None = None) -> None:

@@ -189,4 +189,4 @@ class ImagesInMemory(Data):
 
 def from_uint8(images: Tensor) -> Float[Tensor, "batch *shape"]:
     """0..255 to [-1, 1]."""
-    return images.float() / 127.5 - 1
+    return images.to(torch.float32, copy=True).div_(127.5).sub_(1)  # one array, not three

@@ -122,13 +122,16 @@ class Cache:
         self.skipped: list[str] = []
         self._splits: dict[str, list[tuple[str, dict[str, Any]]]] = {}
         for split, parts in manifest["parts"].items():
-            self._splits[split] = [(name, read_record(folder, name, self.shape)) for name in parts]
-            if any(record is None for _, record in self._splits[split]):
-                raise ValueError(
-                    f"a part of the cache {folder} is gone or cut short; delete {folder / MANIFEST} and run the same "
-                    "command again to convert that part anew"
-                )
-            self.skipped += [file for _, record in self._splits[split] for file in record["skipped"]]
+            self._splits[split] = []
+            for name in parts:
+                record = read_record(folder, name, self.shape)
+                if record is None:
+                    raise ValueError(
+                        f"part {name} of the cache {folder} is gone or cut short; delete {folder / MANIFEST} and run the "
+                        "same command again to convert that part anew"
+                    )
+                self._splits[split].append((name, record))
+                self.skipped += record["skipped"]
 
     def examples(self, split: str) -> Examples:
         """Images and labels of a split, empty if there is none of that name."""

@@ -13,6 +13,7 @@ from fewstep.data.generate import generate_cifar10, in_place_of
 from fewstep.data.split import Examples, SplitImages, is_missing
 from fewstep.data.unpickle import read_arrays
 
+NAME = "cifar10"
 TRAIN = tuple(f"data_batch_{number}" for number in range(1, 6))
 TEST = "test_batch"
 PER_FILE = 10_000
@@ -57,8 +58,13 @@ def read_batch(path: Path) -> Examples:
     else:
         batch = read_arrays(path)
         data, given = (batch.get(key) if isinstance(batch, dict) else None for key in (b"data", b"labels"))
-        right = isinstance(data, np.ndarray) and data.dtype == np.uint8 and data.shape[1:] == (VALUES,) and len(data)
-        if not right or not isinstance(given, list) or len(given) != len(data):
+        if (
+            not isinstance(data, np.ndarray)
+            or data.dtype != np.uint8
+            or data.shape[1:] != (VALUES,)
+            or not isinstance(given, list)
+            or not len(data) == len(given) > 0
+        ):
             raise ValueError(f"{path} must hold data uint8 (N, {VALUES}) and a list of N labels; get it again")
         images, labels = torch.from_numpy(data.copy()), torch.tensor(given)
     if labels.dtype != torch.int64 or int(labels.min()) < 0 or int(labels.max()) > 9:
@@ -85,16 +91,15 @@ class Cifar10Data(SplitImages):
         ValueError: `root` is not there, or a file of it is missing or damaged.
     """
 
-    name = "cifar10"
-    facts = DataFacts(name="cifar10", shape=(3, 32, 32), num_classes=10, low=-1.0, high=1.0)
+    facts = DataFacts(name=NAME, shape=(3, 32, 32), num_classes=10, low=-1.0, high=1.0)
 
     def __init__(self, *, root: str, batch_size: int, stream: str, flip: bool = False, generated: bool = False) -> None:
         place = Path(root)
         if generated and not place.exists():
-            place = in_place_of(place, self.name, generate_cifar10)
+            place = in_place_of(place, NAME, generate_cifar10)
         files = batch_files(place)
         if files is None:
-            raise is_missing(self.name, place, HOW)
+            raise is_missing(NAME, place, HOW)
         self.files = files
         super().__init__(
             facts=self.facts,

@@ -8,6 +8,8 @@ from fewstep.data.generate import generate_imagefolder, in_place_of
 from fewstep.data.imagefiles import HELD_OUT, image_source
 from fewstep.data.split import SplitImages, is_missing
 
+NAME = "imagefolder"
+
 
 class ImageFolderData(SplitImages):
     """Images of `root`, cut to squares as in ADM and cached; see `by_class` for what is held out.
@@ -25,8 +27,6 @@ class ImageFolderData(SplitImages):
         ValueError: `root` is not there, or is not such a folder or zip.
     """
 
-    name = "imagefolder"
-
     def __init__(
         self,
         *,
@@ -43,16 +43,16 @@ class ImageFolderData(SplitImages):
     ) -> None:
         place = Path(root)
         if generated and not place.exists():
-            place = in_place_of(place, self.name, generate_imagefolder)
+            place = in_place_of(place, NAME, generate_imagefolder)
         folder = Path(cache) if cache else place.with_name(f"{place.name}.{size}.cache")
         if not place.exists() and stored_key(folder) is None:
-            raise is_missing(self.name, place, "make it a folder or a zip with a sub-folder of images for each class")
+            raise is_missing(NAME, place, "make it a folder or a zip with a sub-folder of images for each class")
         source = (
             image_source(place, size=size, hold_out_every=hold_out_every, strict=strict) if place.exists() else None
         )
         self.cache: Cache = cached(folder, source)
         super().__init__(
-            facts=DataFacts(self.name, self.cache.shape, len(self.cache.classes), -1.0, 1.0),
+            facts=DataFacts(NAME, self.cache.shape, len(self.cache.classes), -1.0, 1.0),
             train=self.cache.examples("train"),
             held_out=self.cache.examples(HELD_OUT),
             batch_size=batch_size,

@@ -17,6 +17,7 @@ from fewstep.data.generate import generate_imagenet64, in_place_of
 from fewstep.data.imagefiles import HELD_OUT, image_source
 from fewstep.data.split import SplitImages, is_missing
 
+NAME = "imagenet64"
 SIZE, CLASSES = 64, 1000
 BATCHES = ("train_data_batch_1..10.npz", "val_data.npz")
 FULL = {"train": 1_281_167, HELD_OUT: 50_000}
@@ -119,8 +120,6 @@ class ImageNet64Data(SplitImages):
         ValueError: `root` is not there or not of this form.
     """
 
-    name = "imagenet64"
-
     def __init__(
         self,
         *,
@@ -135,10 +134,10 @@ class ImageNet64Data(SplitImages):
     ) -> None:
         place = Path(root)
         if generated and not place.exists():
-            place = in_place_of(place, self.name, generate_imagenet64)
+            place = in_place_of(place, NAME, generate_imagenet64)
         folder = Path(cache) if cache else place.with_name(f"{place.name}.cache")
         if not place.exists() and stored_key(folder) is None:
-            raise is_missing(self.name, place, HOW)
+            raise is_missing(NAME, place, HOW)
         if not place.exists():
             source = None
         elif any(place.glob("*_data*.npz")):
@@ -147,7 +146,7 @@ class ImageNet64Data(SplitImages):
             source = image_source(place, size=SIZE, hold_out_every=10, strict=strict)
         self.cache: Cache = cached(folder, source)
         super().__init__(
-            facts=DataFacts(self.name, (3, SIZE, SIZE), len(self.cache.classes), -1.0, 1.0),
+            facts=DataFacts(NAME, (3, SIZE, SIZE), len(self.cache.classes), -1.0, 1.0),
             train=self.cache.examples("train"),
             held_out=self.cache.examples(HELD_OUT),
             batch_size=batch_size,

@@ -25,9 +25,12 @@ def make_latents(
     *,
     batch_size: int = 64,
     per_file: int = PER_FILE,
+    num: int | None = None,
     device: torch.device | str = "cpu",
 ) -> Iterator[int]:
-    """Write the latents of all training images of `source`, in their order, and its held-out images, into `out`.
+    """Write the latents of the training images of `source`, in their order, and its held-out images, into `out`.
+
+    Of all of them, or of `num`, evenly spaced.
 
     Yields how many images are encoded so far, after each batch. Interrupted, the same call goes on at the first file
     that is not there. The manifest comes last: without it nothing in the folder is read as data.
@@ -37,7 +40,8 @@ def make_latents(
         OSError: the disk is full; what is there stays good.
     """
     facts = source.facts
-    count = len(source.labels)
+    count = min(num or len(source.labels), len(source.labels))
+    chosen = torch.arange(count) * len(source.labels) // count
     about = {
         "format": FORMAT,
         "source": facts.name,
@@ -58,14 +62,14 @@ def make_latents(
         if not (out / name).is_file():
             rows = []
             for first in range(start, stop, batch_size):
-                index = torch.arange(first, min(stop, first + batch_size))
+                index = chosen[first : min(stop, first + batch_size)]
                 mean, variance = autoencoder.encode(from_uint8(source.images[index]).to(device))
                 rows.append(torch.stack([mean, variance], 1).clamp(-LARGEST, LARGEST).half().cpu().numpy())
-                yield int(index[-1]) + 1
+                yield first + len(index)
             save_array(out / name, np.concatenate(rows))
         yield stop
     held_out = source.reference()
-    save_array(out / LABELS, source.labels.numpy())
+    save_array(out / LABELS, source.labels[chosen].numpy())
     save_array(out / REFERENCE, ((held_out.x + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).numpy())
     save_array(out / REFERENCE_LABELS, held_out.label.numpy())
     files = [*names, LABELS, REFERENCE, REFERENCE_LABELS]

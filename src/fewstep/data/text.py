@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from fewstep.data.batches import Batch, Data, checked, from_uint8
-from fewstep.data.captioned import Sample, decode_sample, is_sample
+from fewstep.data.captioned import BOTH, LATENT, Sample, decode_sample, is_sample
 from fewstep.data.facts import DataFacts
 from fewstep.data.generate import in_place_of
 from fewstep.data.generate_text import SIZE, generate_text
@@ -93,6 +93,8 @@ class TextData(Data):
         self.encoder = opened_encoder(encoder)
         self.autoencoder = None if autoencoder is None else opened_autoencoder(autoencoder)
         self.decode_raw = partial(self._decode, damaged=set(), size=size or 0)
+        if not size and not {LATENT, BOTH} & set(next(samples_of(self.train_shards[0], is_sample))):
+            raise ValueError("dataset.size is needed for shards of images: the side of the squares they are made")
         first = self._first()
         self.facts = self._facts(first, size)
         kind = "held-out shards" if first.x.dtype == np.uint8 else "held-out latents, decoded"
@@ -110,8 +112,7 @@ class TextData(Data):
                 f"{(text.tokens, text.features)}: name the encoder that made them"
             )
         if first.x.dtype == np.uint8:
-            if not size:
-                raise ValueError("dataset.size is needed for shards of images: the side of the squares they are made")
+            assert size is not None
             image_shape, shape, latent = (3, size, size), (3, size, size), None
             if self.autoencoder is not None:
                 shape, latent = self.autoencoder.latent_shape(image_shape), self.autoencoder.facts(image_shape)

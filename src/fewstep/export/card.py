@@ -14,6 +14,18 @@ from fewstep.networks.adapter import adapter_file
 Format = Literal["diffusers", "safetensors", "onnx"]
 
 README = "README.md"
+LORA = """
+
+The adapter alone is in `lora/`, for the first model of the chain that was adapted (its sha256 is in the file's
+metadata). The network must have a w input, which is in a file of its own:
+
+```python
+unet = UNet2DConditionModel.from_pretrained(BASE, subfolder="unet", time_cond_proj_dim=DIM, low_cpu_mem_usage=False)
+w_input = load_file("FOLDER/lora/w_input.safetensors")
+unet.load_state_dict({name.removeprefix("unet."): weight for name, weight in w_input.items()}, strict=False)
+pipe = StableDiffusionPipeline.from_pretrained(BASE, unet=unet)
+pipe.load_lora_weights("FOLDER/lora")
+```"""
 CARD = "fewstep.json"  # what the model file says of itself
 PROVENANCE = "provenance.json"
 LIBRARY: dict[Format, str] = {"diffusers": "diffusers", "safetensors": "fewstep", "onnx": "onnx"}
@@ -33,7 +45,7 @@ def readme(path: Path, model: Model, format: Format, half: bool, licence: str, d
         f"# {title(model)}",
         summary(model),
         "## Use",
-        usage(model, format),
+        usage(path, model, format),
         "## Quality",
         quality(path, model),
         "## Where it comes from",
@@ -70,7 +82,7 @@ def summary(model: Model) -> str:
     )
 
 
-def usage(model: Model, format: Format) -> str:
+def usage(path: Path, model: Model, format: Format) -> str:
     """Code that opens the folder."""
     card = model.card
     w = 1.0 if card.w_min is None or card.w_max is None else min(max(1.0, card.w_min), card.w_max)
@@ -107,7 +119,7 @@ def usage(model: Model, format: Format) -> str:
             f"# or guidance_scale={1 + w:g}"
         )
         note = "`trust_remote_code` runs `pipeline.py` of this folder, which is short: read it."
-    return f"```python\n{code}\n```\n\n{note}"
+    return f"```python\n{code}\n```\n\n{note}{LORA if adapter_file(path).is_file() else ''}"
 
 
 def timesteps(model: Model) -> int:

@@ -32,7 +32,7 @@ PREDICTION: dict[PredictionKind, Literal["v_prediction", "epsilon", "sample"]] =
     "eps": "epsilon",
     "x": "sample",
 }
-LORA = Path("lora")  # diffusers' names of files, so that load_lora_weights(FOLDER, subfolder="lora") finds them
+LORA = Path("lora")  # diffusers' names of files, so that load_lora_weights finds them
 Module = TypeVar("Module", bound=nn.Module)
 
 
@@ -55,7 +55,8 @@ def write(folder: Path, model: Model, path: Path, half: bool) -> float:
         if adapter.is_file():
             (folder / LORA).mkdir()
             shutil.copyfile(adapter, folder / LORA / "pytorch_lora_weights.safetensors")
-            shutil.copyfile(guidance_file(adapter), folder / LORA / "w_input.safetensors")
+            if guidance_file(adapter).is_file():
+                shutil.copyfile(guidance_file(adapter), folder / LORA / "w_input.safetensors")
         trial = Trial.of(model)
         return difference_of(trial.of_ours(model), made_by(folder, model, trial))
 
@@ -111,6 +112,8 @@ def write_stable_diffusion(folder: Path, model: Model, half: bool) -> None:
 
 def ddim_scheduler(model: Model) -> DDIMScheduler:
     """The stock scheduler whose steps are those of our sampler, exactly so for numbers of steps that divide T.
+
+    Of "zero" SNR at the end of a rescaled schedule ours keeps alpha = 4.5e-5, and this one nothing.
 
     Raises:
         ValueError: the model's schedule, sampler or data are none that a stock pipeline has.

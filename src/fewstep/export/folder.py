@@ -147,7 +147,8 @@ def write_safetensors(temporary: Path, folder: Path, model: Model, path: Path, h
 
 def difference_of(ours: Tensor, theirs: Tensor) -> float:
     """Largest difference, relative to the largest value of ours, or absolute where that is below 1; inf for a NaN."""
-    return float((ours - theirs).abs().max().nan_to_num(nan=torch.inf, posinf=torch.inf)) / max(1.0, float(ours.abs().max()))
+    difference = (ours - theirs).abs().max().nan_to_num(nan=torch.inf, posinf=torch.inf)
+    return float(difference) / max(1.0, float(ours.abs().max()))
 
 
 def described(path: Path) -> dict[str, object]:

@@ -12,6 +12,7 @@ from fewstep.model import Model
 from fewstep.seeds import starting_noise
 
 FILE = "model.onnx"
+LARGE = 1 << 30  # bytes of weights that go into a file beside it: one file of ONNX ends at 2 GiB
 TRACED, CHECKED = 2, 3  # images: the comparison has another number of them than the trace
 
 
@@ -49,6 +50,7 @@ def write(folder: Path, model: Model) -> float:
             output_names=["output"],
             dynamic_shapes=tuple({0: torch.export.Dim("batch")} for _ in example),
             dynamo=True,
+            external_data=sum(weight.nbytes for weight in network.parameters()) > LARGE,
             verbose=False,
         )
     session = onnxruntime.InferenceSession(folder / FILE, providers=["CPUExecutionProvider"])

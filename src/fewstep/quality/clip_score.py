@@ -20,9 +20,9 @@ WHAT = "CLIP scores need a local folder of a CLIPModel and its processor in safe
 class Projected(nn.Module):
     """A CLIPModel whose features are tensors, as torchmetrics expects and transformers 5 no longer gives."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: Any) -> None:
         super().__init__()
-        self.model = model
+        self.model: Any = model
         self.config = model.config
 
     def get_image_features(self, *inputs: Tensor) -> Tensor:
@@ -70,17 +70,22 @@ class ClipScore:
         self.metric = CLIPScore(lambda: (Projected(model), processor))
 
     @torch.no_grad()
-    def __call__(self, images: UInt8[Tensor, "batch channels height width"], prompts: Sequence[str]) -> float:
-        """The score of image i with prompt i.
+    def __call__(
+        self,
+        images: UInt8[Tensor, "batch channels height width"],
+        prompts: Sequence[str],
+        device: torch.device | str = "cpu",
+    ) -> float:
+        """The score of image i with prompt i, computed on `device`.
 
         Raises:
             ValueError: not one prompt per image.
         """
         if len(images) != len(prompts):
             raise ValueError(f"a CLIP score needs one prompt per image, got {len(images)} and {len(prompts)}")
-        self.metric.reset()
+        self.metric.to(device).reset()
         for start in range(0, len(images), AT_ONCE):
-            part = images[start : start + AT_ONCE].expand(-1, 3, -1, -1)
+            part = images[start : start + AT_ONCE].expand(-1, 3, -1, -1).to(device)
             self.metric.update(part, list(prompts[start : start + AT_ONCE]))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)

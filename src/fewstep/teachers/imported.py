@@ -267,7 +267,8 @@ def imported(source: str | Path, outputs: Path, facts: DataFacts) -> Path:
             f"teacher={source} cannot be guided, because it can be asked {what}; guidance needs both, so train it "
             "further with labels dropped (num_class_embeds = classes + 1) or choose another"
         )
-    digest = sha256(f"{read_now.digest}{facts.shape}{facts.num_classes}{facts.latent}{facts.text}".encode()).hexdigest()
+    companions = [part.sha256 for part in (facts.latent, facts.text) if part]
+    digest = sha256(f"{read_now.digest}{facts.shape}{facts.num_classes}{companions}".encode()).hexdigest()
     path = outputs / facts.name / "teacher" / f"imported-{digest[:8]}" / "model.safetensors"
     if path.is_file() and load_model(path)[1].data == facts:
         return path

@@ -34,6 +34,8 @@ class Row:
     seed: int
     protocol: str
     exact_rmse: float | None = None
+    kid: float | None = None
+    clip_score: float | None = None
 
     @property
     def who(self) -> str:
@@ -56,9 +58,10 @@ def read_rows(path: Path) -> list[Row]:
     if not path.is_file():
         raise ValueError(f"a report needs {path}, and it is not there; make it with: fewstep evaluate MODEL")
     names = [field.name for field in fields(Row) if field.default is MISSING]
+    some = [field.name for field in fields(Row) if field.default is None]  # figures that not all data have
     try:
         rows = [
-            Row(**{name: raw[name] for name in names}, exact_rmse=raw.get("exact_rmse"))
+            Row(**{name: raw[name] for name in names}, **{name: raw.get(name) for name in some})
             for raw in json.loads(path.read_text())
         ]
     except (ValueError, KeyError, TypeError) as error:
