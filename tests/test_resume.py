@@ -222,7 +222,7 @@ def test_a_pipeline_that_was_stopped_goes_on_in_its_folders(tmp_path, monkeypatc
     """Not killed but stopped, as by Ctrl-C: clearing up must not take the pipeline's folder with it."""
     settings = config_of(*PIPELINE, "trainer.max_images=200", "trainer.checkpoint_seconds=0", f"outputs={tmp_path}")
     with monkeypatch.context() as patched:
-        patched.setattr(run, "run_progressive", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
+        patched.setattr(run, "run_ladder", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
         with pytest.raises(KeyboardInterrupt):
             run.run(settings)
     made = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("model*.safetensors")}

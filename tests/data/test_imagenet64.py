@@ -173,7 +173,7 @@ def spoil(path: Path) -> None:
 def test_the_check_finds_a_damaged_part(root: Path) -> None:
     lines = opened(root).check()
     assert f"cache {cache_of(root)}: sha256 of 4 parts" in lines
-    assert "training: 12 of 1000 classes, 0 to 3 of each" in lines
+    assert "training: 4 of 1000 classes, 0 to 9 of each" in lines
     assert "counts: not the full set of 1,281,167 and 50,000" in lines
     spoil(cache_of(root) / "val-00000.images")
     with pytest.raises(ValueError, match=r"val-00000.images is damaged.*delete .*manifest.json"):
@@ -281,7 +281,8 @@ def test_a_folder_of_images_does_too(root: Path, tmp_path: Path) -> None:
             folder.mkdir(parents=True, exist_ok=True)
             Image.fromarray(image.transpose(1, 2, 0)).save(folder / f"{number}.png")
     same = opened(plain)
-    assert same.facts.num_classes == 12
+    assert same.facts.num_classes == 4
+    assert same.conditions(6).tolist() == data.conditions(6).tolist() == [0, 1, 2, 3, 0, 1]
     by_label = data.labels.argsort(stable=True)
     assert torch.equal(same.labels, data.labels[by_label])
     found = {image.tobytes() for image in all_images(same).numpy()}

@@ -127,8 +127,8 @@ class Cache:
                 record = read_record(folder, name, self.shape)
                 if record is None:
                     raise ValueError(
-                        f"part {name} of the cache {folder} is gone or cut short; delete {folder / MANIFEST} and run the "
-                        "same command again to convert that part anew"
+                        f"part {name} of the cache {folder} is gone or cut short; delete {folder / MANIFEST} and run "
+                        "the same command again to convert that part anew"
                     )
                 self._splits[split].append((name, record))
                 self.skipped += record["skipped"]

@@ -11,7 +11,7 @@ from jaxtyping import Int, UInt8
 from PIL import Image
 
 SEED = 0
-SHOWN_CLASSES = 32  # of 1000, so that each has several images
+SHOWN_CLASSES = 4  # of 1000, so that a toy budget has several images of each
 
 
 def pictures(labels: Int[np.ndarray, "count"], size: int, seed: int) -> UInt8[np.ndarray, "count 3 size size"]:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fewstep.data.batches import Batch, ImagesInMemory, Rows, balance, checked, from_uint8
 from fewstep.data.facts import DataFacts
+from fewstep.diffusion.prediction import Condition
 
 
 class Examples(NamedTuple):
@@ -48,6 +49,11 @@ class SplitImages(ImagesInMemory):
         count = len(self.held_out.labels)
         index = torch.arange(self.num_reference) * count // self.num_reference
         return Batch(from_uint8(self.held_out.images[index]), self.held_out.labels[index])
+
+    def conditions(self, count: int) -> Condition:
+        """The classes that the held-out part has, in turn: of a whole data set that is all of them."""
+        held_out = self.held_out.labels.unique()
+        return held_out[torch.arange(count) % len(held_out)]
 
     def check(self) -> list[str]:
         return [

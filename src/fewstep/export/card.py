@@ -29,7 +29,19 @@ pipe.load_lora_weights("FOLDER/lora")
 CARD = "fewstep.json"  # what the model file says of itself
 PROVENANCE = "provenance.json"
 LIBRARY: dict[Format, str] = {"diffusers": "diffusers", "safetensors": "fewstep", "onnx": "onnx"}
-FIGURES = ("steps", "nfe", "w", "fid", "inception_score", "precision", "recall", "accuracy", "diversity", "num_images")
+FIGURES = (
+    "sampler",
+    "steps",
+    "nfe",
+    "w",
+    "fid",
+    "inception_score",
+    "precision",
+    "recall",
+    "accuracy",
+    "diversity",
+    "num_images",
+)
 
 
 def readme(path: Path, model: Model, format: Format, half: bool, licence: str, difference: float) -> str:
@@ -157,15 +169,19 @@ def figures(path: Path, model: Model) -> list[dict[str, Any]]:
         return []
     rows = json.loads((max(found)[1] / QUALITY).read_text())
     mine = [row for row in rows if row["model"] == model.card.role]
-    return [row for row in mine if model.card.num_steps in (None, row["steps"])]
+    if model.card.num_steps is None:
+        return mine
+    stochastic = model.card.sampling == "stochastic"  # both chains may have been judged together
+    return [
+        row for row in mine if row["steps"] == model.card.num_steps and (row["sampler"] == "stochastic") == stochastic
+    ]
 
 
 def provenance(path: Path, model: Model, licence: str) -> str:
     """Hashes of the model and of all it was made from, and whose licence holds."""
     card = model.card
-    lines = [
-        f"- this model: {card.role}, sha256 `{sha256_of(path)}`, trained on {card.images:,} images of {card.data.name}"
-    ]
+    trained = f"last trained on {card.images:,} images of {card.data.name}"
+    lines = [f"- this model: {card.role}, sha256 `{sha256_of(path)}`, {trained}"]
     lines += [f"- made from: {parent.role}, sha256 `{parent.sha256}`" for parent in card.parents]
     if card.data.latent:
         lines.append(f"- autoencoder: weights' sha256 `{card.data.latent.sha256}`")

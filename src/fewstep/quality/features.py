@@ -144,7 +144,7 @@ class PatchesFeatures(FeatureNet):
     """The small classifier of photographs' crops shipped in this package, trained by `train_patches_classifier`.
 
     It was taught which photograph and which place in it a crop shows, in light of any colour, and whether the crop is
-    as it was, blurred or noisy: so its features know colours, textures and how sharp they are.
+    as it was, blurred or noisy. Its features know colours and coarse textures; a blur of 3 pixels they hardly see.
 
     Args:
         stands_in: for Inception, for images of other data: the logits are then those of the places, no class of theirs.

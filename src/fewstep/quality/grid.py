@@ -114,7 +114,7 @@ class Row:
     precision: float
     recall: float
     accuracy: float | None
-    diversity: float
+    diversity: float | None
     same_noise_rmse: float
     exact_rmse: float | None
     images_per_second: float

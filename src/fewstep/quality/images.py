@@ -19,8 +19,8 @@ def to_uint8(x: Float[Tensor, "batch channels height width"], facts: DataFacts) 
         ValueError: some value is not finite (no pixel would show it).
     """
     _require_finite(x)
-    unit = (x.float().clamp(facts.low, facts.high) - facts.low) / (facts.high - facts.low)
-    return (unit * 255).round().to(torch.uint8)
+    unit = x.float().clamp(facts.low, facts.high).sub_(facts.low).div_(facts.high - facts.low)
+    return unit.mul_(255).round_().to(torch.uint8)  # in place: a reference may be half a gigabyte
 
 
 def as_judged(x: Float[Tensor, "batch *shape"], facts: DataFacts) -> Judged:

@@ -20,10 +20,8 @@ from fewstep.quality.images import Judged, Reference
 from fewstep.quality.protocol import INCEPTION_SPLITS, NEIGHBOURHOOD
 
 EXTRACTOR = "fewstep"
-KID_SUBSETS, KID_SUBSET_SIZE = (
-    10,
-    1000,
-)  # as many images as there are, if fewer; torch-fidelity draws them with a fixed seed
+KID_SUBSETS = 10
+KID_SUBSET_SIZE = 1000  # as many images as there are, if fewer; torch-fidelity draws them with a fixed seed
 
 
 @dataclass(frozen=True)
@@ -37,7 +35,8 @@ class Figures:
         recall: share of the reference inside the samples' manifold.
         accuracy: share of samples that the feature net takes for the wanted class; None if it knows no class
             of this data.
-        diversity: mean feature distance within a class over the reference's; 1 is as diverse as the data.
+        diversity: mean feature distance within a class over the reference's; 1 is as diverse as the data; None if no
+            class has two images here and there.
         kid: kernel distance of the features (Binkowski et al. 2018), the mean of KID_SUBSETS; None if not asked for.
     """
 
@@ -46,7 +45,7 @@ class Figures:
     precision: float
     recall: float
     accuracy: float | None
-    diversity: float
+    diversity: float | None
     kid: float | None = None
 
 
@@ -100,8 +99,7 @@ def final_figures(
     """Judge `images`, made for `labels`, against `reference`, on the net's device; `kid` too if asked for.
 
     Raises:
-        ValueError: not one label per image, no more images than the neighbourhood of precision and recall, or
-            no class with two images here and there.
+        ValueError: not one label per image, or no more images than the neighbourhood of precision and recall.
     """
     count = min(len(images), len(reference.images))
     if count <= NEIGHBOURHOOD or len(labels) != len(images):
@@ -160,13 +158,11 @@ def diversity(
     labels: Int[Tensor, "batch"],
     reference_features: Float[Tensor, "reference features"],
     reference_labels: Int[Tensor, "reference"],
-) -> float:
+) -> float | None:
     """Mean over classes of the mean distance between two samples of one class, relative to the reference's.
 
-    Classes with fewer than two samples here or in the reference have no distance and are left out of both.
-
-    Raises:
-        ValueError: that leaves no class.
+    Classes with fewer than two samples here or in the reference have no distance and are left out of both; None if
+    that leaves no class.
     """
     both = {
         label: (features[labels == label], reference_features[reference_labels == label])
@@ -174,7 +170,7 @@ def diversity(
     }
     pairs = [(a, b) for a, b in both.values() if min(len(a), len(b)) > 1]
     if not pairs:
-        raise ValueError("diversity needs two images of at least one class, got none; raise num_images")
+        return None
     ours, real = (sum(torch.pdist(part).mean().item() for part in parts) for parts in zip(*pairs, strict=True))
     return ours / real
 
