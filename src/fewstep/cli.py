@@ -43,9 +43,7 @@ ModelFile = Annotated[
 @app.command()
 def sample(
     model: ModelFile,
-    out: Annotated[
-        Path, typer.Option(help="FILE.png (a grid) or FILE.npz (images uint8 NHWC, labels or prompts).")
-    ],
+    out: Annotated[Path, typer.Option(help="FILE.png (a grid) or FILE.npz (images uint8 NHWC, labels or prompts).")],
     steps: Annotated[
         int | None, typer.Option(help="Sampling steps; default: those the model was made for, or 64.")
     ] = None,
