@@ -140,6 +140,8 @@ def test_an_encoder_is_not_sampled_nor_judged_nor_told_another_w(outputs, encode
     model = encoder / "model-1.safetensors"
     commands.fewstep("sample", model, "--out", tmp_path / "a.npz").is_one_error("is an encoder")
     common = (*MIXTURE, f"outputs={outputs}")
+    result = commands.train("stage=evaluate", *common, f"teacher={encoder}")
+    result.is_one_error("encoders make no samples", "cycle.json")
     result = commands.train("stage=encoder", *common, "stage.w_max=3")
     result.is_one_error("in its parent's range [0, 2], got 0 and 3")
     result = commands.train(

@@ -10,6 +10,10 @@ from fewstep.data.generate import generate_cifar10, generate_imagefolder, genera
 
 pytest_plugins = ("running",)
 pytestmark = pytest.mark.usefixtures("as_users_run")
+FEW = (  # rungs and cells: at 64 pixels each takes seconds
+    "stage.progressive.ladder=[2,1]",
+    *(f"stage.evaluate.{setting}" for setting in ("w=[1]", "teacher_steps=[1]", "guided_steps=[2]", "baselines=[]")),
+)
 
 
 @pytest.mark.parametrize(
@@ -17,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("as_users_run")
     [
         ("cifar10", generate_cifar10, "cifar10: 300 images to train on, 60 held out"),
         ("imagenet64", generate_imagenet64, "sha256 of 11 parts"),
-        ("imagefolder", generate_imagefolder, "0 damaged images left out"),
+        ("imagefolder", generate_imagefolder, "0 damaged images left out, no image of another mode converted"),
         ("patches", None, "patches: 306,504 images to train on, 1,400 held out"),
         ("digits", None, "10 of 10 classes"),
     ],
@@ -52,6 +56,9 @@ def test_settings_are_those_of_the_data_set(commands: Commands, tmp_path: Path) 
         (["imagenet64", "--root", "no/such/place"], ["not at no/such/place", "image-net.org", "trainer=debug"]),
         (["imagefolder", "--root", "no/such/place"], ["not at no/such/place", "sub-folder", "trainer=debug"]),
         (["patches", "size=33"], ["one of (32, 64)", "33"]),
+        (["imagefolder", "strict=no"], ["dataset.strict must be true or false", "'no'"]),
+        (["imagefolder", "size=null"], ["dataset.size must be a whole number", "None"]),
+        (["imagefolder", "hold_out_every=2.5"], ["dataset.hold_out_every must be a whole number", "2.5"]),
         (["patches", "size"], ["KEY=VALUE", "'size'"]),
         (["patches", "sizes=32"], ["sizes", "--cfg job"]),
         (["patches", "--out", "grid.jpg"], ["end in .png", "grid.jpg"]),
@@ -78,13 +85,14 @@ def test_inceptions_weights_are_asked_for_by_name(commands: Commands, tmp_path: 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["cifar10", "imagenet64", "imagefolder"])
-def test_the_pipeline_runs_on_generated_files(commands: Commands, tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize(("name", "settings"), [("cifar10", ()), ("imagenet64", FEW), ("imagefolder", FEW)])
+def test_the_pipeline_runs_on_generated_files(commands: Commands, tmp_path: Path, name: str, settings) -> None:
     assert (ROOT / "conf" / "trainer" / "debug.yaml").is_file()
     result = commands.train(
         f"dataset={name}",
         "trainer=debug",
         "logger=csv",
+        *settings,
         f"dataset.root={tmp_path / name}",
         f"outputs={tmp_path / 'outputs'}",
     )

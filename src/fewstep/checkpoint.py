@@ -4,9 +4,11 @@ Loading one executes nothing: the network is one of a fixed list, its arguments 
 """
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, is_dataclass
+from math import isfinite
 from pathlib import Path
-from typing import Any, Literal, get_args
+from types import UnionType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -133,6 +135,7 @@ def load_model(path: Path) -> tuple[Denoiser, ModelCard]:
             clock=None if clock is None else BetaSchedule(**tuples(clock)),
             **tuples(description),
         )
+        require_types(card)
         if (list(card.data.shape), card.data.num_classes) != (arguments["shape"], arguments["num_classes"]):
             raise ValueError(f"its network does not make {card.data}")
         if (blocks := most_blocks(arguments | arguments.get("config", {}))) > len(tensors):
@@ -142,7 +145,7 @@ def load_model(path: Path) -> tuple[Denoiser, ModelCard]:
         network.load_state_dict(tensors, assign=True)
         # a file of `fewstep export --half` holds float16, which is for keeping, not for computing
         return Denoiser(network.float(), card.prediction, card.clock).eval(), card
-    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, ArithmeticError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(
             f"{path} is not a model that this fewstep can read: {reason}; make it again or ask its maker"
@@ -161,8 +164,8 @@ def data_facts(described: dict[str, Any]) -> DataFacts:
     latent, text = described.get("latent"), described.get("text")
     parts = {
         "shape": tuple(described["shape"]),
-        "latent": latent and LatentFacts(**latent | {"image_shape": tuple(latent["image_shape"])}),
-        "text": text and TextFacts(**text),
+        "latent": None if latent is None else LatentFacts(**latent | {"image_shape": tuple(latent["image_shape"])}),
+        "text": None if text is None else TextFacts(**text),
     }
     return DataFacts(**described | parts)
 
@@ -173,6 +176,38 @@ def schedule_of(described: dict[str, Any]) -> CosineSchedule | BetaSchedule:
         raise ValueError(f"its schedule must be a mapping, got {described!r}")
     arguments = tuples(described)
     return SCHEDULES[arguments.pop("name", CosineSchedule.__name__)](**arguments)
+
+
+def require_types(made: Any) -> None:
+    """Refuse a dataclass of JSON whose values are not what its annotations say, down to those inside it.
+
+    Raises:
+        ValueError: names the first such value.
+    """
+    for name, hint in get_type_hints(type(made)).items():
+        value = getattr(made, name)
+        if not _is_a(value, hint):
+            known = f"one of {', '.join(get_args(hint))}" if get_origin(hint) is Literal else "of its own type"
+            raise ValueError(f"its {name} must be {known}, got {value!r:.80}")
+        for part in value if isinstance(value, tuple) else (value,):
+            if is_dataclass(part):
+                require_types(part)
+
+
+def _is_a(value: Any, hint: Any) -> bool:
+    arguments = get_args(hint)
+    if isinstance(hint, UnionType):
+        return any(_is_a(value, each) for each in arguments)
+    if get_origin(hint) is Literal:
+        return isinstance(value, str) and value in arguments
+    if get_origin(hint) is tuple:
+        kinds = [arguments[0]] * len(value) if arguments[-1] is ... and isinstance(value, tuple) else arguments
+        return isinstance(value, tuple) and len(value) == len(kinds) and all(map(_is_a, value, kinds))
+    if hint in (int, float):
+        return (
+            not isinstance(value, bool) and isinstance(value, int if hint is int else int | float) and isfinite(value)
+        )
+    return isinstance(value, hint)
 
 
 def tuples(described: dict[str, Any]) -> dict[str, Any]:

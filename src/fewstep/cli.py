@@ -8,7 +8,6 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable
-from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
@@ -35,19 +34,13 @@ app = typer.Typer(
     "guidance; diffusers' guidance_scale is 1 + w. FEWSTEP_TRACEBACK=1 shows where an error came from.",
 )
 
-ModelFile = Annotated[
-    Path, typer.Argument(metavar="MODEL", help="A model.safetensors or model-N.safetensors of a run.")
-]
-
 
 @app.command()
 def sample(
-    model: ModelFile,
-    out: Annotated[Path, typer.Option(help="FILE.png (a grid) or FILE.npz (images uint8 NHWC, labels or prompts).")],
-    steps: Annotated[
-        int | None, typer.Option(help="Sampling steps; default: those the model was made for, or 64.")
-    ] = None,
-    w: Annotated[float, typer.Option(help="Guidance weight, 0 none; diffusers' scale is 1 + w.")] = 1.0,
+    model: tasks.ModelFile,
+    out: tasks.Out,
+    steps: tasks.Steps = None,
+    w: tasks.Weight = 1.0,
     label: Annotated[int | None, typer.Option(help="Class of every image; default: all classes in turn.")] = None,
     prompt: Annotated[
         list[str] | None, typer.Option(help="What a model of text shall make; repeat for several, taken in turn.")
@@ -65,8 +58,7 @@ def sample(
 
     Example: fewstep sample outputs/digits/progressive/TIME/model-4.safetensors --w 2 --label 3 --out threes.png
     """
-    if out.suffix not in (".png", ".npz"):
-        raise ValueError(f"--out must end in .png or .npz, got {out}")
+    tasks.check_out(out)
     if num < 1:
         raise ValueError(f"--num must be at least 1, got {num}")
     import time
@@ -77,7 +69,7 @@ def sample(
     start = time.perf_counter()
     x = loaded.sample(labels, steps=steps, w=w, seed=seed, sampler=sampler)
     seconds = time.perf_counter() - start
-    save_samples(x, asked, loaded, out)
+    tasks.save_images(x, labels, loaded, out, prompts=[str(each) for each in asked] if prompt else None)
     used = loaded.default_steps if steps is None else steps
     typer.echo(
         f"{out}: {num} images, {used} steps of {loaded.evaluations_per_step} evaluation(s), w = {w:g} "
@@ -100,31 +92,9 @@ def asked_for(model: "Model", label: int | None, prompts: list[str], num: int) -
     return [number % model.card.data.num_classes if label is None else label for number in range(num)]
 
 
-def save_samples(x: "Tensor", asked: list[int] | list[str], model: "Model", out: Path) -> None:
-    """Write samples as a picture or as arrays, whole or not at all."""
-    import numpy as np
-    import torch
-
-    from fewstep.files import atomic
-    from fewstep.quality.images import as_judged
-    from fewstep.tracking.pictures import picture, save_png
-
-    facts = model.card.data.pixels
-    judged = as_judged(x, facts)
-    if out.suffix == ".png":
-        labels = torch.tensor([each if isinstance(each, int) else 0 for each in asked])
-        save_png(picture(judged, labels, facts, min(len(x), facts.in_a_row)), out)
-        return
-    arrays = judged.permute(0, 2, 3, 1) if facts.is_image else judged
-    buffer = BytesIO()
-    np.savez_compressed(buffer, images=arrays.numpy(), labels=np.array(asked))
-    with atomic(out) as temporary:
-        temporary.write_bytes(buffer.getvalue())
-
-
 @app.command()
 def evaluate(
-    model: ModelFile,
+    model: tasks.ModelFile,
     out: Annotated[
         Path | None, typer.Option(help="Folder for quality.json and report.html; default: MODEL-quality.")
     ] = None,
@@ -143,7 +113,10 @@ def evaluate(
     from fewstep.evaluation import evaluate as judge_models
     from fewstep.quality.grid import Plan
 
-    facts = open_model(model).card.data
+    card = open_model(model).card
+    if card.role == "encoder":
+        raise ValueError("an encoder makes no samples to judge; what it is worth is in the cycle.json of its run")
+    facts = card.data
     if facts.name != DigitsData.facts.name:
         raise ValueError(
             f"fewstep evaluate knows the data set digits, and this model makes {facts.name}; use "
@@ -169,7 +142,7 @@ def report(
 
 
 @app.command()
-def info(model: ModelFile) -> None:
+def info(model: tasks.ModelFile) -> None:
     """Show what a model file says of itself, as JSON.
 
     Example: fewstep info outputs/digits/progressive/TIME/model-4.safetensors
@@ -251,7 +224,3 @@ def main() -> None:
     """Entry point of the `fewstep` command."""
     arguments = sys.argv[1:] or ["--help"]
     sys.exit(guarded(lambda: app(arguments, prog_name=PROGRAM, standalone_mode=False)))
-
-
-if TYPE_CHECKING:
-    from torch import Tensor

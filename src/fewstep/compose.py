@@ -30,6 +30,7 @@ from fewstep.parents import Rung, fits, named, newest
 from fewstep.quality.grid import Plan
 from fewstep.quality.metrics import RunningFigures
 from fewstep.seeds import seed_for
+from fewstep.settings import require_data
 from fewstep.snapshots import Snapshots
 from fewstep.stages import EncoderStage, GuidanceRange, Stage, Training
 from fewstep.teachers.imported import imported, is_foreign
@@ -278,8 +279,14 @@ def as_toy(config: DictConfig) -> None:
 
 
 def dataset_of(config: DictConfig) -> dict[str, Any]:
-    """The data set's settings, less its name."""
-    return {key: value for key, value in config.dataset.items() if key != "name"}
+    """The data set's settings, less its name.
+
+    Raises:
+        ValueError: one is of another type.
+    """
+    settings = {str(key): value for key, value in config.dataset.items() if key != "name"}
+    require_data(settings)
+    return settings
 
 
 def data_of(name: str, settings: Sequence[str], batch_size: int) -> Data:

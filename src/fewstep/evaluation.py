@@ -110,17 +110,12 @@ def contenders_of(
 
     A teacher is guided in the interval that its student was made for; teacher and guided student have the baselines
     too. Encoders make no samples and are left out.
-
-    Raises:
-        ValueError: there are encoders alone.
     """
     contenders = []
     cards = [model.card for model in models.values()]
     roles = [card.role for card in cards]
-    if set(roles) <= {"encoder"}:
-        raise ValueError("encoders make no samples to judge; what they are worth is in the cycle.json of their run")
-    interval = next((card.guidance_interval for card in cards if card.guidance_interval), None)
-    between = log_snr_interval(cards[0].schedule, interval)
+    own = next((card for card in cards if card.guidance_interval), cards[0])  # in the times of that student's schedule
+    between = log_snr_interval(own.schedule, own.guidance_interval)
     if "teacher" not in roles and exact is not None:
         guided = Guided(exact.denoise, exact.num_classes, between)
         contenders += of_all_samplers("teacher", guided, guided.evaluations, cards[0], plan.teacher_steps, plan)
@@ -172,9 +167,11 @@ def evaluate(
     """Measure the whole grid of the models at `paths` and their ancestors, and write everything into `folder`.
 
     Raises:
-        ValueError: a model makes other data than `judge` judges, or an ancestor is gone or changed.
+        ValueError: a model makes other data than `judge` judges, an ancestor is gone or changed, or all are encoders.
     """
     models = with_ancestors(paths)
+    if all(models[path.resolve()].card.role == "encoder" for path in paths):
+        raise ValueError("encoders make no samples to judge; what they are worth is in the cycle.json of their run")
     for path, model in models.items():
         if model.card.data != judge.facts:
             raise ValueError(f"{path} makes {model.card.data.name}, and is to be judged on {judge.facts.name}")

@@ -15,6 +15,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from fewstep.data.facts import DataFacts
+from fewstep.data.imagefiles import eight_bits
 
 Size = tuple[int, int]  # width, height, as PIL has it
 MODES = {1: ("L", "grey"), 3: ("RGB", "RGB")}
@@ -52,7 +53,7 @@ def read_images(paths: Sequence[Path], facts: DataFacts) -> Given:
     for change, count in converted.items():
         warnings.warn(f"{count} image(s) {change}", stacklevel=2)
     mode = _mode(facts)
-    fitted = [ImageOps.fit(_eight_bits(p).convert(mode), (width, height), Image.Resampling.LANCZOS) for p in pictures]
+    fitted = [ImageOps.fit(eight_bits(p).convert(mode), (width, height), Image.Resampling.LANCZOS) for p in pictures]
     stack = torch.from_numpy(np.stack([np.asarray(p).reshape(height, width, -1) for p in fitted]))
     images = stack.permute(0, 3, 1, 2).float() / 127.5 - 1
     complete = torch.tensor(labels) if len(labels) == len(images) else None
@@ -78,7 +79,10 @@ def read_mask(given: str, sizes: Sequence[Size], facts: DataFacts) -> Bool[Tenso
         return half.expand(shape)
     path = Path(given)
     if path.suffix == ".npz":
-        missing = torch.from_numpy(_arrays(path, "mask")["mask"] != 0)
+        mask = _arrays(path, "mask")["mask"]
+        if mask.dtype.kind not in "biuf" or not np.isfinite(mask).all():
+            raise ValueError(f"the mask must be of finite numbers, not 0 where something is missing, got {mask.dtype}")
+        missing = torch.as_tensor(mask != 0)
         try:
             missing = missing[:, None].expand(shape) if missing.ndim == 3 else missing.expand(shape)
         except RuntimeError as error:
@@ -87,7 +91,9 @@ def read_mask(given: str, sizes: Sequence[Size], facts: DataFacts) -> Bool[Tenso
                 f"the shape {tuple(missing.shape)}"
             ) from error
     elif facts.is_image:
-        mask = Image.fromarray(np.where(np.asarray(_eight_bits(_open(path)).convert("L")) >= 128, np.uint8(255), 0))
+        if not path.is_file():
+            raise ValueError(f"the mask must be left, right, top, bottom or a file, and there is none at {given!r}")
+        mask = Image.fromarray(np.where(np.asarray(eight_bits(_open(path)).convert("L")) >= 128, np.uint8(255), 0))
         missing = torch.stack([_fit_mask(mask, size, facts, path) for size in sizes])[:, None].expand(shape)
     else:
         raise ValueError(f"the mask of points must be an .npz with the array mask, got {path}")
@@ -136,20 +142,15 @@ def _change(picture: Image.Image, facts: DataFacts) -> str | None:
     return f"of {picture.size[0]} x {picture.size[1]}, mode {picture.mode}: {' and '.join(done)}"
 
 
-def _eight_bits(picture: Image.Image) -> Image.Image:
-    """Pillow cuts 16 bits off at 255 instead of scaling them."""
-    if not picture.mode.startswith("I"):
-        return picture
-    return Image.fromarray((np.asarray(picture).clip(0, 65535) // 257).astype(np.uint8))
-
-
 def _arrays(path: Path, required: str = "images") -> dict[str, np.ndarray]:
     try:
+        if path.is_file() and not zipfile.is_zipfile(path):  # numpy would take it for a pickle, and advise to open it
+            raise ValueError("an .npz is a zip file")
         with np.load(path, allow_pickle=False) as file:
             arrays = dict(file)
     except FileNotFoundError as error:
         raise ValueError(f"an .npz must be a file, and there is none at {path}") from error
-    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except (OSError, ValueError, TypeError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"{path} is truncated or no .npz of plain arrays ({error}); make it again") from error
     if required not in arrays:
         raise ValueError(f"{path} must hold the array {required!r}, and it holds {sorted(arrays)}")
@@ -157,7 +158,7 @@ def _arrays(path: Path, required: str = "images") -> dict[str, np.ndarray]:
 
 
 def _pictures_of(images: np.ndarray, path: Path) -> list[Image.Image]:
-    if images.ndim != 4 or images.shape[3] not in MODES or images.dtype != np.uint8 or not len(images):
+    if images.ndim != 4 or images.shape[3] not in MODES or images.dtype != np.uint8 or not images.size:
         raise ValueError(
             f"images in an .npz must be uint8 (count, height, width, 1 or 3 channels), as `fewstep sample` writes "
             f"them, and {path} has {images.dtype} {images.shape}"
@@ -167,11 +168,11 @@ def _pictures_of(images: np.ndarray, path: Path) -> list[Image.Image]:
 
 def _labels_of(arrays: dict[str, np.ndarray], path: Path) -> list[int]:
     labels = arrays.get("labels")
-    if labels is None:
+    if labels is None or labels.dtype.kind == "U":  # prompts, as `fewstep sample` writes them, are no classes
         return []
     if labels.shape != arrays["images"].shape[:1] or labels.dtype.kind not in "iu":
         raise ValueError(f"{path} must have one whole number per image as label, got {labels.dtype} {labels.shape}")
-    return labels.tolist()
+    return labels.astype(np.int64).tolist()
 
 
 def _read_points(paths: Sequence[Path], facts: DataFacts) -> Given:

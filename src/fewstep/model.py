@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from fewstep.networks.text_encoder import TextEncoder
 
 DEFAULT_TEACHER_STEPS = 64
+MOST_STEPS = 100_000  # a hundred times any teacher's
+MOST_W = 1e4  # hundreds of times any published; far above it float32 overflows, and a sound model seems to diverge
 
 Wanted = Condition | Sequence[int] | Sequence[str]
 """What is asked for: classes, prompts, or embeddings of prompts."""
@@ -119,7 +121,12 @@ class Model:
         data = self.card.data
         words = not isinstance(wanted, Tensor) and any(isinstance(each, str) for each in wanted)
         if data.text is None:
-            labels = torch.empty(0) if words else torch.as_tensor(wanted)
+            try:
+                labels = torch.empty(0) if words else torch.as_tensor(wanted)
+            except (RuntimeError, TypeError, ValueError) as error:  # past 64 bits, or no numbers at all
+                raise ValueError(
+                    f"labels must be whole numbers in 0..{data.num_classes - 1} for {data.name}, got {wanted!r:.80}"
+                ) from error
             if labels.ndim != 1 or not len(labels) or labels.is_floating_point():
                 raise ValueError(
                     f"this model makes classes 0..{data.num_classes - 1} of {data.name}, not prompts: give labels, at "
@@ -168,7 +175,7 @@ class Model:
         """Refuse what cannot be sampled; warn of what the model was not made for.
 
         Raises:
-            ValueError: an encoder, an unknown sampler, fewer than one step, w negative or not finite.
+            ValueError: an encoder, an unknown sampler, fewer than one step or too many, or see `require_w`.
         """
         card, sampler = self.card, sampler or self.card.sampling
         if card.role == "encoder":
@@ -180,12 +187,9 @@ class Model:
                 f"this student was made for the {card.sampling} sampler, not the {sampler} one: expect worse images",
                 stacklevel=3,
             )
-        if steps < 1:
-            raise ValueError(f"steps must be at least 1, got {steps}")
-        if not 0 <= w < float("inf"):
-            raise ValueError(
-                f"w must be finite and at least 0 (0 is no guidance; diffusers' scale is 1 + w), got {w:g}"
-            )
+        if not 1 <= steps <= MOST_STEPS:
+            raise ValueError(f"steps must be at least 1 and at most {MOST_STEPS}, got {steps}")
+        require_w(w)
         if card.num_steps and steps != card.num_steps:
             warnings.warn(
                 f"this student was made for {card.num_steps} steps, not {steps}: expect worse images",
@@ -238,6 +242,19 @@ class Model:
             device=device,
         )
         return torch.cat([self.decode(batch).cpu() for batch in batches])
+
+
+def require_w(w: float) -> None:
+    """Refuse a guidance weight that no model can follow.
+
+    Raises:
+        ValueError: w negative, above MOST_W, or no number.
+    """
+    if not 0 <= w <= MOST_W:
+        raise ValueError(
+            f"w must be finite and at least 0 (0 is no guidance; diffusers' scale is 1 + w) and at most {MOST_W:g}, "
+            f"got {w:g}"
+        )
 
 
 def load(path: str | Path, *, autoencoder: Path | None = None, text_encoder: Path | None = None) -> Model:

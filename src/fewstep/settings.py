@@ -9,6 +9,23 @@ MAY_BE_NULL = ("guidance_interval", "w_values")
 LISTS = ("ladder", "w", "teacher_steps", "guided_steps", "baseline_steps", *MAY_BE_NULL)
 LISTS_OF_TEXTS = ("baselines",)
 
+DATA_SWITCHES = ("strict", "flip", "generated")
+DATA_COUNTS = ("size", "hold_out_every", "num_reference", "held_out_shards", "walks", "buffer", "num_workers")
+
+
+def require_data(settings: Mapping[str, Any]) -> None:
+    """Switches of a data set are true or false, which "no" is not, and counts are whole numbers.
+
+    Raises:
+        ValueError: one is not; names it and its value.
+    """
+    for key, value in settings.items():
+        if key in DATA_SWITCHES and not isinstance(value, bool):
+            raise ValueError(f"dataset.{key} must be true or false, got {value!r}")
+        may_be_null = key == "size" and "encoder" in settings  # text in shards of latents
+        if key in DATA_COUNTS and type(value) is not int and not (value is None and may_be_null):
+            raise ValueError(f"dataset.{key} must be a whole number, got {value!r}")
+
 
 def require_numbers(settings: Mapping[str, Any], where: str) -> None:
     """All settings but a few names and switches are numbers, lists of numbers, or groups of such.

@@ -16,7 +16,7 @@ from torch.nn.functional import max_pool2d
 from fewstep.diffusion import edit as tensors
 from fewstep.diffusion.prediction import Condition
 from fewstep.diffusion.sampler import encode, sample
-from fewstep.model import DEFAULT_TEACHER_STEPS, Model, Wanted
+from fewstep.model import DEFAULT_TEACHER_STEPS, MOST_STEPS, Model, Wanted, require_w
 from fewstep.seeds import starting_noise
 
 Pictures = Float[Tensor, "count *image"]
@@ -235,8 +235,9 @@ def _encoding(
         raise ValueError(f"every image needs a source condition: {len(images)} images, {len(labels)} conditions")
     steps = (card.num_steps or DEFAULT_TEACHER_STEPS) if steps is None else steps
     w = (card.w_min or 0.0) if w is None else w
-    if steps < 1 or not 0 <= w < float("inf"):
-        raise ValueError(f"an encoder needs at least 1 step and a finite w >= 0, got {steps} and {w:g}")
+    if not 1 <= steps <= MOST_STEPS:
+        raise ValueError(f"an encoder needs at least 1 step and at most {MOST_STEPS}, got {steps}")
+    require_w(w)
     if warn:
         _warn_of_encoder(chosen, steps, w)
 

@@ -118,7 +118,7 @@ def test_every_nth_of_each_class_is_held_out(root: Path) -> None:
 
 
 def named(*names: str) -> list[ImageFile]:
-    return [ImageFile(name, 1) for name in names]
+    return [ImageFile(name, (1, 1)) for name in names]
 
 
 def test_folders_train_and_val_are_the_split() -> None:
@@ -158,7 +158,7 @@ def test_damaged_images_are_left_out_and_counted(root: Path) -> None:
     with pytest.warns(UserWarning, match="2 damaged images were left out"):
         data = opened(root)
     assert data.labels.bincount().tolist() == [7, 8, 7]
-    assert "2 damaged images left out" in data.check()
+    assert "2 damaged images left out, no image of another mode converted" in data.check()
     assert data.cache.skipped == ["class-0/000.png", "class-2/003.png"]
     expected = np.stack([centre_crop(Image.open(root / "class-1" / f"{n:03d}.png"), 32) for n in (0, 1, 2)])
     assert np.array_equal(data.images[torch.tensor([7, 8, 9])].numpy(), expected)  # labels still belong to images
@@ -197,6 +197,7 @@ def test_all_of_it_damaged_is_an_error(root: Path) -> None:
         (lambda path: path.write_bytes(b"PK\x03\x04 cut"), {}, "truncated, damaged or no zip"),
         (lambda path: generate_imagefolder(path, per_class=3), {"hold_out_every": 1}, "at least 2, got 1"),
         (lambda path: generate_imagefolder(path, per_class=3), {"size": 0}, "size must be at least 1"),
+        (lambda path: generate_imagefolder(path), {"num_reference": 0}, "num_reference must be at least 1"),
         (lambda path: generate_imagefolder(path, per_class=3), {}, "held-out part and has none"),
         (lambda path: None, {}, "a sub-folder of images for each class.*trainer=debug"),
     ],
@@ -237,3 +238,55 @@ def test_a_jpeg_is_read(tmp_path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(buffer.getvalue())
     assert everything(opened(tmp_path / "given", hold_out_every=2)).unique().tolist() == [77]
+
+
+def test_sixteen_bits_become_eight_and_none_is_cut_off() -> None:
+    grey = np.linspace(0, 65535, 32 * 32).reshape(32, 32).astype(np.uint16)
+    assert np.array_equal(centre_crop(Image.fromarray(grey), 32), np.stack([(grey // 257).astype(np.uint8)] * 3))
+    with pytest.raises(ValueError, match="mode F"):
+        centre_crop(Image.fromarray(np.zeros((32, 32), np.float32)), 32)
+
+
+def test_images_of_other_modes_are_counted_and_that_is_said_once(root: Path) -> None:
+    for name, mode in (("000", "L"), ("001", "L"), ("002", "RGBA")):
+        path = root / "class-1" / f"{name}.png"
+        Image.open(path).convert(mode).save(path)
+    with pytest.warns(UserWarning, match=r"^3 images of other modes \(2 L, 1 RGBA\) became RGB$"):
+        opened(root)
+    assert "0 damaged images left out, 3 images of other modes (2 L, 1 RGBA) converted" in opened(root).check()
+
+
+def test_an_image_that_is_another_of_the_same_size_is_noticed(tmp_path: Path) -> None:
+    for value in (7, 200):
+        for name in ("a/1.bmp", "a/2.bmp"):
+            path = tmp_path / "given" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.full((40, 40, 3), value, np.uint8)).save(path)
+        assert everything(opened(tmp_path / "given", hold_out_every=2)).unique().tolist() == [value]
+        packed = opened(zipped_bmp(tmp_path / "given", tmp_path / "given.zip"), hold_out_every=2)
+        assert everything(packed).unique().tolist() == [value]
+
+
+def zipped_bmp(root: Path, out: Path) -> Path:
+    with ZipFile(out, "w") as archive:
+        for path in sorted(root.rglob("*.bmp")):
+            archive.write(path, path.relative_to(root).as_posix())
+    return out
+
+
+def test_what_is_not_from_here_stays_in_the_folder_of_a_cache(root: Path, tmp_path: Path) -> None:
+    kept = [tmp_path / "mine" / name for name in ("notes.json", "my.images", ".x.tmp", "train-1.json")]
+    kept[0].parent.mkdir()
+    for path in kept:
+        path.write_text("precious")
+    opened(root, cache=str(tmp_path / "mine"))
+    assert all(path.read_text() == "precious" for path in kept)
+
+
+@pytest.mark.parametrize("content", ["{}", "{", "[]"])
+def test_a_manifest_of_something_else_is_never_replaced(root: Path, tmp_path: Path, content: str) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "manifest.json").write_text(content)
+    with pytest.raises(ValueError, match=r"manifest.json is not that of a cache.*dataset.cache"):
+        opened(root, cache=str(tmp_path / "mine"))
+    assert (tmp_path / "mine" / "manifest.json").read_text() == content

@@ -154,6 +154,44 @@ def test_damage_is_seen(own: Path) -> None:
         opened(own)
 
 
+def test_what_has_changed_is_made_anew_and_not_signed_as_it_is(own: Path, made: Path, vae: Path) -> None:
+    shard = own / "latents-00001.npy"
+    shard.write_bytes(shard.read_bytes()[:-1] + b"#")
+    (own / ".latents-00002.npy.1.tmp").write_bytes(b"of a killed process")
+    with pytest.warns(UserWarning, match=r"latents-00001\.npy has changed since it was made, and is made anew"):
+        make(vae, own)
+    assert contents(own) == contents(made)
+    assert not list(own.glob(".*.tmp"))
+    opened(own).check()
+
+
+@pytest.mark.parametrize(
+    ("name", "array", "words"),
+    [
+        ("latents-00000.npy", np.zeros((PER_FILE, 2, 4, 9, 9), np.float16), "must be float16"),
+        ("latents-00000.npy", np.zeros((PER_FILE - 1, 2, 4, 8, 8), np.float16), "must be float16"),
+        ("latents-00000.npy", np.zeros((PER_FILE, 2, 4, 8, 8)), "must be float16"),
+        ("latents-00000.npy", np.zeros((), np.float16), "must be float16"),
+        ("labels.npy", np.zeros(COUNT, np.float32), "for their labels"),
+        ("labels.npy", np.zeros(COUNT - 1, np.int64), "for their labels"),
+        ("labels.npy", np.full(COUNT, 99), "labels of latents run from 0 to 1"),
+    ],
+)
+def test_arrays_of_another_form_are_refused(own: Path, name: str, array: np.ndarray, words: str) -> None:
+    np.save(own / name, array)
+    with pytest.raises(ValueError, match=words):
+        opened(own)
+
+
+@pytest.mark.parametrize("key", ["files", "per_file", "source", "autoencoder"])
+def test_a_manifest_that_lacks_something_is_named(own: Path, key: str) -> None:
+    about = json.loads((own / MANIFEST).read_text())
+    del about[key]
+    (own / MANIFEST).write_text(json.dumps(about))
+    with pytest.raises(ValueError, match=rf"latents.json cannot be read \(it has no {key}\)"):
+        opened(own)
+
+
 def test_digits_are_no_images_for_an_autoencoder_of_colours(vae: Path, tmp_path: Path) -> None:
     source = DigitsData(batch_size=1, stream="facts")
     with pytest.raises(ValueError, match="3 channels"):

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.numpy import save
 from webdataset.writer import TarWriter
 
@@ -175,12 +176,68 @@ def test_a_truncated_shard_gives_its_whole_samples(own: Path) -> None:
     with shard.open("r+b") as file:
         file.truncate(cut.offset_data + 3)
     assert scan(shard, is_sample) == (3, False)
-    with pytest.warns(UserWarning, match=r"00002\.tar is truncated: only its first 3 samples"):
+    with pytest.warns(UserWarning, match=r"00002\.tar is truncated or damaged: only its first 3 samples"):
         data = opened(own)
     assert sum(s.num_samples for s in data.train_shards) == COUNT - 7
     assert len(names(data, range(20))) == 20
-    with pytest.raises(ValueError, match=r"00002\.tar is truncated after 3"):
+    with pytest.raises(ValueError, match=r"00002\.tar is truncated or damaged after 3"):
         opened(own, strict=True)
+
+
+@pytest.mark.parametrize("spoil", ["cut", "cut in a header", "damaged header"])
+def test_a_shard_that_ends_where_a_file_would_begin_is_seen(own: Path, spoil: str) -> None:
+    """tarfile takes the end, half a header and a broken one for the end of the archive."""
+    shard = own / "00002.tar"
+    with tarfile.open(shard) as tar:
+        offset = tar.getmembers()[6].offset
+    with shard.open("r+b") as file:
+        if spoil == "damaged header":
+            file.seek(offset)
+            file.write(b"#" * 512)
+        else:
+            file.truncate(offset + 100 * (spoil == "cut in a header"))
+    assert scan(shard, is_sample) == (3, False)
+    with pytest.warns(UserWarning, match=r"00002\.tar is truncated or damaged: only its first 3 samples"):
+        assert len(opened(own).batch(0).x) == 7
+    with pytest.raises(ValueError, match=r"00002\.tar is truncated or damaged after 3"):
+        opened(own, strict=True)
+
+
+@pytest.mark.parametrize("content", ["[]", "{", '{"00002.tar": 3}', '{"00002.tar": {"stamp": 1}}'])
+def test_a_damaged_index_is_made_anew(own: Path, content: str) -> None:
+    (own / INDEX).write_text(content)
+    assert sum(shard.num_samples for shard in opened(own).train_shards) == COUNT
+
+
+def test_images_of_other_modes_become_rgb_and_that_is_said_with_a_count(own: Path) -> None:
+    for shard, key in (("00001.tar", "000001"), ("00003.tar", "000003")):
+        grey = io.BytesIO()
+        Image.new("L", (32, 32), 99).save(grey, "PNG")
+        with_damage(own, shard, key, "png", grey.getvalue())
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        lines = opened(own).check()
+    assert [str(w.message).split(": ")[1] for w in said] == ["000001 is of mode L and becomes RGB; 1 so far"]
+    assert "2 images of other modes became RGB" in lines[0]
+
+
+@pytest.mark.parametrize("spoil", ["shape", "cut", "embedding"])
+def test_a_damaged_latent_is_left_out(generated: Path, tmp_path: Path, spoil: str) -> None:
+    for shard in range(2):
+        with TarWriter(str(tmp_path / f"{shard}.tar")) as writer:
+            for n in range(8):
+                bad = shard == 0 and n == 3
+                shape = (4, 9, 9) if bad and spoil == "shape" else (4, 8, 8)
+                tokens = 31 if bad and spoil == "embedding" else 32
+                both = save({"latent": np.ones(shape, np.float32), "text": np.ones((tokens, 16), np.float32)})
+                content = both[:-50] if bad and spoil == "cut" else both
+                writer.write({"__key__": f"{n:03d}", "safetensors": content})
+    settings = {"size": None, "encoder": generated, "autoencoder": str(generated), "batch_size": 8}
+    data = opened(tmp_path, **settings)
+    with pytest.warns(UserWarning, match=r"0\.tar: 003 is damaged and left out"):
+        assert len(data.batch(0).x) == 8
+    with pytest.raises(ValueError, match=r"0\.tar: 003 is damaged"):
+        opened(tmp_path, strict=True, **settings).batch(0)
 
 
 def with_damage(folder: Path, shard: str, key: str, extension: str, content: bytes) -> None:
@@ -239,8 +296,9 @@ def test_bad_settings_are_told_in_a_line(generated: Path, tmp_path: Path) -> Non
         opened(generated, held_out_shards=6)
     with pytest.raises(ValueError, match=r"dataset\.size is needed"):
         opened(generated, size=None)
-    with pytest.raises(ValueError, match="walks"):
-        opened(generated, walks=0)
+    for wrong in ({"walks": 0}, {"size": -1}):
+        with pytest.raises(ValueError, match="of at least 1"):
+            opened(generated, **wrong)
 
 
 @pytest.fixture(scope="module")

@@ -117,8 +117,9 @@ def test_ddim_is_that_of_diffusers_step_by_step(case: str, kind: str, theirs: st
         ({"kind": "trained"}, "trained has its betas, got 'trained' with none"),
         ({"kind": "linear", "betas": (0.1, 0.2)}, "got 'linear' with betas"),
         ({"kind": "trained", "betas": (0.1, 0.2)}, "as many betas"),
-        ({"kind": "trained", "betas": (0.1, 1.0), "num_timesteps": 2}, "between 0 and 1, got 0.1 to 1"),
-        ({"beta_start": 0.0}, "between 0 and 1, got 0 to"),
+        ({"kind": "trained", "betas": (0.1, 1.0), "num_timesteps": 2}, "between 1e-09 and 1, got 0.1 to 1"),
+        ({"beta_start": 0.0}, "between 1e-09 and 1, got 0 to"),
+        ({"beta_start": 1e-20}, "between 1e-09 and 1, got 1e-20 to"),
         ({"num_timesteps": 1}, "2 to 100,000 timesteps"),
     ],
 )

@@ -93,13 +93,18 @@ def test_bad_options(commands: Commands, student: Path, tmp_path: Path, argument
     assert not (tmp_path / "out").exists()
 
 
-def test_a_folder_that_holds_something_is_left_as_it_is(commands: Commands, student: Path, tmp_path: Path) -> None:
+def test_a_folder_that_holds_something_is_left_as_it_is(
+    commands: Commands, student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "out").mkdir()
     assert commands.fewstep("export", student, tmp_path / "out", "--format", "safetensors").status == 0  # it was empty
     before = files_below(tmp_path / "out")
     commands.fewstep("export", student, tmp_path / "out").is_one_error("FOLDER must be new or empty", "out is not")
     assert files_below(tmp_path / "out") == before
     commands.fewstep("export", student, student).is_one_error("FOLDER must be new or empty")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    commands.fewstep("export", student, ".").is_one_error("FOLDER must be new or empty", ". is not")
     commands.fewstep("export", tmp_path / "no.safetensors", tmp_path / "new").is_one_error("no.safetensors")
 
 
@@ -109,6 +114,10 @@ def test_models_that_diffusers_cannot_hold(commands: Commands, tmp_path: Path) -
     assert commands.fewstep("export", mlp, tmp_path / "out", "--format", "safetensors").status == 0
     encoder = write_model(tmp_path / "encoder.safetensors", "UNet", role="encoder")
     commands.fewstep("export", encoder, tmp_path / "encoder").is_one_error("an encoder goes from data to noise")
+    assert commands.fewstep("export", encoder, tmp_path / "encoder", "--format", "safetensors").status == 0
+    text = (tmp_path / "encoder" / "README.md").read_text()
+    assert ".sample(" not in text  # which refuses an encoder
+    assert "fewstep.transfer(student, images, source, target, encoder=encoder)" in text
 
 
 def test_companions_that_are_gone_or_others(commands: Commands, tmp_path: Path) -> None:
@@ -131,6 +140,9 @@ def test_an_export_that_differs_is_not_written(student: Path, tmp_path: Path, mo
     monkeypatch.setattr(Trial, "of_ours", lambda self, model: right(self, model) + 0.009)
     with pytest.raises(ValueError, match=r"must do what the model does, and differs by .*e-03; nothing was written"):
         export(student, tmp_path / "out")
+    monkeypatch.setattr(Trial, "of_ours", lambda self, model: right(self, model) / 0)
+    with pytest.raises(ValueError, match="differs by inf; nothing was written"):  # of halves much is allowed, not all
+        export(student, tmp_path / "out", half=True)
     assert [path.name for path in tmp_path.iterdir()] == ["digits"]
 
 

@@ -117,6 +117,7 @@ def test_a_text_teacher_is_guided_from_outside(made: Companions, tmp_path: Path)
         ({"schedule": COSINE}, "its schedule is CosineSchedule"),
         ({"clock": None}, "not the one its network was trained with"),
         ({"sampling": "stochastic"}, "stochastic sampler, which no stock scheduler has"),
+        ({"schedule": ZERO_SNR, "clock": ZERO_SNR, "prediction": "eps"}, "it predicts eps where .* divides by"),
     ],
 )
 def test_text_students_that_no_stock_scheduler_samples_are_refused(

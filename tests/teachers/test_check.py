@@ -81,6 +81,11 @@ def test_where_the_schedule_ends(make_mixture: Callable[..., GaussianMixture]) -
     assert min(level.log_snr for level in levels) > steep.lowest_log_snr
 
 
+def test_a_schedule_of_hardly_any_noise_is_refused(make_mixture: Callable[..., GaussianMixture]) -> None:
+    with pytest.raises(ValueError, match="must reach a log-SNR of 6 to be checked, and this one ends at"):
+        found_of(make_mixture(), "eps", "eps", BetaSchedule("linear", 1e-5, 1e-5, num_timesteps=10))
+
+
 def test_a_null_that_does_not_work_is_found(make_mixture: Callable[..., GaussianMixture]) -> None:
     mixture = make_mixture(num_classes=3)
     well_apart = GaussianMixture(mixture.means * 3, mixture.stds / 4, mixture.weights, mixture.classes)

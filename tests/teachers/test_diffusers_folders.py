@@ -302,7 +302,7 @@ def truncate(folder: Path) -> None:
         ),
         (settle("scheduler_config.json", prediction_type="flow_prediction"), "epsilon, v_prediction, sample"),
         (settle("scheduler_config.json", beta_schedule="laplace"), "one of linear, scaled_linear, .*'laplace'"),
-        (settle("scheduler_config.json", beta_end=2.0), "between 0 and 1"),
+        (settle("scheduler_config.json", beta_end=2.0), "between 1e-09 and 1"),
         (settle("config.json", block_out_channels=[8, 24]), "do not fit its config: unet.* is .* and should be"),
         (settle("config.json", layers_per_block=10**8), "more than its tensors"),
         (settle("config.json", nonsense=1), "'nonsense' is none"),

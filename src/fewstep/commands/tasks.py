@@ -25,7 +25,7 @@ ImageFiles = Annotated[
 Out = Annotated[
     Path,
     typer.Option(
-        help="FILE.png (one image as it is, several as a grid) or FILE.npz (images uint8 NHWC, labels int64)."
+        help="FILE.png (one image as it is, several as a grid) or FILE.npz (images uint8 NHWC, labels or prompts)."
     ),
 ]
 Steps = Annotated[int | None, typer.Option(help="Steps of the sampler; default: those the model was made for, or 64.")]
@@ -219,12 +219,21 @@ def _interleaved(labels: list["Tensor"]) -> "Tensor":
     return torch.stack(labels, 1).flatten()
 
 
+def check_out(out: Path) -> None:
+    """Refuse a name that says nothing of what to write.
+
+    Raises:
+        ValueError: it ends neither in .png nor in .npz.
+    """
+    if out.suffix not in (".png", ".npz"):
+        raise ValueError(f"--out must end in .png or .npz, got {out}")
+
+
 def opened(
     model: Path, images: list[Path], out: Path, autoencoder: Path | None, text_encoder: Path | None
 ) -> tuple["Model", "Given"]:
     """The model and the images, after a look at where the result goes."""
-    if out.suffix not in (".png", ".npz"):
-        raise ValueError(f"--out must end in .png or .npz, got {out}")
+    check_out(out)
     import fewstep
     from fewstep.given_images import read_images
 
@@ -254,8 +263,6 @@ def parsed(model: "Model", given: str | None, option: str) -> tuple[int | None, 
 
 def condition(model: "Model", label: int | None, prompt: str | None, given: "Given", option: str) -> "Condition":
     """One condition for each image, checked: the class or prompt that was typed, or the labels that came with them."""
-    import torch
-
     data, count = model.card.data, len(given.images)
     if data.text is not None:
         if prompt is None or label is not None:
@@ -267,7 +274,7 @@ def condition(model: "Model", label: int | None, prompt: str | None, given: "Giv
             f"this model knows classes 0..{data.num_classes - 1} of {data.name}, no prompts: give {option}"
         )
     if label is not None:
-        return model.condition(torch.full((count,), label))
+        return model.condition([label] * count)
     if given.labels is None:
         raise ValueError(
             f"give {option} NUMBER, a class 0..{data.num_classes - 1}: the images have no labels of their own"
@@ -275,8 +282,16 @@ def condition(model: "Model", label: int | None, prompt: str | None, given: "Giv
     return model.condition(given.labels)
 
 
-def save_images(x: "Tensor", wanted: "Condition", model: "Model", out: Path, columns: int | None = None) -> None:
-    """Write images as a picture or as arrays, whole or not at all."""
+def save_images(
+    x: "Tensor",
+    wanted: "Condition",
+    model: "Model",
+    out: Path,
+    *,
+    columns: int | None = None,
+    prompts: list[str] | None = None,
+) -> None:
+    """Write images as a picture, or as arrays with their classes or prompts, whole or not at all."""
     import numpy as np
     import torch
     from PIL import Image
@@ -286,17 +301,20 @@ def save_images(x: "Tensor", wanted: "Condition", model: "Model", out: Path, col
     from fewstep.tracking.pictures import picture, save_png
 
     facts = model.card.data.pixels
-    labels = torch.zeros(len(x)).long() if wanted.is_floating_point() else wanted
+    classes = None if wanted.is_floating_point() else wanted
     judged = as_judged(x, facts)
     if out.suffix == ".png" and facts.is_image and len(x) == 1:
         pixels = judged[0].permute(1, 2, 0).numpy()
         save_png(Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels), out)
     elif out.suffix == ".png":
-        save_png(picture(judged, labels, facts, columns or min(len(x), facts.num_classes or 8)), out)
+        labels = torch.zeros(len(x)).long() if classes is None else classes
+        save_png(picture(judged, labels, facts, columns or min(len(x), facts.in_a_row)), out)
     else:
-        arrays = judged.permute(0, 2, 3, 1) if facts.is_image else judged
+        arrays = {"images": (judged.permute(0, 2, 3, 1) if facts.is_image else judged).numpy()}
+        if classes is not None or prompts:
+            arrays["labels"] = np.asarray(prompts if classes is None else classes)
         buffer = BytesIO()
-        np.savez_compressed(buffer, images=arrays.numpy(), labels=labels.numpy())
+        np.savez_compressed(buffer, **arrays)  # pyright: ignore[reportArgumentType]
         with atomic(out) as temporary:
             temporary.write_bytes(buffer.getvalue())
 

@@ -112,7 +112,7 @@ def checked(facts: DataFacts, what: str, examples: Batch) -> list[str]:
     """
     x, label = examples
     low, high = float(x.min()), float(x.max())
-    if x.shape[1:] != facts.shape or low < facts.low or high > facts.high:
+    if x.shape[1:] != facts.shape or not (facts.low <= low and high <= facts.high):  # NaN is in no range
         raise ValueError(
             f"{facts.name} is {facts.shape} with values in [{facts.low:g}, {facts.high:g}], and {what} is "
             f"{tuple(x.shape[1:])} in [{low:g}, {high:g}]"

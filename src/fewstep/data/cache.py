@@ -10,7 +10,9 @@ import fcntl
 import hashlib
 import json
 import mmap
+import re
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
@@ -26,19 +28,25 @@ from torch import Tensor
 from fewstep.data.split import Examples
 from fewstep.files import atomic
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "manifest.json"
+RECORD = {"key", "count", "sha256", "skipped", "converted", "labels"}
 PART_BYTES = 2**29  # of images in a part, where the source does not say: so much work is lost by an interruption
 RELEASE_BYTES = 2**27  # mapped pages are given back to the system after about so many
 FAULT_BYTES = 2**16  # the system maps so much around what is read
 
 
 class Chunk(NamedTuple):
-    """Some images of a part in their order, uint8 (N, C, H, W), labels int64 (N,); files that were left out."""
+    """Some images of a part in their order, uint8 (N, C, H, W), labels int64 (N,).
+
+    Attributes:
+        skipped: files that were left out. converted: modes of images that were not RGB, as often as they came.
+    """
 
     images: UInt8[np.ndarray, "count channels height width"]
     labels: Int[np.ndarray, "count"]
     skipped: Sequence[str] = ()
+    converted: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -120,6 +128,7 @@ class Cache:
         self.shape: tuple[int, ...] = tuple(manifest["shape"])
         self.classes: list[str] = manifest["classes"]
         self.skipped: list[str] = []
+        self.converted: Counter[str] = Counter()
         self._splits: dict[str, list[tuple[str, dict[str, Any]]]] = {}
         for split, parts in manifest["parts"].items():
             self._splits[split] = []
@@ -132,6 +141,7 @@ class Cache:
                     )
                 self._splits[split].append((name, record))
                 self.skipped += record["skipped"]
+                self.converted.update(record["converted"])
 
     def examples(self, split: str) -> Examples:
         """Images and labels of a split, empty if there is none of that name."""
@@ -176,33 +186,46 @@ def cached(folder: Path, source: Source | None) -> Cache:
 
 
 def stored_key(folder: Path) -> str | None:
-    """The key of the source that the cache was made from, None if there is no finished cache."""
+    """The key of the source that the cache was made from, None if there is no finished cache.
+
+    Raises:
+        ValueError: what is there in its place is not from here.
+    """
     manifest = folder / MANIFEST
     if not manifest.is_file():
         return None
-    stored = json.loads(manifest.read_text())
-    return stored["key"] if stored["format"] == FORMAT else None
+    try:
+        stored = json.loads(manifest.read_text())
+        return stored["key"] if stored["format"] == FORMAT else None
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{manifest} is not that of a cache, or is damaged; delete it, or choose another folder with dataset.cache"
+        ) from error
 
 
 def convert(folder: Path, source: Source) -> None:
     """Make the parts that are not there yet, then the manifest."""
     (folder / MANIFEST).unlink(missing_ok=True)
-    for left in folder.glob(".*.tmp"):  # of a conversion that was killed; the lock says that none is running
-        left.unlink()
     parts = [part for split in source.parts.values() for part in split]
+    for split in source.parts:
+        for left in folder.glob(f".{split}-*.tmp"):  # of one that was killed; the lock says that none is running
+            left.unlink()
     columns = (TextColumn("convert"), BarColumn(), MofNCompleteColumn(), TextColumn("images"), TimeRemainingColumn())
     with Progress(*columns) as progress:
         task = progress.add_task("", total=sum(part.count for part in parts))
-        skipped = 0
+        skipped, converted = 0, Counter[str]()
         for part in parts:
             record = kept(folder, part, source.shape) or write(folder, part, progress, task)
             skipped += len(record["skipped"])
+            converted.update(record["converted"])
             progress.update(task, completed=sum(p.count for p in parts[: parts.index(part) + 1]))
     if skipped:
         warnings.warn(f"{skipped} damaged images were left out; {folder}/*.json name them", stacklevel=2)
+    if converted:
+        warnings.warn(f"{said(converted)} became RGB", stacklevel=2)
     wanted = {part.name for part in parts}
-    for old in [*folder.glob("*.images"), *folder.glob("*.json")]:
-        if old.stem not in wanted:
+    for old in folder.glob("*.*"):  # parts of other sources; what is not from here stays
+        if re.fullmatch(rf"({'|'.join(source.parts)})-\d{{5}}\.(images|json)", old.name) and old.stem not in wanted:
             old.unlink()
     manifest = {
         "format": FORMAT,
@@ -214,10 +237,17 @@ def convert(folder: Path, source: Source) -> None:
     write_json(folder / MANIFEST, manifest)
 
 
+def said(converted: Counter[str]) -> str:
+    """How many images were converted, and from which modes."""
+    modes = ", ".join(f"{count:,} {mode}" for mode, count in sorted(converted.items()))
+    return f"{converted.total():,} images of other modes ({modes})" if converted else "no image of another mode"
+
+
 def write(folder: Path, part: Part, progress: Progress, task: Any) -> dict[str, Any]:
     """Make one part; give its record."""
     labels: list[int] = []
     skipped: list[str] = []
+    converted: Counter[str] = Counter()
     path = folder / f"{part.name}.images"
     (folder / f"{part.name}.json").unlink(missing_ok=True)
     with atomic(path) as temporary, temporary.open("wb") as file:
@@ -225,9 +255,11 @@ def write(folder: Path, part: Part, progress: Progress, task: Any) -> dict[str, 
             file.write(np.ascontiguousarray(chunk.images).data)
             labels += chunk.labels.tolist()
             skipped += chunk.skipped
+            converted.update(chunk.converted)
             progress.advance(task, len(chunk.labels) + len(chunk.skipped))
     record = {"key": part.key, "count": len(labels), "sha256": digest(path, labels), "skipped": skipped}
-    write_json(folder / f"{part.name}.json", record | {"labels": labels})
+    record |= {"converted": converted, "labels": labels}
+    write_json(folder / f"{part.name}.json", record)
     return record
 
 
@@ -249,8 +281,12 @@ def read_record(folder: Path, name: str, shape: Sequence[int]) -> dict[str, Any]
     path, images = folder / f"{name}.json", folder / f"{name}.images"
     if not path.is_file() or not images.is_file():
         return None
-    record = json.loads(path.read_text())
-    return record if images.stat().st_size == record["count"] * prod(shape) else None
+    try:
+        record = json.loads(path.read_text())
+        whole = images.stat().st_size == record["count"] * prod(shape) and record.keys() >= RECORD
+    except (ValueError, KeyError, TypeError, AttributeError):  # damaged, or not from here
+        return None
+    return record if whole else None
 
 
 def digest(path: Path, labels: Sequence[int]) -> str:

@@ -22,11 +22,13 @@ class Sample(NamedTuple):
     Attributes:
         x: uint8 (3, size, size), or the latent: float32, a sample (C, h, w) or its mean and variance (2, C, h, w).
         caption: "" where there is none. embedding: float32 (tokens, features), or None: to be made of the caption.
+        mode: of an image, before it became RGB.
     """
 
     x: np.ndarray
     caption: str
     embedding: np.ndarray | None
+    mode: str = "RGB"
 
 
 def is_sample(extensions: set[str]) -> bool:
@@ -36,24 +38,24 @@ def is_sample(extensions: set[str]) -> bool:
 
 
 def decode_sample(raw: Raw, *, size: int) -> Sample:
-    """What lies in a shard as an example: images cropped to their central square and resized.
+    """What lies in a shard as an example: images cropped to their central square and resized, of other modes made RGB.
 
     Raises:
-        ValueError, OSError: it is damaged.
+        Exception: of any kind; it is damaged.
     """
     tensors = load_safetensors(raw[BOTH]) if BOTH in raw else {}
     tensors |= {name.removesuffix(".npy"): array_of(raw[name]) for name in (LATENT, EMBEDDING) if name in raw}
     caption = raw["txt"].decode() if "txt" in raw else json.loads(raw["json"])["caption"] if "json" in raw else ""
-    x = tensors.get("latent")
+    x, mode = tensors.get("latent"), "RGB"
     if x is None:
-        picture = next(raw[extension] for extension in PICTURES if extension in raw)
-        x = centre_crop(Image.open(io.BytesIO(picture)), size)
+        picture = Image.open(io.BytesIO(next(raw[extension] for extension in PICTURES if extension in raw)))
+        x, mode = centre_crop(picture, size), picture.mode
     embedding = tensors.get("text")
     if embedding is None and not str(caption).strip():
         raise ValueError("its caption is empty")
     if x.dtype != np.uint8:
         x = x.astype(np.float32)
-    return Sample(x, str(caption).strip(), None if embedding is None else embedding.astype(np.float32))
+    return Sample(x, str(caption).strip(), None if embedding is None else embedding.astype(np.float32), mode)
 
 
 def array_of(content: bytes) -> np.ndarray:

@@ -60,14 +60,14 @@ def read_batch(path: Path) -> Examples:
         data, given = (batch.get(key) if isinstance(batch, dict) else None for key in (b"data", b"labels"))
         if (
             not isinstance(data, np.ndarray)
-            or data.dtype != np.uint8
             or data.shape[1:] != (VALUES,)
             or not isinstance(given, list)
             or not len(data) == len(given) > 0
         ):
             raise ValueError(f"{path} must hold data uint8 (N, {VALUES}) and a list of N labels; get it again")
-        images, labels = torch.from_numpy(data.copy()), torch.tensor(given)
-    if labels.dtype != torch.int64 or int(labels.min()) < 0 or int(labels.max()) > 9:
+        whole = all(type(label) is int and 0 <= label <= 9 for label in given)
+        images, labels = torch.from_numpy(data.copy()), torch.tensor(given if whole else [-1])
+    if int(labels.min()) < 0 or int(labels.max()) > 9:
         raise ValueError(f"{path} must have labels from 0 to 9, and has others; get it again")
     return Examples(images.reshape(-1, 3, 32, 32), labels)
 

@@ -24,7 +24,7 @@ HELD_OUT = "val"
 
 class ImageFile(NamedTuple):
     name: str  # below the root, with /
-    size: int  # bytes
+    stamp: tuple[int, int]  # bytes, and when it was last written (in a zip its CRC): others if it is another
 
 
 class ImageFiles:
@@ -38,7 +38,7 @@ class ImageFiles:
         self.root, self._zip = root, None
         if root.is_dir():
             found = [
-                ImageFile(path.relative_to(root).as_posix(), path.stat().st_size)
+                ImageFile(path.relative_to(root).as_posix(), stamp(path.stat()))
                 for folder, _, names in os.walk(root, followlinks=True)
                 for path in (Path(folder, name) for name in names)
                 if is_image(path.relative_to(root))
@@ -52,7 +52,9 @@ class ImageFiles:
                 ) from error
             infos = self._zip.infolist()
             found = [
-                ImageFile(info.filename, info.file_size) for info in infos if is_image(PurePosixPath(info.filename))
+                ImageFile(info.filename, (info.file_size, info.CRC))
+                for info in infos
+                if is_image(PurePosixPath(info.filename))
             ]
         if not found:
             raise ValueError(f"{root} must hold images ({' '.join(SUFFIXES)}) and has none; is it the right one?")
@@ -61,6 +63,10 @@ class ImageFiles:
     def read(self, name: str) -> bytes:
         """A file's bytes."""
         return (self.root / name).read_bytes() if self._zip is None else self._zip.read(name)
+
+
+def stamp(stat: os.stat_result) -> tuple[int, int]:
+    return stat.st_size, stat.st_mtime_ns
 
 
 def is_image(path: Path | PurePosixPath) -> bool:
@@ -138,9 +144,10 @@ def read_chunks(files: ImageFiles, examples: Sequence[Labelled], size: int, stri
         ValueError: one is damaged, and strict is wanted.
     """
 
-    def load(example: Labelled) -> UInt8[np.ndarray, "3 size size"] | None:
+    def load(example: Labelled) -> tuple[UInt8[np.ndarray, "3 size size"], str] | None:
         try:
-            return centre_crop(Image.open(BytesIO(files.read(example.file.name))), size)
+            image = Image.open(BytesIO(files.read(example.file.name)))
+            return centre_crop(image, size), image.mode
         except Exception as error:  # a damaged file fails in any way it likes
             if strict:
                 raise ValueError(
@@ -153,22 +160,43 @@ def read_chunks(files: ImageFiles, examples: Sequence[Labelled], size: int, stri
         for start in range(0, len(examples), CHUNK):
             some = examples[start : start + CHUNK]
             loaded = list(zip(some, pool.map(load, some), strict=True))
-            good = [(image, example.label) for example, image in loaded if image is not None]
-            images = np.stack([image for image, _ in good]) if good else np.empty((0, 3, size, size), np.uint8)
-            labels = np.array([label for _, label in good], np.int64)
-            yield Chunk(images, labels, [example.file.name for example, image in loaded if image is None])
+            good = [(*read, example.label) for example, read in loaded if read is not None]
+            images = np.stack([image for image, _, _ in good]) if good else np.empty((0, 3, size, size), np.uint8)
+            labels = np.array([label for _, _, label in good], np.int64)
+            yield Chunk(
+                images,
+                labels,
+                skipped=[example.file.name for example, read in loaded if read is None],
+                converted=[mode for _, mode, _ in good if mode != "RGB"],
+            )
 
 
 def centre_crop(image: Image.Image, size: int) -> UInt8[np.ndarray, "3 size size"]:
     """The middle square, as ADM's preprocessing has it (Dhariwal & Nichol 2021, guided-diffusion's image_datasets).
 
     Halved by box averages while the shorter side is at least twice `size`, then resized bicubically so that the shorter
-    side is `size` (the other rounded), then cut. Grey, palette and transparent images become RGB first.
+    side is `size` (the other rounded), then cut. Grey, palette and transparent images become RGB first, 16 bits 8.
+
+    Raises:
+        ValueError: floating-point pixels.
     """
-    image = image.convert("RGB")
+    image = eight_bits(image).convert("RGB")
     while min(image.size) >= 2 * size:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
     scale = size / min(image.size)
     image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
     left, top = (image.width - size) // 2, (image.height - size) // 2
     return np.asarray(image.crop((left, top, left + size, top + size))).transpose(2, 0, 1)
+
+
+def eight_bits(image: Image.Image) -> Image.Image:
+    """Pillow cuts 16 bits off at 255 instead of scaling them.
+
+    Raises:
+        ValueError: floating-point pixels, whose white no file tells.
+    """
+    if image.mode == "F":
+        raise ValueError("an image must have pixels of 8 or 16 bits, and one is of mode F; convert it")
+    if not image.mode.startswith("I"):
+        return image
+    return Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8))

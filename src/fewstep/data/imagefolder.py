@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from fewstep.data.cache import Cache, cached, stored_key
+from fewstep.data.cache import Cache, cached, said, stored_key
 from fewstep.data.facts import DataFacts
 from fewstep.data.generate import generate_imagefolder, in_place_of
 from fewstep.data.imagefiles import HELD_OUT, image_source
@@ -62,5 +62,5 @@ class ImageFolderData(SplitImages):
         )
 
     def check(self) -> list[str]:
-        left_out = f"{len(self.cache.skipped)} damaged images left out"
+        left_out = f"{len(self.cache.skipped)} damaged images left out, {said(self.cache.converted)} converted"
         return [*super().check(), *self.cache.verify(), left_out, f"classes: {', '.join(self.cache.classes[:10])}"]

@@ -11,7 +11,7 @@ from zipfile import BadZipFile, ZipFile
 
 import numpy as np
 
-from fewstep.data.cache import Cache, Chunk, Part, Source, cached, stored_key
+from fewstep.data.cache import Cache, Chunk, Part, Source, cached, said, stored_key
 from fewstep.data.facts import DataFacts
 from fewstep.data.generate import generate_imagenet64, in_place_of
 from fewstep.data.imagefiles import HELD_OUT, image_source
@@ -158,4 +158,5 @@ class ImageNet64Data(SplitImages):
     def check(self) -> list[str]:
         counts = {"train": len(self.labels), HELD_OUT: len(self.held_out.labels)}
         whole = "the full set" if counts == FULL else f"not the full set of {FULL['train']:,} and {FULL[HELD_OUT]:,}"
-        return [*super().check(), f"counts: {whole}", *self.cache.verify()]
+        left_out = f"{len(self.cache.skipped)} damaged images left out, {said(self.cache.converted)} converted"
+        return [*super().check(), f"counts: {whole}", *self.cache.verify(), left_out]

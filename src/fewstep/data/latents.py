@@ -23,14 +23,29 @@ if TYPE_CHECKING:
 MANIFEST = "latents.json"
 LABELS, REFERENCE, REFERENCE_LABELS = "labels.npy", "reference.npy", "reference-labels.npy"
 FORMAT = 1
+KEYS = {
+    *("source", "image_shape", "num_classes", "shape", "scaling_factor", "shift_factor", "autoencoder"),
+    *("autoencoder_sha256", "per_file", "files"),
+}
 
 
 class Moments:
-    """Rows (2, channels, height, width) of float16, mean and variance, in files of `per_file` rows."""
+    """Rows (2, channels, height, width) of float16, mean and variance, in files of `per_file` rows.
 
-    def __init__(self, files: list[Path], per_file: int) -> None:
+    Raises:
+        ValueError: a file is truncated, or holds something else.
+    """
+
+    def __init__(self, files: list[Path], per_file: int, shape: tuple[int, ...]) -> None:
         self.shards = [read_array(file, mapped=True) for file in files]
         self.per_file = per_file
+        for number, (file, shard) in enumerate(zip(files, self.shards, strict=True)):
+            count = len(shard) if number == len(files) - 1 and shard.ndim else per_file
+            if shard.dtype != np.float16 or shard.shape != (count, 2, *shape):
+                raise ValueError(
+                    f"{file} must be float16 ({per_file}, 2, {', '.join(map(str, shape))}), and is {shard.dtype} "
+                    f"{shard.shape}; make the latents again"
+                )
 
     def __len__(self) -> int:
         return sum(map(len, self.shards))
@@ -75,10 +90,13 @@ class LatentsData(ImagesInMemory):
             if not (self.root / name).is_file():
                 raise ValueError(f"{self.root / name} is missing; make the latents again with `fewstep latents`")
         shards = [self.root / name for name in self.files if name.startswith("latents-")]
-        moments = Moments(shards, about["per_file"])
+        moments = Moments(shards, about["per_file"], tuple(about["shape"]))
         labels = torch.from_numpy(read_array(self.root / LABELS))
-        if len(moments) != len(labels):
-            raise ValueError(f"{self.root} has {len(moments)} latents and {len(labels)} labels; make it again")
+        if labels.dtype != torch.int64 or labels.shape != (len(moments),) or not len(labels):
+            raise ValueError(
+                f"{self.root} has {len(moments)} latents, and {labels.dtype} {tuple(labels.shape)} for their labels; "
+                "make it again"
+            )
         super().__init__(images=moments, labels=labels, batch_size=batch_size, stream=stream)
         latent = LatentFacts(
             tuple(about["image_shape"]),
@@ -90,6 +108,7 @@ class LatentsData(ImagesInMemory):
         self.facts = DataFacts(
             "latents", tuple(about["shape"]), about["num_classes"], low=-1000.0, high=1000.0, latent=latent
         )
+        balance(self.facts, "training", self.labels)  # labels that no class has are refused
         self.source: str = about["source"]
         self._autoencoder: Autoencoder | None = None
 
@@ -152,6 +171,8 @@ def read_manifest(root: Path) -> dict[str, Any]:
         about = json.loads(path.read_text())
         if about["format"] != FORMAT:
             raise ValueError(f"its format is {about['format']}, not {FORMAT}")
+        if missing := sorted(KEYS - about.keys()):
+            raise ValueError(f"it has no {missing[0]}")
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} cannot be read ({error}); make the latents again with `fewstep latents`") from error
     return about

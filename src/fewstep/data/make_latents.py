@@ -1,6 +1,7 @@
 """Encode an image data set once: float16 shards of mean and variance, each whole or not there, then the manifest."""
 
 import json
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,8 @@ def make_latents(
     Of all of them, or of `num`, evenly spaced.
 
     Yields how many images are encoded so far, after each batch. Interrupted, the same call goes on at the first file
-    that is not there. The manifest comes last: without it nothing in the folder is read as data.
+    that is not there; of finished latents it makes those files anew that have changed since. The manifest comes last:
+    without it nothing in the folder is read as data.
 
     Raises:
         ValueError: `out` holds or is becoming something else, or the autoencoder does not take these images.
@@ -83,20 +85,29 @@ def make_latents(
 
 
 def claim(out: Path, about: dict[str, Any]) -> None:
-    """Write down what the folder is to become, or check that it was to become that.
+    """Write down what the folder is to become, or check that it was to become that; remove what is damaged in it.
 
     Raises:
         ValueError: it was to become something else, or holds something else.
     """
+    for left in out.glob(".latents-*.tmp"):  # of one that was killed
+        left.unlink()
     for name in (MANIFEST, UNFINISHED):
         if (out / name).is_file():
-            before = json.loads((out / name).read_text())
+            try:
+                before = dict(json.loads((out / name).read_text()))
+            except (ValueError, TypeError) as error:
+                raise ValueError(f"{out / name} cannot be read ({error}); choose another --out") from error
             other = [key for key, value in about.items() if before.get(key) != value]
             if other:
                 raise ValueError(
                     f"{out} holds latents of another kind: their {other[0]} is {before.get(other[0])}, now it is "
                     f"{about[other[0]]}; choose another --out"
                 )
+            for file, digest in before.get("files", {}).items():
+                if (out / file).is_file() and sha256_of(out / file) != digest:
+                    warnings.warn(f"{out / file} has changed since it was made, and is made anew", stacklevel=2)
+                    (out / file).unlink()
             return
     if out.is_dir() and any(out.glob("latents-*.npy")):
         raise ValueError(f"{out} holds latents of unknown origin; choose another --out")

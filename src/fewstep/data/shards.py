@@ -40,7 +40,7 @@ def open_shards(root: Path, is_sample: IsSample, *, strict: bool) -> list[Shard]
     """The shards of a folder, in the order of their names; their counts are kept in a file beside them.
 
     Raises:
-        ValueError: none of them holds a sample; or with `strict`, one is truncated.
+        ValueError: none of them holds a sample; or with `strict`, one is cut short or damaged.
     """
     paths = sorted(root.glob("*.tar"))
     known, shards, changed = read_index(root / INDEX), [], False
@@ -52,11 +52,13 @@ def open_shards(root: Path, is_sample: IsSample, *, strict: bool) -> list[Shard]
             number, whole = scan(path, is_sample)
             if strict and not whole:
                 raise ValueError(
-                    f"{path} is truncated after {number} samples; copy it again, or use dataset.strict=false"
+                    f"{path} is truncated or damaged after {number} samples; copy it again, or use dataset.strict=false"
                 )
             entry, changed = {"stamp": stamp, "count": number, "whole": whole}, True
         if not entry["whole"]:
-            warnings.warn(f"{path} is truncated: only its first {entry['count']} samples are used", stacklevel=2)
+            warnings.warn(
+                f"{path} is truncated or damaged: only its first {entry['count']} samples are used", stacklevel=2
+            )
         known[path.name] = entry
         if entry["count"]:
             shards.append(Shard(path, entry["count"]))
@@ -70,8 +72,9 @@ def open_shards(root: Path, is_sample: IsSample, *, strict: bool) -> list[Shard]
 def read_index(path: Path) -> dict[str, Any]:
     """What is known of the shards; nothing, if the file cannot be read."""
     try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError):
+        index = json.loads(path.read_text()).items()
+        return {name: entry for name, entry in index if entry.keys() >= {"stamp", "count", "whole"}}
+    except (OSError, ValueError, AttributeError):
         return {}
 
 
@@ -85,17 +88,19 @@ def write_index(path: Path, index: dict[str, Any]) -> None:
 
 
 def scan(path: Path, is_sample: IsSample) -> tuple[int, bool]:
-    """How many samples a shard begins with, by its headers alone, and whether it is whole."""
+    """How many samples a shard begins with, by its headers alone, and whether it is whole: a shard ends with zeros."""
     names: list[str] = []
-    whole = True
+    whole = False
     try:
-        with tarfile.open(path, "r:") as tar:
-            for member in tar:
+        with tarfile.open(path, "r:") as tar, path.open("rb") as file:
+            for member in tar:  # ends without a word where a header is damaged, cut or not there
                 if member.isfile():
                     names.append(member.name)
+            file.seek(tar.offset)
+            whole = file.read(tarfile.BLOCKSIZE) == bytes(tarfile.BLOCKSIZE)
     except (tarfile.ReadError, EOFError):
         # The header of the last file was there, and the file itself was not.
-        names, whole = names[:-1], False
+        names = names[:-1]
     number, key, extensions = 0, None, set[str]()
     for name in [*names, ""]:
         prefix, extension = base_plus_ext(name)

@@ -23,7 +23,7 @@ class SplitImages(ImagesInMemory):
     """Batches of the training part; of the held-out part at most `num_reference` images, evenly spaced, as reference.
 
     Raises:
-        ValueError: one of the parts is empty.
+        ValueError: one of the parts is empty, or num_reference is below 1.
     """
 
     def __init__(
@@ -40,6 +40,8 @@ class SplitImages(ImagesInMemory):
         for name, part in (("training", train), ("held-out", held_out)):
             if not len(part.labels):
                 raise ValueError(f"{facts.name} needs images in its {name} part and has none; add some")
+        if num_reference is not None and num_reference < 1:
+            raise ValueError(f"dataset.num_reference must be at least 1, got {num_reference}")
         images, labels = train
         super().__init__(images=images, labels=labels, batch_size=batch_size, stream=stream, flip=flip)
         self.facts, self.held_out = facts, held_out

@@ -66,10 +66,10 @@ class TextData(Data):
         generated: bool = False,
     ) -> None:
         super().__init__(batch_size=batch_size, stream=stream)
-        if min(held_out_shards, num_reference, walks, buffer) < 1 or num_workers < 0:
+        if min(held_out_shards, num_reference, walks, buffer, size or 1) < 1 or num_workers < 0:
             raise ValueError(
-                "dataset needs held_out_shards, num_reference, walks and buffer of at least 1, num_workers >= 0, got "
-                f"{held_out_shards}, {num_reference}, {walks}, {buffer} and {num_workers}"
+                "dataset needs held_out_shards, num_reference, walks, buffer and size of at least 1, num_workers >= 0, "
+                f"got {held_out_shards}, {num_reference}, {walks}, {buffer}, {size} and {num_workers}"
             )
         place = Path(root)
         if generated and not place.exists():
@@ -92,11 +92,14 @@ class TextData(Data):
         self.buffer, self.num_walks = buffer, min(walks, len(self.train_shards))
         self.encoder = opened_encoder(encoder)
         self.autoencoder = None if autoencoder is None else opened_autoencoder(autoencoder)
+        self._form: tuple[object, ...] | None = None
+        self._converted: set[str] = set()
         self.decode_raw = partial(self._decode, damaged=set(), size=size or 0)
         if not size and not {LATENT, BOTH} & set(next(samples_of(self.train_shards[0], is_sample))):
             raise ValueError("dataset.size is needed for shards of images: the side of the squares they are made")
         first = self._first()
         self.facts = self._facts(first, size)
+        self._form = first.x.dtype, first.x.shape
         kind = "held-out shards" if first.x.dtype == np.uint8 else "held-out latents, decoded"
         self.reference_split = f"{kind}: {', '.join(shard.path.name for shard in self.test_shards)}"
         self._embeddings: dict[str, Tensor] = {}
@@ -130,20 +133,29 @@ class TextData(Data):
         return next(filled(raw, self.decode_raw, self.train_shards[0].num_samples))
 
     def _decode(self, raw: Raw, *, damaged: set[str], size: int) -> Sample | None:
-        """The sample, or None if it is damaged, once that is said."""
+        """The sample, or None if it is damaged or has not the form of the first, once that is said."""
+        name = f"{raw['__url__']}: {raw['__key__']}"
         try:
-            return decode_sample(raw, size=size)
-        except (OSError, ValueError, KeyError, TypeError, SyntaxError) as error:  # SyntaxError: Pillow, of a broken PNG
-            name = f"{raw['__url__']}: {raw['__key__']}"
+            sample = decode_sample(raw, size=size)
+            if self._form is not None:
+                self._require_form(sample)
+        except Exception as error:  # a damaged file fails in any way it likes
             if self.strict:
                 raise ValueError(
                     f"{name} is damaged ({error}); repair the shard, or use dataset.strict=false"
                 ) from error
-            if name not in damaged:
-                damaged.add(name)
-                if len(damaged) in (1, 10, 100) or len(damaged) % 1000 == 0:
-                    warnings.warn(f"{name} is damaged and left out ({error}); {len(damaged)} so far", stacklevel=2)
+            say(f"{name} is damaged and left out ({error})", name, damaged)
             return None
+        if sample.mode != "RGB":
+            say(f"{name} is of mode {sample.mode} and becomes RGB", name, self._converted)
+        return sample
+
+    def _require_form(self, sample: Sample) -> None:
+        text = self.encoder.facts()
+        if (sample.x.dtype, sample.x.shape) != self._form:
+            raise ValueError(f"it is {sample.x.dtype} {sample.x.shape}, and the first is of {self.facts.shape}")
+        if sample.embedding is not None and sample.embedding.shape != (text.tokens, text.features):
+            raise ValueError(f"its embedding is {sample.embedding.shape}, not {(text.tokens, text.features)}")
 
     def walks(self, share: int = 0, shares: int = 1) -> Walks:
         """Every shares-th walk through the training shards, from the share-th on."""
@@ -263,11 +275,19 @@ class TextData(Data):
         )
         return [
             f"{len(self.train_shards)} shards of {count:,} samples to train on, {good:,} of them good; "
-            f"{len(self.test_shards)} held out",
+            f"{len(self.test_shards)} held out; {len(self._converted):,} images of other modes became RGB",
             f"prompts are {self.encoder.num_tokens} x {self.encoder.num_features}, for example {self.prompts(1)}",
             *checked(self.facts, "a training batch", self.batch(0)),
             *checked(self.facts.pixels, self.reference_split, self.reference()),
         ]
+
+
+def say(what: str, name: str, names: set[str]) -> None:
+    """Warn of the first sample of a kind, the tenth, the hundredth, and each thousandth; `names` are those so far."""
+    if name not in names:
+        names.add(name)
+        if len(names) in (1, 10, 100) or len(names) % 1000 == 0:
+            warnings.warn(f"{what}; {len(names):,} so far", stacklevel=3)
 
 
 class Loader:

@@ -12,6 +12,7 @@ from torch import Tensor
 from fewstep.diffusion.schedule import alpha
 
 BetaKind = Literal["linear", "scaled_linear", "squaredcos_cap_v2", "trained"]
+LEAST_BETA = 1e-9  # of one near 1e-16 nothing is left in 1 - beta, and the log-SNR is infinite
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class BetaSchedule:
             its log-SNR is then `log_snr_min`.
 
     Raises:
-        ValueError: an unknown kind, a beta outside (0, 1), or fewer than two timesteps.
+        ValueError: an unknown kind, a beta outside (1e-9, 1), or fewer than two timesteps.
     """
 
     kind: BetaKind = "scaled_linear"
@@ -52,8 +53,10 @@ class BetaSchedule:
         if count != self.num_timesteps or not 2 <= count <= 100_000:
             raise ValueError(f"a beta schedule needs 2 to 100,000 timesteps and as many betas, got {count}")
         betas = self._betas()
-        if not bool(((betas > 0) & (betas < 1)).all()):
-            raise ValueError(f"betas must lie between 0 and 1, got {float(betas.min()):g} to {float(betas.max()):g}")
+        if not bool(((betas > LEAST_BETA) & (betas < 1)).all()):
+            raise ValueError(
+                f"betas must lie between {LEAST_BETA:g} and 1, got {float(betas.min()):g} to {float(betas.max()):g}"
+            )
 
     def _betas(self) -> Float[Tensor, "timesteps"]:
         if self.betas is not None:

@@ -100,14 +100,23 @@ def usage(path: Path, model: Model, format: Format) -> str:
     w = 1.0 if card.w_min is None or card.w_max is None else min(max(1.0, card.w_min), card.w_max)
     steps = card.num_steps or model.default_steps
     if format == "onnx":
-        names = "z (images, C, H, W), time (images), label" + (
+        label = "label (images, tokens, features), embeddings of prompts" if card.data.text else "label (images)"
+        names = f"z (images, C, H, W), time (images), {label}" + (
             ", w (images)" if model.denoiser.has_guidance_input else ""
         )
+        if card.is_guided_outside and not card.data.text:
+            names += f" (without a class: label {card.data.num_classes})"
         told = "the timestep over 1000" if card.clock else "2 / pi * arctan(sigma / alpha)"
         return (
             f"`model.onnx` is the bare network: {names} -> output. `time` is {told}; the output reads as "
             f"{card.prediction}."
         )
+    if card.role == "encoder":
+        code = (
+            'import fewstep\nencoder = fewstep.load("FOLDER/model.safetensors")\n'
+            "x = fewstep.transfer(student, images, source, target, encoder=encoder)"
+        )
+        return f"It takes data to noise, for a student of the same teacher to decode:\n\n```python\n{code}\n```"
     if format == "safetensors":
         wanted = '["a photograph"]' if card.data.text else "[0, 1, 2]"
         code = f'import fewstep\nx = fewstep.load("FOLDER/model.safetensors").sample({wanted}, steps={steps}, w={w:g})'
@@ -188,7 +197,7 @@ def provenance(path: Path, model: Model, licence: str) -> str:
     if card.data.text:
         lines.append(f"- text encoder: weights' sha256 `{card.data.text.sha256}`")
     if adapter_file(path).is_file():
-        lines.append("- merged from its parent and the low-rank adapter that lies beside it")
+        lines.append("- a low-rank adapter is merged into it, whose metadata say what model it was added to")
     lines.append(f"- licence of the parent, which binds its students: {licence}")
     lines.append(f"- written by fewstep {version('fewstep')}; `{CARD}` is what the model file says of itself")
     return "\n".join(lines)

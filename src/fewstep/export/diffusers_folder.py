@@ -124,6 +124,8 @@ def ddim_scheduler(model: Model) -> DDIMScheduler:
         reason = f"its schedule is {type(schedule).__name__}, and not the one its network was trained with"
     elif card.sampling != "deterministic":
         reason = "it was made for the stochastic sampler, which no stock scheduler has"
+    elif card.prediction == "eps" and schedule.has_zero_terminal_snr:
+        reason = "it predicts eps where the schedule leaves nothing but noise, which a stock scheduler divides by"
     elif card.data.latent is None:
         reason = "it makes pixels, and the pipeline decodes latents"
     else:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, replace
+from math import inf
 from pathlib import Path
 
 import torch
@@ -116,7 +117,7 @@ def export(
                 difference = onnx_file.write(temporary, model)
             case _:
                 difference = write_safetensors(temporary, folder, model, path, half)
-        if not half and not difference <= TOLERANCE:
+        if not difference < (inf if half else TOLERANCE):
             raise ValueError(
                 f"the export must do what the model does, and differs by {difference:.1e}; nothing was written: please "
                 f"report this, with `fewstep info {path}`"
@@ -147,8 +148,8 @@ def write_safetensors(temporary: Path, folder: Path, model: Model, path: Path, h
 
 def difference_of(ours: Tensor, theirs: Tensor) -> float:
     """Largest difference, relative to the largest value of ours, or absolute where that is below 1; inf for a NaN."""
-    difference = (ours - theirs).abs().max().nan_to_num(nan=torch.inf, posinf=torch.inf)
-    return float(difference) / max(1.0, float(ours.abs().max()))
+    difference = (ours - theirs).abs().max() / ours.abs().max().clamp(min=1)
+    return float(difference.nan_to_num(nan=torch.inf, posinf=torch.inf))
 
 
 def described(path: Path) -> dict[str, object]:
@@ -162,10 +163,10 @@ def new_folder(folder: Path) -> Iterator[Path]:
     """Give a temporary folder beside `folder`; on success rename it to `folder`, on failure remove it.
 
     Raises:
-        ValueError: there is something at `folder` already.
+        ValueError: there is something at `folder` already, or it is where the command runs, which cannot be renamed to.
         OSError: it cannot be written or the disk is full.
     """
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir()) or folder.samefile(".")):
         raise ValueError(f"FOLDER must be new or empty, and {folder} is not; choose another or remove it")
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     try:

@@ -55,7 +55,7 @@ class Plan:
             raise ValueError(
                 f"evaluation needs num_images and batch_size of at least 1, got {self.num_images} and {self.batch_size}"
             )
-        if not self.w or min(self.w) < 0 or max(self.w) == float("inf"):
+        if not self.w or not all(0 <= w < float("inf") for w in self.w):
             raise ValueError(f"evaluation needs guidance weights w >= 0, got {list(self.w)}")
         steps = (self.teacher_steps, self.guided_steps, self.baseline_steps)
         if not self.teacher_steps or min(*chain(*steps), 1) < 1:

@@ -59,10 +59,16 @@ def read_adm(path: Path) -> Foreign:
             f"teacher={path} must be a model of ours, a diffusers folder or a state dict of guided-diffusion, and its "
             f"tensors are called {some}, ..."
         )
-    config = architecture(tensors, path)
+    try:
+        config = architecture(tensors, path)
+        mults = multipliers(tensors, config["block_out_channels"])
+    except KeyError as error:
+        raise ValueError(f"{path} lacks the tensor {error.args[0]}; is the file whole?") from error
+    except (TypeError, IndexError) as error:
+        raise ValueError(f"{path} has tensors of too few dimensions for an ADM; is the file whole?") from error
     told = path.with_suffix(".json")
     channels = config["block_out_channels"]
-    own = read_json(told) if told.is_file() else PUBLISHED.get(multipliers(tensors, channels), {})
+    own = read_json(told) if told.is_file() else PUBLISHED.get(mults, {})
     flags = DEFAULTS | own
     if not {"image_size", "noise_schedule"} <= flags.keys():
         raise ValueError(
@@ -70,10 +76,13 @@ def read_adm(path: Path) -> Foreign:
             f'into {told}: {{"image_size": 64, "noise_schedule": "cosine", "num_head_channels": 64, '
             '"use_new_attention_order": true}'
         )
-    head, steps = int(flags["num_head_channels"]), int(flags["diffusion_steps"])
-    if head < 1 or any(size % head for size in channels):
+    try:
+        head, steps, size = (int(flags[name]) for name in ("num_head_channels", "diffusion_steps", "image_size"))
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError(f"{told} must give sizes and steps as whole numbers ({error}); correct it") from error
+    if head < 1 or any(channel % head for channel in channels):
         raise ValueError(f"{path} has channels {channels}, which num_head_channels={head} must divide; correct {told}")
-    config |= {"sample_size": int(flags["image_size"]), "attention_head_dim": head}
+    config |= {"sample_size": size, "attention_head_dim": head}
     named = renamed(tensors, len(channels), config["layers_per_block"], head, bool(flags["use_new_attention_order"]))
     match flags["noise_schedule"]:
         case "cosine":

@@ -98,12 +98,20 @@ def examine(
     Args:
         x, label: examples of the data it was trained on, at least a few dozen.
         schedule: where its sampling starts. has_null: whether it can be asked without a condition.
+
+    Raises:
+        ValueError: the schedule ends with next to no noise.
     """
     denoiser, generator = teacher.denoiser, torch.Generator().manual_seed(seed)
     says = denoiser.prediction
     lowest = float(schedule.log_snr(torch.tensor(1.0, dtype=torch.float64)))
     variance = float((x - x.mean(0)).square().mean())
     asked = [value for value in LOG_SNRS if value >= lowest]
+    if not asked:
+        raise ValueError(
+            f"a teacher's schedule must reach a log-SNR of {LOG_SNRS[0]:g} to be checked, and this one ends at "
+            f"{lowest:.3g}, next to no noise; are num_train_timesteps and the betas right?"
+        )
     answers, errors = [], []
     for value in asked:
         log_snr = torch.full((len(x),), value, dtype=torch.float64)

@@ -69,7 +69,7 @@ def noise_of(config: dict[str, Any], path: Path) -> tuple[BetaSchedule, Predicti
     kind, prediction = config.get("_class_name"), config.get("prediction_type", "epsilon")
     if kind not in SCHEDULERS:
         raise ValueError(f"a teacher's scheduler must be one of {', '.join(SCHEDULERS)}, and {path} says {kind!r}")
-    if prediction not in READINGS:
+    if not isinstance(prediction, str) or prediction not in READINGS:
         raise ValueError(f"prediction_type must be one of {', '.join(READINGS)}, and {path} says {prediction!r}")
     trained = config.get("trained_betas")
     try:
@@ -81,7 +81,7 @@ def noise_of(config: dict[str, Any], path: Path) -> tuple[BetaSchedule, Predicti
             rescale_zero_snr=bool(config.get("rescale_betas_zero_snr", False)),
             betas=tuple(float(beta) for beta in trained) if trained else None,
         )
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"{path} has no schedule that can be used here: {error}") from error
     return clock, READINGS[prediction]
 
@@ -95,8 +95,8 @@ def weights_of(folder: Path) -> tuple[dict[str, Tensor], list[Path]]:
     index = folder / f"{WEIGHTS}.safetensors.index.json"
     if index.is_file():
         parts = read_json(index).get("weight_map")
-        names = sorted(set(parts.values())) if isinstance(parts, dict) else []
-        files = [folder / Path(str(name)).name for name in names]
+        names = sorted({Path(str(name)).name for name in parts.values()}) if isinstance(parts, dict) else []
+        files = [folder / name for name in names]
     else:
         names = [f"{WEIGHTS}{variant}" for variant in (".safetensors", ".fp16.safetensors", ".bin")]
         files = [folder / name for name in names if (folder / name).is_file()][:1]

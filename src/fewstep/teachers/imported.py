@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -94,7 +95,8 @@ def read(source: str | Path, facts: DataFacts) -> Source:
     try:
         with torch.device("meta"):  # shapes only: a config cannot make us allocate more than the weights hold
             network = network_class(name)(**arguments)
-    except (TypeError, ValueError, RuntimeError, AttributeError, NotImplementedError) as error:
+            tried(network, facts)
+    except (TypeError, ValueError, RuntimeError, AttributeError, ArithmeticError, LookupError) as error:
         reason = " ".join(str(error).split())[:300]
         raise ValueError(f"the network of teacher={source} cannot be used here: {reason}") from error
     tensors = {f"{prefix}.{key}": tensor for key, tensor in foreign.tensors.items()}
@@ -111,11 +113,26 @@ def read(source: str | Path, facts: DataFacts) -> Source:
     )
 
 
+@torch.no_grad()
+def tried(network: nn.Module, facts: DataFacts) -> None:
+    """Ask a copy without weights once, on the meta device: diffusers meets some bad settings only there."""
+    text = facts.text
+    label = torch.zeros(1, dtype=torch.long) if text is None else torch.zeros(1, text.tokens, text.features)
+    copied = deepcopy(network).to("meta")  # DiT's fixed table has values even in a network of shapes
+    copied(torch.zeros(1, *facts.shape), torch.zeros(1, dtype=torch.float64), label, None)
+
+
 def num_rows(foreign: Foreign) -> int:
-    """Rows of the table of classes, the row of "no class" included; 0 if there is none."""
-    if foreign.kind == "DiTTransformer2DModel":
-        return int(foreign.config["num_embeds_ada_norm"]) + 1
-    return int(foreign.config.get("num_class_embeds") or 0)
+    """Rows of the table of classes, the row of "no class" included; 0 if there is none.
+
+    Raises:
+        ValueError: the config says no number.
+    """
+    name, more = ("num_embeds_ada_norm", 1) if foreign.kind == "DiTTransformer2DModel" else ("num_class_embeds", 0)
+    classes = foreign.config.get(name) or 0
+    if type(classes) is not int or classes < 0:
+        raise ValueError(f"a teacher's {name} must be a number of classes, and its config says {classes!r}")
+    return classes + more
 
 
 def check_shape(foreign: Foreign, facts: DataFacts, source: str | Path) -> None:

@@ -1,0 +1,102 @@
+"""Files that a user gives as images and masks: what is refused in one line, and what comes back as it was."""
+
+import zipfile
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fewstep.checkpoint import ModelCard
+from fewstep.commands.tasks import save_images
+from fewstep.data.digits import DigitsData
+from fewstep.diffusion.schedule import CosineSchedule
+from fewstep.given_images import read_images, read_mask
+from fewstep.model import Model
+from fewstep.networks import Denoiser, ResidualMLP
+
+FACTS = DigitsData.facts
+PIXELS = np.arange(4 * 64, dtype=np.uint8).reshape(4, 8, 8, 1)
+
+
+def npz(path: Path, **arrays: np.ndarray) -> Path:
+    np.savez(path, **arrays)  # pyright: ignore[reportArgumentType]
+    return path
+
+
+@pytest.mark.parametrize(
+    ("mask", "rule"),
+    [
+        (np.full((8, 8), np.nan), "finite numbers,.* got float64"),
+        (np.full((8, 8), "a"), "finite numbers,.* got <U1"),
+        (np.zeros(8, [("a", int)]), "finite numbers,.* got "),
+        (np.ones((9, 9)), r"\(1, 8, 8\).*\(9, 9\)"),
+        (np.array(0), "marks nothing"),
+    ],
+)
+def test_masks_that_are_none(tmp_path: Path, mask: np.ndarray, rule: str) -> None:
+    with pytest.raises(ValueError, match=rule):
+        read_mask(str(npz(tmp_path / "mask.npz", mask=mask)), [(8, 8)] * 4, FACTS)
+
+
+def test_a_number_is_a_mask_of_everything(tmp_path: Path) -> None:
+    assert read_mask(str(npz(tmp_path / "mask.npz", mask=np.array(1))), [(8, 8)] * 4, FACTS).all()
+
+
+def test_archives_that_are_none(tmp_path: Path) -> None:
+    path = tmp_path / "a.npz"
+    header = BytesIO()
+    shape = {"descr": "|u1", "fortran_order": False, "shape": (10**6, 1000, 1000, 1)}
+    np.lib.format.write_array_header_1_0(header, shape)
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("images.npy", header.getvalue())
+    with pytest.raises(ValueError, match=r"truncated or no \.npz"):  # a terabyte, and it is not there
+        read_images([path], FACTS)
+    path.write_bytes(b"\x80\x04\x95 a pickle")
+    with pytest.raises(ValueError, match=r"no \.npz of plain arrays") as caught:
+        read_images([path], FACTS)
+    assert "allow_pickle" not in str(caught.value)  # numpy would advise to open it
+    with pytest.raises(ValueError, match=r"and .* has uint8 \(2, 0, 8, 1\)"):
+        read_images([npz(path, images=PIXELS[:2, :0])], FACTS)
+
+
+def test_floating_point_pixels_are_refused(tmp_path: Path) -> None:
+    Image.fromarray(np.linspace(0, 1, 64, dtype=np.float32).reshape(8, 8)).save(tmp_path / "a.tif")
+    with pytest.warns(UserWarning, match="mode F"), pytest.raises(ValueError, match="8 or 16 bits"):
+        read_images([tmp_path / "a.tif"], FACTS)
+
+
+def test_labels_that_are_prompts_are_no_classes(tmp_path: Path) -> None:
+    """As `fewstep sample` of a text model writes them: the images are given all the same."""
+    given = read_images([npz(tmp_path / "a.npz", images=PIXELS, labels=np.array(list("abcd")))], FACTS)
+    assert given.labels is None
+    assert len(given.images) == 4
+    huge = read_images([npz(tmp_path / "b.npz", images=PIXELS, labels=np.full(4, 2**63, np.uint64))], FACTS)
+    assert huge.labels is not None
+    assert (huge.labels < 0).all()  # no class either
+
+
+def test_what_is_written_is_read_as_it_was(tmp_path: Path) -> None:
+    """One image is its own file, pixel for pixel, and several are rows of at most `in_a_row`."""
+    network = ResidualMLP(shape=FACTS.shape, num_classes=10, width=8, num_blocks=1, embedding_dim=8)
+    card = ModelCard("teacher", FACTS, "v", CosineSchedule(), None, None, None, 0, ())
+    model = Model(Denoiser(network, "v"), card)
+    x = torch.from_numpy(PIXELS).permute(0, 3, 1, 2).float() / 127.5 - 1
+    save_images(x[:1], torch.tensor([3]), model, tmp_path / "one.png")
+    torch.testing.assert_close(read_images([tmp_path / "one.png"], FACTS).images, x[:1])
+    save_images(x, torch.arange(4), model, tmp_path / "four.npz")
+    given = read_images([tmp_path / "four.npz"], FACTS)
+    torch.testing.assert_close(given.images, x)
+    assert given.labels is not None
+    assert given.labels.tolist() == [0, 1, 2, 3]
+    save_images(x, torch.zeros(4, 3, 2), model, tmp_path / "told.npz", prompts=list("abcd"))
+    with np.load(tmp_path / "told.npz") as file:
+        assert sorted(file) == ["images", "labels"]
+        assert file["labels"].tolist() == list("abcd")
+    save_images(x, torch.zeros(4, 3, 2), model, tmp_path / "embedded.npz")
+    with np.load(tmp_path / "embedded.npz") as file:
+        assert list(file) == ["images"]  # zeros would say class 0
+    save_images(x.repeat(8, 1, 1, 1), torch.zeros(32).long(), model, tmp_path / "many.png")
+    assert Image.open(tmp_path / "many.png").size == (10 * 50 + 2, 4 * 50 + 2)
