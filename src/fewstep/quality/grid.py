@@ -44,9 +44,9 @@ class Plan:
     num_images: int = 2000
     w: tuple[float, ...] = (0.0, 1.0, 2.0, 4.0)
     teacher_steps: tuple[int, ...] = (64, 16, 8, 4, 2, 1)
-    guided_steps: tuple[int, ...] = (64, 16, 8, 4)
+    guided_steps: tuple[int, ...] = (64, 16, 8, 4, 2, 1)
     baselines: tuple[str, ...] = ("dpmsolver++", "unipc")
-    baseline_steps: tuple[int, ...] = (8, 4)
+    baseline_steps: tuple[int, ...] = (8, 4, 2, 1)
     batch_size: int = 500
     seed: int = 0
 
