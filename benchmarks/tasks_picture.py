@@ -1,6 +1,6 @@
 """The README's picture of the tasks: ten held-out digits, edited, completed, transferred, and on the way to another.
 
-    python benchmarks/tasks_picture.py --student MODEL-4 --encoder ENCODER-4 --out docs/tasks.png
+python benchmarks/tasks_picture.py --student MODEL-4 --encoder ENCODER-4 --out docs/tasks.png
 """
 
 from pathlib import Path
