@@ -158,7 +158,13 @@ def test_two_students_come_from_the_teacher_and_are_guided_outside(tmp_path):
     assert isinstance(model.denoise, Guided)
     assert [parent.role for parent in model.card.parents] == ["teacher"]
     judged = go(
-        tmp_path, "evaluate", f"teacher={made}", "stage.w=[1]", "stage.teacher_steps=[4]", "stage.baselines=[ancestral]"
+        tmp_path,
+        "evaluate",
+        f"teacher={made}",
+        "stage.w=[1]",
+        "stage.teacher_steps=[4]",
+        "stage.baselines=[ancestral]",
+        "stage.baseline_steps=[8,4]",
     )
     rows = json.loads((judged / "quality.json").read_text())
     assert {(row["model"], row["sampler"], row["steps"], row["nfe"]) for row in rows} == {

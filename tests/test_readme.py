@@ -61,6 +61,7 @@ def run(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_shell_commands_run_as_typed(workplace: Path) -> None:
     """Every train.py and fewstep line, top to bottom: later ones use what earlier ones made."""
     scripts = [block for block in blocks("bash") if not block.startswith("make ")]
