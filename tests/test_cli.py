@@ -1,6 +1,7 @@
 """The `fewstep` command and `fewstep.load`, on models of a second's training."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from PIL import Image
 from running import Commands, config_of, files_below, make_chain
 
 import fewstep
+from fewstep.checkpoint import load_model, save_model
 from fewstep.run import run
 
 pytest_plugins = ("running",)
@@ -183,3 +185,18 @@ def test_mistakes_are_one_line(commands, chain, tmp_path, monkeypatch, arguments
     filled = [str(chain["1"]) if argument == "MODEL" else argument for argument in arguments]
     commands.fewstep(*filled).is_one_error(*words)
     assert files_below(tmp_path) == []
+
+
+def test_the_default_w_is_one_that_the_model_was_made_for(commands, chain, tmp_path):
+    network, card = load_model(chain["2"])
+    for name, changed, w in (
+        ("above", {"w_min": 2.0, "w_max": 14.0}, "2"),
+        ("below", {"w_min": 0.0, "w_max": 0.5}, "0.5"),
+        ("around", {"w_min": 0.0, "w_max": 4.0}, "1"),
+        ("list", {"w_min": 0.0, "w_max": 4.0, "w_draw": "list", "w_values": (0.0, 0.75, 4.0)}, "0.75"),
+    ):
+        path = tmp_path / f"{name}.safetensors"
+        save_model(path, network, replace(card, **changed))
+        result = commands.fewstep("sample", path, "--num", "2", "--out", tmp_path / "x.npz")
+        assert (result.status, result.err) == (0, ""), "nothing to warn of"
+        assert f"w = {w} (" in result.out

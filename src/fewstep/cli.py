@@ -40,7 +40,7 @@ def sample(
     model: tasks.ModelFile,
     out: tasks.Out,
     steps: tasks.Steps = None,
-    w: tasks.Weight = 1.0,
+    w: tasks.Weight = None,
     label: Annotated[int | None, typer.Option(help="Class of every image; default: all classes in turn.")] = None,
     prompt: Annotated[
         list[str] | None, typer.Option(help="What a model of text shall make; repeat for several, taken in turn.")
@@ -66,6 +66,7 @@ def sample(
     loaded = open_model(model, autoencoder=autoencoder, text_encoder=text_encoder)
     asked = asked_for(loaded, label, prompt or [], num)
     labels = loaded.condition(asked)
+    w = loaded.default_w if w is None else w
     start = time.perf_counter()
     x = loaded.sample(labels, steps=steps, w=w, seed=seed, sampler=sampler)
     seconds = time.perf_counter() - start

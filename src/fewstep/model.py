@@ -167,6 +167,14 @@ class Model:
         """The steps it was made for, or DEFAULT_TEACHER_STEPS."""
         return self.card.num_steps or DEFAULT_TEACHER_STEPS
 
+    @property
+    def default_w(self) -> float:
+        """1, or the nearest to it that the model was made for."""
+        card = self.card
+        if card.w_min is None or card.w_max is None:
+            return 1.0
+        return min(card.w_values or (min(max(1.0, card.w_min), card.w_max),), key=lambda w: abs(w - 1))
+
     def to(self, device: torch.device | str) -> "Model":
         self.denoiser.to(device)
         return self

@@ -29,7 +29,12 @@ Out = Annotated[
     ),
 ]
 Steps = Annotated[int | None, typer.Option(help="Steps of the sampler; default: those the model was made for, or 64.")]
-Weight = Annotated[float, typer.Option(help="Guidance weight, 0 none; diffusers' scale is 1 + w.")]
+Weight = Annotated[
+    float | None,
+    typer.Option(
+        help="Guidance weight, 0 none; diffusers' scale is 1 + w. Default: 1, or the nearest the model was made for."
+    ),
+]
 Label = Annotated[int | None, typer.Option(help="Class that every image shall have; default: the labels of an .npz.")]
 Prompt = Annotated[str | None, typer.Option(help="What to make, for a model of text.")]
 Seed = Annotated[int, typer.Option(help="Image i's noise depends on (seed, i) alone.")]
@@ -65,7 +70,7 @@ def edit(
         float, typer.Option(help="0 keeps the image, 1 nothing of it; rounded to whole steps of --steps.")
     ] = 0.5,
     steps: Steps = None,
-    w: Weight = 1.0,
+    w: Weight = None,
     seed: Seed = 0,
     autoencoder: AutoencoderFolder = None,
     text_encoder: TextEncoderFolder = None,
@@ -81,6 +86,7 @@ def edit(
 
     loaded, given = opened(model, images, out, autoencoder, text_encoder)
     wanted = condition(loaded, label, prompt, given, "--label")
+    w = loaded.default_w if w is None else w
     x = fewstep.edit(loaded, given.images, wanted, strength=strength, steps=steps, w=w, seed=seed)
     save_images(x, wanted, loaded, out)
     taken = steps_for(strength, loaded.default_steps if steps is None else steps)
@@ -101,7 +107,7 @@ def inpaint(
     label: Label = None,
     prompt: Prompt = None,
     steps: Steps = None,
-    w: Weight = 1.0,
+    w: Weight = None,
     seed: Seed = 0,
     autoencoder: AutoencoderFolder = None,
     text_encoder: TextEncoderFolder = None,
@@ -116,6 +122,7 @@ def inpaint(
     loaded, given = opened(model, images, out, autoencoder, text_encoder)
     missing = read_mask(mask, given.sizes, loaded.card.data.pixels)
     wanted = condition(loaded, label, prompt, given, "--label")
+    w = loaded.default_w if w is None else w
     x = fewstep.inpaint(loaded, given.images, missing, wanted, steps=steps, w=w, seed=seed)
     save_images(x, wanted, loaded, out)
     tell(out, len(x), f"{loaded.default_steps if steps is None else steps} x {loaded.evaluations_per_step}", w)
@@ -130,7 +137,7 @@ def transfer(
     encoder: EncoderFile = None,
     steps: Steps = None,
     encode_steps: EncodeSteps = None,
-    w: Weight = 1.0,
+    w: Weight = None,
     encode_w: EncodeWeight = None,
     autoencoder: AutoencoderFolder = None,
     text_encoder: TextEncoderFolder = None,
@@ -146,6 +153,7 @@ def transfer(
 
     loaded, given = opened(model, images, out, autoencoder, text_encoder)
     wanted = condition(loaded, *parsed(loaded, target, "--to"), given, "--to")
+    w = loaded.default_w if w is None else w
     x = fewstep.transfer(
         loaded,
         given.images,
@@ -174,7 +182,7 @@ def interpolate(
     encoder: EncoderFile = None,
     steps: Steps = None,
     encode_steps: EncodeSteps = None,
-    w: Weight = 1.0,
+    w: Weight = None,
     encode_w: EncodeWeight = None,
     autoencoder: AutoencoderFolder = None,
     text_encoder: TextEncoderFolder = None,
@@ -194,6 +202,7 @@ def interpolate(
     start_is = condition(loaded, *parsed(loaded, source, "--from"), given, "--from")
     other = target if target is not None or end.labels is not None else source
     end_is = condition(loaded, *parsed(loaded, other, "--to"), end, "--to")
+    w = loaded.default_w if w is None else w
     x = fewstep.interpolate(
         loaded,
         given.images,

@@ -9,14 +9,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from fewstep.diffusion.schedule import Images
-from fewstep.networks.embedding import sinusoid
-from fewstep.networks.mlp import zeroed
 from fewstep.networks.wrapping import (
     DEFAULT_LEVELS,
     check_divisible,
     check_out_channels,
     checked_config,
     first_channels,
+    w_features,
+    zeroed_w,
 )
 
 OURS = ("sample_size", "in_channels", "cross_attention_dim", "time_cond_proj_dim", "num_class_embeds")
@@ -90,9 +90,7 @@ class TextUNet(nn.Module):
         self.unet = UNet2DConditionModel(**settings)
         self.register_buffer("empty_prompt", torch.zeros(tokens, features))
         if guidance_input:
-            projection = self.unet.time_embedding.cond_proj
-            assert projection is not None
-            zeroed(projection)
+            zeroed_w(self.unet)
 
     def forward(
         self,
@@ -101,10 +99,7 @@ class TextUNet(nn.Module):
         label: Float[Tensor, "batch tokens features"],
         w: Float[Tensor, "batch"] | None,
     ) -> Images:
-        condition = None
-        if self.guidance_input:
-            assert w is not None, "this network has a w input"
-            condition = sinusoid(w, self.guidance_dim).to(z.dtype)
+        condition = w_features(w, self.guidance_dim, z.dtype) if self.guidance_input else None
         output = self.unet(
             z,
             1000 * time,

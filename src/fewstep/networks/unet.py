@@ -7,8 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from fewstep.diffusion.schedule import Images
-from fewstep.networks.embedding import sinusoid
-from fewstep.networks.mlp import zeroed
+from fewstep.networks.wrapping import w_features, zeroed_w
 
 
 class UNet(nn.Module):
@@ -84,9 +83,7 @@ class UNet(nn.Module):
             time_cond_proj_dim=guidance_dim if guidance_input else None,
         )
         if guidance_input:
-            projection = self.unet.time_embedding.cond_proj
-            assert projection is not None
-            zeroed(projection)
+            zeroed_w(self.unet)
 
     def forward(
         self,
@@ -95,10 +92,7 @@ class UNet(nn.Module):
         label: Int[Tensor, "batch"],
         w: Float[Tensor, "batch"] | None,
     ) -> Images:
-        condition = None
-        if self.guidance_input:
-            assert w is not None, "this network has a w input"
-            condition = sinusoid(w, self.guidance_dim).to(z.dtype)
+        condition = w_features(w, self.guidance_dim, z.dtype) if self.guidance_input else None
         return self.unet(
             z,
             1000 * time,

@@ -5,6 +5,8 @@ from collections.abc import Collection, Mapping, Sequence
 from inspect import signature
 from typing import Any
 
+import torch
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -75,10 +77,21 @@ class TimeFeatures(nn.Module):
     ) -> Float[Tensor, "features batch"]:
         features = self.time_proj(1000 * time)
         if self.projection is not None and self.guidance_dim is not None:
-            assert w is not None, "this network has a w input"
-            # In the weights' dtype, like what diffusers' pipelines make for `timestep_cond`.
-            features = features + self.projection(sinusoid(w, self.guidance_dim).to(self.projection.weight.dtype))
+            features = features + self.projection(w_features(w, self.guidance_dim, self.projection.weight.dtype))
         return features.T
+
+
+def zeroed_w(unet: UNet2DConditionModel) -> None:
+    """Let the w input of `time_cond_proj_dim` add nothing at first."""
+    projection = unet.time_embedding.cond_proj
+    assert projection is not None
+    zeroed(projection)
+
+
+def w_features(w: Float[Tensor, "batch"] | None, dim: int, dtype: torch.dtype) -> Float[Tensor, "batch dim"]:
+    """Sinusoid of 1000 * w, which diffusers' pipelines give as `timestep_cond`, in the dtype of what it meets."""
+    assert w is not None, "this network has a w input"
+    return sinusoid(w, dim).to(dtype)
 
 
 def first_channels(
