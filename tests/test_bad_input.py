@@ -11,7 +11,7 @@ import torch
 from running import TINY, Commands, files_below, make_chain
 from safetensors.torch import save_file
 
-from fewstep.fit import SaveLast, read_checkpoint
+from fewstep.resuming import SaveLast, read_checkpoint
 
 pytest_plugins = ("running",)
 pytestmark = pytest.mark.usefixtures("as_users_run")

@@ -12,9 +12,9 @@ from omegaconf import OmegaConf
 from running import ROOT, config_of
 
 from fewstep.diffusion.schedule import CosineSchedule
-from fewstep.fit import TrainerSettings
 from fewstep.quality.grid import Plan
 from fewstep.stages import Training
+from fewstep.trainer import TrainerSettings
 
 CONF = ROOT / "conf"
 STAGES = ("pipeline", "teacher", "guidance", "progressive", "encoder", "evaluate")

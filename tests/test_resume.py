@@ -14,7 +14,7 @@ from running import TINY, config_of, files_below, train_as_typed
 from safetensors.torch import load_file
 
 from fewstep import load, run
-from fewstep.fit import SaveLast, read_checkpoint
+from fewstep.resuming import SaveLast, read_checkpoint
 from fewstep.tracking.names import IMAGES_PER_SECOND
 from fewstep.tracking.training_log import TrainingLog
 

@@ -8,7 +8,6 @@ from typing import Any, cast
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
-from lightning import Callback
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 
@@ -21,12 +20,13 @@ from fewstep.diffusion.prediction import Denoise
 from fewstep.diffusion.schedule import CosineSchedule
 from fewstep.diffusion.target import clipped
 from fewstep.evaluation import Judge
-from fewstep.fit import TrainerSettings, fit
+from fewstep.fit import fit
 from fewstep.folder import RunFolder
 from fewstep.networks import Denoiser
 from fewstep.networks.adapter import with_adapter
 from fewstep.networks.memory import checkpoint_gradients, denoisers_in, to_channels_last
 from fewstep.parents import Rung, fits, named, newest
+from fewstep.processes import agreed
 from fewstep.quality.grid import Plan
 from fewstep.quality.metrics import RunningFigures
 from fewstep.seeds import seed_for
@@ -34,6 +34,7 @@ from fewstep.settings import require_data
 from fewstep.snapshots import Snapshots
 from fewstep.stages import EncoderStage, GuidanceRange, Stage, Training
 from fewstep.teachers.imported import imported, is_foreign
+from fewstep.trainer import TrainerSettings
 
 EXACT = "exact"
 NOT_OF_THE_STAGE = (
@@ -147,8 +148,9 @@ class Setup:
         reason = fits(role, self.facts, ours, self.schedule_of, ladder)
         teacher, outputs = self.config.teacher, Path(self.config.outputs)
         if teacher in (None, EXACT):
-            return newest(outputs, self.facts.name, role, reason)
-        return named(imported(teacher, outputs, self.facts) if is_foreign(teacher) else Path(teacher), reason)
+            return agreed(lambda: newest(outputs, self.facts.name, role, reason))
+        foreign = is_foreign(teacher)
+        return agreed(lambda: named(imported(teacher, outputs, self.facts) if foreign else Path(teacher), reason))
 
     def training(self, factor: float = 1) -> Training:
         """The stage's training, its budget times `factor` and capped by trainer.max_images."""
@@ -204,7 +206,7 @@ class Setup:
         own: GuidanceRange | None = getattr(stage, "guidance", None)
         guidance = own or GuidanceRange(0.0, 1.0)
         snapshots = (
-            Callback()
+            None
             if isinstance(stage, EncoderStage)
             else Snapshots(
                 folder=folder.path,
@@ -227,7 +229,7 @@ class Setup:
             self.settings,
             parent_sha256=parents[0].sha256 if parents else None,
             loggers=targets,
-            snapshots=snapshots,
+            watchers=[] if snapshots is None else [snapshots],
             rung=rung,
             images_before=images_before,
         )

@@ -2,11 +2,14 @@
 
 import fcntl
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from fewstep.files import atomic
 
@@ -23,16 +26,17 @@ def rung_file(num_steps: int) -> str:
     return f"model-{num_steps}.safetensors"
 
 
+# How and where, not what: a run goes on as it was when these change.
+NOT_THE_EXPERIMENT = ("name", "outputs", "resume", "plan", "logger")
+NOT_OF_THE_TRAINER = ("devices", "num_nodes", "strategy", "checkpoint_seconds")
+
+
 @dataclass(frozen=True)
 class RunFolder:
-    """One run. It is finished when all its `products` are there; each appears whole or not at all."""
+    """One run. When it was opened it was `finished`, or not: all its products were there, each whole."""
 
     path: Path
-    products: tuple[str, ...]
-
-    @property
-    def finished(self) -> bool:
-        return all((self.path / product).is_file() for product in self.products)
+    finished: bool
 
 
 @contextmanager
@@ -55,51 +59,59 @@ def open_run(
     stage: str,
     config: str,
     products: Sequence[str],
-    time: str | None = None,
+    name: str | None = None,
     keep: Callable[[Path], bool] = lambda folder: False,
+    force: bool = False,
 ) -> Iterator[RunFolder]:
-    """Hold this run's folder: `time`'s, else the newest unfinished one of the same `config`, else a new one.
+    """Hold this run's folder: `name`'s, else the newest unfinished one of the same settings, else a new one.
 
     Args:
-        config: the resolved settings as YAML; equal text means the same run.
-        time: name of the folder, for the stages of one pipeline.
+        config: the resolved settings as YAML; see `differences`.
+        name: of the folder, given by the user or by the pipeline whose stage this is; else it is the time.
         keep: whether a finished run of the same settings is what this one would make again, and serves.
+        force: go on in the folder of that name though it was made with other settings.
 
     Raises:
         ValueError: the folder of that name is held by another process or was made with other settings.
         OSError: outputs cannot be written.
     """
+    settings = yaml.safe_load(config)
+    done = lambda path: all((path / product).is_file() for product in products)  # noqa: E731
     parent = outputs / dataset / stage
     now = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
-    if time is not None:
-        candidates = [parent / time]
+    if name is not None:
+        candidates = [parent / name]
     else:
         taken = sorted((p.parent for p in parent.glob(f"*/{CONFIG}")), reverse=True)
-        same = [p for p in taken if same_config(p, config)]
-        going_on = [p for p in same if not RunFolder(p, tuple(products)).finished or keep(p)]
+        same = [p for p in taken if not differences(settings_in(p), settings)]
+        going_on = [p for p in same if not done(p) or keep(p)]
         fresh = [p for n in range(100) if not (p := parent / (now if not n else f"{now}_{n}")).exists()]
         candidates = [*going_on, *fresh]  # another process may take a fresh name first
     for path in candidates:
         with locked(path) as mine:
             if not mine:
                 continue
-            if (path / CONFIG).is_file() and not same_config(path, config):
-                raise ValueError(f"{path} was made with other settings than these; choose another outputs= folder")
+            changed = differences(settings_in(path), settings) if (path / CONFIG).is_file() else []
+            if changed and not force:
+                raise ValueError(
+                    f"{path} was made with other settings ({'; '.join(changed)}); resume=force goes on with these, "
+                    "another name= or outputs= starts anew"
+                )
             for leftover in path.rglob(".*.tmp"):  # of a process that was killed while it wrote
                 leftover.unlink()
             with atomic(path / CONFIG) as temporary:
                 temporary.write_text(config)
             try:
-                yield RunFolder(path, tuple(products))
+                yield RunFolder(path, done(path))
             finally:
-                family = [path] if time is not None else [path, *parent.parent.glob(f"*/{path.name}")]
+                family = [path] if name is not None else [path, *parent.parent.glob(f"*/{path.name}")]
                 if not any(map(made_anything, family)):
                     shutil.rmtree(path)  # a run, or pipeline, that ended before it made anything leaves nothing
                     for empty in (parent, parent.parent):
                         with suppress(OSError):  # it holds other runs
                             empty.rmdir()
             return
-    raise ValueError(f"{candidates[0]} is being written by another process; wait for it or choose another outputs=")
+    raise ValueError(f"{candidates[0]} is being written by another process; wait for it or choose another name=")
 
 
 def made_anything(folder: Path) -> bool:
@@ -107,7 +119,32 @@ def made_anything(folder: Path) -> bool:
     return any(file.is_file() and file.name not in (CONFIG, LOCK) for file in folder.rglob("*"))
 
 
-def same_config(folder: Path, config: str) -> bool:
-    """Whether the run in `folder` has exactly these settings."""
-    file = folder / CONFIG
-    return file.is_file() and file.read_text() == config
+def settings_in(folder: Path) -> dict[str, Any]:
+    """The settings that the run in `folder` was made with."""
+    return yaml.safe_load((folder / CONFIG).read_text()) or {}
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """The settings of the experiment that are not the same, as "key: before -> now"."""
+    then, here = dict(flat(before)), dict(flat(now))
+    keys = dict.fromkeys([*then, *here])
+    return [
+        f"{key}: {then.get(key, 'none')} -> {here.get(key, 'none')}"
+        for key in keys
+        if then.get(key, ...) != here.get(key, ...) and is_the_experiment(key)
+    ]
+
+
+def is_the_experiment(key: str) -> bool:
+    """Whether a setting says what is done, and not how or where."""
+    group, _, rest = key.partition(".")
+    return group not in NOT_THE_EXPERIMENT and not (group == "trainer" and rest in NOT_OF_THE_TRAINER)
+
+
+def flat(settings: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    """("stage.training.images", 1000), ... of nested settings; lists are values."""
+    for key, value in settings.items():
+        if isinstance(value, Mapping) and value:
+            yield from flat(value, f"{above}{key}.")
+        else:
+            yield f"{above}{key}", value

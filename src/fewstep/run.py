@@ -2,9 +2,10 @@
 
 import copy
 import logging
+import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,11 +21,11 @@ from fewstep.diffusion.prediction import KINDS
 from fewstep.diffusion.schedule import CosineSchedule
 from fewstep.evaluation import evaluate
 from fewstep.files import sha256_of
-from fewstep.fit import TrainerSettings
 from fewstep.folder import MODEL, QUALITY, REPORT, RunFolder, open_run, rung_file
-from fewstep.networks import Frozen, with_guidance_input
+from fewstep.networks import Denoiser, Frozen, with_guidance_input
 from fewstep.networks.adapter import adapter_file, check_adapter, is_adapted, merged, save_adapter
 from fewstep.parents import Rung, as_parents, models_in, newest_ladder
+from fewstep.processes import agreed
 from fewstep.settings import require_numbers
 from fewstep.stages import (
     EncoderStage,
@@ -37,8 +38,10 @@ from fewstep.stages import (
 )
 from fewstep.teachers.imported import is_foreign
 from fewstep.tracking.loggers import started
+from fewstep.trainer import TrainerSettings
 
 TWO_STUDENT = "two_student"
+FORCE = "force"
 SNAPSHOT_STEPS = 16  # of teachers and guided students, in pictures taken during training
 
 
@@ -53,8 +56,7 @@ def run(config: DictConfig) -> None:
     warnings.filterwarnings("ignore", module="lightning")
     OmegaConf.resolve(config)
     require_numbers(plain(config.stage), "stage")
-    if not isinstance(config.seed, int):
-        raise ValueError(f"seed must be a whole number, got {config.seed!r}")
+    require_top(config)
     if config.trainer.toy:
         as_toy(config)
     match config.stage.name:
@@ -70,17 +72,38 @@ def run(config: DictConfig) -> None:
             run_evaluate(config)
 
 
+def require_top(config: DictConfig) -> None:
+    """Refuse top-level settings of another type.
+
+    Raises:
+        ValueError: names the setting and its value.
+    """
+    if not isinstance(config.seed, int):
+        raise ValueError(f"seed must be a whole number, got {config.seed!r}")
+    if config.resume not in ("auto", FORCE):
+        raise ValueError(f"resume must be auto or {FORCE}, got {config.resume!r}")
+    if config.name is not None and not re.fullmatch(r"[\w.,=+-]*\w[\w.,=+-]*", str(config.name)):
+        raise ValueError(f"name must be a folder's name of letters, digits and .,=+-_ or null, got {config.name!r}")
+
+
 def run_pipeline(config: DictConfig) -> None:
     """teacher -> guidance -> progressive -> evaluate, each in its own folder, named by the pipeline's time."""
     check_pipeline(config)
     with opened(config, [QUALITY, REPORT]) as folder:
-        time, teacher = folder.path.name, config.teacher
-        if teacher is None:
-            teacher = run_teacher(stage_of(config, "teacher"), time)
-        guided = run_guidance(stage_of(config, "guidance", teacher), time)
-        parent = teacher if chain_of(config.stage.progressive).is_guided_outside else guided
-        rungs = run_ladder(stage_of(config, "progressive", parent), time)
+        if folder.finished and config.name is not None:
+            return
+        name, parent = folder.path.name, config.teacher
+        two_student = chain_of(config.stage.progressive).is_guided_outside
+        if parent is None:
+            parent = run_teacher(stage_of(config, "teacher"), name)
+        guided = parent if is_guided(parent) else run_guidance(stage_of(config, "guidance", parent), name)
+        rungs = run_ladder(stage_of(config, "progressive", parent if two_student else guided), name)
         judge(stage_of(config, "evaluate", guided), folder, [guided, *rungs])
+
+
+def is_guided(parent: str | Path) -> bool:
+    """Whether a pipeline's parent is a guided student, with which it begins at its ladder."""
+    return Path(parent).suffix == ".safetensors" and load_model(Path(parent))[1].role == "guided"
 
 
 def stage_of(config: DictConfig, stage: str, teacher: str | Path | None = None) -> DictConfig:
@@ -104,7 +127,9 @@ def check_pipeline(config: DictConfig) -> None:
         )
     if config.teacher is not None:
         setup = Setup.of(stage_of(config, GuidanceStage.name, config.teacher))
-        setup.exact_teacher() if config.teacher == EXACT else setup.parent("teacher")
+        setup.exact_teacher() if config.teacher == EXACT else setup.parent(
+            "guided" if is_guided(config.teacher) else "teacher"
+        )
 
 
 def check_stage(stage: DictConfig) -> None:
@@ -122,24 +147,24 @@ def check_stage(stage: DictConfig) -> None:
         chain_of(stage)
 
 
-def run_teacher(config: DictConfig, time: str | None = None) -> Path:
+def run_teacher(config: DictConfig, name: str | None = None) -> Path:
     """Train a teacher; give its model file."""
     check_stage(config.stage)
-    with opened(config, [MODEL], time) as folder:
+    with opened(config, [MODEL], name) as folder:
         model = folder.path / MODEL
         if not folder.finished:
             setup = Setup.of(config)
             stage = setup.stage(setup.network())
             with loggers(config, folder) as targets:
                 setup.train(stage, folder, targets, (), num_steps=SNAPSHOT_STEPS)
-            save_model(model, stage.model, setup.card("teacher", stage))
+            save(model, stage.model, setup.card("teacher", stage))
         return model
 
 
-def run_guidance(config: DictConfig, time: str | None = None) -> Path:
+def run_guidance(config: DictConfig, name: str | None = None) -> Path:
     """Distil a teacher's guidance into one student; give its model file."""
     check_stage(config.stage)
-    with opened(config, [MODEL], time) as folder:
+    with opened(config, [MODEL], name) as folder:
         model = folder.path / MODEL
         if not folder.finished:
             setup = Setup.of(config)
@@ -157,7 +182,7 @@ def run_guidance(config: DictConfig, time: str | None = None) -> Path:
         return model
 
 
-def run_ladder(config: DictConfig, time: str | None = None) -> list[Path]:
+def run_ladder(config: DictConfig, name: str | None = None) -> list[Path]:
     """Walk down the ladder of stage=progressive or stage=encoder; give the rungs' model files, most steps first.
 
     Finished rungs are kept as they are.
@@ -176,14 +201,14 @@ def run_ladder(config: DictConfig, time: str | None = None) -> list[Path]:
         return load_model(folder / first)[1].parents[0].sha256 == sha256
 
     names = [rung_file(n) for n in ladder[1:]]
-    with opened(config, [*names, *([CYCLE] if encodes else [])], time, same_ladder) as folder:
+    with opened(config, [*names, *([CYCLE] if encodes else [])], name, same_ladder) as folder:
         rungs = [folder.path / name for name in names]
         if folder.finished:
             return rungs
         with loggers(config, folder) as targets:
             for num_steps, rung in zip(ladder[1:], rungs, strict=True):
                 training = setup.training(config.stage.few_steps_factor if num_steps <= config.stage.few_steps else 1)
-                if not rung.is_file():
+                if not agreed(rung.is_file):
                     denoiser, card = load_model(parent)
                     inherited = {"w_min": card.w_min, "w_max": card.w_max, "w_draw": card.w_draw}
                     stage = setup.stage(
@@ -209,7 +234,7 @@ def run_ladder(config: DictConfig, time: str | None = None) -> list[Path]:
                 images_before += training.num_steps * training.batch_size
                 parent = rung
         if encodes:
-            write_cycle(folder.path / CYCLE, rungs, setup)
+            agreed(lambda: write_cycle(folder.path / CYCLE, rungs, setup))
         return rungs
 
 
@@ -222,9 +247,14 @@ def save_student(path: Path, stage: Stage, card: ModelCard, parent: Path | None 
     student = stage.model
     if is_adapted(student):
         older = None if parent is None else adapter_file(parent)
-        save_adapter(adapter_file(path), student, card.parents[0].sha256, older)
+        agreed(lambda: save_adapter(adapter_file(path), student, card.parents[0].sha256, older))
         student = merged(student)
-    save_model(path, student, card)
+    save(path, student, card)
+
+
+def save(path: Path, model: Denoiser, card: ModelCard) -> None:
+    """Write a model's file, by the first process alone; the others go on when it is there."""
+    agreed(lambda: save_model(path, model, card))
 
 
 def chain_of(stage: DictConfig) -> Rung:
@@ -277,17 +307,21 @@ def judge(config: DictConfig, folder: RunFolder, models: Sequence[Path]) -> None
 def opened(
     config: DictConfig,
     products: Sequence[str],
-    time: str | None = None,
+    name: str | None = None,
     keep: Callable[[Path], bool] = lambda folder: False,
 ) -> Iterator[RunFolder]:
     """The run folder of these settings, held; see `open_run`."""
     text = OmegaConf.to_yaml(config, resolve=True)
-    with open_run(Path(config.outputs), config.dataset.name, config.stage.name, text, products, time, keep) as folder:
-        print(
-            f"{config.stage.name}: {folder.path}" + (" (finished before)" if folder.finished else ""),
-            flush=True,
-        )
-        yield folder
+    with ExitStack() as held:
+
+        def hold() -> RunFolder:
+            outputs, dataset, stage = Path(config.outputs), config.dataset.name, config.stage.name
+            force, called = config.resume == FORCE, name or config.name
+            folder = held.enter_context(open_run(outputs, dataset, stage, text, products, called, keep, force))
+            print(f"{stage}: {folder.path}" + (" (finished before)" if folder.finished else ""), flush=True)
+            return folder
+
+        yield agreed(hold)
 
 
 def loggers(config: DictConfig, folder: RunFolder) -> AbstractContextManager[list[Logger]]:

@@ -195,7 +195,7 @@ def test_a_chain_of_adapters_from_the_command_line(commands: Commands, tmp_path:
 
 
 def test_an_interrupted_adapter_goes_on_to_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from fewstep.fit import SaveLast
+    from fewstep.resuming import SaveLast
     from fewstep.stages import Stage
 
     run_stage(tmp_path, "stage=teacher")

@@ -18,6 +18,7 @@ from fewstep.diffusion.target import clipped, progressive_target
 from fewstep.networks import Denoiser, Frozen
 from fewstep.seeds import reseed, seed_for
 from fewstep.stages import EncoderStage, GuidanceRange, GuidanceStage, ProgressiveStage, Stage, Training, check_chain
+from fewstep.stages.draws import Draws
 
 MakeMixture = Callable[..., GaussianMixture]
 SCHEDULE = CosineSchedule()
@@ -106,7 +107,7 @@ def test_the_chains_differ() -> None:
 @pytest.mark.parametrize("num_steps", [1, 2, 8])
 def test_the_stochastic_times(num_steps: int) -> None:
     """Two teacher jumps of 1/N; at i = 1 the first is the whole way and the second has no length."""
-    t, mid, end = rung("stochastic", num_steps, 2 * num_steps).draw_times(400, CPU)
+    t, mid, end = rung("stochastic", num_steps, 2 * num_steps).draw_times(Draws(400, torch.Size(), CPU))
     assert set(t.tolist()) == {i / num_steps for i in range(1, num_steps + 1)}
     torch.testing.assert_close(mid, t - 1 / num_steps)
     torch.testing.assert_close(end, (t - 2 / num_steps).clamp(min=0))
@@ -114,7 +115,7 @@ def test_the_stochastic_times(num_steps: int) -> None:
 
 @pytest.mark.parametrize("num_steps", [1, 2, 8])
 def test_the_encoder_times_begin_at_the_data_and_end_at_the_noise(num_steps: int) -> None:
-    t, mid, end = rung("encoder", num_steps, 2 * num_steps).draw_times(400, CPU)
+    t, mid, end = rung("encoder", num_steps, 2 * num_steps).draw_times(Draws(400, torch.Size(), CPU))
     assert set(t.tolist()) == {i / num_steps for i in range(num_steps)}
     torch.testing.assert_close(mid - t, torch.full_like(t, 0.5 / num_steps))
     torch.testing.assert_close(end - t, torch.full_like(t, 1 / num_steps))
@@ -239,7 +240,7 @@ def test_clipped_targets_lie_in_the_range_and_free_ones_need_not(make_mixture: M
 
 def drawn(guidance: GuidanceRange, count: int = 20_000) -> Tensor:
     torch.manual_seed(0)
-    return guidance.draw(count, CPU)
+    return guidance.draw(Draws(count, torch.Size(), CPU))
 
 
 def test_w_is_drawn_as_the_settings_say() -> None:

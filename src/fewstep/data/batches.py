@@ -12,6 +12,7 @@ from torch import Tensor
 from fewstep.data.facts import DataFacts
 from fewstep.diffusion.mixture import GaussianMixture
 from fewstep.diffusion.prediction import Condition
+from fewstep.processes import mine
 from fewstep.seeds import seed_for
 
 
@@ -57,6 +58,11 @@ class Data(lightning.LightningDataModule):
     def batch(self, step: int) -> Batch:
         """The training batch of that step, the same on every call."""
 
+    def rows(self, step: int) -> Batch:
+        """This process's rows of that step's batch."""
+        x, label = self.batch(step)
+        return Batch(mine(x), mine(label))
+
     @abstractmethod
     def reference(self) -> Batch:
         """Held-out examples in the range of `facts.pixels`, never trained on: what quality figures compare with."""
@@ -101,7 +107,7 @@ class Data(lightning.LightningDataModule):
     def train_dataloader(self) -> Iterable[Batch]:
         # Called after a resumed run has its step back, so the first batch is the one that comes next.
         assert self.trainer is not None
-        return Batches(self.batch, self.trainer.global_step, int(self.trainer.max_steps))
+        return Batches(self.rows, self.trainer.global_step, int(self.trainer.max_steps))
 
 
 def checked(facts: DataFacts, what: str, examples: Batch) -> list[str]:

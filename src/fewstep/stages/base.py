@@ -22,7 +22,9 @@ from fewstep.diffusion.prediction import Prediction
 from fewstep.diffusion.schedule import Schedule
 from fewstep.networks import Denoiser
 from fewstep.networks.adapter import trained_parameters
+from fewstep.processes import num_processes, rank
 from fewstep.seeds import reseed, seed_for
+from fewstep.stages.draws import Draws
 
 Draw = Literal["uniform", "log_uniform", "list"]
 
@@ -165,6 +167,14 @@ class Stage(lightning.LightningModule):
         self._recent.append(Watched(self.global_step, error.detach(), t, w))
         return error.mean()
 
+    def part_ways(self) -> None:
+        """Where a network drops activations: after what is drawn for the whole batch, each process has its own seed.
+
+        Dropout is what depends on the number of processes, and all that does.
+        """
+        if self.student.training and num_processes() > 1:
+            reseed(seed_for(self.stream, self.global_step, "process", rank()), self.device)
+
     def configure_gradient_clipping(self, *_: Any, **__: Any) -> None:
         self.gradient_norm = clip_grad_norm_(self._weights, self.training_plan.gradient_clip)
         self._recent[-1].gradient_norm = self.gradient_norm
@@ -251,10 +261,11 @@ class GuidanceRange:
                 f"w_max={self.w_max:g}; w = 0 is no guidance (diffusers' guidance_scale is 1 + w)"
             )
 
-    def draw(self, count: int, device: torch.device) -> Float[Tensor, "batch"]:
-        share = torch.rand(count, device=device)
+    def draw(self, draws: Draws) -> Float[Tensor, "batch"]:
+        """One w per example."""
+        share = draws.uniform()
         if self.w_values:
-            values = torch.tensor(self.w_values, device=device)
+            values = torch.tensor(self.w_values, device=share.device)
             return values[(share * len(values)).long().clamp(max=len(values) - 1)]
         if self.w_draw == "log_uniform":
             return (1 + self.w_min) * ((1 + self.w_max) / (1 + self.w_min)) ** share - 1

@@ -1,11 +1,10 @@
 """The reversed chain, one rung: two steps of the teacher from data towards noise into one step of the student."""
 
-import torch
-
 from fewstep.diffusion.prediction import Denoise
 from fewstep.diffusion.schedule import Schedule
 from fewstep.networks import Denoiser
 from fewstep.stages.base import Training
+from fewstep.stages.draws import Draws
 from fewstep.stages.progressive import ProgressiveStage, Times
 
 
@@ -53,6 +52,6 @@ class EncoderStage(ProgressiveStage):
             w_max=w_max,
         )
 
-    def draw_times(self, count: int, device: torch.device) -> tuple[Times, Times, Times]:
-        t = torch.randint(0, self.num_steps, (count,), device=device).double() / self.num_steps
+    def draw_times(self, draws: Draws) -> tuple[Times, Times, Times]:
+        t = draws.integers(0, self.num_steps).double() / self.num_steps
         return t, t + 0.5 / self.num_steps, t + 1 / self.num_steps

@@ -2,14 +2,13 @@
 
 from collections.abc import Sequence
 
-import torch
-
 from fewstep.data.batches import Batch
 from fewstep.diffusion.prediction import Denoise, diffuse
 from fewstep.diffusion.schedule import Schedule
 from fewstep.diffusion.target import guided_target
 from fewstep.networks import Denoiser
 from fewstep.stages.base import Draw, GuidanceRange, Regression, Stage, Training
+from fewstep.stages.draws import Draws
 
 
 class GuidanceStage(Stage):
@@ -42,8 +41,8 @@ class GuidanceStage(Stage):
 
     def regression(self, batch: Batch) -> Regression:
         x, label = batch
-        t, eps = torch.rand(len(x), device=x.device), torch.randn_like(x)
-        w = self.guidance.draw(len(x), x.device)
+        draws = Draws.like(x)
+        t, eps, w = draws.uniform(), draws.normal(), self.guidance.draw(draws)
         log_snr = self.schedule.log_snr(t)
         z = diffuse(x=x, eps=eps, log_snr=log_snr).z
         target = guided_target(teacher=self.teacher, z=z, log_snr=log_snr, label=label, w=w)

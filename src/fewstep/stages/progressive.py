@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Literal, get_args
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -15,6 +14,7 @@ from fewstep.diffusion.schedule import Schedule
 from fewstep.diffusion.target import progressive_target
 from fewstep.networks import Denoiser
 from fewstep.stages.base import Draw, GuidanceRange, Regression, Stage, Training
+from fewstep.stages.draws import Draws
 
 RungSampler = Literal["deterministic", "stochastic"]
 Variant = Literal["joint", "two_student"]
@@ -80,19 +80,20 @@ class ProgressiveStage(Stage):
             assert w_max is not None, "a student with a w input has a parent with one"
             self.guidance = GuidanceRange(w_min, w_max, w_draw, w_values)
 
-    def draw_times(self, count: int, device: torch.device) -> tuple[Times, Times, Times]:
+    def draw_times(self, draws: Draws) -> tuple[Times, Times, Times]:
         """Where the student's jump begins, where the teacher's two meet, and where they end."""
-        t = torch.randint(1, self.num_steps + 1, (count,), device=device).double() / self.num_steps
+        t = draws.integers(1, self.num_steps + 1).double() / self.num_steps
         half = (0.5 if self.sampling == "deterministic" else 1) / self.num_steps
         return t, t - half, (t - 2 * half).clamp(min=0)
 
     def regression(self, batch: Batch) -> Regression:
         x, label = batch
-        t, mid, end = self.draw_times(len(x), x.device)
-        eps = torch.randn_like(x)
-        w = self.guidance.draw(len(x), x.device) if self.guidance else None
+        draws = Draws.like(x)
+        t, mid, end = self.draw_times(draws)
+        eps = draws.normal()
+        w = self.guidance.draw(draws) if self.guidance else None
         if self.variant == "two_student":
-            conditional = torch.rand(len(x), device=x.device) < 0.5
+            conditional = draws.uniform() < 0.5
             label = label.where(conditional.reshape(-1, *[1] * (label.ndim - 1)), nulls(label, self.student.null))
         log_snr = self.schedule.log_snr(t)
         z = diffuse(x=x, eps=eps, log_snr=log_snr).z

@@ -1,13 +1,12 @@
 """Stage zero: a classifier-free guided teacher, in continuous time."""
 
-import torch
-
 from fewstep.data.batches import Batch
 from fewstep.diffusion.guidance import nulls
 from fewstep.diffusion.prediction import diffuse
 from fewstep.diffusion.schedule import Schedule
 from fewstep.networks import Denoiser
 from fewstep.stages.base import Regression, Stage, Training
+from fewstep.stages.draws import Draws
 
 
 class TeacherStage(Stage):
@@ -40,8 +39,9 @@ class TeacherStage(Stage):
 
     def regression(self, batch: Batch) -> Regression:
         x, label = batch
-        t, eps = torch.rand(len(x), device=x.device), torch.randn_like(x)
-        kept = torch.rand(len(x), device=x.device) >= self.label_dropout
+        draws = Draws.like(x)
+        t, eps, kept = draws.uniform(), draws.normal(), draws.uniform() >= self.label_dropout
+        self.part_ways()
         truth = diffuse(x=x, eps=eps, log_snr=self.schedule.log_snr(t))
         label = label.where(kept.reshape(-1, *[1] * (label.ndim - 1)), nulls(label, self.student.null))
         prediction = self.student(truth.z, truth.log_snr, label)

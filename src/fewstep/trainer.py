@@ -1,0 +1,57 @@
+"""The trainer group: on what a stage trains, and how often it looks, saves and logs."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+ACCELERATORS = ("cpu", "gpu")
+PRECISIONS = ("32-true", "bf16-mixed")  # not 16-mixed: its scaled gradients would be clipped as they are
+STRATEGIES = ("auto", "ddp", "fsdp")
+
+
+@dataclass(frozen=True)
+class TrainerSettings:
+    """The trainer group: see conf/trainer/cpu.yaml for what each means.
+
+    Raises:
+        ValueError: a cap below 1, or fewer than 0 snapshots.
+    """
+
+    accelerator: str
+    precision: Any
+    compile: bool
+    devices: int
+    num_nodes: int
+    strategy: str
+    max_images: int | None
+    checkpoint_seconds: float
+    log_every_images: int
+    snapshots: int
+    snapshot_images: int
+    gradient_checkpointing: bool
+    channels_last: bool
+    toy: bool
+    features: str
+    generated_data: bool  # read by the data sets, in conf/dataset
+
+    def __post_init__(self) -> None:
+        if self.max_images is not None and self.max_images < 1:
+            raise ValueError(f"trainer.max_images must be at least 1 or null, got {self.max_images}")
+        if self.snapshots < 0 or self.snapshot_images < 1:
+            raise ValueError(
+                "trainer.snapshots must be at least 0 and trainer.snapshot_images at least 1, got "
+                f"{self.snapshots} and {self.snapshot_images}"
+            )
+        if self.accelerator not in ACCELERATORS or self.precision not in PRECISIONS:
+            raise ValueError(
+                f"trainer.accelerator must be one of {', '.join(ACCELERATORS)} and trainer.precision one of "
+                f"{', '.join(PRECISIONS)}, got {self.accelerator} and {self.precision}"
+            )
+        if min(self.devices, self.num_nodes) < 1 or self.strategy not in STRATEGIES:
+            raise ValueError(
+                f"trainer.devices and trainer.num_nodes must be at least 1 and trainer.strategy one of "
+                f"{', '.join(STRATEGIES)}, got {self.devices}, {self.num_nodes} and {self.strategy!r}"
+            )
+        if self.accelerator == "gpu" and not torch.cuda.is_available():
+            raise ValueError("trainer=gpu needs a CUDA device, and torch sees none; use trainer=cpu")
