@@ -8,6 +8,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from fewstep.cli import guarded
+from fewstep.signals import heard
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
@@ -16,6 +17,7 @@ def train(config: DictConfig) -> None:
         sys.exit(status)  # Hydra lets this pass without words of its own
 
 
+@heard()
 def checked_run(config: DictConfig) -> None:
     """A recipe that follows from data set and stage need not exist, which Hydra takes to hold for a named one too."""
     from fewstep.run import run  # takes seconds to import: `--help` need not wait for it

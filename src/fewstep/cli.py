@@ -17,6 +17,7 @@ from fewstep.commands import data, tasks
 from fewstep.commands.check import check
 from fewstep.commands.export import export
 from fewstep.commands.latents import latents
+from fewstep.signals import Stopped
 
 if TYPE_CHECKING:
     from fewstep.model import Model
@@ -186,6 +187,9 @@ def guarded(main: Callable[[], object]) -> int:
     except (KeyboardInterrupt, typer.Abort):
         typer.echo("stopped; the same command goes on where it was", err=True)
         return 130
+    except Stopped as stopped:
+        typer.echo(str(stopped), err=True)
+        return stopped.status
     except Exception as error:
         if os.environ.get("FEWSTEP_TRACEBACK") or not is_users(error):
             traceback.print_exc()

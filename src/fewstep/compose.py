@@ -25,6 +25,7 @@ from fewstep.folder import RunFolder
 from fewstep.networks import Denoiser
 from fewstep.networks.adapter import with_adapter
 from fewstep.networks.memory import checkpoint_gradients, denoisers_in, to_channels_last
+from fewstep.networks.smaller import smaller_student
 from fewstep.parents import Rung, fits, named, newest
 from fewstep.processes import agreed
 from fewstep.quality.grid import Plan
@@ -46,6 +47,7 @@ NOT_OF_THE_STAGE = (
     "guidance_interval",
     "clip_target",
     "prediction",
+    "student",
     "adapter",
     "adapter_rank",
     "adapter_alpha",
@@ -128,6 +130,14 @@ class Setup:
         """
         return self.schedule if denoiser.clock is None or self.config.zero_terminal_snr else denoiser.clock
 
+    def resized(self, student: Denoiser) -> Denoiser:
+        """The student, or one of another size where stage.student says so."""
+        changes = self.config.stage.get("student")
+        if changes is None:
+            return student
+        torch.manual_seed(seed_for(self.config.seed, self.config.stage.name, "init"))
+        return smaller_student(student, plain(changes))
+
     def as_read(self, student: Denoiser) -> Denoiser:
         """The student, its output read as stage.prediction says, null as its teacher's.
 
@@ -150,6 +160,7 @@ class Setup:
         if teacher in (None, EXACT):
             return agreed(lambda: newest(outputs, self.facts.name, role, reason))
         foreign = is_foreign(teacher)
+        reason = fits(role, self.facts, ours, self.schedule_of, ladder, any_size=True)
         return agreed(lambda: named(imported(teacher, outputs, self.facts) if foreign else Path(teacher), reason))
 
     def training(self, factor: float = 1) -> Training:
@@ -267,6 +278,10 @@ def as_toy(config: DictConfig) -> None:
     last. A network without such a variant stays as it is.
     """
     toy = config.model.get("toy", {})
+    if toy.get("network"):  # the changes were to the real one
+        for stage in (config.stage, *(s for s in config.stage.values() if isinstance(s, DictConfig))):
+            if "student" in stage:
+                stage.student = None
     config.model.network = OmegaConf.merge(config.model.network, toy.get("network", {}))
     most = [n for n in (config.trainer.max_images, toy.get("max_images")) if n is not None]
     config.trainer.max_images = min(most, default=None)

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from hashlib import file_digest, sha256
@@ -13,8 +14,14 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def atomic(path: Path) -> Iterator[Path]:
+def atomic(path: Path, *, keep: Path | None = None) -> Iterator[Path]:
     """Give a temporary name beside `path`; on success flush it to disk and rename it to `path`, on failure remove it.
+
+    What is written there may be a file or a folder.
+
+    Args:
+        keep: where to move what lies at `path`, in the place of what lies there; None replaces it. A process killed
+            between the two renames leaves nothing at `path` and all of it at `keep`.
 
     Raises:
         OSError: the folder cannot be written or the disk is full; `path` is then as it was.
@@ -23,15 +30,42 @@ def atomic(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
-        with temporary.open("rb") as written:
-            os.fsync(written.fileno())
-        os.replace(temporary, path)
+        for written in [temporary, *(temporary.rglob("*") if temporary.is_dir() else ())]:
+            flush(written)
+        if keep is not None and path.exists():
+            move(path, keep)
+        move(temporary, path)
+        flush(path.parent)  # the new name too outlives a power cut
     except Exception as error:
         if is_full_disk(error):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
         raise
     finally:
-        temporary.unlink(missing_ok=True)
+        remove(temporary)
+
+
+def flush(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def move(source: Path, target: Path) -> None:
+    """Rename, in the place of what lies at `target`: a file at once, a folder after the other one is removed."""
+    if target.is_dir() or (target.exists() and source.is_dir()):
+        remove(target)
+    os.replace(source, target)
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder, if there is one."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def is_full_disk(error: BaseException | None) -> bool:

@@ -11,6 +11,7 @@ from fewstep.folder import LAST, RunFolder
 from fewstep.processes import num_processes
 from fewstep.resuming import ORIGIN, AtomicCheckpoints, SaveLast, read_checkpoint
 from fewstep.stages import NonFiniteLossError, Stage
+from fewstep.stopping import Stopping
 from fewstep.tracking.progress import Progress
 from fewstep.tracking.training_log import TrainingLog
 from fewstep.trainer import TrainerSettings
@@ -38,6 +39,7 @@ def fit(
         watchers: look at the stage while it trains: snapshots, diagnostics.
 
     Raises:
+        Stopped: a signal asked for it; the checkpoint is of that step.
         NonFiniteLossError: with the checkpoint that is still good.
         ValueError: last.ckpt is damaged, or the batch does not divide over the processes.
         OSError: the disk is full or outputs cannot be written.
@@ -59,6 +61,8 @@ def fit(
         rung=rung,
         on_loss=progress.show_loss,
     )
+    save = SaveLast(last, settings.checkpoint_seconds, origin)
+    stopping = Stopping(lambda trainer: trainer.save_checkpoint(last))
     trainer = Trainer(
         accelerator=settings.accelerator,
         devices=settings.devices,
@@ -68,7 +72,7 @@ def fit(
         max_steps=training.num_steps,
         max_epochs=-1,
         logger=list(loggers),
-        callbacks=[log, progress, *watchers, SaveLast(last, settings.checkpoint_seconds, origin)],
+        callbacks=[log, progress, *watchers, save, stopping],
         plugins=[AtomicCheckpoints()],
         default_root_dir=folder.path,
         enable_checkpointing=False,
@@ -80,6 +84,7 @@ def fit(
         stage.student.network.compile()
     try:
         trainer.fit(stage, data, ckpt_path=last if resume else None, weights_only=True)
+        stopping.end(trainer)
     except NonFiniteLossError as error:
         kept = f"the last good checkpoint is {last}" if last.is_file() else "no checkpoint had been written yet"
         raise NonFiniteLossError(f"{error}; {kept}") from error

@@ -46,9 +46,18 @@ class Rung:
         )
 
 
-def fits(role: Role, facts: DataFacts, student: Denoiser, schedule_of: ScheduleOf, ladder: Rung | None = None) -> Fits:
+def fits(
+    role: Role,
+    facts: DataFacts,
+    student: Denoiser,
+    schedule_of: ScheduleOf,
+    ladder: Rung | None = None,
+    *,
+    any_size: bool = False,
+) -> Fits:
     """Whether a model can be the parent of this run's student: same data, network, prediction and schedule.
 
+    A student is copied as it is: where it was named, `any_size`, its network need not be that of the settings.
     A model with a clock, foreign or of text, brings its own network and prediction, which its student copies. It must
     have `role`, or be the rung from which the ladder goes on.
     """
@@ -71,8 +80,9 @@ def fits(role: Role, facts: DataFacts, student: Denoiser, schedule_of: ScheduleO
         if card.clock is None and card.prediction != student.prediction and card.role == "teacher":
             return f"it predicts {card.prediction}, model.prediction is {student.prediction}"
         same = type(network) is type(student.network) and own | {"guidance_input": False} == ours
-        if card.clock is None and not same:
-            return "its network is another than model= says, and a student copies its teacher's"
+        if card.clock is None and not same and not (any_size and card.role != "teacher"):
+            hint = "" if card.role == "teacher" else "; a smaller student is taken where teacher=PATH names it"
+            return f"its network is another than model= says, and a student copies its teacher's{hint}"
         schedule = schedule_of(model.denoiser)
         if card.schedule != schedule and (card.clock is None or card.role != "teacher"):
             return f"its schedule is {card.schedule}, this run's {schedule}"

@@ -139,6 +139,12 @@ def check_stage(stage: DictConfig) -> None:
     if stage.name == GuidanceStage.name:
         GuidanceRange(stage.w_min, stage.w_max, stage.w_draw, stage.w_values)
         log_snr_interval(CosineSchedule(), stage.guidance_interval)
+        if stage.student is not None and not isinstance(stage.student, DictConfig):
+            raise ValueError(f"stage.student must be null or arguments, like {{width: 128}}, got {stage.student!r}")
+        if stage.student is not None and stage.adapter is not None:
+            raise ValueError(
+                "stage.adapter adds to a teacher's weights, and a student of stage.student has its own; use one of them"
+            )
         if stage.prediction not in (None, *KINDS):
             raise ValueError(f"stage.prediction must be null or one of {', '.join(KINDS)}, got {stage.prediction!r}")
     if stage.name == EncoderStage.name:
@@ -175,7 +181,7 @@ def run_guidance(config: DictConfig, name: str | None = None) -> Path:
                 denoiser, card = load_model(path)
                 student, parents = with_guidance_input(denoiser), as_parents(path, card, folder.path)
                 teacher = setup.guided(Frozen(denoiser), denoiser.null, setup.schedule_of(denoiser))
-            stage = setup.stage(setup.as_read(student), teacher=teacher)
+            stage = setup.stage(setup.as_read(setup.resized(student)), teacher=teacher)
             with loggers(config, folder) as targets:
                 setup.train(stage, folder, targets, parents, num_steps=SNAPSHOT_STEPS)
             save_student(model, stage, setup.card("guided", stage, parents))

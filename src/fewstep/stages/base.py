@@ -142,6 +142,7 @@ class Stage(lightning.LightningModule):
         self.average = deepcopy(student).requires_grad_(False).eval() if training.ema_decay else None
         # Listed once: walking through the modules takes longer than updating the average.
         self._weights: list[Tensor] = [weight.requires_grad_(True) for weight in trained_parameters(self.student)]
+        self._beside: list[Tensor] = []  # what is trained beside the student and is no part of the model
         self._averages: list[Tensor] = [] if self.average is None else [*trained_parameters(self.average)]
         self.schedule = schedule
         self.training_plan = training
@@ -164,8 +165,14 @@ class Stage(lightning.LightningModule):
         error = weighted_error(prediction, target, WEIGHTS[self.training_plan.weight])
         if w is not None:
             error = error * GUIDANCE_WEIGHTS[self.training_plan.guidance_weight](w)
+        if (hint := self.hint()) is not None:
+            error = error + hint
         self._recent.append(Watched(self.global_step, error.detach(), t, w))
         return error.mean()
+
+    def hint(self) -> Float[Tensor, "batch"] | None:
+        """What else counts as error of the batch that `regression` has just seen; nothing, unless a stage says so."""
+        return None
 
     def part_ways(self) -> None:
         """Where a network drops activations: after what is drawn for the whole batch, each process has its own seed.
@@ -176,7 +183,7 @@ class Stage(lightning.LightningModule):
             reseed(seed_for(self.stream, self.global_step, "process", rank()), self.device)
 
     def configure_gradient_clipping(self, *_: Any, **__: Any) -> None:
-        self.gradient_norm = clip_grad_norm_(self._weights, self.training_plan.gradient_clip)
+        self.gradient_norm = clip_grad_norm_([*self._weights, *self._beside], self.training_plan.gradient_clip)
         self._recent[-1].gradient_norm = self.gradient_norm
 
     def optimizer_step(self, *step: Any, **named: Any) -> None:
@@ -215,7 +222,7 @@ class Stage(lightning.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer = torch.optim.AdamW(
-            self._weights,
+            [*self._weights, *self._beside],
             self.training_plan.learning_rate,
             betas=(0.9, 0.99),
             weight_decay=0.0,

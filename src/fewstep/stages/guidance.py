@@ -2,6 +2,9 @@
 
 from collections.abc import Sequence
 
+from jaxtyping import Float
+from torch import Tensor
+
 from fewstep.data.batches import Batch
 from fewstep.diffusion.prediction import Denoise, diffuse
 from fewstep.diffusion.schedule import Schedule
@@ -9,6 +12,7 @@ from fewstep.diffusion.target import guided_target
 from fewstep.networks import Denoiser
 from fewstep.stages.base import Draw, GuidanceRange, Regression, Stage, Training
 from fewstep.stages.draws import Draws
+from fewstep.stages.feature_matching import FeatureMatching
 
 
 class GuidanceStage(Stage):
@@ -17,7 +21,11 @@ class GuidanceStage(Stage):
     Args:
         student: has a w input.
         teacher: `Guided`, around a frozen network or the exact mixture.
+        feature_matching: weight of `FeatureMatching`'s error; 0 is none.
         The rest: see `Stage` and `GuidanceRange`.
+
+    Raises:
+        ValueError: a negative weight, or features wanted of a teacher that is no network, or is clipped.
     """
 
     name = "guidance"
@@ -34,10 +42,17 @@ class GuidanceStage(Stage):
         w_max: float,
         w_draw: Draw = "uniform",
         w_values: Sequence[float] | None = None,
+        feature_matching: float = 0.0,
     ) -> None:
+        if feature_matching < 0:
+            raise ValueError(f"stage.feature_matching must be at least 0, got {feature_matching}; 0 is none")
         super().__init__(student=student, schedule=schedule, training=training, stream=stream)
         self.teacher = teacher
         self.guidance = GuidanceRange(w_min, w_max, w_draw, w_values)
+        self.feature_matching = feature_matching
+        self.features = FeatureMatching.between(student, teacher, stream) if feature_matching else None
+        if self.features is not None:
+            self._beside = [*self.features.parameters()]
 
     def regression(self, batch: Batch) -> Regression:
         x, label = batch
@@ -47,3 +62,6 @@ class GuidanceStage(Stage):
         z = diffuse(x=x, eps=eps, log_snr=log_snr).z
         target = guided_target(teacher=self.teacher, z=z, log_snr=log_snr, label=label, w=w)
         return Regression(self.student(z, log_snr, label, w), target, t, w)
+
+    def hint(self) -> Float[Tensor, "batch"] | None:
+        return None if self.features is None else self.feature_matching * self.features()

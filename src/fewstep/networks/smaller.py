@@ -1,0 +1,61 @@
+"""A student of another size than its teacher: fewer or narrower layers, for a step that is cheaper too."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from fewstep.networks.denoiser import Denoiser, arguments_of
+
+
+def smaller_student(teacher: Denoiser, changes: Mapping[str, Any]) -> Denoiser:
+    """A network with a w input made of the teacher's arguments with `changes`, mappings inside them merged.
+
+    It keeps those of the teacher's weights that have the same name and shape; the others are new, drawn from torch's
+    global generator. So unlike a student of its teacher's size it does not begin as its teacher.
+
+    Raises:
+        ValueError: an argument that the network does not have, or sizes that do not fit each other.
+    """
+    arguments = arguments_of(teacher.network)
+    kind = type(teacher.network)
+    if unknown := sorted(set(changes) - set(arguments) | set(changes) & {"shape", "num_classes", "guidance_input"}):
+        raise ValueError(
+            f"stage.student must change arguments of {kind.__name__} ({', '.join(sorted(arguments))}; not shape, "
+            f"num_classes, guidance_input), got {unknown[0]!r}"
+        )
+    try:
+        network = kind(**merged_arguments(arguments, changes) | {"guidance_input": True})
+    except TypeError as error:
+        raise ValueError(f"stage.student={dict(changes)} makes no {kind.__name__}: {error}; see conf/model") from error
+    own = network.state_dict()
+    kept = {name: w for name, w in teacher.network.state_dict().items() if name in own and own[name].shape == w.shape}
+    network.load_state_dict(kept, strict=False)
+    return Denoiser(network, teacher.prediction, teacher.clock)
+
+
+def merged_arguments(arguments: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """`arguments` with `changes`, mapping by mapping."""
+    return {
+        **arguments,
+        **{
+            key: merged_arguments(arguments[key], value) if isinstance(arguments.get(key), Mapping) else value
+            for key, value in changes.items()
+        },
+    }
+
+
+def middle(network: nn.Module) -> nn.Module:
+    """The module whose output are a network's features: what it has understood, before it turns to its output.
+
+    The input of the block after the middle in a stack of blocks, the lowest level of a U-Net.
+    """
+    match type(network).__name__:
+        case "ResidualMLP":
+            norms = network.get_submodule("norms")
+            return norms.get_submodule(str(len(list(norms.children())) // 2))
+        case "DiT":
+            blocks = network.get_submodule("transformer.transformer_blocks")
+            return blocks.get_submodule(str(len(list(blocks.children())) // 2))
+        case _:
+            return network.get_submodule("unet.mid_block")
