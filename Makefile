@@ -2,16 +2,20 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-slow lint setup
+.PHONY: demo test test-slow test-integration lint bench setup
 
 demo: setup
 	$(BIN)/python train.py
 
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow and not integration"
 
 test-slow: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m slow
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "slow and not integration"
+
+# A one-machine SLURM, a headless Chromium, kills at random moments; each skipped, with the reason, where it cannot run.
+test-integration: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m integration
 
 lint: setup
 	$(BIN)/ruff check .
