@@ -31,6 +31,7 @@ MAY_IMPORT = {
     },
     "tracking": {"data.facts", "diffusion", "files", "processes"},
     "teachers": {"checkpoint", "data.facts", "diffusion", "files", "networks"},
+    "diagnostics": {"data.batches", "data.facts", "diffusion", "processes", "seeds", "stages", "tracking"},
     "processes": set(),
     "seeds": set(),
     "files": set(),

@@ -322,10 +322,56 @@ def emptied(folder: Path) -> None:
     (folder / "last.ckpt").write_bytes(b"")
 
 
-@pytest.mark.parametrize("damage", [pickled, saved_with_code, truncated, emptied])
-def test_a_checkpoint_that_cannot_be_trusted_is_refused(tmp_path, monkeypatch, commands, damage):
+def flipped(folder: Path) -> None:
+    last = folder / "last.ckpt"
+    content = bytearray(last.read_bytes())
+    content[len(content) // 2] ^= 1
+    last.write_bytes(content)
+
+
+DAMAGES = pytest.mark.parametrize("damage", [pickled, saved_with_code, truncated, emptied, flipped])
+
+
+@DAMAGES
+def test_the_checkpoint_before_serves_for_one_that_cannot_be_trusted(
+    tmp_path, monkeypatch, commands, undisturbed, damage
+):
     interrupted_teacher(monkeypatch, tmp_path)
     folder = folder_of(tmp_path)
+    good = (folder / "previous.ckpt").read_bytes()
+    damage(folder)
+    bad = (folder / "last.ckpt").read_bytes()
+    monkeypatch.setattr(SaveLast, "on_train_batch_end", lambda *_: None)
+    monkeypatch.setattr(SaveLast, "on_train_end", lambda *_: None)
+    result = commands.train("stage=teacher", *STAGE_SETTINGS, f"outputs={tmp_path}")
+    (line,) = result.err.splitlines()
+    assert line.startswith(f"warning: {folder / 'last.ckpt'} is damaged")
+    assert line.endswith("it is now damaged.ckpt, and the one before it is used, of step 2")
+    assert result.status == 0
+    assert_same_models(tmp_path, undisturbed[0.0])
+    assert (folder / "last.ckpt").read_bytes() == good  # it took the damaged one's place before anything else was done
+    assert (folder / "damaged.ckpt").read_bytes() == bad
+    assert not (folder / "opened").exists()
+
+
+def test_between_the_two_renames_of_a_checkpoint_nothing_is_lost(tmp_path, monkeypatch, undisturbed):
+    interrupted_teacher(monkeypatch, tmp_path)
+    folder = folder_of(tmp_path)
+    (folder / "last.ckpt").unlink()
+    seen = []
+    started = TrainingLog.on_train_start
+    monkeypatch.setattr(TrainingLog, "on_train_start", lambda s, t, m: (seen.append(t.global_step), started(s, t, m)))
+    teacher(tmp_path)
+    assert seen == [2]
+    assert_same_models(tmp_path, undisturbed[0.0])
+
+
+@DAMAGES
+def test_a_checkpoint_that_cannot_be_trusted_is_refused(tmp_path, monkeypatch, commands, damage):
+    """Where there is none before it."""
+    interrupted_teacher(monkeypatch, tmp_path, step=1)
+    folder = folder_of(tmp_path)
+    assert not (folder / "previous.ckpt").exists()
     damage(folder)
     before = files_below(tmp_path)
     settings = ["stage=teacher", *STAGE_SETTINGS, f"outputs={tmp_path}"]

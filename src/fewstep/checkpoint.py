@@ -5,6 +5,7 @@ Loading one executes nothing: the network is one of a fixed list, its arguments 
 
 import json
 from dataclasses import asdict, dataclass, is_dataclass
+from hashlib import sha256
 from math import isfinite
 from pathlib import Path
 from types import UnionType
@@ -18,12 +19,13 @@ from fewstep.data.facts import DataFacts, LatentFacts, TextFacts
 from fewstep.diffusion.betas import BetaSchedule
 from fewstep.diffusion.prediction import PredictionKind
 from fewstep.diffusion.schedule import CosineSchedule
-from fewstep.files import atomic
+from fewstep.files import atomic, tensor_digest
 from fewstep.networks import Denoiser, network_class
 from fewstep.networks.denoiser import arguments_of
 
 FORMAT = 1
 KEY = "fewstep"
+CHECKSUM = "checksum"
 
 Role = Literal["teacher", "guided", "progressive", "encoder"]
 Sampling = Literal["deterministic", "stochastic"]
@@ -111,8 +113,14 @@ def save_model(path: Path, denoiser: Denoiser, card: ModelCard) -> None:
         "schedule": {"name": type(card.schedule).__name__} | asdict(card.schedule),
     }
     tensors = {key: value.detach().cpu().contiguous() for key, value in denoiser.network.state_dict().items()}
+    description |= {CHECKSUM: checksum(description, tensors)}
     with atomic(path) as temporary:
         save_file(tensors, temporary, metadata={KEY: json.dumps(description)})
+
+
+def checksum(description: dict[str, Any], tensors: dict[str, torch.Tensor]) -> str:
+    """Hex SHA-256 of what a model file holds: its description, and its tensors."""
+    return sha256((json.dumps(description, sort_keys=True) + tensor_digest(tensors)).encode()).hexdigest()
 
 
 def load_model(path: Path) -> tuple[Denoiser, ModelCard]:
@@ -124,6 +132,8 @@ def load_model(path: Path) -> tuple[Denoiser, ModelCard]:
     """
     description, tensors = _read(path)
     try:
+        written = description.pop(CHECKSUM, None)  # files of before it was have none
+        found = written and checksum(description, tensors)
         if description.pop("format") != FORMAT:
             raise ValueError("its format is of another version of fewstep")
         name, arguments = description.pop("network"), description.pop("arguments")
@@ -143,6 +153,11 @@ def load_model(path: Path) -> tuple[Denoiser, ModelCard]:
         with torch.device("meta"):  # shapes only: a file cannot make us allocate more than it holds
             network = network_class(name)(**arguments)
         network.load_state_dict(tensors, assign=True)
+        if written != found:
+            raise ValueError(
+                "it is damaged, its checksum is not that of what it holds; once it is deleted, the command that made it "
+                "makes it again"
+            )
         # a file of `fewstep export --half` holds float16, which is for keeping, not for computing
         return Denoiser(network.float(), card.prediction, card.clock).eval(), card
     except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, ArithmeticError) as error:

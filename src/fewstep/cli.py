@@ -17,6 +17,8 @@ from fewstep.commands import data, tasks
 from fewstep.commands.check import check
 from fewstep.commands.export import export
 from fewstep.commands.latents import latents
+from fewstep.commands.play import play
+from fewstep.launch import is_one_of_several, is_quiet
 from fewstep.signals import Stopped
 
 if TYPE_CHECKING:
@@ -165,7 +167,7 @@ def info(model: tasks.ModelFile) -> None:
     typer.echo(json.dumps(about, indent=2))
 
 
-for command in (tasks.edit, tasks.inpaint, tasks.transfer, tasks.interpolate, check, export, latents):
+for command in (tasks.edit, tasks.inpaint, tasks.transfer, tasks.interpolate, check, export, latents, play):
     app.command()(command)
 app.add_typer(data.app, name="data")
 
@@ -179,7 +181,7 @@ def open_model(path: Path, *, autoencoder: Path | None = None, text_encoder: Pat
 
 def guarded(main: Callable[[], object]) -> int:
     """Run `main`; a user's mistake becomes one line and exit status 2 (FEWSTEP_TRACEBACK=1: a traceback too)."""
-    warnings.showwarning = lambda message, category, *_: typer.echo(f"warning: {message}", err=True)
+    warnings.showwarning = lambda message, category, *_: is_quiet() or typer.echo(f"warning: {message}", err=True)
     argparse.ArgumentParser.error = refuse  # Hydra's parser would print its usage
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then raises, and the line is ours
     try:
@@ -188,14 +190,25 @@ def guarded(main: Callable[[], object]) -> int:
         typer.echo("stopped; the same command goes on where it was", err=True)
         return 130
     except Stopped as stopped:
-        typer.echo(str(stopped), err=True)
+        if (line := said_here(stopped, str(stopped))) is not None:
+            typer.echo(line, err=True)
         return stopped.status
     except Exception as error:
-        if os.environ.get("FEWSTEP_TRACEBACK") or not is_users(error):
-            traceback.print_exc()
-        typer.echo(f"error: {one_line(error)}", err=True)
-        return EXIT_BAD_INPUT if is_users(error) else 1
+        if (line := said_here(error, f"error: {one_line(error)}")) is not None:
+            if os.environ.get("FEWSTEP_TRACEBACK") or not is_users(error):
+                traceback.print_exc()
+            typer.echo(line, err=True)
+        return EXIT_BAD_INPUT if is_users(error) else getattr(error, "status", 1)
     return 0
+
+
+def said_here(error: BaseException, line: str) -> str | None:
+    """The line that this process prints of an error: of several that meet the same one, one speaks."""
+    if not is_one_of_several():
+        return line
+    from fewstep.processes import as_said_here
+
+    return as_said_here(error, line)
 
 
 def refuse(self: argparse.ArgumentParser, message: str) -> NoReturn:

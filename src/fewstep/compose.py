@@ -1,6 +1,6 @@
 """The settings of one stage, made into objects. Beside run.py the only place where Hydra instantiates."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from fewstep.checkpoint import ModelCard, Parent, Role
 from fewstep.data.batches import Batch, Data
 from fewstep.data.facts import DataFacts
+from fewstep.diagnostics import NUM_EXAMPLES, Diagnostics
 from fewstep.diffusion.betas import BetaSchedule
 from fewstep.diffusion.guidance import Guided, log_snr_interval
 from fewstep.diffusion.prediction import Denoise
@@ -38,6 +39,7 @@ from fewstep.teachers.imported import imported, is_foreign
 from fewstep.trainer import TrainerSettings
 
 EXACT = "exact"
+KNOWN = ".reference"  # below outputs: features of reference images, where they took long to compute
 NOT_OF_THE_STAGE = (
     "name",
     "training",
@@ -67,7 +69,8 @@ class Setup:
     def of(cls, config: DictConfig) -> "Setup":
         data = cast(Data, instantiate(dataset_of(config), batch_size=1, stream="facts"))
         settings = TrainerSettings(**config.trainer)
-        return cls(config, settings, instantiate(config.schedule), Judge.of(data, settings.features))
+        judge = Judge.of(data, settings.features, Path(config.outputs, KNOWN))
+        return cls(config, settings, instantiate(config.schedule), judge)
 
     @property
     def facts(self) -> DataFacts:
@@ -222,7 +225,7 @@ class Setup:
             else Snapshots(
                 folder=folder.path,
                 data=self.judge.data,
-                figures=RunningFigures(self.judge.net, self.judge.reference),
+                figures=RunningFigures(self.judge.net, self.judge.known),
                 count=self.settings.snapshots,
                 num_images=self.settings.snapshot_images,
                 num_steps=num_steps,
@@ -233,6 +236,13 @@ class Setup:
                 rung=rung,
             )
         )
+        diagnostics = Diagnostics(
+            folder=folder.path,
+            data=instantiate(dataset_of(self.config), batch_size=NUM_EXAMPLES, stream="diagnostics"),
+            count=self.settings.diagnostics,
+            images_before=images_before,
+            rung=rung,
+        )
         fit(
             stage,
             data,
@@ -240,7 +250,7 @@ class Setup:
             self.settings,
             parent_sha256=parents[0].sha256 if parents else None,
             loggers=targets,
-            watchers=[] if snapshots is None else [snapshots],
+            watchers=[diagnostics] if snapshots is None else [snapshots, diagnostics],
             rung=rung,
             images_before=images_before,
         )
@@ -327,6 +337,11 @@ def data_of(name: str, settings: Sequence[str], batch_size: int) -> Data:
 def plain(config: DictConfig) -> dict[str, Any]:
     """The settings as plain dictionaries and lists."""
     return cast(dict[str, Any], OmegaConf.to_container(config))
+
+
+def settled(settings: Mapping[str, Any]) -> DictConfig:
+    """Settings that were made plain, as they were before."""
+    return OmegaConf.create(dict(settings))
 
 
 def plan_of(stage: DictConfig, settings: TrainerSettings) -> Plan:

@@ -33,6 +33,7 @@ from fewstep.quality.grid import Contender, Plan, Row, quality_grid
 from fewstep.quality.images import Judged, Reference, as_judged
 from fewstep.quality.metrics import KID_SUBSET_SIZE, KID_SUBSETS
 from fewstep.quality.protocol import Protocol
+from fewstep.quality.statistics import Known
 from fewstep.tracking.pictures import picture, save_png
 from fewstep.tracking.report import write_report
 from fewstep.tracking.wandb_run import log_quality
@@ -53,10 +54,15 @@ class Judge:
     reference: Reference
     exact: GaussianMixture | None
     data: Data
+    kept_in: Path | None = None
 
     @classmethod
-    def of(cls, data: Data, features: str = "auto") -> "Judge":
-        """The judge of a data set, through the net that `feature_net` chooses when `features` is wanted."""
+    def of(cls, data: Data, features: str = "auto", kept_in: Path | None = None) -> "Judge":
+        """The judge of a data set, through the net that `feature_net` chooses when `features` is wanted.
+
+        Args:
+            kept_in: folder where features of the reference are kept from run to run, see `Known.of`.
+        """
         held_out = data.reference()
         return cls(
             facts=data.facts,
@@ -64,7 +70,13 @@ class Judge:
             reference=Reference(data.reference_split, as_judged(held_out.x, data.judged), held_out.label),
             exact=data.exact,
             data=data,
+            kept_in=kept_in,
         )
+
+    @cached_property
+    def known(self) -> Known:
+        """The reference as the net sees it, once for all that is judged."""
+        return Known.of(self.net, self.reference, self.kept_in)
 
     @cached_property
     def clip(self) -> "ClipScore | None":
@@ -200,7 +212,7 @@ def evaluate(
         plan,
         facts=judge.facts,
         net=judge.net,
-        reference=judge.reference,
+        known=judge.known,
         protocol=protocol,
         labels=judge.data.conditions(plan.num_images),
         decode=judge.data.decode,

@@ -8,10 +8,11 @@ from lightning.pytorch.loggers import Logger
 
 from fewstep.data.batches import Data
 from fewstep.folder import LAST, RunFolder
-from fewstep.processes import num_processes
-from fewstep.resuming import ORIGIN, AtomicCheckpoints, SaveLast, read_checkpoint
+from fewstep.processes import agreed, num_processes, require_shares
+from fewstep.resuming import AtomicCheckpoints, SaveLast, to_go_on_from
 from fewstep.stages import NonFiniteLossError, Stage
 from fewstep.stopping import Stopping
+from fewstep.strategies import environment, per_machine, strategy_of
 from fewstep.tracking.progress import Progress
 from fewstep.tracking.training_log import TrainingLog
 from fewstep.trainer import TrainerSettings
@@ -41,18 +42,14 @@ def fit(
     Raises:
         Stopped: a signal asked for it; the checkpoint is of that step.
         NonFiniteLossError: with the checkpoint that is still good.
-        ValueError: last.ckpt is damaged, or the batch does not divide over the processes.
+        ValueError: last.ckpt is damaged and so is the one before, or the batch does not divide over the processes.
         OSError: the disk is full or outputs cannot be written.
     """
     training = stage.training_plan
-    if training.batch_size % num_processes():
-        raise ValueError(
-            f"a batch must divide over the processes, got stage.training.batch_size={training.batch_size} for "
-            f"{num_processes()}; change it or trainer.devices"
-        )
+    require_shares(training.batch_size)
     last = folder.path / LAST
     origin = f"{stage.stream} from {parent_sha256}"
-    resume = last.is_file() and read_checkpoint(last).get(ORIGIN) == origin
+    resume = agreed(lambda: to_go_on_from(last, origin))
     progress = Progress(stage=stage.name, batch_size=training.batch_size, rung=rung)
     log = TrainingLog(
         batch_size=training.batch_size,
@@ -65,15 +62,15 @@ def fit(
     stopping = Stopping(lambda trainer: trainer.save_checkpoint(last))
     trainer = Trainer(
         accelerator=settings.accelerator,
-        devices=settings.devices,
-        num_nodes=settings.num_nodes,
-        strategy=settings.strategy,
+        devices=per_machine(),
+        num_nodes=num_processes() // per_machine(),
+        strategy=strategy_of(settings),
         precision=settings.precision,
         max_steps=training.num_steps,
         max_epochs=-1,
         logger=list(loggers),
         callbacks=[log, progress, *watchers, save, stopping],
-        plugins=[AtomicCheckpoints()],
+        plugins=[AtomicCheckpoints(), environment()],
         default_root_dir=folder.path,
         enable_checkpointing=False,
         enable_progress_bar=False,
@@ -83,7 +80,7 @@ def fit(
     if settings.compile:
         stage.student.network.compile()
     try:
-        trainer.fit(stage, data, ckpt_path=last if resume else None, weights_only=True)
+        trainer.fit(stage, data, ckpt_path=resume, weights_only=True)
         stopping.end(trainer)
     except NonFiniteLossError as error:
         kept = f"the last good checkpoint is {last}" if last.is_file() else "no checkpoint had been written yet"

@@ -1,24 +1,29 @@
 """The folder of a run: outputs/<dataset>/<stage>/<time>/, found again when the same command is given again."""
 
 import fcntl
+import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import yaml
 
-from fewstep.files import atomic
+from fewstep.files import atomic, remove
 
 CONFIG = "config.yaml"
 MODEL = "model.safetensors"
 LAST = "last.ckpt"
+PREVIOUS = "previous.ckpt"  # the one before it
+DAMAGED = "damaged.ckpt"  # one that could not be used
 LOCK = ".lock"
 QUALITY = "quality.json"
 REPORT = "report.html"
+TIME = "%Y-%m-%d_%H-%M-%S"  # names of folders
+TIME_LENGTH = 19
 
 
 def rung_file(num_steps: int) -> str:
@@ -49,7 +54,24 @@ def locked(folder: Path) -> Iterator[bool]:
         except BlockingIOError:
             yield False
             return
-        yield True
+        _held.add(lock)
+        try:
+            yield True
+        finally:
+            _held.discard(lock)
+
+
+_held: set[IO[str]] = set()
+
+
+def _let_go() -> None:
+    """A lock is held by all who have its file open: data workers, forked, would hold it for a while after a kill."""
+    for lock in _held:
+        lock.close()
+    _held.clear()
+
+
+os.register_at_fork(after_in_child=_let_go)
 
 
 @contextmanager
@@ -78,27 +100,27 @@ def open_run(
     settings = yaml.safe_load(config)
     done = lambda path: all((path / product).is_file() for product in products)  # noqa: E731
     parent = outputs / dataset / stage
-    now = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
     if name is not None:
         candidates = [parent / name]
     else:
-        taken = sorted((p.parent for p in parent.glob(f"*/{CONFIG}")), reverse=True)
+        taken = sorted((p.parent for p in parent.glob(f"*/{CONFIG}")), key=made_at, reverse=True)
         same = [p for p in taken if not differences(settings_in(p), settings)]
         going_on = [p for p in same if not done(p) or keep(p)]
-        fresh = [p for n in range(100) if not (p := parent / (now if not n else f"{now}_{n}")).exists()]
-        candidates = [*going_on, *fresh]  # another process may take a fresh name first
+        candidates = [*going_on, *fresh(parent)]  # another process may take a fresh name first
     for path in candidates:
         with locked(path) as mine:
             if not mine:
                 continue
             changed = differences(settings_in(path), settings) if (path / CONFIG).is_file() else []
             if changed and not force:
+                if name is None:  # another process was quicker to take a new folder
+                    continue
                 raise ValueError(
                     f"{path} was made with other settings ({'; '.join(changed)}); resume=force goes on with these, "
                     "another name= or outputs= starts anew"
                 )
-            for leftover in path.rglob(".*.tmp"):  # of a process that was killed while it wrote
-                leftover.unlink()
+            for leftover in [*path.rglob(".*.tmp")]:  # of a process that was killed while it wrote
+                remove(leftover)
             with atomic(path / CONFIG) as temporary:
                 temporary.write_text(config)
             try:
@@ -114,14 +136,43 @@ def open_run(
     raise ValueError(f"{candidates[0]} is being written by another process; wait for it or choose another name=")
 
 
+def fresh(parent: Path) -> Iterator[Path]:
+    """New folders in `parent`, named by the time: now, or after every other run of the data set if clocks went back."""
+    others = [at for path in parent.parent.glob("*/*/") if (at := time_in(path.name)) and at.year < 9999]
+    first = max([datetime.now(), *(at + timedelta(seconds=1) for at in others)])
+    for seconds in range(100):
+        yield parent / (first + timedelta(seconds=seconds)).strftime(TIME)
+
+
+def time_in(name: str) -> datetime | None:
+    """The time that is a folder's name, if it is one."""
+    try:
+        return datetime.strptime(name[:TIME_LENGTH], TIME)
+    except ValueError:
+        return None
+
+
+def made_at(folder: Path) -> tuple[datetime, str]:
+    """What the runs of a data set are sorted by, oldest first: the time in the name, else that of the settings."""
+    config = folder / CONFIG
+    at = time_in(folder.name)
+    if at is None:
+        at = datetime.fromtimestamp(config.stat().st_mtime) if config.exists() else datetime.min
+    return at, folder.name
+
+
 def made_anything(folder: Path) -> bool:
     """Whether a run has left more in `folder` than its settings."""
     return any(file.is_file() and file.name not in (CONFIG, LOCK) for file in folder.rglob("*"))
 
 
 def settings_in(folder: Path) -> dict[str, Any]:
-    """The settings that the run in `folder` was made with."""
-    return yaml.safe_load((folder / CONFIG).read_text()) or {}
+    """The settings that the run in `folder` was made with, none if the file is damaged."""
+    try:
+        settings = yaml.safe_load((folder / CONFIG).read_text())
+    except (yaml.YAMLError, UnicodeDecodeError):
+        return {}
+    return settings if isinstance(settings, dict) else {}
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

@@ -20,6 +20,11 @@ def told_by_slurm() -> None:
     told["WORLD_SIZE"], told["RANK"] = told["SLURM_STEP_NUM_TASKS"], told["SLURM_PROCID"]
     told["LOCAL_WORLD_SIZE"] = str(int(told["WORLD_SIZE"]) // nodes)
     told["LOCAL_RANK"], told["GROUP_RANK"] = told["SLURM_LOCALID"], told["SLURM_NODEID"]
+    if "MASTER_ADDR" not in told:
+        from lightning.fabric.plugins.environments import SLURMEnvironment
+
+        told["MASTER_ADDR"] = SLURMEnvironment.resolve_root_node_address(told["SLURM_STEP_NODELIST"])
+        told["MASTER_PORT"] = str(15000 + (int(told["SLURM_JOB_ID"]) + 97 * int(told["SLURM_STEP_ID"])) % 10000)
 
 
 def is_one_of_several() -> bool:
@@ -28,11 +33,24 @@ def is_one_of_several() -> bool:
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
-def start(program: str, arguments: Sequence[str], count: int) -> int:
+def is_quiet() -> bool:
+    """Whether another process says what both have to say."""
+    return is_one_of_several() and os.environ["RANK"] != "0"
+
+
+def start(program: str, arguments: Sequence[str], count: int, num_nodes: int = 1) -> int:
     """Run a Python program in `count` processes on this machine, by torch's elastic launcher; give the exit status.
 
     Where one ends with an error the others are ended too. Signals are passed on.
+
+    Raises:
+        ValueError: more than one machine, on which nothing can be started from here.
     """
+    if num_nodes > 1:
+        raise ValueError(
+            f"trainer.num_nodes={num_nodes} machines are started by torchrun on each of them, or by srun; see "
+            "conf/trainer/ddp.yaml"
+        )
     import torch
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError

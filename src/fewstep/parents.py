@@ -5,14 +5,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
 from fewstep.checkpoint import ModelCard, Parent, Role, Sampling, load_model
 from fewstep.data.facts import DataFacts
 from fewstep.diffusion.betas import BetaSchedule
 from fewstep.diffusion.schedule import CosineSchedule
 from fewstep.files import sha256_of
-from fewstep.folder import CONFIG, MODEL, rung_file
+from fewstep.folder import CONFIG, MODEL, made_at, rung_file, settings_in
 from fewstep.model import Model
 from fewstep.networks import Denoiser
 from fewstep.networks.denoiser import arguments_of
@@ -106,7 +104,7 @@ def newest(outputs: Path, dataset: str, role: Role, fits: Fits) -> Path:
     """
     refused = ""
     folders = (outputs / dataset / STAGE_OF[role]).glob("*/")
-    for folder in sorted((f for f in folders if not f.name.startswith("imported-")), reverse=True):
+    for folder in sorted((f for f in folders if not f.name.startswith("imported-")), key=made_at, reverse=True):
         for path in models_in(folder):
             try:
                 reason = fits(Model(*load_model(path)))
@@ -128,10 +126,10 @@ def newest_ladder(outputs: Path, dataset: str) -> list[Path]:
         ValueError: there is none.
     """
     parent = outputs / dataset / STAGE_OF["progressive"]
-    for config in sorted(parent.glob(f"*/{CONFIG}"), reverse=True):
-        ladder = yaml.safe_load(config.read_text())["stage"]["ladder"]
-        rungs = [config.parent / rung_file(num_steps) for num_steps in ladder[1:]]
-        if all(rung.is_file() for rung in rungs):
+    for folder in sorted((config.parent for config in parent.glob(f"*/{CONFIG}")), key=made_at, reverse=True):
+        ladder = settings_in(folder).get("stage", {}).get("ladder", [])
+        rungs = [folder / rung_file(num_steps) for num_steps in ladder[1:]]
+        if rungs and all(rung.is_file() for rung in rungs):
             return rungs
     raise ValueError(
         f"evaluation needs a finished ladder below {parent}, and there is none; make one with `python train.py "

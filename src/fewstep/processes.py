@@ -6,23 +6,31 @@ process every function here is the identity.
 """
 
 import os
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 from torch import distributed as dist
+from torch.distributed.rendezvous import rendezvous
 
 T = TypeVar("T")
 
-STARTED_BY = ("RANK", "SLURM_PROCID")  # how torchrun, and srun, tell a process who it is
+# One that died is noticed at once; this is for one that works alone, like the first when it converts a data set.
+PATIENCE = timedelta(days=1)
+SPEAK_SECONDS = 5.0  # to wait for the first process to say the same error
+ALONE = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
+_board: dist.Store | None = None  # where they leave each other notes, even when one has failed
 
 
 class OtherProcessFailedError(RuntimeError):
-    """The first process failed and has said why; `status` is its exit status."""
+    """Another process of this run failed; `status` is what to exit with."""
 
     def __init__(self, status: int) -> None:
-        super().__init__("the first process of this run failed, see its error")
+        super().__init__("another process of this run has ended without a word; the same command goes on")
         self.status = status
 
 
@@ -31,12 +39,49 @@ def joined() -> bool:
     return dist.is_available() and dist.is_initialized()
 
 
+@contextmanager
+def together(device: str, *, alone: bool = False) -> Iterator[None]:
+    """Meet the fellows for as long as the block runs: through gloo, and NCCL besides where `device` is cuda.
+
+    Args:
+        alone: meet nobody but be a group of one, which FSDP needs; where nobody else was started.
+    """
+    global _board
+    started = "RANK" in os.environ and "WORLD_SIZE" in os.environ
+    if joined() or not (started or alone):
+        yield
+        return
+    if started:
+        if device == "cuda":
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        _board, number, count = next(iter(rendezvous("env://", timeout=PATIENCE)))
+    else:
+        _board, number, count = dist.HashStore(), 0, 1
+        os.environ.update(ALONE)
+    backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
+    dist.init_process_group(backend, store=_board, rank=number, world_size=count, timeout=PATIENCE)
+    try:
+        yield
+        dist.barrier()  # the first one's store is there until all have done
+    except BaseException as error:
+        if is_loss_of_others(error):
+            raise OtherProcessFailedError(1) from error
+        if not isinstance(error, OtherProcessFailedError):
+            _board.set("failed", str(number))  # whoever loses contact now knows why
+        raise
+    finally:
+        if device == "cpu" or count == 1 or sys.exc_info()[0] is None:  # NCCL would wait for a process that is gone
+            dist.destroy_process_group()
+        if not started:
+            for name in ALONE:
+                del os.environ[name]
+
+
 def rank() -> int:
     """Number of this process, from 0; before they have met, as it was told at its start."""
     if joined():
         return dist.get_rank()
-    told = next((os.environ[name] for name in STARTED_BY if name in os.environ), "0")
-    return int(told) if num_processes() > 1 else 0
+    return int(os.environ.get("RANK", "0")) if num_processes() > 1 else 0
 
 
 def num_processes() -> int:
@@ -46,18 +91,27 @@ def num_processes() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def require_shares(batch_size: int) -> None:
+    """Refuse a batch of which the processes cannot have equal shares.
+
+    Raises:
+        ValueError: says both numbers.
+    """
+    if batch_size % num_processes():
+        raise ValueError(
+            f"a batch must divide over the processes, got {batch_size} images for {num_processes()}; change "
+            "stage.training.batch_size (or trainer.max_images, which caps it) or trainer.devices"
+        )
+
+
 def mine(whole: Tensor) -> Tensor:
     """This process's rows of what belongs to the whole batch: as many for each, in the order of their numbers.
 
     Raises:
         ValueError: the rows do not divide over the processes.
     """
-    share, rest = divmod(len(whole), num_processes())
-    if rest:
-        raise ValueError(
-            f"a batch must divide over the processes, got {len(whole)} images for {num_processes()}; change "
-            "stage.training.batch_size or trainer.devices"
-        )
+    require_shares(len(whole))
+    share = len(whole) // num_processes()
     return whole[rank() * share : (rank() + 1) * share]
 
 
@@ -73,6 +127,42 @@ def gathered(part: Tensor) -> Tensor:
     parts = [torch.empty_like(padded) for _ in range(num_processes())]
     dist.all_gather(parts, padded)
     return torch.cat([rows[:count] for rows, count in zip(parts, counts.tolist(), strict=True)])
+
+
+def part_of(count: int) -> slice:
+    """This process's share of `count` things that need not divide: in the order of the processes, as even as can be."""
+    share, rest = divmod(count, num_processes())
+    start = rank() * share + min(rank(), rest)
+    return slice(start, start + share + (rank() < rest))
+
+
+def all_true(holds: bool) -> bool:
+    """Whether it holds on all processes."""
+    if not joined():
+        return holds
+    told = torch.tensor(int(holds))
+    dist.all_reduce(told, dist.ReduceOp.MIN)
+    return bool(told)
+
+
+def mean_over_processes(value: Tensor) -> Tensor:
+    """The mean of a number that each process has; on each of them."""
+    if not joined():
+        return value
+    total = value.clone()
+    dist.all_reduce(total)
+    return total / num_processes()
+
+
+def led(value: Callable[[], T]) -> T:
+    """What `value` gives on each process, on the first one first: the others find what it has written, like a cache.
+
+    Raises:
+        OtherProcessFailedError: on the others, where the first one raised.
+    """
+    first: list[T] = []
+    agreed(lambda: first.append(value()))
+    return first[0] if first else value()
 
 
 def agreed(value: Callable[[], T]) -> T:
@@ -96,3 +186,40 @@ def agreed(value: Callable[[], T]) -> T:
     if failed:
         raise OtherProcessFailedError(failed)
     return result  # pyright: ignore[reportReturnType] (what the first process made is a T)
+
+
+def as_said_here(error: BaseException, line: str, seconds: float = SPEAK_SECONDS) -> str | None:
+    """The line of an error as this process should say it, so that it is said once; None where another one says it.
+
+    The first process says its own; another one waits a moment for the first to say the same, and says else who it is.
+    Before they have met all of a machine fail alike, and the first there speaks.
+    """
+    if num_processes() == 1:
+        return line
+    if isinstance(error, OtherProcessFailedError):
+        return None if is_explained() else f"rank {rank()}: {line}"
+    if _board is None:
+        return line if os.environ.get("LOCAL_RANK", "0") == "0" else None
+    try:
+        _board.set(f"error of {rank()}", line)
+        if rank() == 0:
+            return line
+        _board.wait(["error of 0"], timedelta(seconds=seconds))
+        if _board.get("error of 0").decode() == line:
+            return None
+    except dist.DistError:  # the first has nothing to say, or is gone
+        pass
+    return f"rank {rank()}: {line}"
+
+
+def is_explained() -> bool:
+    """Whether a process that failed has said so: one that is killed cannot."""
+    try:
+        return _board is None or _board.check(["failed"])
+    except dist.DistError:
+        return False
+
+
+def is_loss_of_others(error: BaseException) -> bool:
+    """Whether an error says no more than that another process is gone."""
+    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))

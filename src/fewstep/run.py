@@ -2,7 +2,6 @@
 
 import copy
 import logging
-import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -26,7 +25,7 @@ from fewstep.networks import Denoiser, Frozen, with_guidance_input
 from fewstep.networks.adapter import adapter_file, check_adapter, is_adapted, merged, save_adapter
 from fewstep.parents import Rung, as_parents, models_in, newest_ladder
 from fewstep.processes import agreed
-from fewstep.settings import require_numbers
+from fewstep.settings import FORCE, require_numbers, require_top
 from fewstep.stages import (
     EncoderStage,
     GuidanceRange,
@@ -41,7 +40,7 @@ from fewstep.tracking.loggers import started
 from fewstep.trainer import TrainerSettings
 
 TWO_STUDENT = "two_student"
-FORCE = "force"
+PIPELINE_ENDS = ("teacher", "guidance", "evaluate")
 SNAPSHOT_STEPS = 16  # of teachers and guided students, in pictures taken during training
 
 
@@ -54,11 +53,7 @@ def run(config: DictConfig) -> None:
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", module="lightning")
-    OmegaConf.resolve(config)
-    require_numbers(plain(config.stage), "stage")
-    require_top(config)
-    if config.trainer.toy:
-        as_toy(config)
+    prepare(config)
     match config.stage.name:
         case "pipeline":
             run_pipeline(config)
@@ -72,18 +67,13 @@ def run(config: DictConfig) -> None:
             run_evaluate(config)
 
 
-def require_top(config: DictConfig) -> None:
-    """Refuse top-level settings of another type.
-
-    Raises:
-        ValueError: names the setting and its value.
-    """
-    if not isinstance(config.seed, int):
-        raise ValueError(f"seed must be a whole number, got {config.seed!r}")
-    if config.resume not in ("auto", FORCE):
-        raise ValueError(f"resume must be auto or {FORCE}, got {config.resume!r}")
-    if config.name is not None and not re.fullmatch(r"[\w.,=+-]*\w[\w.,=+-]*", str(config.name)):
-        raise ValueError(f"name must be a folder's name of letters, digits and .,=+-_ or null, got {config.name!r}")
+def prepare(config: DictConfig) -> None:
+    """Resolve the settings, refuse values of another type, and make a toy of what is to be one."""
+    OmegaConf.resolve(config)
+    require_numbers(plain(config.stage), "stage")
+    require_top(plain(config))
+    if config.trainer.toy:
+        as_toy(config)
 
 
 def run_pipeline(config: DictConfig) -> None:
@@ -96,7 +86,11 @@ def run_pipeline(config: DictConfig) -> None:
         two_student = chain_of(config.stage.progressive).is_guided_outside
         if parent is None:
             parent = run_teacher(stage_of(config, "teacher"), name)
-        guided = parent if is_guided(parent) else run_guidance(stage_of(config, "guidance", parent), name)
+        if config.stage.until == "teacher":
+            return
+        guided = Path(parent) if is_guided(parent) else run_guidance(stage_of(config, "guidance", parent), name)
+        if config.stage.until == "guidance":
+            return
         rungs = run_ladder(stage_of(config, "progressive", parent if two_student else guided), name)
         judge(stage_of(config, "evaluate", guided), folder, [guided, *rungs])
 
@@ -117,6 +111,8 @@ def stage_of(config: DictConfig, stage: str, teacher: str | Path | None = None) 
 def check_pipeline(config: DictConfig) -> None:
     """Meet now the errors of settings that a pipeline's later stages would meet after minutes."""
     settings = TrainerSettings(**config.trainer)
+    if config.stage.until not in PIPELINE_ENDS:
+        raise ValueError(f"stage.until must be one of {', '.join(PIPELINE_ENDS)}, got {config.stage.until!r}")
     for name in ("teacher", "guidance", "progressive"):
         check_stage(config.stage[name])
     plan_of(config.stage.evaluate, settings)

@@ -1,9 +1,12 @@
 """Settings as a user types them, before anything is built from them."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
-TEXTS = ("name", "_target_", "weight", "guidance_weight", "sampler", "variant", "w_draw", "prediction", "adapter")
+FORCE = "force"
+STAGE_TEXTS = ("sampler", "variant", "w_draw", "prediction", "adapter", "until")
+TEXTS = ("name", "_target_", "weight", "guidance_weight", *STAGE_TEXTS)
 SWITCHES = ("clip_target",)
 MAY_BE_NULL = ("guidance_interval", "w_values")
 LISTS = ("ladder", "w", "teacher_steps", "guided_steps", "baseline_steps", *MAY_BE_NULL)
@@ -11,6 +14,21 @@ LISTS_OF_TEXTS = ("baselines",)
 
 DATA_SWITCHES = ("strict", "flip", "generated")
 DATA_COUNTS = ("size", "hold_out_every", "num_reference", "held_out_shards", "walks", "buffer", "num_workers")
+
+
+def require_top(settings: Mapping[str, Any]) -> None:
+    """Refuse top-level settings of another type.
+
+    Raises:
+        ValueError: names the setting and its value.
+    """
+    seed, resume, name = settings["seed"], settings["resume"], settings["name"]
+    if not isinstance(seed, int):
+        raise ValueError(f"seed must be a whole number, got {seed!r}")
+    if resume not in ("auto", FORCE):
+        raise ValueError(f"resume must be auto or {FORCE}, got {resume!r}")
+    if name is not None and not re.fullmatch(r"[\w.,=+-]*\w[\w.,=+-]*", str(name)):
+        raise ValueError(f"name must be a folder's name of letters, digits and .,=+-_ or null, got {name!r}")
 
 
 def require_data(settings: Mapping[str, Any]) -> None:

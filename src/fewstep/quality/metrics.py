@@ -1,25 +1,34 @@
-"""Quality figures: final ones through torch-fidelity, running ones through torchmetrics, same features.
+"""Quality figures: final ones as torch-fidelity's, running ones through torchmetrics, same features.
 
 None of them moves the global random state, writes a file or starts a process.
 """
 
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.utils.data import Dataset
-from torch_fidelity import FeatureExtractorBase, calculate_metrics, register_feature_extractor
+from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, isc_features_to_metric
+from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, kid_features_to_metric
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.inception import InceptionScore
 
+from fewstep.processes import gathered
 from fewstep.quality.features import FeatureNet
 from fewstep.quality.images import Judged, Reference
 from fewstep.quality.protocol import INCEPTION_SPLITS, NEIGHBOURHOOD
+from fewstep.quality.statistics import (
+    ROWS,
+    Known,
+    Moments,
+    Seen,
+    class_distances,
+    frechet_distance,
+    precision_and_recall,
+)
 
-EXTRACTOR = "fewstep"
 KID_SUBSETS = 10
 KID_SUBSET_SIZE = 1000  # as many images as there are, if fewer; torch-fidelity draws them with a fixed seed
 
@@ -49,101 +58,57 @@ class Figures:
     kid: float | None = None
 
 
-class RegisteredExtractor(FeatureExtractorBase):
-    """A FeatureNet as torch-fidelity knows it; `extracted` keeps what it saw, in order."""
-
-    def __init__(
-        self, name: str, features_list: list[str], feature_net: FeatureNet, extracted: list[Any], **_: Any
-    ) -> None:
-        super().__init__(name, features_list)
-        self.feature_net = feature_net
-        self.extracted = extracted
-
-    @staticmethod
-    def get_provided_features_list() -> tuple[str, str]:
-        return "features", "logits"
-
-    @staticmethod
-    def get_default_feature_layer_for_metric(metric: str) -> str:
-        return "logits" if metric == "isc" else "features"
-
-    @staticmethod
-    def can_be_compiled() -> bool:
-        return False
-
-    def forward(self, input: Judged) -> tuple[Tensor, ...]:
-        features, logits = self.feature_net(input)
-        self.extracted.append((features.cpu(), logits.cpu()))
-        return tuple({"features": features, "logits": logits}[name] for name in self.features_list)
-
-
-register_feature_extractor(EXTRACTOR, RegisteredExtractor)
-
-
-class _Tensors(Dataset[Tensor]):
-    """One tensor per item, as torch-fidelity asks."""
-
-    def __init__(self, tensors: Judged) -> None:
-        self.tensors = tensors.cpu()
-
-    def __len__(self) -> int:
-        return len(self.tensors)
-
-    def __getitem__(self, index: int) -> Tensor:
-        return self.tensors[index]
-
-
 def final_figures(
     net: FeatureNet, *, images: Judged, labels: Int[Tensor, "labels"], reference: Reference, kid: bool = False
 ) -> Figures:
     """Judge `images`, made for `labels`, against `reference`, on the net's device; `kid` too if asked for.
 
     Raises:
+        ValueError: see `figures_of`.
+    """
+    return figures_of(Seen.of(net, images), labels, Known.of(net, reference), net.num_classes, kid=kid)
+
+
+def figures_of(
+    seen: Seen, labels: Int[Tensor, "labels"], known: Known, num_classes: int | None, *, kid: bool = False
+) -> Figures:
+    """The figures of samples made for `labels`, of what a net saw of them and of the reference.
+
+    They are torch-fidelity's, which a test compares; what it works out anew for each call is here worked out once.
+
+    Args:
+        num_classes: of the data, that the net's logits stand for, None if they mean something else.
+
+    Raises:
         ValueError: not one label per image, or no more images than the neighbourhood of precision and recall.
     """
-    count = min(len(images), len(reference.images))
-    if count <= NEIGHBOURHOOD or len(labels) != len(images):
+    features, logits = seen
+    count = min(len(features), len(known.features))
+    if count <= NEIGHBOURHOOD or len(labels) != len(features):
         raise ValueError(
-            f"figures need one label per image and at least {NEIGHBOURHOOD + 1} images, got {len(images)} "
-            f"images, {len(labels)} labels and {len(reference.images)} reference images; raise num_images"
+            f"figures need one label per image and at least {NEIGHBOURHOOD + 1} images, got {len(features)} "
+            f"images, {len(labels)} labels and {len(known.features)} reference images; raise num_images"
         )
-    extracted: list[tuple[Tensor, Tensor]] = []
-    with torch.random.fork_rng(devices=()):  # a DataLoader draws a seed, even without workers
-        scores = calculate_metrics(
-            input1=_Tensors(images),
-            input2=_Tensors(reference.images),
-            fid=True,
-            isc=True,
-            prc=True,
-            kid=kid,
+    precision, recall = precision_and_recall(features, known.features, known.radii)
+    distances = (
+        kid_features_to_metric(
+            features,
+            known.features,
             kid_subsets=KID_SUBSETS,
             kid_subset_size=min(KID_SUBSET_SIZE, count),
-            feature_extractor=EXTRACTOR,
-            feature_net=net,
-            extracted=extracted,
-            isc_splits=INCEPTION_SPLITS,
-            samples_shuffle=False,
-            prc_neighborhood=NEIGHBOURHOOD,
-            batch_size=net.batch_size,
-            cuda=net.device.type == "cuda",
-            cache=False,
-            save_cpu_ram=True,  # no worker processes
             verbose=False,
         )
-    features, logits = (torch.cat(parts) for parts in zip(*extracted, strict=True))
+        if kid
+        else {}
+    )
     return Figures(
-        fid=scores["frechet_inception_distance"],
-        inception_score=scores["inception_score_mean"],
-        precision=scores["precision"],
-        recall=scores["recall"],
-        accuracy=None if net.num_classes is None else accuracy(logits[: len(images)], labels.cpu()),
-        diversity=diversity(
-            features=features[: len(images)],
-            labels=labels.cpu(),
-            reference_features=features[len(images) :],
-            reference_labels=reference.labels.cpu(),
-        ),
-        kid=scores["kernel_inception_distance_mean"] if kid else None,
+        fid=frechet_distance(Moments.of(features), known.moments, known.root),
+        inception_score=isc_features_to_metric(logits, INCEPTION_SPLITS, shuffle=False)[KEY_METRIC_ISC_MEAN],
+        precision=precision,
+        recall=recall,
+        accuracy=None if num_classes is None else accuracy(logits, labels.cpu()),
+        diversity=diversity(class_distances(features, labels.cpu()), known.class_distances),
+        kid=distances.get(KEY_METRIC_KID_MEAN),
     )
 
 
@@ -152,67 +117,45 @@ def accuracy(logits: Float[Tensor, "batch classes"], labels: Int[Tensor, "batch"
     return (logits.argmax(1) == labels).double().mean().item()
 
 
-def diversity(
-    *,
-    features: Float[Tensor, "batch features"],
-    labels: Int[Tensor, "batch"],
-    reference_features: Float[Tensor, "reference features"],
-    reference_labels: Int[Tensor, "reference"],
-) -> float | None:
+def diversity(ours: Mapping[int, float], real: Mapping[int, float]) -> float | None:
     """Mean over classes of the mean distance between two samples of one class, relative to the reference's.
 
-    Classes with fewer than two samples here or in the reference have no distance and are left out of both; None if
-    that leaves no class.
+    Classes that have no distance (`class_distances`) here or in the reference are left out of both; None if that
+    leaves no class.
     """
-    both = {
-        label: (features[labels == label], reference_features[reference_labels == label])
-        for label in reference_labels.unique().tolist()
-    }
-    pairs = [(a, b) for a, b in both.values() if min(len(a), len(b)) > 1]
-    if not pairs:
-        return None
-    ours, real = (sum(torch.pdist(part).mean().item() for part in parts) for parts in zip(*pairs, strict=True))
-    return ours / real
+    both = [label for label in real if label in ours]
+    return sum(ours[label] for label in both) / sum(real[label] for label in both) if both else None
 
 
-class _View(nn.Module):
-    """Features (0) or logits (1) of a FeatureNet alone, as torchmetrics asks."""
+class _Given(nn.Identity):
+    """In the place of the network that torchmetrics asks: what comes is what a FeatureNet gave already."""
 
-    def __init__(self, net: FeatureNet, index: int) -> None:
+    def __init__(self, num_features: int) -> None:
         super().__init__()
-        self.net, self.index, self.num_features = net, index, net.num_features
-
-    def forward(self, images: Judged) -> Tensor:
-        return self.net(images)[self.index]
+        self.num_features = num_features
 
 
 class RunningFigures:
     """FID and inception score during training, equal to the final ones on the same images.
 
-    Each process judges the images that it was given; nothing is reduced over processes. Not an nn.Module on
-    purpose: held by a LightningModule it stays out of checkpoints and averages.
+    Not an nn.Module on purpose: held by a LightningModule it stays out of checkpoints and averages.
     """
 
-    def __init__(self, net: FeatureNet, reference: Reference) -> None:
+    def __init__(self, net: FeatureNet, known: Known) -> None:
         self.net = net
         with warnings.catch_warnings():  # it warns that it keeps all logits in memory: a few thousand rows
             warnings.simplefilter("ignore", UserWarning)
-            self.score = InceptionScore(_View(net, 1), INCEPTION_SPLITS, sync_on_compute=False)
-        self.distance = FrechetInceptionDistance(_View(net, 0), reset_real_features=False, sync_on_compute=False)
-        self._add(reference.images, real=True)
-
-    def _add(self, images: Judged, *, real: bool) -> None:
-        self.distance.to(self.net.device)
-        self.score.to(self.net.device)
-        for batch in images.split(self.net.batch_size):
-            batch = batch.to(self.net.device)
-            self.distance.update(batch, real=real)
-            if not real:
-                self.score.update(batch)
+            self.score = InceptionScore(_Given(net.num_features), INCEPTION_SPLITS, sync_on_compute=False)
+        given = _Given(net.num_features)
+        self.distance = FrechetInceptionDistance(given, reset_real_features=False, sync_on_compute=False)
+        for features in known.features.split(ROWS):
+            self.distance.update(features, real=True)
 
     def update(self, images: Judged) -> None:
-        """Add generated images."""
-        self._add(images, real=False)
+        """Add generated images: each process looks at its own, and all have what all of them saw."""
+        features, logits = (gathered(part) for part in Seen.of(self.net, images))
+        self.distance.update(features, real=False)
+        self.score.update(logits)
 
     def compute(self) -> dict[str, float]:
         """`fid` and `inception_score` of the images since the last call; starts anew."""

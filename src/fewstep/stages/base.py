@@ -18,7 +18,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from fewstep.data.batches import Batch
 from fewstep.diffusion.loss import GUIDANCE_WEIGHTS, WEIGHTS, weighted_error
-from fewstep.diffusion.prediction import Prediction
+from fewstep.diffusion.prediction import Condition, Prediction
 from fewstep.diffusion.schedule import Schedule
 from fewstep.networks import Denoiser
 from fewstep.networks.adapter import trained_parameters
@@ -159,6 +159,17 @@ class Stage(lightning.LightningModule):
     def regression(self, batch: Batch) -> Regression:
         """Draw times, noise (and w), and set the student's prediction against its target."""
 
+    @abstractmethod
+    def target(
+        self, noised: Prediction, t: Float[Tensor, "batch"], label: Condition, w: Float[Tensor, "batch"] | None
+    ) -> Prediction:
+        """What the student should say at `noised.z` and time t; where there is a teacher, only z of `noised` counts."""
+
+    @property
+    def times(self) -> Float[Tensor, "times"] | None:
+        """The times at which the student is taught, where they are few; None where they are all of [0, 1]."""
+        return None
+
     def training_step(self, batch: Batch, batch_index: int) -> Float[Tensor, ""]:
         reseed(seed_for(self.stream, self.global_step), self.device)
         prediction, target, t, w = self.regression(batch)
@@ -270,7 +281,10 @@ class GuidanceRange:
 
     def draw(self, draws: Draws) -> Float[Tensor, "batch"]:
         """One w per example."""
-        share = draws.uniform()
+        return self.at(draws.uniform())
+
+    def at(self, share: Float[Tensor, "batch"]) -> Float[Tensor, "batch"]:
+        """The w below which that share of the draws lies, a share in [0, 1]."""
         if self.w_values:
             values = torch.tensor(self.w_values, device=share.device)
             return values[(share * len(values)).long().clamp(max=len(values) - 1)]

@@ -1,7 +1,7 @@
 """The reversed chain, one rung: two steps of the teacher from data towards noise into one step of the student."""
 
 from fewstep.diffusion.prediction import Denoise
-from fewstep.diffusion.schedule import Schedule
+from fewstep.diffusion.schedule import Schedule, time_grid
 from fewstep.networks import Denoiser
 from fewstep.stages.base import Training
 from fewstep.stages.draws import Draws
@@ -52,6 +52,12 @@ class EncoderStage(ProgressiveStage):
             w_max=w_max,
         )
 
-    def draw_times(self, draws: Draws) -> tuple[Times, Times, Times]:
-        t = draws.integers(0, self.num_steps).double() / self.num_steps
-        return t, t + 0.5 / self.num_steps, t + 1 / self.num_steps
+    @property
+    def times(self) -> Times:
+        return time_grid(self.num_steps).flip(0)[:-1]
+
+    def jump(self, t: Times) -> tuple[Times, Times]:
+        return t + 0.5 / self.num_steps, t + 1 / self.num_steps
+
+    def draw_times(self, draws: Draws) -> Times:
+        return draws.integers(0, self.num_steps).double() / self.num_steps

@@ -6,7 +6,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fewstep.data.batches import Batch
-from fewstep.diffusion.prediction import Denoise, diffuse
+from fewstep.diffusion.prediction import Condition, Denoise, Prediction, diffuse
 from fewstep.diffusion.schedule import Schedule
 from fewstep.diffusion.target import guided_target
 from fewstep.networks import Denoiser
@@ -58,10 +58,15 @@ class GuidanceStage(Stage):
         x, label = batch
         draws = Draws.like(x)
         t, eps, w = draws.uniform(), draws.normal(), self.guidance.draw(draws)
-        log_snr = self.schedule.log_snr(t)
-        z = diffuse(x=x, eps=eps, log_snr=log_snr).z
-        target = guided_target(teacher=self.teacher, z=z, log_snr=log_snr, label=label, w=w)
-        return Regression(self.student(z, log_snr, label, w), target, t, w)
+        noised = diffuse(x=x, eps=eps, log_snr=self.schedule.log_snr(t))
+        target = self.target(noised, t, label, w)
+        return Regression(self.student(noised.z, noised.log_snr, label, w), target, t, w)
+
+    def target(
+        self, noised: Prediction, t: Float[Tensor, "batch"], label: Condition, w: Float[Tensor, "batch"] | None
+    ) -> Prediction:
+        assert w is not None, "a guided student is taught at some w"
+        return guided_target(teacher=self.teacher, z=noised.z, log_snr=noised.log_snr, label=label, w=w)
 
     def hint(self) -> Float[Tensor, "batch"] | None:
         return None if self.features is None else self.feature_matching * self.features()

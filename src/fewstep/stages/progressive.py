@@ -9,8 +9,8 @@ from torch import Tensor
 
 from fewstep.data.batches import Batch
 from fewstep.diffusion.guidance import nulls
-from fewstep.diffusion.prediction import Denoise, diffuse
-from fewstep.diffusion.schedule import Schedule
+from fewstep.diffusion.prediction import Condition, Denoise, Prediction, diffuse
+from fewstep.diffusion.schedule import Schedule, time_grid
 from fewstep.diffusion.target import progressive_target
 from fewstep.networks import Denoiser
 from fewstep.stages.base import Draw, GuidanceRange, Regression, Stage, Training
@@ -80,33 +80,44 @@ class ProgressiveStage(Stage):
             assert w_max is not None, "a student with a w input has a parent with one"
             self.guidance = GuidanceRange(w_min, w_max, w_draw, w_values)
 
-    def draw_times(self, draws: Draws) -> tuple[Times, Times, Times]:
-        """Where the student's jump begins, where the teacher's two meet, and where they end."""
-        t = draws.integers(1, self.num_steps + 1).double() / self.num_steps
+    @property
+    def times(self) -> Times:
+        """Where the student's jumps begin, in the order of sampling."""
+        return time_grid(self.num_steps)[:-1]
+
+    def jump(self, t: Times) -> tuple[Times, Times]:
+        """Where the teacher's two jumps from t meet, and where they and the student's one end."""
         half = (0.5 if self.sampling == "deterministic" else 1) / self.num_steps
-        return t, t - half, (t - 2 * half).clamp(min=0)
+        return t - half, (t - 2 * half).clamp(min=0)
+
+    def draw_times(self, draws: Draws) -> Times:
+        """Where the jumps of a batch begin."""
+        return draws.integers(1, self.num_steps + 1).double() / self.num_steps
 
     def regression(self, batch: Batch) -> Regression:
         x, label = batch
         draws = Draws.like(x)
-        t, mid, end = self.draw_times(draws)
+        t = self.draw_times(draws)
         eps = draws.normal()
         w = self.guidance.draw(draws) if self.guidance else None
         if self.variant == "two_student":
             conditional = draws.uniform() < 0.5
             label = label.where(conditional.reshape(-1, *[1] * (label.ndim - 1)), nulls(label, self.student.null))
-        log_snr = self.schedule.log_snr(t)
-        z = diffuse(x=x, eps=eps, log_snr=log_snr).z
-        target = progressive_target(
+        noised = diffuse(x=x, eps=eps, log_snr=self.schedule.log_snr(t))
+        target = self.target(noised, t, label, w)
+        return Regression(self.student(noised.z, noised.log_snr, label, w), target, t, w)
+
+    def target(self, noised: Prediction, t: Times, label: Condition, w: Float[Tensor, "batch"] | None) -> Prediction:
+        mid, end = self.jump(t)
+        return progressive_target(
             teacher=self.teacher,
-            z=z,
-            log_snr=log_snr,
+            z=noised.z,
+            log_snr=noised.log_snr,
             log_snr_mid=self.schedule.log_snr(mid),
             log_snr_end=self.schedule.log_snr(end),
             label=label,
             w=w,
         )
-        return Regression(self.student(z, log_snr, label, w), target, t, w)
 
 
 def check_chain(sampler: str, variant: str) -> None:

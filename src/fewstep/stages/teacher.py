@@ -1,8 +1,11 @@
 """Stage zero: a classifier-free guided teacher, in continuous time."""
 
+from jaxtyping import Float
+from torch import Tensor
+
 from fewstep.data.batches import Batch
 from fewstep.diffusion.guidance import nulls
-from fewstep.diffusion.prediction import diffuse
+from fewstep.diffusion.prediction import Condition, Prediction, diffuse
 from fewstep.diffusion.schedule import Schedule
 from fewstep.networks import Denoiser
 from fewstep.stages.base import Regression, Stage, Training
@@ -45,4 +48,9 @@ class TeacherStage(Stage):
         truth = diffuse(x=x, eps=eps, log_snr=self.schedule.log_snr(t))
         label = label.where(kept.reshape(-1, *[1] * (label.ndim - 1)), nulls(label, self.student.null))
         prediction = self.student(truth.z, truth.log_snr, label)
-        return Regression(prediction, truth, t, None)
+        return Regression(prediction, self.target(truth, t, label, None), t, None)
+
+    def target(
+        self, noised: Prediction, t: Float[Tensor, "batch"], label: Condition, w: Float[Tensor, "batch"] | None
+    ) -> Prediction:
+        return noised

@@ -24,3 +24,43 @@ COLUMNS: Final = (
 
 SAMPLE_GRID: Final = "samples/grid"  # W&B only: a picture
 QUALITY_TABLE: Final = "quality"  # W&B only: the rows of quality.json
+
+# W&B only; on disk they are the lines of diagnostics.jsonl.
+GAP: Final = "diagnostics/gap"
+ALARMS: Final = "diagnostics/alarms"  # how many kinds of alarm a look has raised
+SAMPLE_STATISTICS: Final = ("contrast", "saturation", "excess", "diversity")
+
+
+def gap_at(axis: str, low: float, high: float) -> str:
+    """The gap in one bin of t or w."""
+    return f"diagnostics/gap_{axis}/{span(low, high)}"
+
+
+def gap_of(branch: str) -> str:
+    """The gap of the conditional or the unconditional branch."""
+    return f"diagnostics/gap_branch/{branch}"
+
+
+def step_error_at(t: float) -> str:
+    """The error of one student step from t."""
+    return f"diagnostics/step_error/t={t:.3f}"
+
+
+def of_samples(statistic: str) -> str:
+    """One of SAMPLE_STATISTICS of the student's samples."""
+    return f"diagnostics/{statistic}"
+
+
+def drift_of(statistic: str) -> str:
+    """The same less the teacher's from the same noise, or less the data's where there is no teacher."""
+    return f"diagnostics/{statistic}_drift"
+
+
+def gradient_norm_of(part: str) -> str:
+    """The gradient's norm in one part of the network."""
+    return f"diagnostics/gradient_norm/{part}"
+
+
+def span(low: float, high: float) -> str:
+    """A bin as "0.125-0.25", or the one value it has."""
+    return f"{low:.3g}" if low == high else f"{low:.3g}-{high:.3g}"

@@ -10,6 +10,7 @@ from lightning.pytorch.loggers.logger import Logger
 from torch import Tensor
 from torch.optim import Optimizer
 
+from fewstep.processes import mean_over_processes
 from fewstep.tracking.metrics_file import MetricsFile
 from fewstep.tracking.names import GRADIENT_NORM, IMAGES, IMAGES_PER_SECOND, LEARNING_RATE, LOSS, RUNG
 
@@ -88,7 +89,7 @@ class TrainingLog(Callback):
         self._log(trainer, pl_module)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"total": self._total, "logged": self._logged}
+        return {"total": mean_over_processes(self._total), "logged": self._logged}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._total, self._logged = state_dict["total"], state_dict["logged"]
@@ -98,8 +99,7 @@ class TrainingLog(Callback):
         if step == self._logged:
             return
         # Lightning divides each loss by the batches accumulated into a step, so the sum counts steps.
-        mean = trainer.strategy.reduce(self._total / (step - self._logged), reduce_op="mean")
-        loss = mean.item()
+        loss = mean_over_processes(self._total / (step - self._logged)).item()
         norm = getattr(pl_module, "gradient_norm", None)
         metrics = {
             LOSS: loss,

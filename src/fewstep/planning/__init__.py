@@ -1,0 +1,1 @@
+"""plan=true: what a command would train, how long it takes and what it needs, before it does."""

@@ -1,0 +1,127 @@
+"""sweeper=grid: every combination of the swept values."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.plugins import Plugins
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext
+from omegaconf import DictConfig, open_dict
+
+from fewstep.run import prepare
+from fewstep.sweeps.jobs import Line
+from fewstep.sweeps.parents import Step, planned
+from fewstep.sweeps.process import JobProcess
+from fewstep.sweeps.running import Result, Sweep, Way
+from fewstep.sweeps.status import FINISHED, Objective, Outcome, folder_of, is_done, products_of
+from fewstep.sweeps.sweep import SWEEPS, describe, held, placed
+
+BASIC = "hydra._internal.core_plugins.basic_launcher"
+SUBMITIT = "hydra_plugins.hydra_submitit_launcher"
+
+
+@dataclass
+class Hydra:
+    """What Hydra gave the sweeper.
+
+    Attributes:
+        script: the train.py that was started.
+    """
+
+    context: HydraContext
+    config: DictConfig
+    script: str
+
+    def compose(self, overrides: Sequence[str]) -> DictConfig:
+        """The settings that a job with these overrides will have."""
+        config = self.context.config_loader.load_sweep_config(self.config, list(overrides))
+        with open_dict(config):
+            del config["hydra"]
+        return config
+
+    def line(self, arguments: Sequence[str]) -> Line:
+        """The sweep's line, parsed."""
+        parser = OverridesParser.create(config_loader=self.context.config_loader)
+        return Line.of(parser.parse_overrides(list(arguments)))
+
+    @property
+    def preset(self) -> str | None:
+        """The name of the preset, if there is one."""
+        return self.config.hydra.runtime.choices.get("sweeps")
+
+    def folder(self, line: Line) -> Path:
+        """Where the sweep lives: by the name that it was given, else by its question and what is fixed."""
+        question = self.preset or str(self.config.hydra.runtime.choices.get("stage"))
+        own = self.config.name or "-".join(filter(None, (question, line.digest)))
+        return Path(self.config.outputs, SWEEPS, own)
+
+    def launcher(self, folder: Path) -> tuple[Launcher, Way]:
+        """What `launcher=` chose, and how it is given jobs."""
+        with open_dict(self.config):
+            self.config.hydra.sweep.dir = str(folder)
+        target = str(self.config.hydra.launcher._target_)
+        one_gpu = "joblib" in target and self.config.trainer.accelerator == "gpu"
+        launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=self.context, task_function=JobProcess(self.script, one_gpu), config=self.config
+        )
+        way = Way.EACH if target.startswith(BASIC) else Way.THREADS if target.startswith(SUBMITIT) else Way.TOGETHER
+        return launcher, way
+
+
+def sweep_grid(hydra: Hydra, arguments: Sequence[str], objective: Objective, at_once: int) -> list[Outcome]:
+    """Run what is missing of the sweep that `arguments` ask for.
+
+    Raises:
+        ValueError: a job's settings cannot be; nothing was started.
+        SystemExit: with status 1: a job failed.
+    """
+    line = hydra.line(arguments)
+    folder = hydra.folder(line)
+    jobs, configs = placed(line.jobs(), hydra.compose, folder)
+    steps = planned(jobs, configs, folder)
+    with held(folder):
+        describe(folder, about(hydra, line, steps, objective))
+        sweep = Sweep([outcome_of(step, hydra, objective) for step in steps], objective)
+        finished = sum(outcome.state == FINISHED for outcome in sweep.outcomes)
+        parents = len(steps) - len(jobs)
+        print(f"sweep: {folder}: {len(jobs)} jobs, {parents} shared parents, {finished} finished before", flush=True)
+        launcher, way = hydra.launcher(folder)
+
+        def launch(outcomes: Sequence[Outcome]) -> Sequence[Result]:
+            overrides = [outcome.step.job.overrides for outcome in outcomes]
+            number = next(n for n, outcome in enumerate(sweep.outcomes) if outcome is outcomes[0])
+            returned = launcher.launch([list(each) for each in overrides], initial_job_idx=number)
+            return [each.return_value for each in returned]
+
+        sweep.run(launch, way, at_once)
+        sweep.show()
+    if sweep.failures:
+        print(f"{len(sweep.failures)} of {len(sweep.outcomes)} failed; the same line runs what is missing", flush=True)
+        sys.exit(1)
+    return sweep.outcomes
+
+
+def outcome_of(step: Step, hydra: Hydra, objective: Objective) -> Outcome:
+    """How a step stands before anything is launched."""
+    config = hydra.compose(step.job.overrides)
+    prepare(config)
+    outcome = Outcome(step, folder_of(config, step), products_of(config, step))
+    if is_done(config, step):
+        outcome.state, outcome.figure = FINISHED, objective.of(outcome.folder)
+    return outcome
+
+
+def about(hydra: Hydra, line: Line, steps: Sequence[Step], objective: Objective) -> dict[str, Any]:
+    """What sweep.yaml says."""
+    return {
+        "preset": hydra.preset,
+        "fixed": list(line.fixed.values()),
+        "swept": {key: [value.partition("=")[2] for value in values] for key, values in line.swept.items()},
+        "objective": {"figure": objective.figure, "steps": objective.steps, "w": objective.w},
+        "jobs": {step.job.name: dict(step.job.values) for step in steps if step.until is None},
+        "parents": [step.job.name for step in steps if step.until is not None],
+    }

@@ -1,0 +1,76 @@
+"""A sweep's folder, and its jobs composed and checked before any of them is started."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import DictConfig
+
+from fewstep.compose import plan_of
+from fewstep.files import atomic
+from fewstep.folder import locked
+from fewstep.run import check_pipeline, check_stage, prepare
+from fewstep.sweeps.jobs import Job, quoted
+from fewstep.trainer import TrainerSettings
+
+SWEEPS = "sweeps"
+SWEEP = "sweep.yaml"
+Compose = Callable[[Sequence[str]], DictConfig]
+"""Overrides -> settings, as a job will have them."""
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Hold the sweep's folder as long as its jobs run.
+
+    Raises:
+        ValueError: another process holds it.
+    """
+    with locked(folder) as mine:
+        if not mine:
+            raise ValueError(f"{folder} is being swept by another process; wait for it or choose another name=")
+        yield
+
+
+def describe(folder: Path, about: Mapping[str, Any]) -> None:
+    """Say in the sweep's folder what it is."""
+    with atomic(folder / SWEEP) as temporary:
+        temporary.write_text(yaml.safe_dump(dict(about), sort_keys=False, width=120))
+
+
+def described(folder: Path) -> dict[str, Any]:
+    """What a sweep's folder says of itself.
+
+    Raises:
+        ValueError: it is none.
+    """
+    file = folder / SWEEP
+    if not file.is_file():
+        raise ValueError(f"{folder} is no sweep's folder: it has no {SWEEP}; one lies below outputs/{SWEEPS}/")
+    return yaml.safe_load(file.read_text())
+
+
+def placed(jobs: Sequence[Job], compose: Compose, folder: Path) -> tuple[list[Job], dict[str, DictConfig]]:
+    """The jobs in the sweep's folder, and the settings of each, all of them checked before any is started.
+
+    Raises:
+        ValueError: one has a value that cannot be.
+    """
+    own = [Job(j.name, (*j.overrides, quoted("outputs", folder), quoted("name", j.name)), j.values) for j in jobs]
+    configs = {job.name: compose(job.overrides) for job in own}
+    for config in configs.values():
+        check(config)
+    return own, configs
+
+
+def check(config: DictConfig) -> None:
+    """Prepare a job's settings, and meet now the errors that it would meet when it is started."""
+    prepare(config)
+    if config.stage.name == "pipeline":
+        check_pipeline(config)
+    elif config.stage.name == "evaluate":
+        plan_of(config.stage, TrainerSettings(**config.trainer))
+    else:
+        check_stage(config.stage)

@@ -1,0 +1,1 @@
+"""Hydra finds fewstep's sweeper here; it plans in `fewstep.sweeps`."""
