@@ -5,10 +5,10 @@ from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from fewstep.cli import guarded
+from fewstep.command_line import as_hydra_reads, require_known_recipe
 from fewstep.launch import is_one_of_several, start
 from fewstep.signals import heard
 
@@ -21,30 +21,27 @@ def train(config: DictConfig) -> None:
 
 @heard()
 def checked_run(config: DictConfig) -> None:
-    """A recipe that follows from data set and stage need not exist, which Hydra takes to hold for a named one too."""
+    """Run what Hydra composed, in as many processes as it says."""
     from fewstep.processes import together  # these take seconds to import: `--help` need not wait for them
     from fewstep.trainer import TrainerSettings
 
     settings = HydraConfig.get()
-    named = [o.removeprefix("recipe=") for o in settings.overrides.task if o.startswith("recipe=")]
-    sources = [Path(source.path, "recipe") for source in settings.runtime.config_sources if source.schema == "file"]
-    known = sorted({file.stem for source in sources for file in source.glob("*.yaml")})
-    if named and named[-1] not in known:
-        raise ValueError(f"recipe must be one of {', '.join(known)}, got {named[-1]}; ~recipe is none")
+    sources = [Path(source.path) for source in settings.runtime.config_sources if source.schema == "file"]
+    require_known_recipe(settings.overrides.task, sources)
     trainer = TrainerSettings(**config.trainer)
-    if not is_one_of_several() and max(trainer.processes, trainer.num_nodes) > 1:
-        sys.exit(start(__file__, arguments(), trainer.processes, trainer.num_nodes))
+    if not config.plan and not is_one_of_several() and max(trainer.processes, trainer.num_nodes) > 1:
+        sys.exit(start(__file__, sys.argv[1:], trainer.processes, trainer.num_nodes))
     from fewstep.run import run
 
     with together(trainer.device, alone=trainer.strategy == "fsdp"):
         run(config)
 
 
-def arguments() -> list[str]:
-    """What this job was started with; of a multirun, what differs from the command line."""
-    settings = HydraConfig.get()
-    return list(settings.overrides.task) if settings.mode == RunMode.MULTIRUN else sys.argv[1:]
+def main() -> None:
+    """Give Hydra the command line."""
+    sys.argv[1:] = as_hydra_reads(sys.argv[1:])
+    train()
 
 
 if __name__ == "__main__":
-    sys.exit(guarded(train))
+    sys.exit(guarded(main))

@@ -3,7 +3,7 @@
 import json
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median, quantiles
@@ -45,6 +45,27 @@ class Spread(NamedTuple):
     def of(cls, values: Sequence[float]) -> "Spread":
         low, _, high = quantiles(values, n=4, method="inclusive")
         return cls(median(values), low, high)
+
+
+def percent(ours: Sequence[Seconds], theirs: Sequence[Seconds], clock: str) -> str:
+    """How much longer ours took than theirs, in turns: the median over the rounds, and the quartiles."""
+    ratios = [100 * (getattr(a, clock) / getattr(b, clock) - 1) for a, b in zip(ours, theirs, strict=True)]
+    middle, low, high = Spread.of(ratios)
+    return f"{middle:+.1f} ({low:+.1f} to {high:+.1f})"
+
+
+def in_turns(sides: Mapping[str, Callable[[], object]], seconds: float, rounds: int = 8) -> dict[str, list[Seconds]]:
+    """The time of every call: one call of each side per round, another first in each, at least `rounds` rounds."""
+    names = list(sides)
+    times: dict[str, list[Seconds]] = {name: [] for name in names}
+    began = Seconds.now()
+    while Seconds.now().since(began).wall < seconds or len(times[names[0]]) < rounds:
+        names.append(names.pop(0))
+        for name in names:
+            start = Seconds.now()
+            sides[name]()
+            times[name].append(Seconds.now().since(start))
+    return times
 
 
 def machine() -> dict[str, Any]:

@@ -15,7 +15,7 @@ import torch
 import typer
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from jaxtyping import Float
-from measure import Seconds, Spread, report
+from measure import Spread, in_turns, report
 from omegaconf import OmegaConf
 from torch import Tensor
 
@@ -83,20 +83,6 @@ def measure(guided: bool, num_steps: int, size: int, seconds: float) -> dict[str
             "diffusers": float((images["sample()"] - images["diffusers"]).abs().max()),
         },
     }
-
-
-def in_turns(loops: dict[str, Sampler], seconds: float) -> dict[str, list[Seconds]]:
-    """The time of every call: one call of each per round, another first in each, at least eight rounds."""
-    names = list(loops)
-    times: dict[str, list[Seconds]] = {name: [] for name in names}
-    began = Seconds.now()
-    while Seconds.now().since(began).wall < seconds or len(times[names[0]]) < 8:
-        names.append(names.pop(0))
-        for name in names:
-            start = Seconds.now()
-            loops[name]()
-            times[name].append(Seconds.now().since(start))
-    return times
 
 
 def samplers(guided: bool, num_steps: int, size: int) -> dict[str, Sampler]:

@@ -15,6 +15,7 @@ import typer
 
 from fewstep.commands import data, tasks
 from fewstep.commands.check import check
+from fewstep.commands.dashboard import dashboard
 from fewstep.commands.export import export
 from fewstep.commands.latents import latents
 from fewstep.commands.play import play
@@ -167,7 +168,7 @@ def info(model: tasks.ModelFile) -> None:
     typer.echo(json.dumps(about, indent=2))
 
 
-for command in (tasks.edit, tasks.inpaint, tasks.transfer, tasks.interpolate, check, export, latents, play):
+for command in (tasks.edit, tasks.inpaint, tasks.transfer, tasks.interpolate, check, export, latents, play, dashboard):
     app.command()(command)
 app.add_typer(data.app, name="data")
 

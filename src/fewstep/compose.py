@@ -1,6 +1,6 @@
 """The settings of one stage, made into objects. Beside run.py the only place where Hydra instantiates."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -337,11 +337,6 @@ def data_of(name: str, settings: Sequence[str], batch_size: int) -> Data:
 def plain(config: DictConfig) -> dict[str, Any]:
     """The settings as plain dictionaries and lists."""
     return cast(dict[str, Any], OmegaConf.to_container(config))
-
-
-def settled(settings: Mapping[str, Any]) -> DictConfig:
-    """Settings that were made plain, as they were before."""
-    return OmegaConf.create(dict(settings))
 
 
 def plan_of(stage: DictConfig, settings: TrainerSettings) -> Plan:

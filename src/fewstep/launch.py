@@ -21,7 +21,7 @@ def told_by_slurm() -> None:
     told["LOCAL_WORLD_SIZE"] = str(int(told["WORLD_SIZE"]) // nodes)
     told["LOCAL_RANK"], told["GROUP_RANK"] = told["SLURM_LOCALID"], told["SLURM_NODEID"]
     if "MASTER_ADDR" not in told:
-        from lightning.fabric.plugins.environments import SLURMEnvironment
+        from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 
         told["MASTER_ADDR"] = SLURMEnvironment.resolve_root_node_address(told["SLURM_STEP_NODELIST"])
         told["MASTER_PORT"] = str(15000 + (int(told["SLURM_JOB_ID"]) + 97 * int(told["SLURM_STEP_ID"])) % 10000)

@@ -15,6 +15,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 from torch import distributed as dist
+from torch.distributed.distributed_c10d import Store
 from torch.distributed.rendezvous import rendezvous
 
 T = TypeVar("T")
@@ -23,7 +24,7 @@ T = TypeVar("T")
 PATIENCE = timedelta(days=1)
 SPEAK_SECONDS = 5.0  # to wait for the first process to say the same error
 ALONE = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
-_board: dist.Store | None = None  # where they leave each other notes, even when one has failed
+_board: Store | None = None  # where they leave each other notes, even when one has failed
 
 
 class OtherProcessFailedError(RuntimeError):
@@ -56,7 +57,7 @@ def together(device: str, *, alone: bool = False) -> Iterator[None]:
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         _board, number, count = next(iter(rendezvous("env://", timeout=PATIENCE)))
     else:
-        _board, number, count = dist.HashStore(), 0, 1
+        _board, number, count = dist.HashStore(), 0, 1  # pyright: ignore[reportPrivateImportUsage]
         os.environ.update(ALONE)
     backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
     dist.init_process_group(backend, store=_board, rank=number, world_size=count, timeout=PATIENCE)
@@ -66,7 +67,7 @@ def together(device: str, *, alone: bool = False) -> Iterator[None]:
     except BaseException as error:
         if is_loss_of_others(error):
             raise OtherProcessFailedError(1) from error
-        if not isinstance(error, OtherProcessFailedError):
+        if not isinstance(error, OtherProcessFailedError) and _board is not None:
             _board.set("failed", str(number))  # whoever loses contact now knows why
         raise
     finally:
@@ -110,6 +111,8 @@ def mine(whole: Tensor) -> Tensor:
     Raises:
         ValueError: the rows do not divide over the processes.
     """
+    if num_processes() == 1:
+        return whole
     require_shares(len(whole))
     share = len(whole) // num_processes()
     return whole[rank() * share : (rank() + 1) * share]
@@ -136,13 +139,13 @@ def part_of(count: int) -> slice:
     return slice(start, start + share + (rank() < rest))
 
 
-def all_true(holds: bool) -> bool:
-    """Whether it holds on all processes."""
+def all_true(holds: Tensor) -> Tensor:
+    """Where it holds on all processes: a truth value in each place, on the CPU."""
     if not joined():
         return holds
-    told = torch.tensor(int(holds))
-    dist.all_reduce(told, dist.ReduceOp.MIN)
-    return bool(told)
+    everywhere = holds.int()
+    dist.all_reduce(everywhere, dist.ReduceOp.MIN)
+    return everywhere.bool()
 
 
 def mean_over_processes(value: Tensor) -> Tensor:

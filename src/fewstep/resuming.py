@@ -16,6 +16,7 @@ from lightning.fabric.plugins import TorchCheckpointIO
 
 from fewstep.files import atomic, move
 from fewstep.folder import DAMAGED, PREVIOUS
+from fewstep.parts import check_parts, whole
 from fewstep.processes import agreed, joined
 
 ORIGIN = "origin"  # key of a checkpoint: which stage and rung it belongs to, and the hash of its parent
@@ -38,7 +39,7 @@ class AtomicCheckpoints(TorchCheckpointIO):
     def load_checkpoint(
         self, path: str | Path, map_location: Any = None, weights_only: bool | None = True
     ) -> dict[str, Any]:
-        return read_checkpoint(Path(path))
+        return whole(read_checkpoint(Path(path)), Path(path).parent)
 
 
 def seal(path: Path) -> None:
@@ -70,8 +71,11 @@ def digest_of(path: Path, length: int) -> bytes:
     return digest.hexdigest().encode()
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """A checkpoint, on the CPU.
+def read_checkpoint(path: Path, *, with_parts: bool = False) -> dict[str, Any]:
+    """A checkpoint, on the CPU; of one in parts what is not divided.
+
+    Args:
+        with_parts: look at the checksums of its parts too.
 
     Raises:
         ValueError: it is damaged, or holds anything but tensors and plain values.
@@ -82,6 +86,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         if not isinstance(checkpoint, dict):
             raise ValueError("it holds no dictionary")
+        if with_parts:
+            check_parts(checkpoint, path.parent)
         return checkpoint
     except Exception as error:  # torch raises many kinds for a damaged file; all mean the same here
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -105,10 +111,10 @@ def to_go_on_from(last: Path, origin: str) -> Path | None:
     previous = last.with_name(PREVIOUS)
     if last.exists():
         try:
-            return last if read_checkpoint(last).get(ORIGIN) == origin else None
+            return last if read_checkpoint(last, with_parts=True).get(ORIGIN) == origin else None
         except ValueError as error:
             try:
-                before = read_checkpoint(previous)
+                before = read_checkpoint(previous, with_parts=True)
             except (ValueError, OSError):
                 raise error from None
             aside = last.with_name(DAMAGED)
@@ -119,7 +125,7 @@ def to_go_on_from(last: Path, origin: str) -> Path | None:
                 return None
             step = before.get("global_step")
             warnings.warn(f"{reason}; it is now {aside.name}, and the one before it is used, of step {step}", stacklevel=2)
-    elif not previous.exists() or read_checkpoint(previous).get(ORIGIN) != origin:
+    elif not previous.exists() or read_checkpoint(previous, with_parts=True).get(ORIGIN) != origin:
         return None
     move(previous, last)
     return last

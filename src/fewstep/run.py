@@ -54,6 +54,11 @@ def run(config: DictConfig) -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", module="lightning")
     prepare(config)
+    if config.plan:
+        from fewstep.planning.plan import plan  # which uses all of this file
+
+        agreed(lambda: plan(config))
+        return
     match config.stage.name:
         case "pipeline":
             run_pipeline(config)

@@ -1,6 +1,7 @@
 """The signals that ask a run to end: the user's Ctrl-C, a cluster's pre-emption and time-out. Imports nothing slow."""
 
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -33,7 +34,8 @@ class Stopped(BaseException):
 
 def stop(number: int, frame: FrameType | None) -> None:
     """Handler that ends the run where it stands: files appear whole or not at all, so that any moment is a good one."""
-    raise Stopped(number)
+    if not isinstance(sys.exc_info()[1], Stopped):  # else it is ending: clusters and launchers say it twice
+        raise Stopped(number)
 
 
 @contextmanager

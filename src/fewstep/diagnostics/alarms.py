@@ -54,8 +54,8 @@ def collapse(look: Mapping[str, Any], begun: Mapping[str, Any], *, last: bool) -
         return None
     return Alarm(
         "collapse",
-        f"collapse in {place(look)}: samples of a class vary by {now:.3g}, {who} by {wanted:.3g}; compare the samples, "
-        "lower stage.training.learning_rate or train longer",
+        f"collapse in {place(look)}: samples of a class vary by {now:.3g}, {who} by {wanted:.3g}; lower "
+        "stage.training.learning_rate or train longer",
     )
 
 
@@ -74,7 +74,7 @@ def saturation(look: Mapping[str, Any], begun: Mapping[str, Any], *, last: bool)
             said = text.format(now, who, wanted)
             return Alarm(
                 "saturation",
-                f"saturation in {place(look)}: {said}; lower stage.training.learning_rate or the largest w",
+                f"saturation in {place(look)}: {said}; lower stage.training.learning_rate or train longer",
             )
     return None
 

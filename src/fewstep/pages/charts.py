@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import panel as pn
-from bokeh.models import ColumnDataSource, FactorRange, HoverTool, Legend, LegendItem
+from bokeh.models import ColumnDataSource, DataRange1d, FactorRange, FixedTicker, HoverTool, Legend, LegendItem, NumeralTickFormatter
 from bokeh.plotting import figure
 
 from fewstep.pages.questions import Line, Lines
@@ -13,6 +13,7 @@ REFERENCE = "#8a94a0"
 PALETTE = ("#2f86d6", "#d9822b", "#2a9d6f", "#b05bc4", "#c2456d", "#8a6d3b", "#1b9aaa", "#6c6fd8", "#7a9a01", "#e05d44")
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 MOST_IN_LEGEND = 12
+MOST_TICKS = 12
 MOST_POINTS = 600  # of a line
 
 
@@ -53,18 +54,19 @@ class Chart:
         chart = figure(
             height=300,
             sizing_mode="stretch_width",
-            x_axis_type=None if factors else "log" if self.log_x else "linear",
+            x_axis_type="auto" if factors else "log" if self.log_x else "linear",
             y_axis_type="log" if log_y else "linear",
-            **({"x_range": FactorRange(*factors)} if factors else {}),
+            x_range=FactorRange(*factors) if factors else DataRange1d(),
             tools="pan,box_zoom,wheel_zoom,reset,save",
             active_scroll=None,
             toolbar_location="right",
         )
-        if factors:
-            from bokeh.models import CategoricalAxis
-
-            chart.add_layout(CategoricalAxis(), "below")
         dressed(chart, self.x, self.y)
+        places = sorted({x for line in lines for x in line.x if not isinstance(x, str)})
+        if self.log_x and len(places) <= MOST_TICKS:
+            chart.xaxis.ticker = FixedTicker(ticks=places)
+        if not factors and places and places[-1] >= 1000:
+            chart.xaxis.formatter = NumeralTickFormatter(format="0.[0] a")
         items = []
         colours = iter(PALETTE * len(lines))
         for line in lines:
@@ -75,12 +77,14 @@ class Chart:
                 dash = "dashed" if line.reference else "solid"
                 renderers.append(chart.line("x", "y", source=source, color=colour, line_width=2, line_dash=dash))
             few = len(line.x) <= 40
-            if few or not renderers:
-                renderers.append(chart.scatter("x", "y", source=source, color=colour, size=6, line_color="white"))
+            if self.points and line.reference:  # rings around the points that it goes through
+                renderers.append(chart.scatter("x", "y", source=source, size=13, line_color=colour, fill_color=None))
+            elif few or not renderers:
+                renderers.append(chart.scatter("x", "y", source=source, color=colour, size=7, line_color="white"))
             items.append(LegendItem(label=line.label, renderers=renderers))
         chart.add_tools(HoverTool(tooltips=[("", "@label"), (self.x, "@x"), (self.y, "@y{0.[0000]}")]))
         if 1 < len(items) <= MOST_IN_LEGEND:
-            legend = Legend(items=items, click_policy="hide", orientation="horizontal", ncols=3, border_line_color=None)
+            legend = Legend(items=items, click_policy="hide", orientation="horizontal", ncols=3, border_line_color=None, location="left")
             legend.update(label_text_font_size="11px", label_text_color=SOFT, spacing=2, padding=0, margin=4)
             legend.update(glyph_width=16, label_text_font=FONT, background_fill_alpha=0)
             chart.add_layout(legend, "above")

@@ -1,7 +1,7 @@
 """What a view answers to each question, as lines for charts: is it training, which w, which steps, what did it cost."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from statistics import mean
 from typing import Any
@@ -131,7 +131,8 @@ def over_steps(view: View, rows: Sequence[tuple[Run, Row]], chosen: Chosen) -> L
 
 def over_evaluations(view: View, rows: Sequence[tuple[Run, Row]], chosen: Chosen) -> Lines:
     """The figure over network evaluations an image, at one w."""
-    return curves(view, at_w(rows, chosen.w), chosen, lambda row: row.nfe, None)
+    lines = curves(view, at_w(rows, chosen.w), chosen, lambda row: row.nfe, None)
+    return [replace(line, reference=False) for line in lines]
 
 
 def at_w(rows: Sequence[tuple[Run, Row]], w: float) -> list[tuple[Run, Row]]:

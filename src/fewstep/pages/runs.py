@@ -9,7 +9,6 @@ from typing import Any, TypeVar
 import yaml
 
 from fewstep.folder import CONFIG, MODEL, QUALITY, rung_file
-from fewstep.sweeps.sweep import SWEEP, SWEEPS
 from fewstep.tracking.diagnostics_file import FILE as DIAGNOSTICS
 from fewstep.tracking.diagnostics_file import read_diagnostics
 from fewstep.tracking.metrics_file import FILE as METRICS
@@ -18,6 +17,7 @@ from fewstep.tracking.names import IMAGES, IMAGES_PER_SECOND
 from fewstep.tracking.summary import Row, read_rows
 
 FINISHED, RUNNING, STOPPED = "finished", "running", "stopped"
+SWEEPS, SWEEP = "sweeps", "sweep.yaml"  # as fewstep.sweeps.sweep has them, which imports all of training
 LADDERS = ("progressive", "encoder")
 TRAINED = ("teacher", "guidance", *LADDERS)  # in the order of a pipeline
 QUIET = 2.5  # times trainer.checkpoint_seconds without a file written: then nothing runs there any more
@@ -86,6 +86,10 @@ class Run:
                 total += (row[IMAGES] - before) / rate
             before = row[IMAGES]
         return total
+
+    def newest(self, column: str) -> float | None:
+        """The newest number in a column of its metrics."""
+        return next((row[column] for row in reversed(self.metrics) if column in row), None)
 
     @property
     def alarms(self) -> list[str]:

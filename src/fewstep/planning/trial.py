@@ -12,9 +12,11 @@ from statistics import median
 from time import perf_counter
 from typing import Any
 
+from omegaconf import OmegaConf
+
 from fewstep.checkpoint import ModelCard, load_model, save_model
 from fewstep.cli import guarded
-from fewstep.compose import Setup, settled
+from fewstep.compose import Setup
 from fewstep.folder import LAST, MODEL, QUALITY
 from fewstep.machine import device_peak, forget_peaks, peak_memory
 from fewstep.planning.request import STAND_IN, Attempt, Measured, asked, tell
@@ -69,7 +71,7 @@ def stand_in(config: dict[str, Any], folder: Path) -> Path:
     """A parent of the kind that the stage needs, with the weights that a network begins with."""
     stage = config["stage"]
     is_teacher = stage["name"] == "guidance" or stage.get("variant") == TWO_STUDENT
-    setup = Setup.of(settled(config))
+    setup = Setup.of(OmegaConf.create(config))
     denoiser = setup.network(guidance_input=not is_teacher)
     card = ModelCard(
         role="teacher" if is_teacher else "guided",
@@ -133,11 +135,11 @@ def run_for(
         own["stage"] |= {"ladder": LADDER, "few_steps_factor": 1.0}
     match attempt.stage:
         case "teacher":
-            model = run_teacher(settled(own))
+            model = run_teacher(OmegaConf.create(own))
         case "guidance":
-            model = run_guidance(settled(own))
+            model = run_guidance(OmegaConf.create(own))
         case _:
-            model = run_ladder(settled(own))[0]
+            model = run_ladder(OmegaConf.create(own))[0]
     rates = [row[IMAGES_PER_SECOND] for row in read_metrics(model.with_name(FILE)) if IMAGES_PER_SECOND in row]
     return model, attempt.rows / median(rates[1:] or rates)
 
@@ -147,7 +149,7 @@ def evaluated(attempt: Attempt, config: dict[str, Any]) -> Measured:
     plan = config["stage"]
     plan |= {"num_images": attempt.rows, "w": plan["w"][:1], "teacher_steps": [1], "guided_steps": [1], "baselines": []}
     start = perf_counter()
-    run_evaluate(settled(config | {"name": "trial"}))
+    run_evaluate(OmegaConf.create(config | {"name": "trial"}))
     seconds = perf_counter() - start
     folder = Path(config["outputs"], config["dataset"]["name"], "evaluate", "trial")
     cells = json.loads((folder / QUALITY).read_text())

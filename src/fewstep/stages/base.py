@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
-from torch.nn.utils import clip_grad_norm_
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from fewstep.data.batches import Batch
@@ -22,12 +22,16 @@ from fewstep.diffusion.prediction import Condition, Prediction
 from fewstep.diffusion.schedule import Schedule
 from fewstep.networks import Denoiser
 from fewstep.networks.adapter import trained_parameters
-from fewstep.processes import num_processes, rank
+from fewstep.networks.in_parts import assembled, divide, whole_number
+from fewstep.networks.memory import denoisers_in
+from fewstep.processes import all_true, gathered, num_processes, rank
 from fewstep.seeds import reseed, seed_for
 from fewstep.stages.draws import Draws
 
 Draw = Literal["uniform", "log_uniform", "list"]
 
+NETWORKS = ("student", "average")
+CLIP_EPS = 1e-6  # which torch adds to the norm
 WATCH_EVERY = 50  # optimiser steps between looks at the loss; each look waits for the device
 
 
@@ -140,15 +144,39 @@ class Stage(lightning.LightningModule):
         self.student = student.train(self.has_dropout).requires_grad_(False)
         # Lightning's WeightAveraging is not used: torch's AveragedModel reads its counter on the host every step.
         self.average = deepcopy(student).requires_grad_(False).eval() if training.ema_decay else None
-        # Listed once: walking through the modules takes longer than updating the average.
-        self._weights: list[Tensor] = [weight.requires_grad_(True) for weight in trained_parameters(self.student)]
+        for weight in trained_parameters(self.student):
+            weight.requires_grad_(True)
+        self._list_weights()
         self._beside: list[Tensor] = []  # what is trained beside the student and is no part of the model
-        self._averages: list[Tensor] = [] if self.average is None else [*trained_parameters(self.average)]
+        self._shape: tuple[Denoiser, ...] = ()  # of the networks, where they are divided; no module of this one
         self.schedule = schedule
         self.training_plan = training
         self.stream = stream
         self.gradient_norm = torch.tensor(0.0)
         self._recent: deque[Watched] = deque(maxlen=WATCH_EVERY)
+
+    def _list_weights(self) -> None:
+        """Once: walking through the modules takes longer than updating the average."""
+        self._weights: list[Tensor] = [*trained_parameters(self.student)]
+        self._averages: list[Tensor] = [] if self.average is None else [*trained_parameters(self.average)]
+
+    def configure_model(self) -> None:
+        """Divide all networks over the processes, where Lightning's strategy has a mesh of them (FSDP2)."""
+        if self.device_mesh is None or self._shape:
+            return
+        self._shape = (deepcopy(self.student).to("meta"),)
+        mesh = self.device_mesh["data_parallel"]
+        for module in (*self.children(), *denoisers_in(getattr(self, "teacher", None))):
+            divide(module, mesh)
+        self._list_weights()
+        self._beside = [
+            weight for name, child in self.named_children() if name not in NETWORKS for weight in child.parameters()
+        ]
+
+    def assemble(self) -> None:
+        """After a training in parts: the model in one piece on the first process, and without weights elsewhere."""
+        for shape in self._shape:
+            self.average = assembled(self.model, shape, here=rank() == 0)
 
     @property
     def model(self) -> Denoiser:
@@ -194,7 +222,12 @@ class Stage(lightning.LightningModule):
             reseed(seed_for(self.stream, self.global_step, "process", rank()), self.device)
 
     def configure_gradient_clipping(self, *_: Any, **__: Any) -> None:
-        self.gradient_norm = clip_grad_norm_([*self._weights, *self._beside], self.training_plan.gradient_clip)
+        weights, most = [*self._weights, *self._beside], self.training_plan.gradient_clip
+        norm = get_total_norm([weight.grad for weight in weights if weight.grad is not None])
+        self.gradient_norm = whole_number(norm)
+        # A GPU is not waited for; a CPU need not multiply all gradients with 1, which is what clipping does to short ones.
+        if self.gradient_norm.device.type != "cpu" or not float(self.gradient_norm) + CLIP_EPS <= most:
+            clip_grads_with_norm_(weights, most, norm)
         self._recent[-1].gradient_norm = self.gradient_norm
 
     def optimizer_step(self, *step: Any, **named: Any) -> None:
@@ -220,14 +253,18 @@ class Stage(lightning.LightningModule):
         """
         recent = list(self._recent)
         self._recent.clear()
-        if not recent or bool(torch.isfinite(torch.stack([watched.total for watched in recent])).all()):
+        if not recent:
             return
-        bad = next(watched for watched in recent if not bool(torch.isfinite(watched.total)))
-        worst = int(bad.error.nan_to_num(nan=inf).argmax())
-        place = f"t = {float(bad.t[worst]):.4f}" + (f", w = {float(bad.w[worst]):.4f}" if bad.w is not None else "")
+        good = all_true(torch.isfinite(torch.stack([watched.total for watched in recent])).cpu())
+        if bool(good.all()):
+            return
+        bad = recent[good.tolist().index(False)]
+        error, t, w = gathered(bad.error), gathered(bad.t), None if bad.w is None else gathered(bad.w)
+        worst = int(error.nan_to_num(nan=inf).argmax())
+        place = f"t = {float(t[worst]):.4f}" + (f", w = {float(w[worst]):.4f}" if w is not None else "")
         norm = "" if bad.gradient_norm is None else f" (gradient norm {float(bad.gradient_norm)})"
         raise NonFiniteLossError(
-            f"the loss must stay finite, got {float(bad.error[worst])}{norm} in stage {self.name} at step {bad.step}, "
+            f"the loss must stay finite, got {float(error[worst])}{norm} in stage {self.name} at step {bad.step}, "
             f"{place}; lower stage.training.learning_rate (now {self.training_plan.learning_rate:g})"
         )
 

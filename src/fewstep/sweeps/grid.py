@@ -8,10 +8,12 @@ from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext
 from omegaconf import DictConfig, open_dict
 
+from fewstep.command_line import require_known_recipe
 from fewstep.run import prepare
 from fewstep.sweeps.jobs import Line
 from fewstep.sweeps.parents import Step, planned
@@ -39,6 +41,8 @@ class Hydra:
     def compose(self, overrides: Sequence[str]) -> DictConfig:
         """The settings that a job with these overrides will have."""
         config = self.context.config_loader.load_sweep_config(self.config, list(overrides))
+        sources = [Path(source.path) for source in config.hydra.runtime.config_sources if source.schema == "file"]
+        require_known_recipe(config.hydra.overrides.task, sources)
         with open_dict(config):
             del config["hydra"]
         return config
@@ -59,11 +63,16 @@ class Hydra:
         own = self.config.name or "-".join(filter(None, (question, line.digest)))
         return Path(self.config.outputs, SWEEPS, own)
 
+    @property
+    def target(self) -> str:
+        """The launcher's class."""
+        return str(self.config.hydra.launcher._target_)
+
     def launcher(self, folder: Path) -> tuple[Launcher, Way]:
         """What `launcher=` chose, and how it is given jobs."""
         with open_dict(self.config):
             self.config.hydra.sweep.dir = str(folder)
-        target = str(self.config.hydra.launcher._target_)
+        target = self.target
         one_gpu = "joblib" in target and self.config.trainer.accelerator == "gpu"
         launcher = Plugins.instance().instantiate_launcher(
             hydra_context=self.context, task_function=JobProcess(self.script, one_gpu), config=self.config
@@ -81,8 +90,11 @@ def sweep_grid(hydra: Hydra, arguments: Sequence[str], objective: Objective, at_
     """
     line = hydra.line(arguments)
     folder = hydra.folder(line)
-    jobs, configs = placed(line.jobs(), hydra.compose, folder)
+    jobs, configs = placed(line.jobs(), hydra.compose, folder, elsewhere="slurm" in hydra.target.lower())
     steps = planned(jobs, configs, folder)
+    if hydra.config.plan:
+        show_plan(folder, steps)
+        return []
     with held(folder):
         describe(folder, about(hydra, line, steps, objective))
         sweep = Sweep([outcome_of(step, hydra, objective) for step in steps], objective)
@@ -95,7 +107,7 @@ def sweep_grid(hydra: Hydra, arguments: Sequence[str], objective: Objective, at_
             overrides = [outcome.step.job.overrides for outcome in outcomes]
             number = next(n for n, outcome in enumerate(sweep.outcomes) if outcome is outcomes[0])
             returned = launcher.launch([list(each) for each in overrides], initial_job_idx=number)
-            return [each.return_value for each in returned]
+            return [result_of(each) for each in returned]
 
         sweep.run(launch, way, at_once)
         sweep.show()
@@ -103,6 +115,21 @@ def sweep_grid(hydra: Hydra, arguments: Sequence[str], objective: Objective, at_
         print(f"{len(sweep.failures)} of {len(sweep.outcomes)} failed; the same line runs what is missing", flush=True)
         sys.exit(1)
     return sweep.outcomes
+
+
+def show_plan(folder: Path, steps: Sequence[Step]) -> None:
+    """Print what would be trained, and train nothing."""
+    for step in steps:
+        children = sum(step.job.name in other.after for other in steps)
+        print(f"{step.job.name}: {f'the {step.until} of {children}, trained once' if step.until else 'a job'}")
+    jobs = sum(step.until is None for step in steps)
+    print(f"sweep: {folder}: {jobs} jobs, {len(steps) - jobs} shared parents; plan=true with one job's settings says more")
+
+
+def result_of(returned: JobReturn) -> Result:
+    """What came back of a job; what went wrong around its process counts as its failure."""
+    value = returned._return_value  # return_value would print Hydra's words
+    return value if returned.status == JobStatus.COMPLETED else {"status": 1, "words": str(value)}
 
 
 def outcome_of(step: Step, hydra: Hydra, objective: Objective) -> Outcome:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from hydra.core.override_parser.types import Override
 
-NOT_OF_THE_JOB = ("launcher", "sweeper", "name", "outputs", "plan")  # groups and settings of the sweep itself
-NOT_OF_THE_FOLDER = ("sweeps", "logger", "resume")  # a sweep goes on in its folder when these change
+NOT_OF_THE_JOB = ("name", "outputs", "plan")  # settings of the sweep itself
+NOT_OF_THE_FOLDER = ("sweeps", "launcher", "sweeper", "logger", "resume")  # a sweep goes on when these change
 LONGEST_NAME = 120
 
 

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,8 +19,12 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
+from fewstep.signals import Stopped
+from fewstep.sweeps.requeue import begin_again
+
 LOGS = "logs"
-PASSED_ON = (signal.SIGTERM, signal.SIGUSR1)  # SIGUSR2 is the launcher's, which then asks the queue to start us again
+PASSED_ON = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+POLL = 0.2  # s
 GRACE = 60.0  # seconds in which a job that was told to stop writes its checkpoint
 PR_SET_PDEATHSIG = 1
 LIBC = ctypes.CDLL(None)  # loaded here: between fork and exec it would be too late
@@ -58,12 +63,16 @@ def run_to_its_end(command: list[str], environment: dict[str, str], output: int)
         command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environment, preexec_fn=die_with_parent
     )
 
+    told: list[int] = []
+
     def pass_on(number: int, _: FrameType | None) -> None:
+        told.append(number)
         child.send_signal(number)
 
     before = {number: signal.signal(number, pass_on) for number in PASSED_ON}
     try:
-        return child.wait()
+        while child.poll() is None:  # not wait(): what it holds while it waits would keep a handler from asking
+            time.sleep(POLL)
     except BaseException:  # of a signal that the launcher takes, or Ctrl-C
         child.send_signal(signal.SIGTERM)
         try:
@@ -74,6 +83,11 @@ def run_to_its_end(command: list[str], environment: dict[str, str], output: int)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+    if told and child.returncode:
+        begin_again(child.returncode, before[signal.SIGUSR2])
+        if "SUBMITIT_EXECUTOR" not in os.environ:  # it was the whole sweep that was told
+            raise Stopped(told[0])
+    return child.returncode
 
 
 def die_with_parent() -> None:

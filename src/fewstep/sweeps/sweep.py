@@ -1,5 +1,6 @@
 """A sweep's folder, and its jobs composed and checked before any of them is started."""
 
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -52,8 +53,13 @@ def described(folder: Path) -> dict[str, Any]:
     return yaml.safe_load(file.read_text())
 
 
-def placed(jobs: Sequence[Job], compose: Compose, folder: Path) -> tuple[list[Job], dict[str, DictConfig]]:
+def placed(
+    jobs: Sequence[Job], compose: Compose, folder: Path, *, elsewhere: bool
+) -> tuple[list[Job], dict[str, DictConfig]]:
     """The jobs in the sweep's folder, and the settings of each, all of them checked before any is started.
+
+    Args:
+        elsewhere: the jobs will run on other machines than this one, which need not have their GPUs.
 
     Raises:
         ValueError: one has a value that cannot be.
@@ -61,16 +67,21 @@ def placed(jobs: Sequence[Job], compose: Compose, folder: Path) -> tuple[list[Jo
     own = [Job(j.name, (*j.overrides, quoted("outputs", folder), quoted("name", j.name)), j.values) for j in jobs]
     configs = {job.name: compose(job.overrides) for job in own}
     for config in configs.values():
-        check(config)
+        prepare(config)
+        check(config, elsewhere=elsewhere)
     return own, configs
 
 
-def check(config: DictConfig) -> None:
-    """Prepare a job's settings, and meet now the errors that it would meet when it is started."""
-    prepare(config)
+def check(config: DictConfig, *, elsewhere: bool) -> None:
+    """Meet now the errors that a job would meet when it is started."""
+    if elsewhere:
+        config = copy.deepcopy(config)
+        config.trainer.accelerator = "cpu"
     if config.stage.name == "pipeline":
         check_pipeline(config)
-    elif config.stage.name == "evaluate":
-        plan_of(config.stage, TrainerSettings(**config.trainer))
+        return
+    settings = TrainerSettings(**config.trainer)
+    if config.stage.name == "evaluate":
+        plan_of(config.stage, settings)
     else:
         check_stage(config.stage)

@@ -9,6 +9,7 @@ from typing import Any
 import matplotlib
 from markupsafe import Markup
 from matplotlib.axes import Axes
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
@@ -122,6 +123,39 @@ def loss_curves(curves: Sequence[Curve], colour: str) -> Markup:
     axes.xaxis.set_major_formatter(FuncFormatter(_short))
     _log_y(axes)
     return _svg(figure, "training loss")
+
+
+@dataclass(frozen=True)
+class Line:
+    """A student's figure over images, t or w; `rung` is None outside a ladder."""
+
+    rung: int | None
+    x: list[float]
+    y: list[float]
+
+
+def shades(rungs: Sequence[int | None], colour: str) -> dict[int | None, str]:
+    """A colour for each rung in the order of training; `colour` where there is no ladder."""
+    plasma = matplotlib.colormaps["plasma"]
+    last = max(1, len(rungs) - 1)
+    return {
+        rung: colour if rung is None else to_hex(plasma(0.1 + 0.75 * index / last)) for index, rung in enumerate(rungs)
+    }
+
+
+@matplotlib.rc_context(STYLE)
+def student_lines(lines: Sequence[Line], colour: Mapping[int | None, str], x: str, y: str) -> Markup:
+    """A line per rung over `x`, one point where there is no more; `y` is logarithmic where it is above 0 throughout."""
+    figure, axes = _axes()
+    for line in lines:
+        dots = {"marker": "o", "ms": 3.5} if len(line.x) <= 16 else {}
+        axes.plot(line.x, line.y, color=colour[line.rung], lw=1.4, **dots)
+    _label(axes, x, y)
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+    axes.xaxis.set_major_formatter(FuncFormatter(_short))
+    if all(value > 0 for line in lines for value in line.y):
+        _log_y(axes)
+    return _svg(figure, f"{y} over {x}")
 
 
 def _axes() -> tuple[Figure, Axes]:

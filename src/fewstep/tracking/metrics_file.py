@@ -85,8 +85,17 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
     if not path.exists():
         return []
     whole, _, _ = path.read_text(errors="replace").rpartition("\n")
-    rows = csv.DictReader(whole.splitlines())
-    return [{key: float(text) for key, text in row.items() if key and text} for row in rows if row.get(IMAGES)]
+    rows = csv.DictReader(line for line in whole.splitlines() if "\0" not in line)
+    return [read for row in rows if (read := _numbers(row))]
+
+
+def _numbers(row: Mapping[str | None, Any]) -> dict[str, float] | None:
+    """A row's numbers; None if it is damaged, as a power cut or a bad disk leaves it."""
+    try:
+        numbers = {key: float(text) for key, text in row.items() if key in COLUMNS and text}
+    except (TypeError, ValueError):
+        return None
+    return numbers if IMAGES in numbers else None
 
 
 def _plain(number: float) -> float | int:

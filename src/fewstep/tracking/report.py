@@ -16,7 +16,8 @@ from fewstep.files import atomic
 from fewstep.tracking.charts import INK, Curve, colours, fid_against_inception, fid_against_steps, loss_curves
 from fewstep.tracking.metrics_file import FILE as METRICS
 from fewstep.tracking.metrics_file import read_metrics
-from fewstep.tracking.names import IMAGES, LOSS, RUNG
+from fewstep.tracking.names import IMAGES, LOSS, RUNG, SAMPLE_STATISTICS
+from fewstep.tracking.report_diagnostics import Seen, seen
 from fewstep.tracking.summary import (
     TEACHER,
     Row,
@@ -75,9 +76,11 @@ def write_report(run: Path) -> Path:
             fid_inception=_fid_inception(rows, list(reference.values()), colour),
             speeds=speed_table(rows),
             losses=_losses(run, provenance, colour),
+            diagnostics=_diagnostics(run, provenance, colour),
             config=_read_text(run / "config.yaml"),
             protocol=protocol or {"id": rows[0].protocol},
             provenance=provenance,
+            statistics=SAMPLE_STATISTICS,
             example=rows[0],
         )
     )
@@ -147,15 +150,26 @@ def _fid_inception(rows: Sequence[Row], reference: Sequence[Row], colour: dict[s
 
 def _losses(run: Path, provenance: dict[str, Any], colour: dict[str, str]) -> list[tuple[str, Any]]:
     """(stage, chart) for every training run in provenance.json; None where its metrics are gone."""
-    stages: dict[str, str] = {}
-    for model in provenance.get("models", []):
-        if model.get("run"):
-            stages.setdefault(str(model["run"]), str(model.get("model", "")))
     charts = []
-    for folder, stage in stages.items():
+    for folder, stage in _runs(provenance).items():
         curves = _curves(read_metrics(run / folder / METRICS))
         charts.append((stage, loss_curves(curves, colour.get(stage, INK)) if curves else None))
     return charts
+
+
+def _diagnostics(run: Path, provenance: dict[str, Any], colour: dict[str, str]) -> list[Seen]:
+    """What was seen in every training run in provenance.json that has been looked at."""
+    found = (seen(run / folder, stage, colour.get(stage, INK)) for folder, stage in _runs(provenance).items())
+    return [one for one in found if one is not None]
+
+
+def _runs(provenance: dict[str, Any]) -> dict[str, str]:
+    """Folder and stage of every training run in provenance.json."""
+    runs: dict[str, str] = {}
+    for model in provenance.get("models", []):
+        if model.get("run"):
+            runs.setdefault(str(model["run"]), str(model.get("model", "")))
+    return runs
 
 
 def _curves(rows: Sequence[dict[str, float]]) -> list[Curve]:

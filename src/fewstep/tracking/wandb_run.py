@@ -1,13 +1,14 @@
 """Weights & Biases: the same numbers, pictures and table as on disk; never a reason for training to stop."""
 
 import os
+import re
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from hashlib import sha256
 from importlib import import_module
 from netrc import NetrcParseError, netrc
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
 from lightning.pytorch.loggers import WandbLogger
@@ -15,10 +16,14 @@ from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from PIL.Image import Image
 
-from fewstep.tracking.names import IMAGES, QUALITY_TABLE
+from fewstep.tracking.metrics_file import FILE, read_metrics
+from fewstep.tracking.names import IMAGES, QUALITY_TABLE, RUNG
+from fewstep.tracking.wandb_file import Logged, logged_into
 
 PROJECT = "fewstep"
 INIT_SECONDS = 30.0  # to wait for the server before the run goes offline
+FINISH_SECONDS = 120.0  # to wait at the end for what is not yet uploaded; `wandb sync` uploads it from the disk
+X_AXIS = {IMAGES, RUNG}  # which are in every row
 
 
 def logged_in() -> bool:
@@ -42,10 +47,24 @@ def run_id(folder: Path) -> str:
     return sha256(str(folder.resolve()).encode()).hexdigest()[:12]
 
 
-class WandbRun(WandbLogger):
-    """Lightning's WandbLogger, which falls silent with one warning if W&B fails."""
+class RefusedKeyError(ValueError):
+    """W&B has answered, and does not accept the key."""
 
-    _failed = False
+
+class WandbRun(WandbLogger):
+    """Lightning's WandbLogger, which falls silent with one warning if W&B fails and logs nothing a second time.
+
+    Args:
+        run: W&B's own. folder: of the run.
+        logged: what earlier processes have logged into it.
+    """
+
+    accepted: ClassVar[bool] = False  # whether the server has taken a run of this process: its key was good
+
+    def __init__(self, run: Any, folder: Path, logged: Iterable[Logged] = ()) -> None:
+        super().__init__(experiment=run, project=PROJECT, save_dir=folder)
+        self._logged = set(logged)
+        self._failed = False
 
     def attempt(self, action: Callable[[], object]) -> None:
         """Do `action` unless W&B has failed before; a failure of any kind is a warning."""
@@ -55,17 +74,19 @@ class WandbRun(WandbLogger):
             action()
         except Exception as error:
             self._failed = True
-            rank_zero_warn(f"W&B failed and is left out from here on, training goes on: {error}")
+            rank_zero_warn(
+                f"W&B failed and is left out from here on, training goes on and its data stay on disk: {said(error)}"
+            )
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
         """Log as is; `step` is not used: the x-axis is `metrics["images"]`."""
-        self.attempt(lambda: self.experiment.log(dict(metrics)))
+        self.attempt(lambda: self._log(metrics))
 
     @rank_zero_only
     def log_lazily(self, metrics: Callable[[Any], Mapping[str, Any]]) -> None:
         """Log what `metrics` makes of the wandb module; making it may fail too."""
-        self.attempt(lambda: self.experiment.log(dict(metrics(import_module("wandb")))))
+        self.attempt(lambda: self._log(metrics(import_module("wandb"))))
 
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace) -> None:
@@ -77,6 +98,14 @@ class WandbRun(WandbLogger):
         self.attempt(lambda: self.experiment.finish())
         self._failed = True
 
+    def _log(self, metrics: Mapping[str, Any]) -> None:
+        """Log what of a row was not logged before: a resumed run trains again what no checkpoint has."""
+        images = metrics.get(IMAGES)
+        row = {name: value for name, value in metrics.items() if (images, name) not in self._logged or name in X_AXIS}
+        if row.keys() - X_AXIS:
+            self.experiment.log(row)
+            self._logged |= {(images, name) for name in row}
+
 
 @rank_zero_only
 def start_wandb(folder: Path, *, group: str, job_type: str, config: Mapping[str, Any]) -> WandbRun | None:
@@ -84,10 +113,14 @@ def start_wandb(folder: Path, *, group: str, job_type: str, config: Mapping[str,
 
     Online if the user is logged in, otherwise offline (`wandb sync` uploads it later); WANDB_MODE, where set,
     decides. A server that does not answer in 30 s makes it offline too. None on every process but the first.
+    It goes on as the same W&B run, with those rows of metrics.csv that W&B has not on disk.
 
     Args:
         group: the pipeline this run belongs to; job_type: its stage.
         config: the resolved configuration.
+
+    Raises:
+        RefusedKeyError: the server refuses the key; where it took that of an earlier stage, the run is kept offline.
     """
     # None leaves the choice to W&B's own settings, WANDB_MODE among them.
     first = None if "WANDB_MODE" in os.environ or logged_in() else "offline"
@@ -96,6 +129,7 @@ def start_wandb(folder: Path, *, group: str, job_type: str, config: Mapping[str,
         try:
             import wandb
 
+            logged = logged_into(folder)
             run = wandb.init(
                 project=os.environ.get("WANDB_PROJECT", PROJECT),
                 dir=str(folder),
@@ -107,14 +141,39 @@ def start_wandb(folder: Path, *, group: str, job_type: str, config: Mapping[str,
                 mode=mode,
                 resume="allow",
                 reinit="create_new",
-                settings=wandb.Settings(console="off", silent=True, init_timeout=INIT_SECONDS),
+                settings=wandb.Settings(
+                    console="off",
+                    silent=True,
+                    init_timeout=INIT_SECONDS,
+                    finish_timeout=FINISH_SECONDS,
+                    finish_timeout_raises=True,
+                ),
             )
+            WandbRun.accepted |= not run.offline
             run.define_metric(IMAGES)
             run.define_metric("*", step_metric=IMAGES)
-            return WandbRun(experiment=run, project=PROJECT, save_dir=folder)
+            logger = WandbRun(run, folder, logged)
+            for row in read_metrics(folder / FILE):
+                logger.log_metrics(row)
+            return logger
         except Exception as error:
-            rank_zero_warn(f"W&B did not start{'' if mode else ' online'}: {error}")
+            if mode is None and is_refusal(error) and not WandbRun.accepted:
+                raise RefusedKeyError(
+                    f"W&B refuses the key ({said(error)}); `wandb login --relogin` takes another, WANDB_MODE=offline or "
+                    "logger=csv does without"
+                ) from error
+            rank_zero_warn(f"W&B did not start{'' if mode else ' online, and its data stay on disk'}: {said(error)}")
     return None
+
+
+def is_refusal(error: BaseException) -> bool:
+    """Whether W&B's server, or W&B itself at the look of the key, says that the key is not good."""
+    return type(error).__name__ == "AuthenticationError" or bool(re.search(r"\berror 40[13]\b", str(error)))
+
+
+def said(error: BaseException) -> str:
+    """An error's own words in one line, or else its name."""
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def log_picture(loggers: Iterable[Logger], name: str, picture: Image, *, images: int) -> None:

@@ -45,6 +45,7 @@ class FewstepSweeper(Sweeper):
 
     def sweep(self, arguments: list[str]) -> Any:
         """Run the sweep of the preset's parameters and of the command line; the latter count more."""
+        from fewstep.signals import heard
         from fewstep.sweeps.grid import Hydra, sweep_grid
         from fewstep.sweeps.status import Objective
 
@@ -53,7 +54,8 @@ class FewstepSweeper(Sweeper):
         hydra = Hydra(self.hydra_context, self.config, self.script)
         own = self.objective
         objective = Objective(own.figure, own.steps, own.w)
-        return sweep_grid(hydra, [*map(override, self.params.items()), *arguments], objective, self.at_once)
+        with heard():
+            return sweep_grid(hydra, [*map(override, self.params.items()), *arguments], objective, self.at_once)
 
 
 def override(parameter: tuple[str, Any]) -> str:

@@ -1,0 +1,207 @@
+"""The W&B workspace of a project or a sweep, made from code: panels by question, from the names that are logged."""
+
+import json
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from fewstep.tracking.names import (
+    ALARMS,
+    GAP,
+    GRADIENT_NORM,
+    IMAGES,
+    IMAGES_PER_SECOND,
+    LEARNING_RATE,
+    LOSS,
+    QUALITY_TABLE,
+    SAMPLE_FID,
+    SAMPLE_GRID,
+    SAMPLE_INCEPTION_SCORE,
+    SAMPLE_STATISTICS,
+    drift_of,
+    gap_at,
+    gradient_norm_of,
+    step_error_at,
+)
+from fewstep.tracking.wandb_run import PROJECT, logged_in
+
+if TYPE_CHECKING:
+    import wandb_workspaces.workspaces as ws
+    from wandb_workspaces.reports.v2 import CustomChart, LinePlot
+
+NAME = "fewstep"
+LAST = "evaluate"  # what W&B calls the job that leaves the quality table
+SCATTER, LINES = "wandb/scatter/v0", "wandb/line/v0"  # W&B's own charts of a table
+
+
+def workspace(project: str, entity: str, *, sweep: str | None, outputs: str | None, swept: Sequence[str]) -> "ws.Workspace":
+    """A workspace that is not saved yet.
+
+    Args:
+        sweep: id of a W&B sweep, whose runs alone are shown. outputs: likewise the folder of a sweep of ours.
+        swept: what differs between the runs, as keys of their settings.
+    """
+    import wandb_workspaces.expr as expr
+    import wandb_workspaces.workspaces as ws
+
+    filters = []
+    if sweep is not None:
+        filters.append(expr.Metric("Sweep") == sweep)
+    if outputs is not None:
+        filters.append(expr.Config("outputs") == outputs)
+    sections = [is_it_training(), which_w(), which_steps(), what_did_it_cost()]
+    if sweep is not None or outputs is not None:
+        sections.insert(0, which_setting(swept))
+    return ws.Workspace(
+        entity=entity,
+        project=project,
+        name=": ".join(filter(None, (NAME, sweep or (outputs and outputs.rstrip("/").rpartition("/")[2])))),
+        sections=sections,
+        settings=ws.WorkspaceSettings(x_axis=IMAGES, smoothing_type="none", max_runs=50),
+        runset_settings=ws.RunsetSettings(
+            filters=filters,
+            pinned_columns=["run:displayName", "run:jobType", f"summary:{IMAGES}", f"summary:{SAMPLE_FID}"],
+        ),
+    )
+
+
+def is_it_training() -> "ws.Section":
+    """Loss and what means something where the loss does not."""
+    import wandb_workspaces.reports.v2 as wr
+
+    drifts = [over_images(f"{name} drift", drift_of(name)) for name in SAMPLE_STATISTICS]
+    return section(
+        "Is it training?",
+        over_images("loss", LOSS, log_y=True),
+        over_images("gap to the teacher (0: a perfect student)", GAP, log_y=True),
+        over_images("alarms", ALARMS),
+        wr.MediaBrowser(title="samples, the same noise each time", media_keys=[SAMPLE_GRID], num_columns=3),
+        over_images("gradient norm", GRADIENT_NORM, log_y=True),
+        family("gradient norm by part", gradient_norm_of("")),
+        *drifts,
+        over_images("learning rate", LEARNING_RATE),
+    )
+
+
+def which_w() -> "ws.Section":
+    """What each guidance weight costs."""
+    return section(
+        "Which w?",
+        of_table("quality over w", LINES, "w", "fid", "steps"),
+        of_table("inception score over w", LINES, "w", "inception_score", "steps"),
+        family("gap to the teacher by w", gap_at("w", 0, 0).rpartition("/")[0] + "/"),
+    )
+
+
+def which_steps() -> "ws.Section":
+    """What each number of steps costs, and where on the way."""
+    return section(
+        "Which steps?",
+        of_table("quality over steps", LINES, "steps", "fid", "model"),
+        family("error of one student step, by t", step_error_at(0).rpartition("=")[0] + "="),
+        family("gap to the teacher by t", gap_at("t", 0, 0).rpartition("/")[0] + "/"),
+        over_images("FID of the snapshots", SAMPLE_FID, log_y=True),
+        over_images("inception score of the snapshots", SAMPLE_INCEPTION_SCORE),
+    )
+
+
+def what_did_it_cost() -> "ws.Section":
+    """Evaluations an image, and what training took."""
+    import wandb_workspaces.reports.v2 as wr
+
+    return section(
+        "What did it cost?",
+        of_table("quality over evaluations an image", SCATTER, "nfe", "fid", "model"),
+        of_table("images per second over evaluations", SCATTER, "nfe", "images_per_second", "model"),
+        over_images("images per second of training", IMAGES_PER_SECOND),
+        wr.BarPlot(title="images seen", metrics=[IMAGES], groupby="JobType", groupby_aggfunc="sum"),
+        wr.BarPlot(title="seconds of each stage", metrics=["RelativeTime(Process)"], groupby="JobType"),
+    )
+
+
+def which_setting(swept: Sequence[str]) -> "ws.Section":
+    """What a sweep's runs differ in, beside what came of it."""
+    import wandb_workspaces.reports.v2 as wr
+
+    columns = [wr.ParallelCoordinatesPlotColumn(metric=wr.Config(of_a_stage(key))) for key in swept]
+    last = wr.ParallelCoordinatesPlotColumn(metric=wr.SummaryMetric(SAMPLE_FID), log=True)
+    return section(
+        "Which setting?",
+        wr.BarPlot(title="FID of the last snapshot", metrics=[SAMPLE_FID], groupby="Group", max_bars_to_show=50),
+        *([wr.ParallelCoordinatesPlot(title="settings and FID", columns=[*columns, last])] if columns else []),
+        wr.ParameterImportancePlot(with_respect_to=SAMPLE_FID),
+        wr.RunComparer(diff_only="split"),
+    )
+
+
+def of_a_stage(key: str) -> str:
+    """A sweep's key as the run of the stage has it: stage.guidance.w_max is stage.w_max there."""
+    group, _, rest = key.lstrip("+~").partition(".")
+    stage, _, inner = rest.partition(".")
+    return f"{group}.{inner}" if group == "stage" and stage in STAGES and inner else key.lstrip("+~")
+
+
+STAGES = ("teacher", "guidance", "progressive", "evaluate")
+
+
+def section(name: str, *panels: Any) -> "ws.Section":
+    import wandb_workspaces.workspaces as ws
+
+    return ws.Section(name=name, panels=list(panels), is_open=True, layout_settings=ws.SectionLayoutSettings(columns=3, rows=4))
+
+
+def over_images(title: str, metric: str, *, log_y: bool = False) -> "LinePlot":
+    """A metric over the images seen."""
+    import wandb_workspaces.reports.v2 as wr
+
+    return wr.LinePlot(title=title, x=IMAGES, y=[metric], title_x="images", log_y=log_y or None)
+
+
+def family(title: str, prefix: str) -> "LinePlot":
+    """All metrics of a prefix, over the images seen."""
+    import wandb_workspaces.reports.v2 as wr
+
+    return wr.LinePlot(title=title, x=IMAGES, metric_regex=f"{prefix}.*", title_x="images")
+
+
+def of_table(title: str, chart: str, x: str, y: str, stroke: str) -> "CustomChart":
+    """Two columns of the quality table against each other."""
+    import wandb_workspaces.reports.v2 as wr
+
+    return wr.CustomChart(
+        query={"summaryTable": {"tableKey": QUALITY_TABLE}},
+        chart_name=chart,
+        chart_fields={"x": x, "y": y, "stroke": stroke} if chart == LINES else {"x": x, "y": y},
+        chart_strings={"title": title},
+    )
+
+
+def as_json(made: "ws.Workspace") -> str:
+    """What W&B would be sent."""
+    view = made._to_model()
+    about = {"entity": view.entity, "project": view.project, "name": view.display_name}
+    spec = json.loads(view.spec.model_dump_json(by_alias=True, exclude_none=True))
+    return json.dumps(about | {"spec": spec}, indent=1)
+
+
+def save(made: "ws.Workspace") -> str:
+    """Save it in W&B; give its address.
+
+    Raises:
+        ValueError: there is no key, or W&B does not answer or refuses.
+    """
+    if not logged_in():
+        raise ValueError("W&B has no key here, so no workspace was made: wandb login, or use --local or --json")
+    try:
+        import wandb
+
+        made.entity = made.entity or str(wandb.Api(timeout=20).default_entity)
+        return made.save().url
+    except Exception as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ValueError(f"W&B did not take the workspace ({reason}); check the key, --entity and --project") from error
+
+
+def default_project() -> tuple[str, str]:
+    """The project and entity that runs are logged to."""
+    return os.environ.get("WANDB_PROJECT", PROJECT), os.environ.get("WANDB_ENTITY", "")

@@ -1,0 +1,333 @@
+"""Kill a whole experiment at random moments, again and again, and see that it ends as if nothing had happened.
+
+    python tests/faults/kill.py --kills 100
+
+The experiment is a pipeline (teacher, guided student, ladder, evaluation) and then an encoder's ladder, on the digits.
+A life is one go at `python train.py ...`; it is ended by SIGKILL, SIGTERM, SIGUSR1 (pre-emption), or by taking its
+memory away (RLIMIT_AS: the next allocation fails; one that asks for none is killed, as the kernel does). When the
+experiment has ended its files are compared with those of one that was left alone.
+(PYTEST_DONT_REWRITE: it runs without pytest.)
+"""
+
+import argparse
+import csv
+import json
+import multiprocessing
+import os
+import platform
+import random
+import resource
+import shutil
+import signal
+import sys
+import tempfile
+import time
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # for running.py, as pytest does
+
+KINDS = ("SIGKILL", "SIGTERM", "SIGUSR1", "memory")
+STAGES = ("teacher", "guidance", "progressive", "evaluate", "encoder")
+CHECKPOINT_SECONDS = 0.4
+BATCH, STEPS, RUNG_STEPS = 50, 400, 200
+SETTINGS = (
+    "trainer=debug",
+    "model.network.width=32",
+    "model.network.num_blocks=1",
+    "model.network.embedding_dim=16",
+    "model.network.dropout=0.1",
+    f"trainer.max_images={BATCH * STEPS}",
+    f"trainer.log_every_images={BATCH}",
+    "trainer.snapshot_images=20",
+    f"trainer.checkpoint_seconds={CHECKPOINT_SECONDS}",
+)
+LEARNS = (f"batch_size={BATCH}", "warmup_images=100")
+PIPELINE = (
+    "stage=pipeline",
+    *(f"stage.{stage}.training.{setting}" for stage in ("teacher", "guidance", "progressive") for setting in LEARNS),
+    "stage.progressive.ladder=[8,4,2,1]",
+    f"stage.progressive.training.images={BATCH * RUNG_STEPS}",
+    "stage.progressive.few_steps_factor=1",
+    "stage.evaluate.w=[1,2]",
+    "stage.evaluate.num_images=200",
+    "stage.evaluate.teacher_steps=[8,2]",
+    "stage.evaluate.guided_steps=[8,2]",
+)
+ENCODER = (
+    "stage=encoder",
+    *(f"stage.training.{setting}" for setting in LEARNS),
+    "stage.ladder=[4,2,1]",
+    f"stage.training.images={BATCH * RUNG_STEPS}",
+)
+CLOCKS = ("train/images_per_second", "images_per_second")  # measured times, which differ by nature
+LONGEST = 300.0  # seconds for one life
+
+
+@dataclass
+class Life:
+    """One go at the command: what ended it, in which stage, and what had to be done again."""
+
+    kind: str
+    stage: str
+    seconds: float
+    status: int
+    unsaved_seconds: float = 0.0  # from the last checkpoint to the kill
+    repeated_images: int = 0  # of metrics.csv, which the next life trains again
+
+
+@dataclass
+class Trial:
+    """An experiment that was killed until it ended."""
+
+    wandb: bool
+    lives: list[Life] = field(default_factory=list)
+    differences: list[str] = field(default_factory=list)
+
+
+def live(commands: list[tuple[str, ...]], quiet: Path) -> None:
+    """Run the commands one after another as a user would; end with the first exit status that is not 0."""
+    with quiet.open("a") as log:
+        for number in (1, 2):
+            os.dup2(log.fileno(), number)
+    from running import train_as_typed
+
+    warnings.simplefilter("ignore", DeprecationWarning)
+    for command in commands:
+        try:
+            train_as_typed(*command)
+        except SystemExit as ended:
+            if ended.code:
+                raise
+
+
+def commands_of(outputs: Path, wandb: bool) -> list[tuple[str, ...]]:
+    own = (*SETTINGS, f"logger={'wandb' if wandb else 'csv'}", f"outputs={outputs}")
+    return [(*PIPELINE, *own), (*ENCODER, *own)]
+
+
+def start(outputs: Path, wandb: bool) -> multiprocessing.process.BaseProcess:
+    """A new life of the experiment."""
+    processes = multiprocessing.get_context("forkserver")
+    processes.set_forkserver_preload(["fewstep.run", "hydra", "pytest", "running", "wandb"])
+    outputs.mkdir(parents=True, exist_ok=True)
+    process = processes.Process(target=live, args=(commands_of(outputs, wandb), outputs / "log"))
+    process.start()
+    return process
+
+
+def end(process: multiprocessing.process.BaseProcess, kind: str) -> None:
+    """End a life; every kind has some seconds for its own words, and then SIGKILL comes, as on clusters."""
+    assert process.pid is not None
+    if kind == "memory":
+        mapped = int(Path(f"/proc/{process.pid}/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.prlimit(process.pid, resource.RLIMIT_AS, (mapped, mapped))
+        process.join(2)
+    else:
+        os.kill(process.pid, signal.Signals[kind])
+        process.join(30)
+    process.kill()
+    process.join()
+
+
+def folders(outputs: Path) -> dict[str, Path]:
+    """The run folder of each stage that has begun."""
+    return {path.parents[1].name: path.parent for path in sorted(outputs.glob("digits/*/*/config.yaml"))}
+
+
+def stage_at(outputs: Path) -> str:
+    """What the experiment is at."""
+    found = folders(outputs)
+    if "encoder" in found:
+        return "encoder"
+    if "progressive" in found and (found["progressive"] / "model-1.safetensors").exists():
+        return "evaluate"
+    return next((stage for stage in ("progressive", "guidance", "teacher") if stage in found), "teacher")
+
+
+def rows_of(metrics: Path) -> list[dict[str, str]]:
+    """The whole rows of a metrics.csv."""
+    if not metrics.is_file():
+        return []
+    whole = metrics.read_text().rpartition("\n")[0].splitlines()
+    return [{key: text for key, text in row.items() if key not in CLOCKS} for row in csv.DictReader(whole)]
+
+
+def unsaved(folder: Path | None, at: float) -> tuple[float, int]:
+    """Seconds and images since the checkpoint of a stage, or since it began."""
+    if folder is None:
+        return 0.0, 0
+    from fewstep.resuming import read_checkpoint
+
+    rungs, seen = [*folder.glob("model*.safetensors")], rows_of(folder / "metrics.csv")
+    if (folder / "cycle.json").exists() or not seen:
+        return 0.0, 0
+    checkpoints = [path for path in (folder / "last.ckpt", folder / "previous.ckpt") if path.exists()]
+    saved = max(path.stat().st_mtime for path in [*checkpoints, *rungs, folder / "config.yaml"])
+    images = 0
+    for path in checkpoints[:1]:
+        callbacks = read_checkpoint(path)["callbacks"]
+        assert callbacks
+        origin = read_checkpoint(path)["origin"].split(" ")[0].split("/")
+        done = read_checkpoint(path)["global_step"] * BATCH
+        ladder = [rung for rung in (8, 4, 2, 1) if folder.parent.name in ("progressive", "encoder")]
+        first = ladder.index(int(origin[-1])) - (1 if folder.parent.name == "progressive" else 2) if ladder else 0
+        images = first * RUNG_STEPS * BATCH + done
+    return at - saved, int(float(seen[-1]["images"])) - images
+
+
+def run_trial(outputs: Path, wandb: bool, chance: random.Random, kills: int) -> Trial:
+    """Kill an experiment until it has ended, or `kills` times and then not any more."""
+    trial, finished = Trial(wandb), {}
+    while True:
+        kind, wait = chance.choice(KINDS), chance.uniform(0.1, 5.0)
+        process, began = start(outputs, wandb), time.time()
+        last = len(trial.lives) >= kills
+        process.join(LONGEST if last else wait)
+        if process.exitcode is not None or last:
+            process.kill()
+            process.join()
+            trial.lives.append(Life("none", stage_at(outputs), time.time() - began, process.exitcode or 0))
+            break
+        end(process, kind)
+        at, stage = time.time(), stage_at(outputs)
+        seconds, images = unsaved(folders(outputs).get(stage), at)
+        trial.lives.append(Life(kind, stage, at - began, process.exitcode or 0, seconds, images))
+        for path, made in finished.items():  # what was finished is let be
+            if not path.exists() or path.stat().st_mtime_ns != made:
+                trial.differences.append(f"{path.relative_to(outputs)} was made again")
+        finished = {path: path.stat().st_mtime_ns for path in outputs.rglob("*.safetensors")}
+    return trial
+
+
+def differences(ours: Path, theirs: Path) -> Iterator[str]:
+    """What is not the same of two experiments, less what a clock measures."""
+    import torch
+    from safetensors.torch import load_file
+
+    mine, others = folders(ours), folders(theirs)
+    if mine.keys() != others.keys():
+        yield f"stages {sorted(mine)} and not {sorted(others)}"
+        return
+    if extra := [p for p in ours.glob("digits/*/*/config.yaml") if p.parent not in mine.values()]:
+        yield f"more runs than one: {extra}"
+    for stage, other in others.items():
+        folder = mine[stage]
+        names, wanted = (
+            sorted(
+                str(path.relative_to(at))
+                for path in at.rglob("*")
+                if path.is_file() and "wandb" not in path.parts and path.name != "previous.ckpt"
+            )
+            for at in (folder, other)
+        )
+        if names != wanted:
+            yield f"{stage}: files {sorted(set(names) ^ set(wanted))} are in one of them only"
+            continue
+        for name in wanted:
+            if name.endswith(".safetensors"):
+                a, b = load_file(folder / name), load_file(other / name)
+                if a.keys() != b.keys() or not all(torch.equal(a[key], b[key]) for key in a):
+                    yield f"{stage}: {name} has other weights"
+            elif name.endswith("metrics.csv") and rows_of(folder / name) != rows_of(other / name):
+                yield f"{stage}: {name} has other rows"
+            elif name.endswith("quality.json") and cells(folder / name) != cells(other / name):
+                yield f"{stage}: {name} has other figures"
+            elif name.endswith(".png") and (folder / name).read_bytes() != (other / name).read_bytes():
+                yield f"{stage}: {name} is another picture"
+
+
+def cells(quality: Path) -> list[dict[str, Any]]:
+    """The rows of a quality.json, less the rates."""
+    return [{key: value for key, value in row.items() if key not in CLOCKS} for row in json.loads(quality.read_text())]
+
+
+def logged_wrongly(outputs: Path) -> Iterator[str]:
+    """Rows of metrics.csv that W&B has not, or has twice, on disk over all lives."""
+    from fewstep.tracking.wandb_file import entries
+
+    for stage, folder in folders(outputs).items():
+        counts = Counter(e for file in folder.glob("wandb/*run-*/run-*.wandb") for e in entries(file))
+        loss = Counter({images: count for (images, name), count in counts.items() if name == "train/loss"})
+        wanted = {float(row["images"]) for row in rows_of(folder / "metrics.csv") if row["train/loss"]}
+        if twice := [images for images, count in loss.items() if count > 1]:
+            yield f"{stage}: W&B has {len(twice)} rows twice"
+        if missing := wanted - loss.keys():
+            yield f"{stage}: W&B lacks {len(missing)} rows"
+        if len({file.name for file in folder.glob("wandb/*run-*/run-*.wandb")}) > 1:
+            yield f"{stage}: more than one W&B run"
+
+
+def main(kills: int, seed: int, out: Path | None, wandb_every: int = 4) -> dict[str, Any]:
+    """Run trials until there were `kills` kills; give, print and write what came of them."""
+    os.environ.update(OMP_NUM_THREADS="1", WANDB_MODE="offline")
+    root = Path(tempfile.mkdtemp(prefix="fewstep-kills-"))
+    for name in ("WANDB_CACHE_DIR", "WANDB_DATA_DIR", "WANDB_CONFIG_DIR"):
+        os.environ[name] = str(root / "wandb-home")
+    chance, began, trials = random.Random(seed), time.time(), []
+    undisturbed = root / "undisturbed"
+    whole = start(undisturbed, False)
+    whole.join(LONGEST)
+    if whole.exitcode != 0:
+        raise RuntimeError(f"the undisturbed experiment ended with {whole.exitcode}, see {undisturbed / 'log'}")
+    alone = time.time() - began
+    while (left := kills - sum(len(trial.lives) - 1 for trial in trials)) > 0:
+        outputs = root / f"trial-{len(trials)}"
+        trial = run_trial(outputs, wandb_every > 0 and len(trials) % wandb_every == 1, chance, left)
+        trial.differences += differences(outputs, undisturbed)
+        trial.differences += logged_wrongly(outputs) if trial.wandb else []
+        trials.append(trial)
+        print(f"trial {len(trials)}: {len(trial.lives) - 1} kills, {trial.differences or 'identical'}", flush=True)
+        if not trial.differences:
+            shutil.rmtree(outputs)
+    result = summary(trials, seed, alone, time.time() - began)
+    if out is not None:
+        out.write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps(result, indent=1))
+    if result["identical"] == len(trials):
+        shutil.rmtree(root)
+    return result
+
+
+def summary(trials: list[Trial], seed: int, alone: float, took: float) -> dict[str, Any]:
+    """The figures of a README."""
+    import torch
+
+    killed = [life for trial in trials for life in trial.lives if life.kind != "none"]
+    training = [life for life in killed if life.stage != "evaluate"]
+    table = {stage: {kind: 0 for kind in KINDS} for stage in STAGES}
+    for life in killed:
+        table[life.stage][life.kind] += 1
+    return {
+        "command": f"python tests/faults/kill.py --kills {len(killed)} --seed {seed}",
+        "kills": len(killed),
+        "kills_by_stage_and_kind": table,
+        "experiments": len(trials),
+        "identical": sum(not trial.differences for trial in trials),
+        "with_wandb": sum(trial.wandb for trial in trials),
+        "differences": [difference for trial in trials for difference in trial.differences],
+        "statuses": {kind: dict(Counter(str(life.status) for life in killed if life.kind == kind)) for kind in KINDS},
+        "checkpoint_seconds": CHECKPOINT_SECONDS,
+        "most_unsaved_seconds": round(max((life.unsaved_seconds for life in training), default=0), 2),
+        "most_repeated_images": max((life.repeated_images for life in training), default=0),
+        "mean_repeated_images": round(sum(life.repeated_images for life in training) / max(1, len(training))),
+        "images_of_the_experiment": BATCH * (2 * STEPS + 5 * RUNG_STEPS),
+        "seconds_undisturbed": round(alone, 1),
+        "seconds": round(took),
+        "torch": torch.__version__,
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+    }
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=None, help="where to write the figures as JSON")
+    chosen = parser.parse_args()
+    figures = main(chosen.kills, chosen.seed, chosen.out)
+    sys.exit(figures["identical"] != figures["experiments"])
