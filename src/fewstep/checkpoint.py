@@ -4,12 +4,10 @@ Loading one executes nothing: the network is one of a fixed list, its arguments 
 """
 
 import json
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import asdict, dataclass
 from hashlib import sha256
-from math import isfinite
 from pathlib import Path
-from types import UnionType
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -22,6 +20,7 @@ from fewstep.diffusion.schedule import CosineSchedule
 from fewstep.files import atomic, tensor_digest
 from fewstep.networks import Denoiser, network_class
 from fewstep.networks.denoiser import arguments_of
+from fewstep.typed import require_types
 
 FORMAT = 1
 KEY = "fewstep"
@@ -155,8 +154,8 @@ def load_model(path: Path) -> tuple[Denoiser, ModelCard]:
         network.load_state_dict(tensors, assign=True)
         if written != found:
             raise ValueError(
-                "it is damaged, its checksum is not that of what it holds; once it is deleted, the command that made it "
-                "makes it again"
+                "it is damaged, its checksum is not that of what it holds; once it is deleted, the same command makes it "
+                "again"
             )
         # a file of `fewstep export --half` holds float16, which is for keeping, not for computing
         return Denoiser(network.float(), card.prediction, card.clock).eval(), card
@@ -191,38 +190,6 @@ def schedule_of(described: dict[str, Any]) -> CosineSchedule | BetaSchedule:
         raise ValueError(f"its schedule must be a mapping, got {described!r}")
     arguments = tuples(described)
     return SCHEDULES[arguments.pop("name", CosineSchedule.__name__)](**arguments)
-
-
-def require_types(made: Any) -> None:
-    """Refuse a dataclass of JSON whose values are not what its annotations say, down to those inside it.
-
-    Raises:
-        ValueError: names the first such value.
-    """
-    for name, hint in get_type_hints(type(made)).items():
-        value = getattr(made, name)
-        if not _is_a(value, hint):
-            known = f"one of {', '.join(get_args(hint))}" if get_origin(hint) is Literal else "of its own type"
-            raise ValueError(f"its {name} must be {known}, got {value!r:.80}")
-        for part in value if isinstance(value, tuple) else (value,):
-            if is_dataclass(part):
-                require_types(part)
-
-
-def _is_a(value: Any, hint: Any) -> bool:
-    arguments = get_args(hint)
-    if isinstance(hint, UnionType):
-        return any(_is_a(value, each) for each in arguments)
-    if get_origin(hint) is Literal:
-        return isinstance(value, str) and value in arguments
-    if get_origin(hint) is tuple:
-        kinds = [arguments[0]] * len(value) if arguments[-1] is ... and isinstance(value, tuple) else arguments
-        return isinstance(value, tuple) and len(value) == len(kinds) and all(map(_is_a, value, kinds))
-    if hint in (int, float):
-        return (
-            not isinstance(value, bool) and isinstance(value, int if hint is int else int | float) and isfinite(value)
-        )
-    return isinstance(value, hint)
 
 
 def tuples(described: dict[str, Any]) -> dict[str, Any]:

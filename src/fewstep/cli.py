@@ -15,6 +15,7 @@ import typer
 
 from fewstep.commands import data, tasks
 from fewstep.commands.check import check
+from fewstep.commands.collect import collect
 from fewstep.commands.dashboard import dashboard
 from fewstep.commands.export import export
 from fewstep.commands.latents import latents
@@ -168,7 +169,7 @@ def info(model: tasks.ModelFile) -> None:
     typer.echo(json.dumps(about, indent=2))
 
 
-for command in (tasks.edit, tasks.inpaint, tasks.transfer, tasks.interpolate, check, export, latents, play, dashboard):
+for command in (tasks.edit, tasks.inpaint, tasks.transfer, tasks.interpolate, check, collect, export, latents, play, dashboard):
     app.command()(command)
 app.add_typer(data.app, name="data")
 
@@ -218,9 +219,18 @@ def refuse(self: argparse.ArgumentParser, message: str) -> NoReturn:
 
 
 def is_users(error: BaseException) -> bool:
-    """Whether the error is one of input: ours (ValueError, OSError), Hydra's, or Typer's."""
+    """Whether the error is one of input: ours (ValueError, OSError), Hydra's, or Typer's; or of a machine too small."""
     module = type(error).__module__.partition(".")[0]
-    return isinstance(error, ValueError | OSError) or module in ("hydra", "omegaconf", "typer", "click")
+    known = isinstance(error, ValueError | OSError) or module in ("hydra", "omegaconf", "typer", "click")
+    return known or is_out_of_memory(error)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, on the machine or on a GPU, whoever says so; torch has its own words."""
+    words = ("out of memory", "t allocate memory", "annot allocate memory")
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError | ImportError) and any(word in str(error) for word in words)
+    )
 
 
 def one_line(error: BaseException) -> str:
@@ -231,6 +241,12 @@ def one_line(error: BaseException) -> str:
         advice = "make room" if error.errno == errno.ENOSPC else "choose another path or make this one usable"
         place = f": {error.filename}" if error.filename else ""
         return f"{error.strerror}{place}; {advice} and run the same command again"
+    if is_out_of_memory(error):
+        said = " ".join(str(error).partition("\n")[0].split())
+        return (
+            f"memory ran out ({said or 'an allocation failed'}); a smaller stage.training.batch_size needs less, and the "
+            "same command goes on where it was"
+        )
     if message := getattr(error, "format_message", None):  # Typer's
         context = getattr(error, "ctx", None)
         return f"{message().rstrip('.')}; `{context.command_path if context else PROGRAM} --help` shows what there is"

@@ -28,6 +28,7 @@ from fewstep.files import atomic, sha256_of, tensor_digest
 from fewstep.folder import QUALITY
 from fewstep.model import Model
 from fewstep.parents import ancestors
+from fewstep.processes import agreed, rank
 from fewstep.quality.features import FeatureNet, feature_net
 from fewstep.quality.grid import Contender, Plan, Row, quality_grid
 from fewstep.quality.images import Judged, Reference, as_judged
@@ -222,15 +223,22 @@ def evaluate(
         show=show,
     )
     rows = [row.as_dict() for row in shown(cells, contenders, plan)]
-    write_json(folder / QUALITY, rows)
-    write_json(folder / PROVENANCE, provenance(models, protocol, folder, device))
-    log_quality(loggers, rows)
-    write_report(folder)
+
+    def write() -> None:
+        write_json(folder / QUALITY, rows)
+        write_json(folder / PROVENANCE, provenance(models, protocol, folder, device))
+        log_quality(loggers, rows)
+        write_report(folder)
+
+    agreed(write)
     return rows
 
 
 def shown(cells: Iterator[Row], contenders: Sequence[Contender], plan: Plan) -> Iterator[Row]:
     """Pass the cells on, showing how far the grid is in network evaluations, and the images/s of the latest cell."""
+    if rank() > 0:
+        yield from cells
+        return
     total = len(plan.w) * sum(contender.evaluations * sum(contender.steps) for contender in contenders)
     columns = (TextColumn("evaluate"), BarColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
     with Progress(*columns) as progress:

@@ -4,6 +4,7 @@ import os
 from collections.abc import Sequence
 from contextlib import nullcontext
 
+import torch
 from lightning import Callback, Trainer
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.profilers import PassThroughProfiler
@@ -98,4 +99,16 @@ def fit(
         stage.assemble()
     except NonFiniteLossError as error:
         kept = f"the last good checkpoint is {last}" if last.is_file() else "no checkpoint had been written yet"
-        raise NonFiniteLossError(f"{error}; {kept}") from error
+        raise NonFiniteLossError(f"{bad_data(data, error.step) or error}; {kept}") from error
+
+
+def bad_data(data: Data, step: int) -> str | None:
+    """What is wrong with the batch of a step whose loss was not finite, if it was the batch."""
+    x = data.batch(step).x
+    bad = (~torch.isfinite(x.flatten(1)).all(1)).nonzero().flatten().tolist()
+    if not bad:
+        return None
+    return (
+        f"the training data must be finite, and the batch of step {step} holds NaN or infinite values in {len(bad)} of "
+        f"{len(x)} images, the first is number {bad[0]}; repair the data (`fewstep data check` looks at them)"
+    )

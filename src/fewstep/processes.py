@@ -148,13 +148,18 @@ def all_true(holds: Tensor) -> Tensor:
     return everywhere.bool()
 
 
-def mean_over_processes(value: Tensor) -> Tensor:
-    """The mean of a number that each process has; on each of them."""
+def summed(value: Tensor) -> Tensor:
+    """The sum of what each process has, in each place; on each of them."""
     if not joined():
         return value
     total = value.clone()
     dist.all_reduce(total)
-    return total / num_processes()
+    return total
+
+
+def mean_over_processes(value: Tensor) -> Tensor:
+    """The mean of what each process has, in each place; on each of them."""
+    return summed(value) / num_processes()
 
 
 def led(value: Callable[[], T]) -> T:

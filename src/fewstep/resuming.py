@@ -124,7 +124,9 @@ def to_go_on_from(last: Path, origin: str) -> Path | None:
                 warnings.warn(f"{reason}; it is now {aside.name}, and this rung starts anew", stacklevel=2)
                 return None
             step = before.get("global_step")
-            warnings.warn(f"{reason}; it is now {aside.name}, and the one before it is used, of step {step}", stacklevel=2)
+            warnings.warn(
+                f"{reason}; it is now {aside.name}, and the one before it is used, of step {step}", stacklevel=2
+            )
     elif not previous.exists() or read_checkpoint(previous, with_parts=True).get(ORIGIN) != origin:
         return None
     move(previous, last)

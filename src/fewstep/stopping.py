@@ -21,8 +21,8 @@ MOST_STEPS = 50
 class Stopping(Callback):
     """Remembers a signal until the end of the batch, has `save` write the checkpoint and raises `Stopped`.
 
-    The signal may reach one process of many, or each at another step, and they must stop at the same one. They tell each
-    other at steps that all of them know beforehand, through the CPU: no step waits for a device because of this.
+    The signal may reach one process of many, or each at another step, and they must stop at the same one. They tell
+    each other at steps that all of them know beforehand, through the CPU: no step waits for a device because of this.
 
     Args:
         save: writes the checkpoint; called by all processes at the same step.

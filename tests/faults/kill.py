@@ -16,6 +16,7 @@ import multiprocessing
 import os
 import platform
 import random
+import re
 import resource
 import shutil
 import signal
@@ -31,10 +32,11 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # for running.py, as pytest does
 
+WAITS = 0.2, 4.0  # seconds of a life, the kill's moment; imports are done before
 KINDS = ("SIGKILL", "SIGTERM", "SIGUSR1", "memory")
 STAGES = ("teacher", "guidance", "progressive", "evaluate", "encoder")
 CHECKPOINT_SECONDS = 0.4
-BATCH, STEPS, RUNG_STEPS = 50, 400, 200
+BATCH, STEPS, RUNG_STEPS = 50, 200, 100
 SETTINGS = (
     "trainer=debug",
     "model.network.width=32",
@@ -64,6 +66,7 @@ ENCODER = (
     "stage.ladder=[4,2,1]",
     f"stage.training.images={BATCH * RUNG_STEPS}",
 )
+LADDERS = {"progressive": ("4", "2", "1"), "encoder": ("2", "1")}
 CLOCKS = ("train/images_per_second", "images_per_second")  # measured times, which differ by nature
 LONGEST = 300.0  # seconds for one life
 
@@ -76,8 +79,9 @@ class Life:
     stage: str
     seconds: float
     status: int
-    unsaved_seconds: float = 0.0  # from the last checkpoint to the kill
+    unsaved_seconds: float = 0.0  # from the last checkpoint to the last row that was logged
     repeated_images: int = 0  # of metrics.csv, which the next life trains again
+    said: str = ""  # its last line
 
 
 @dataclass
@@ -134,6 +138,12 @@ def end(process: multiprocessing.process.BaseProcess, kind: str) -> None:
     process.join()
 
 
+def last_line(log: Path) -> str:
+    """What a life said last, without what is its own: addresses and amounts."""
+    lines = log.read_text(errors="replace").splitlines() if log.exists() else []
+    return re.sub(r"\d+|/\S+", "N", lines[-1])[:100] if lines else ""
+
+
 def folders(outputs: Path) -> dict[str, Path]:
     """The run folder of each stage that has begun."""
     return {path.parents[1].name: path.parent for path in sorted(outputs.glob("digits/*/*/config.yaml"))}
@@ -157,8 +167,8 @@ def rows_of(metrics: Path) -> list[dict[str, str]]:
     return [{key: text for key, text in row.items() if key not in CLOCKS} for row in csv.DictReader(whole)]
 
 
-def unsaved(folder: Path | None, at: float) -> tuple[float, int]:
-    """Seconds and images since the checkpoint of a stage, or since it began."""
+def unsaved(folder: Path | None) -> tuple[float, int]:
+    """Seconds and images from the last checkpoint of a stage, or its beginning, to the last row that it has logged."""
     if folder is None:
         return 0.0, 0
     from fewstep.resuming import read_checkpoint
@@ -170,21 +180,18 @@ def unsaved(folder: Path | None, at: float) -> tuple[float, int]:
     saved = max(path.stat().st_mtime for path in [*checkpoints, *rungs, folder / "config.yaml"])
     images = 0
     for path in checkpoints[:1]:
-        callbacks = read_checkpoint(path)["callbacks"]
-        assert callbacks
-        origin = read_checkpoint(path)["origin"].split(" ")[0].split("/")
-        done = read_checkpoint(path)["global_step"] * BATCH
-        ladder = [rung for rung in (8, 4, 2, 1) if folder.parent.name in ("progressive", "encoder")]
-        first = ladder.index(int(origin[-1])) - (1 if folder.parent.name == "progressive" else 2) if ladder else 0
-        images = first * RUNG_STEPS * BATCH + done
-    return at - saved, int(float(seen[-1]["images"])) - images
+        checkpoint = read_checkpoint(path)
+        rung = checkpoint["origin"].partition(" ")[0].rpartition("/")[2]  # of "seed/stage/rung from PARENT"
+        before = LADDERS.get(folder.parent.name, (rung,)).index(rung)
+        images = (before * RUNG_STEPS + checkpoint["global_step"]) * BATCH
+    return max(0.0, (folder / "metrics.csv").stat().st_mtime - saved), int(float(seen[-1]["images"])) - images
 
 
 def run_trial(outputs: Path, wandb: bool, chance: random.Random, kills: int) -> Trial:
     """Kill an experiment until it has ended, or `kills` times and then not any more."""
     trial, finished = Trial(wandb), {}
     while True:
-        kind, wait = chance.choice(KINDS), chance.uniform(0.1, 5.0)
+        kind, wait = chance.choice(KINDS), chance.uniform(*WAITS)
         process, began = start(outputs, wandb), time.time()
         last = len(trial.lives) >= kills
         process.join(LONGEST if last else wait)
@@ -194,9 +201,11 @@ def run_trial(outputs: Path, wandb: bool, chance: random.Random, kills: int) -> 
             trial.lives.append(Life("none", stage_at(outputs), time.time() - began, process.exitcode or 0))
             break
         end(process, kind)
-        at, stage = time.time(), stage_at(outputs)
-        seconds, images = unsaved(folders(outputs).get(stage), at)
-        trial.lives.append(Life(kind, stage, at - began, process.exitcode or 0, seconds, images))
+        stage = stage_at(outputs)
+        seconds, images = unsaved(folders(outputs).get(stage))
+        trial.lives.append(
+            Life(kind, stage, time.time() - began, process.exitcode or 0, seconds, images, last_line(outputs / "log"))
+        )
         for path, made in finished.items():  # what was finished is let be
             if not path.exists() or path.stat().st_mtime_ns != made:
                 trial.differences.append(f"{path.relative_to(outputs)} was made again")
@@ -299,7 +308,7 @@ def summary(trials: list[Trial], seed: int, alone: float, took: float) -> dict[s
 
     killed = [life for trial in trials for life in trial.lives if life.kind != "none"]
     training = [life for life in killed if life.stage != "evaluate"]
-    table = {stage: {kind: 0 for kind in KINDS} for stage in STAGES}
+    table = {stage: dict.fromkeys(KINDS, 0) for stage in STAGES}
     for life in killed:
         table[life.stage][life.kind] += 1
     return {
@@ -311,6 +320,7 @@ def summary(trials: list[Trial], seed: int, alone: float, took: float) -> dict[s
         "with_wandb": sum(trial.wandb for trial in trials),
         "differences": [difference for trial in trials for difference in trial.differences],
         "statuses": {kind: dict(Counter(str(life.status) for life in killed if life.kind == kind)) for kind in KINDS},
+        "said_without_memory": dict(Counter(life.said for life in killed if life.kind == "memory" and life.status > 0)),
         "checkpoint_seconds": CHECKPOINT_SECONDS,
         "most_unsaved_seconds": round(max((life.unsaved_seconds for life in training), default=0), 2),
         "most_repeated_images": max((life.repeated_images for life in training), default=0),

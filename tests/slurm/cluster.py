@@ -1,7 +1,7 @@
 """A SLURM of two nodes on this machine, in a folder of its own, started and ended by the tests.
 
-Debian's packages `slurm-wlm munge` have all it needs; nothing outside the folder is written, and its ports and socket are its
-own. Two partitions: `main`, whose jobs are pre-empted and started again by those of `urgent`.
+Debian's packages `slurm-wlm munge` have all it needs; nothing outside the folder is written, its ports and socket are
+its own. Two partitions: `main`, whose jobs are pre-empted and started again by those of `urgent`.
 """
 
 import os

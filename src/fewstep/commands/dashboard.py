@@ -7,25 +7,54 @@ import typer
 
 from fewstep.commands.play import Port, require_pages
 
+SWEEPS, SWEEP = "sweeps", "sweep.yaml"
+
 
 def dashboard(
     local: Annotated[bool, typer.Option("--local", help="A page from the files below --outputs, live.")] = False,
-    outputs: Annotated[Path, typer.Option(help="Where the runs are, or a sweep's folder (--local).")] = Path("outputs"),
+    outputs: Annotated[Path, typer.Option(help="Where the runs are.")] = Path("outputs"),
+    sweep: Annotated[
+        str | None, typer.Option(help="Only a sweep: its name or folder below --outputs; or the id of one of W&B's.")
+    ] = None,
     port: Port = 5007,
+    project: Annotated[str | None, typer.Option(help="Of W&B; default: WANDB_PROJECT, or fewstep.")] = None,
+    entity: Annotated[str | None, typer.Option(help="Of W&B; default: WANDB_ENTITY, or your own.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the workspace instead of saving it in W&B.")] = False,
 ) -> None:
     """Show how runs stand: is it training, which w, which steps, what did it cost.
 
+    With --local on a page of this machine, live while runs go on; without, as a workspace in W&B, made from code: each
+    call makes a new one.
+
     Example: fewstep dashboard --local
     """
+    folder = folder_of(outputs, sweep)
+    if not local:
+        in_wandb(folder, sweep, project, entity, as_json)
+        return
+    if as_json or project or entity:
+        raise ValueError("--local shows files, and --json, --project and --entity are W&B's: leave them out")
+    if sweep is not None and folder is None:
+        raise ValueError(f"there is no sweep {sweep} below {outputs / SWEEPS}; python train.py sweeps=NAME makes one")
+    serve_local(folder or outputs, port)
+
+
+def folder_of(outputs: Path, sweep: str | None) -> Path | None:
+    """The folder of a sweep of ours; None if it is none."""
+    places = [] if sweep is None else [Path(sweep), outputs / SWEEPS / sweep]
+    return next((place for place in places if (place / SWEEP).is_file()), None)
+
+
+def serve_local(outputs: Path, port: int) -> None:
+    """Serve the page until Ctrl-C."""
     require_pages()
+    if not outputs.is_dir():
+        raise ValueError(f"--outputs must be a folder of runs, and {outputs} is none; python train.py makes outputs/")
     import panel as pn
 
     from fewstep.pages.dashboard import EVERY_MILLISECONDS, DashboardPage
     from fewstep.pages.runs import Outputs
     from fewstep.pages.serving import serve
-
-    if not outputs.is_dir():
-        raise ValueError(f"--outputs must be a folder of runs, and {outputs} is none; python train.py makes outputs/")
 
     def page() -> pn.viewable.Viewable:
         made = DashboardPage(Outputs(outputs))
@@ -33,3 +62,22 @@ def dashboard(
         return made.view()
 
     serve(page, port=port, title="fewstep dashboard", ready=lambda address: typer.echo(f"{address} (Ctrl-C ends it)"))
+
+
+def in_wandb(folder: Path | None, sweep: str | None, project: str | None, entity: str | None, as_json: bool) -> None:
+    """Make the workspace of a project or sweep; print it or save it."""
+    require_pages("wandb_workspaces")
+    import yaml
+
+    from fewstep.tracking import workspace
+
+    own_project, own_entity = workspace.default_project()
+    about = {} if folder is None else yaml.safe_load((folder / SWEEP).read_text()) or {}
+    made = workspace.workspace(
+        project or own_project,
+        entity or own_entity,
+        sweep=sweep if folder is None else None,
+        outputs=None if folder is None else str(folder),
+        swept=list(about.get("swept") or {}),
+    )
+    typer.echo(workspace.as_json(made) if as_json else workspace.save(made))

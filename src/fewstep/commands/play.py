@@ -40,13 +40,13 @@ def play(
     serve(page, port=port, title="fewstep play", ready=lambda address: typer.echo(f"{address} (Ctrl-C ends it)"))
 
 
-def require_pages() -> None:
-    """Refuse to go on without the package that the pages are made of.
+def require_pages(package: str = "panel") -> None:
+    """Refuse to go on without a package that the pages are made of.
 
     Raises:
         ValueError: says how to get it.
     """
     from importlib.util import find_spec
 
-    if find_spec("panel") is None:
-        raise ValueError("the pages need the package panel, which is not installed: pip install 'fewstep[pages]'")
+    if find_spec(package) is None:
+        raise ValueError(f"this needs the package {package}, which is not installed: pip install 'fewstep[pages]'")

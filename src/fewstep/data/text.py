@@ -10,15 +10,15 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from fewstep.data.batches import Batch, Data, checked, from_uint8
 from fewstep.data.captioned import BOTH, LATENT, Sample, decode_sample, is_sample
 from fewstep.data.facts import DataFacts
 from fewstep.data.generate import in_place_of
 from fewstep.data.generate_text import SIZE, generate_text
-from fewstep.data.shards import Raw, Row, Share, Shares, Walk, Walks, filled, open_shards, samples_of
+from fewstep.data.shards import Raw, Row, Share, Walk, Walks, filled, open_shards, samples_of
 from fewstep.data.split import is_missing
+from fewstep.data.workers import rows_of_steps
 from fewstep.diffusion.prediction import Condition
 from fewstep.networks.autoencoder import Autoencoder
 from fewstep.networks.text_encoder import TextEncoder
@@ -218,15 +218,13 @@ class TextData(Data):
     ) -> Iterator[Batch]:
         """The batches of steps start, ..., stop - 1: of each the rows of this rank, read by `num_workers` processes."""
         workers = max(1, self.num_workers)
-        shares = [Share(self.walks(rank * workers + w, ranks * workers), start, stop) for w in range(workers)]
-        if self.num_workers:
-            loader = DataLoader(Shares(shares), batch_size=None, num_workers=workers)
-            read: Iterator[list[Row]] = iter(loader)
-        else:
-            read = iter(shares[0])
-        for step in range(start, stop):
-            rows = sorted(chain.from_iterable(islice(read, workers)), key=lambda row: row[0])
-            yield self.finished(rows, step, device)
+
+        def shares(step: int) -> list[Share]:
+            return [Share(self.walks(rank * workers + w, ranks * workers), step, stop) for w in range(workers)]
+
+        read: Iterable[list[Row]] = rows_of_steps(shares, start, stop) if self.num_workers else shares(start)[0]
+        for step, rows in zip(range(start, stop), read, strict=True):
+            yield self.finished(sorted(rows, key=lambda row: row[0]), step, device)
 
     def held_out(self) -> list[Sample]:
         """The samples that figures compare with, in their order."""

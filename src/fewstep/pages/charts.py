@@ -3,7 +3,16 @@
 from collections.abc import Sequence
 
 import panel as pn
-from bokeh.models import ColumnDataSource, DataRange1d, FactorRange, FixedTicker, HoverTool, Legend, LegendItem, NumeralTickFormatter
+from bokeh.models import (
+    ColumnDataSource,
+    DataRange1d,
+    FactorRange,
+    FixedTicker,
+    HoverTool,
+    Legend,
+    LegendItem,
+    NumeralTickFormatter,
+)
 from bokeh.plotting import figure
 
 from fewstep.pages.questions import Line, Lines
@@ -84,7 +93,14 @@ class Chart:
             items.append(LegendItem(label=line.label, renderers=renderers))
         chart.add_tools(HoverTool(tooltips=[("", "@label"), (self.x, "@x"), (self.y, "@y{0.[0000]}")]))
         if 1 < len(items) <= MOST_IN_LEGEND:
-            legend = Legend(items=items, click_policy="hide", orientation="horizontal", ncols=3, border_line_color=None, location="left")
+            legend = Legend(
+                items=items,
+                click_policy="hide",
+                orientation="horizontal",
+                ncols=3,
+                border_line_color=None,
+                location="left",
+            )
             legend.update(label_text_font_size="11px", label_text_color=SOFT, spacing=2, padding=0, margin=4)
             legend.update(glyph_width=16, label_text_font=FONT, background_fill_alpha=0)
             chart.add_layout(legend, "above")

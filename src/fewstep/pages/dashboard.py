@@ -1,6 +1,6 @@
 """The page of `fewstep dashboard --local`: panels by question, from the files below outputs/, live."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 
 import panel as pn
@@ -11,6 +11,7 @@ from fewstep.pages import questions
 from fewstep.pages.charts import Chart
 from fewstep.pages.questions import FIGURES, LESS_IS_BETTER, Chosen
 from fewstep.pages.runs import TRAINED, Outputs, Run, View
+from fewstep.pages.serving import STYLE
 from fewstep.pages.tables import costs_table, runs_table, settings_table
 from fewstep.tracking.names import GRADIENT_NORM, IMAGES_PER_SECOND, LEARNING_RATE, LOSS, SAMPLE_FID, SAMPLE_STATISTICS
 
@@ -22,19 +23,10 @@ COLUMNS = {
     "images per second": IMAGES_PER_SECOND,
     "FID of the snapshots": SAMPLE_FID,
 }
-HEADER = Markup('<h1>fewstep dashboard</h1><p>{folder}: experiments and sweeps, {count} of them, read at {now}{note}</p>')
-SECTION = Markup('<h2>{title}</h2><p>{caption}</p>')
-TITLE_STYLE = """
-:host { margin: 0 !important; }
-h1 { font-size: 1.7rem; line-height: 1.25; margin: 0; letter-spacing: -.012em; }
-h2 { font-size: 1.25rem; margin: 0; } h3 { font-size: .95rem; font-weight: 600; margin: .2rem 0 0; }
-p { margin: .1rem 0 0; font-size: .92rem; color: var(--soft); max-width: 62em; }
-"""
-CARD_STYLE = """
-:host { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 1rem 1.2rem 1.1rem;
-  box-sizing: border-box; margin: 0 0 18px 0 !important; }
-"""
-SELECT_STYLE = ":host { font-size: .95rem; margin: 0 !important; } .bk-input { border-radius: 6px; }"
+HEADER = Markup(
+    "<h1>fewstep dashboard</h1><p>{folder}: experiments and sweeps, {count} of them, read at {now}{note}</p>"
+)
+SECTION = Markup("<h2>{title}</h2><p>{caption}</p>")
 
 
 class Section:
@@ -42,14 +34,26 @@ class Section:
 
     def __init__(self, title: str, caption: str, *above: Viewable) -> None:
         heading = pn.pane.HTML(
-            str(SECTION.format(title=title, caption=caption)), stylesheets=[TITLE_STYLE], sizing_mode="stretch_width"
+            str(SECTION.format(title=title, caption=caption)),
+            stylesheets=[STYLE],
+            css_classes=["flush"],
+            sizing_mode="stretch_width",
         )
         self.charts = pn.FlexBox(gap="14px 22px", sizing_mode="stretch_width", margin=(8, 0, 0, 0))
-        self.view = pn.Column(heading, *above, self.charts, stylesheets=[CARD_STYLE], sizing_mode="stretch_width")
+        self.view = pn.Column(
+            heading,
+            *above,
+            self.charts,
+            stylesheets=[STYLE],
+            css_classes=["card", "below"],
+            sizing_mode="stretch_width",
+        )
 
     def add(self, title: str, chart: Chart) -> Chart:
         """Show a chart below the others."""
-        heading = pn.pane.HTML(f"<h3>{title}</h3>", stylesheets=[TITLE_STYLE], sizing_mode="stretch_width")
+        heading = pn.pane.HTML(
+            f"<h3>{title}</h3>", stylesheets=[STYLE], css_classes=["flush"], sizing_mode="stretch_width"
+        )
         chart.pane.link(heading, visible="visible")
         box = pn.Column(heading, chart.pane, styles={"flex": "1 1 400px", "min-width": "0", "max-width": "660px"})
         chart.pane.link(box, visible="visible")
@@ -68,12 +72,12 @@ class DashboardPage:
         self.figure = select("Figure", 180)
         self.w = select("w", 100)
         self.steps = select("Steps", 100)
-        self.header = html(TITLE_STYLE)
+        self.header = html()
         self.alarms, self.runs, self.costs, self.settings = html(), html(), html(), html()
         self.training = Section(
             "Is it training?",
-            "Every stage and rung regresses to its own target, so losses compare inside one chart only. The gap is what "
-            "the loss hides: 0 is a perfect student. Drift: samples less the teacher's from the same noise; 0 is none.",
+            "Every stage and rung regresses to its own target, so losses compare inside one chart only. The gap is "
+            "what the loss hides: 0 is a perfect student. Drift: samples less the teacher's from the same noise; 0 is none.",
             self.alarms,
             self.runs,
         )
@@ -86,13 +90,21 @@ class DashboardPage:
         self.which_w = Section("Which w?", "One student serves all w; here is what each w costs in quality.")
         self.over_w = self.which_w.add("quality over w", Chart("w", "FID", log_y=True))
         self.gap_w = self.which_w.add("gap to the teacher by w", Chart("w", "gap"))
-        self.which_steps = Section("Which steps?", "Quality by steps at the chosen w, and where on the way the error arises.")
+        self.which_steps = Section(
+            "Which steps?", "Quality by steps at the chosen w, and where on the way the error arises."
+        )
         self.over_steps = self.which_steps.add("quality over steps", Chart("steps", "FID", log_x=True, log_y=True))
         self.errors = self.which_steps.add("error of one student step", Chart("t (1 is noise)", "rms error"))
         self.gap_t = self.which_steps.add("gap to the teacher by t", Chart("t (1 is noise)", "gap"))
-        self.what_cost = Section("What did it cost?", "Dashed: what nothing beats at the same evaluations or fewer.", self.costs)
-        self.pareto = self.what_cost.add("quality over evaluations", Chart("evaluations an image", "FID", log_x=True, log_y=True, points=True))
-        self.which_setting = Section("Which setting?", "Jobs of the sweep by what differs, at the chosen figure, w and steps.", self.settings)
+        self.what_cost = Section(
+            "What did it cost?", "Dashed: what nothing beats at the same evaluations or fewer.", self.costs
+        )
+        self.pareto = self.what_cost.add(
+            "quality over evaluations", Chart("evaluations an image", "FID", log_x=True, log_y=True, points=True)
+        )
+        self.which_setting = Section(
+            "Which setting?", "Jobs of the sweep by what differs, at the chosen figure, w and steps.", self.settings
+        )
         self._by_key: dict[str, Chart] = {}
         for widget in (self.choice, self.column, self.figure, self.w, self.steps):
             widget.param.watch(lambda _: self._show(), "value")
@@ -137,7 +149,9 @@ class DashboardPage:
 
     def _offer(self, view: View, rows: Sequence[questions.Row]) -> None:
         """What can be chosen, of what was measured."""
-        figures = {words: name for name, words in FIGURES.items() if any(getattr(row, name) is not None for row in rows)}
+        figures = {
+            words: name for name, words in FIGURES.items() if any(getattr(row, name) is not None for row in rows)
+        }
         objective = view.objective
         offer(self.figure, figures, objective.get("figure") or "fid")
         weights = sorted({row.w for row in rows})
@@ -171,7 +185,10 @@ class DashboardPage:
         self.pareto.show([*points, front] if front.x else [], title)
         self.costs.object = str(costs_table(view))
         self.which_setting.view.visible = view.is_sweep
-        for section, shown in ((self.which_w, (self.over_w, self.gap_w)), (self.which_steps, (self.over_steps, self.errors, self.gap_t))):
+        for section, shown in (
+            (self.which_w, (self.over_w, self.gap_w)),
+            (self.which_steps, (self.over_steps, self.errors, self.gap_t)),
+        ):
             section.view.visible = any(chart.pane.visible for chart in shown)
         if view.is_sweep:
             self.settings.object = str(settings_table(view, rows, chosen))
@@ -185,12 +202,18 @@ class DashboardPage:
 def alarms_of(view: View, found: Sequence[tuple[Run, Sequence[str]]]) -> Markup:
     """What the diagnostics warn of, a line each."""
     line = Markup('<p class="alarm"><b>{}</b> {}</p>')
-    lines = [line.format(f"{run.stage} {run.name}" if view.is_sweep else run.stage, words) for run, all_ in found for words in all_[-3:]]
+    lines = [
+        line.format(f"{run.stage} {run.name}" if view.is_sweep else run.stage, words)
+        for run, all_ in found
+        for words in all_[-3:]
+    ]
     return Markup().join(lines)
 
 
 def select(name: str, width: int, options: list[str] | None = None) -> pn.widgets.Select:
-    return pn.widgets.Select(name=name, options=options or [], width=width, stylesheets=[SELECT_STYLE])
+    return pn.widgets.Select(
+        name=name, options=options or [], width=width, stylesheets=[STYLE], css_classes=["flush", "control"]
+    )
 
 
 def offer(widget: pn.widgets.Select, options: list | dict, wanted: object) -> None:
@@ -202,10 +225,5 @@ def offer(widget: pn.widgets.Select, options: list | dict, wanted: object) -> No
     widget.param.update(options=options, value=value)
 
 
-def html(style: str = "") -> pn.pane.HTML:
-    from fewstep.pages.tables import STYLE
-
-    return pn.pane.HTML("", stylesheets=[style or STYLE], sizing_mode="stretch_width")
-
-
-Refresh = Callable[[], None]
+def html() -> pn.pane.HTML:
+    return pn.pane.HTML("", stylesheets=[STYLE], css_classes=["flush"], sizing_mode="stretch_width")

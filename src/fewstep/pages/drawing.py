@@ -21,7 +21,7 @@ MOST_STEPS = 16  # of a slider, where no rung has more
 TEACHERS_MOST_W = 8.0  # of a slider, for models that were not made for a range of w
 
 
-class Superseded(Exception):  # noqa: N818 (nothing went wrong)
+class Superseded(Exception):
     """What was being drawn is not wanted any more."""
 
 
@@ -141,7 +141,7 @@ class Chain:
         labels = model.condition(every)  # pyright: ignore[reportArgumentType]
         device = next(model.denoiser.parameters()).device
 
-        def denoise_unless(z: torch.Tensor, log_snr: torch.Tensor, label: torch.Tensor, w: torch.Tensor | None):  # noqa: ANN202
+        def denoise_unless(z: torch.Tensor, log_snr: torch.Tensor, label: torch.Tensor, w: torch.Tensor | None):
             if stop():
                 raise Superseded
             return denoise(z, log_snr, label, w)

@@ -1,6 +1,7 @@
 """A worker for a page whose reader moves a slider faster than the work is done: only the newest request counts."""
 
 from collections.abc import Callable
+from functools import partial
 from threading import Condition, Thread
 from typing import Generic, TypeVar
 
@@ -37,13 +38,15 @@ class Newest(Generic[T]):
             self._changed.notify()
 
     def _serve(self) -> None:
-        done = 0
+        number = 0
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._number != done)
+                self._changed.wait_for(partial(self._is_past, number))
                 if self._closed:
                     return
                 number, request = self._number, self._request
             assert request is not None
-            self._work(request, lambda: self._number != number)
-            done = number
+            self._work(request, partial(self._is_past, number))
+
+    def _is_past(self, number: int) -> bool:
+        return self._number != number

@@ -1,4 +1,4 @@
-"""The page of `fewstep play`: sliders for w, steps and seed; the student beside its teacher, redrawn while they move."""
+"""The page of `fewstep play`: sliders for w, steps and seed; student beside teacher, redrawn while they move."""
 
 import base64
 import traceback
@@ -13,6 +13,7 @@ from panel.viewable import Viewable
 from fewstep.checkpoint import ModelCard
 from fewstep.pages.drawing import Asked, Chain, Drawn, Superseded
 from fewstep.pages.newest import Newest
+from fewstep.pages.serving import STYLE
 
 CLASSES_AT_ONCE = 20  # at most so many classes are buttons
 MOST_SEED = 99
@@ -22,45 +23,7 @@ CARD = Markup(
     '<div class="picture-card {kind}{faded}"><h2>{title}</h2><p class="how">{how}</p>'
     '<div class="picture">{picture}</div><p class="time">{time}</p><p class="note">{note}</p></div>'
 )
-HEADER = Markup('<header><h1>{title}</h1><p>{about}</p><p class="path">{path}</p></header>')
-CARDS_STYLE = """
-:host { margin: 0 !important; }
-.picture-card { background: var(--card); border: 1px solid var(--line); border-top: 4px solid var(--kind);
-  border-radius: 10px; padding: 1rem 1.2rem 1.1rem; }
-.student { --kind: var(--student); } .teacher { --kind: var(--teacher); }
-h2 { font-size: 1.2rem; margin: 0; } p { margin: 0; }
-.how, .note { color: var(--soft); font-size: .9rem; min-height: 1.4em; }
-.picture { margin: .8rem 0 .6rem; } .faded .picture img { opacity: .3; }
-.picture img { display: block; width: 100%; height: auto; border-radius: 4px; image-rendering: pixelated; }
-.picture .wait { height: 12rem; display: grid; place-items: center; color: var(--soft); }
-.picture .problem { color: var(--bad); }
-.time { font-size: 1rem; color: var(--soft); font-variant-numeric: tabular-nums; }
-.time b { font-size: 1.7rem; font-weight: 650; letter-spacing: -.01em; margin-right: .4rem; color: var(--ink); }
-.note b { color: var(--good); } .caution { color: var(--warn); }
-"""
-HEADER_STYLE = """
-:host { margin: 0 !important; }
-h1 { font-size: 1.7rem; line-height: 1.25; margin: 0; letter-spacing: -.012em; }
-p { margin: .1rem 0 0; font-size: .95rem; color: var(--soft); }
-p.path { font-size: .85rem; overflow-wrap: anywhere; }
-"""
-CONTROLS_STYLE = """
-:host { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: .7rem 1.1rem 1rem;
-  box-sizing: border-box; margin: 0 !important; }
-"""
-SLIDER_STYLE = """
-:host { font-size: .95rem; }
-.noUi-target { height: 8px; border-radius: 4px; margin: 10px 2px 8px; } .noUi-connect { background: var(--accent) !important; }
-.noUi-handle { width: 20px !important; height: 20px !important; right: -10px !important; top: -7px !important;
-  border-radius: 50% !important; border: 2px solid var(--accent) !important; background: #fff; cursor: grab; }
-"""
-BUTTONS_STYLE = """
-.bk-btn-group { display: grid !important; grid-template-columns: repeat(6, 1fr); gap: 5px; }
-.bk-btn { border-radius: 6px !important; padding: 5px 0 !important; border: 1px solid var(--line) !important;
-  background: var(--page) !important; }
-.bk-btn.bk-active { background: var(--accent) !important; color: #fff !important; border-color: var(--accent) !important;
-  box-shadow: none !important; }
-"""
+HEADER = Markup('<h1>{title}</h1><p>{about}</p><p class="path">{path}</p>')
 
 
 class PlayPage:
@@ -88,13 +51,16 @@ class PlayPage:
         self.seed = pn.widgets.IntSlider(name="Seed", start=0, end=MOST_SEED, value=0)
         self.wanted = wanted_widget(card)
         self.student, self.teacher = (
-            pn.pane.HTML("", stylesheets=[CARDS_STYLE], styles={"flex": "1 1 380px", "max-width": "640px"}) for _ in "ab"
+            pn.pane.HTML(
+                "", stylesheets=[STYLE], css_classes=["flush"], styles={"flex": "1 1 380px", "max-width": "640px"}
+            )
+            for _ in "ab"
         )
         self._teacher_drawn: Drawn | None = None
         self._document = pn.state.curdoc
         self._newest = Newest(self._draw)
         for widget in (self.w, self.steps, self.seed, self.wanted):
-            widget.stylesheets = [*widget.stylesheets, SLIDER_STYLE]
+            widget.param.update(stylesheets=[STYLE], css_classes=["control"])
             widget.param.watch(lambda _: self._ask(), "value")  # not value_throttled: while the slider moves
         self._show(None, None)
         self._ask()
@@ -104,9 +70,11 @@ class PlayPage:
         widgets = (self.w, self.steps, self.seed, self.wanted)
         for widget in widgets:
             widget.sizing_mode = "stretch_width"
-        controls = pn.Column(*widgets, stylesheets=[CONTROLS_STYLE], styles={"flex": "0 1 310px"})
+        controls = pn.Column(*widgets, stylesheets=[STYLE], css_classes=["card"], styles={"flex": "0 1 310px"})
         sides = [self.student, *([self.teacher] if self.chain.teacher else [])]
-        header = pn.pane.HTML(str(header_of(self.chain)), stylesheets=[HEADER_STYLE], sizing_mode="stretch_width")
+        header = pn.pane.HTML(
+            str(header_of(self.chain)), stylesheets=[STYLE], css_classes=["flush"], sizing_mode="stretch_width"
+        )
         return pn.Column(
             header,
             pn.FlexBox(controls, *sides, gap="20px", margin=(18, 0, 0, 0), sizing_mode="stretch_width"),
@@ -179,9 +147,7 @@ def wanted_widget(card: ModelCard) -> pn.widgets.Widget:
     if card.data.num_classes > CLASSES_AT_ONCE:
         return pn.widgets.IntSlider(name="Class", start=0, end=card.data.num_classes - 1, value=0)
     options = {EVERY: EVERY, **{str(label): label for label in range(card.data.num_classes)}}
-    return pn.widgets.RadioButtonGroup(
-        name="Class", options=options, value=EVERY, button_type="default", stylesheets=[BUTTONS_STYLE]
-    )
+    return pn.widgets.RadioButtonGroup(name="Class", options=options, value=EVERY, button_type="default")
 
 
 def name_of(card: ModelCard) -> str:
@@ -217,7 +183,9 @@ def card_of(
     steps = f"{drawn.steps} step{'s' * (drawn.steps != 1)}"
     evaluations = f"{drawn.evaluations} evaluation{'s' * (drawn.evaluations != 1)}"
     how = f"{steps}, {evaluations} an image, w = {drawn.w:g} (scale {1 + drawn.w:g}), seed {drawn.seed}"
-    time = Markup("<b>{}</b>for {} images, {} each").format(duration(drawn.seconds), drawn.num, duration(drawn.milliseconds / 1000))
+    time = Markup("<b>{}</b>for {} images, {} each").format(
+        duration(drawn.seconds), drawn.num, duration(drawn.milliseconds / 1000)
+    )
     return CARD.format(
         kind=kind, faded=" faded" if faded else "", title=title, how=how, picture=image, time=time, note=note
     )

@@ -211,5 +211,3 @@ def quality_of(file: Path) -> tuple[list[Row], str]:
 def order(run: Run) -> tuple[int, str]:
     """By stage, in the order of a pipeline."""
     return TRAINED.index(run.stage) if run.stage in TRAINED else len(TRAINED), run.name
-
-

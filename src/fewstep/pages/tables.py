@@ -10,26 +10,13 @@ from fewstep.pages.runs import FINISHED, RUNNING, STOPPED, TRAINED, Run, View
 from fewstep.tracking.names import IMAGES_PER_SECOND, LOSS
 from fewstep.tracking.summary import Row
 
-STYLE = """
-:host { margin: 6px 0 0 0 !important; overflow-x: auto; }
-table { border-collapse: collapse; font-size: .87rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .28rem .7rem; text-align: right; white-space: nowrap; }
-th { font-weight: 600; color: var(--soft); border-bottom: 1px solid var(--line); }
-th.left, td.left { text-align: left; }
-tr + tr td { border-top: 1px solid #eef1f4; }
-.running { color: var(--accent); font-weight: 600; } .finished { color: var(--good); } .stopped { color: var(--warn); }
-.bar { display: inline-block; width: 110px; height: 7px; border-radius: 4px; background: #e3e8ee; vertical-align: middle;
-  margin-right: .5rem; overflow: hidden; }
-.bar i { display: block; height: 100%; background: var(--accent); }
-.alarm { margin: .3rem 0 0; padding: .45rem .8rem; border-radius: 6px; background: #fbe9e7; color: var(--bad);
-  font-size: .92rem; }
-tr.best td { background: #e9f5ee; }
-"""
 STATES = {FINISHED: "finished", RUNNING: "running", STOPPED: "stopped"}
 MOST_ROWS = 60
 
 
-def table(headings: Sequence[str], rows: Sequence[Sequence[object]], *, left: int = 1, best: int | None = None) -> Markup:
+def table(
+    headings: Sequence[str], rows: Sequence[Sequence[object]], *, left: int = 1, best: int | None = None
+) -> Markup:
     """A table whose first `left` columns are text; row number `best` stands out."""
     head = Markup().join(
         Markup('<th class="{}">{}</th>').format("left" if n < left else "", text) for n, text in enumerate(headings)
@@ -40,7 +27,9 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[object]], *, left: in
             Markup('<td class="{}">{}</td>').format("left" if n < left else "", cell) for n, cell in enumerate(row)
         )
         lines.append(Markup('<tr class="{}">{}</tr>').format("best" if number == best else "", cells))
-    return Markup("<table><thead><tr>{}</tr></thead><tbody>{}</tbody></table>").format(head, Markup().join(lines))
+    return Markup('<div class="scroll"><table><thead><tr>{}</tr></thead><tbody>{}</tbody></table></div>').format(
+        head, Markup().join(lines)
+    )
 
 
 def runs_table(view: View) -> Markup:
@@ -86,7 +75,9 @@ def costs_table(view: View) -> Markup:
             continue
         images, seconds = sum(run.images for run in runs), sum(run.seconds for run in runs)
         rate = images / seconds if seconds else None
-        rows.append((stage, len(runs), f"{images:,.0f}", duration(seconds), number(rate), size(sum(map(bytes_of, runs)))))
+        rows.append(
+            (stage, len(runs), f"{images:,.0f}", duration(seconds), number(rate), size(sum(map(bytes_of, runs))))
+        )
     if not rows:
         return Markup()
     return table(("stage", "runs", "images", "training time", "images/s", "on disk"), rows)
@@ -105,7 +96,8 @@ def settings_table(view: View, rows: Sequence[tuple[Run, Row]], chosen: Chosen) 
     order = sorted(view.swept, key=lambda name: (name not in found, sign * found.get(name, 0.0), name))
     title = f"{FIGURES[chosen.figure]}, {chosen.steps} steps, w = {chosen.w:g}"
     lines = [
-        (*(view.swept[name].get(key, "") for key in keys), number(found.get(name)) or "not judged yet") for name in order
+        (*(view.swept[name].get(key, "") for key in keys), number(found.get(name)) or "not judged yet")
+        for name in order
     ]
     return table((*keys, title), lines[:MOST_ROWS], left=len(keys), best=0 if found else None)
 

@@ -140,9 +140,13 @@ def scaled(
     """
     rows = leg.batch_size // machine.processes
     seconds = machine.shared * measured.seconds_per_update * rows / measured.rows
-    tried = 0 if not measured.seconds_per_snapshot else 1 if leg.rung is not None else leg.snapshot_nfe
-    images = setup.settings.snapshot_images
-    snapshot = measured.seconds_per_snapshot + (leg.snapshot_nfe - tried) * images * per_evaluation
+    untried = leg.snapshot_steps - (measured.seconds_per_snapshot > 0)
+    evaluations = untried * leg.branches * setup.settings.snapshot_images
+    snapshot = measured.seconds_per_snapshot + evaluations * per_evaluation
+    looked = measured.seconds_per_look > 0
+    tried = leg.look_evaluations(1 if leg.rung is not None else leg.look_steps) * looked
+    look = measured.seconds_per_look + (leg.look_evaluations(leg.look_steps) - tried) * per_evaluation
+    watching = (leg.snapshots * snapshot + leg.looks * look) / machine.speed_up
     needed = [footprint.training(leg.stage, n, averaged=leg.averaged) for n in (rows, measured.rows)]
     memory, on_device = measured.memory, measured.device_memory
     if machine.device == "cuda":
@@ -151,10 +155,10 @@ def scaled(
         memory = machine.of_several(memory + needed[0] - needed[1], footprint, leg)
     return Needs(
         name=leg.name,
-        how="measured" if rows == measured.rows and (tried or not leg.snapshots) else "scaled",
+        how="measured" if rows == measured.rows and (looked or not leg.looks) else "scaled",
         memory=memory,
         device_memory=on_device,
-        seconds=measured.seconds_around + leg.updates * seconds + leg.snapshots * snapshot / machine.speed_up,
+        seconds=measured.seconds_around + leg.updates * seconds + watching,
         disk=measured.model_bytes
         + leg.snapshots * measured.picture_bytes
         + KEPT_CHECKPOINTS * measured.checkpoint_bytes * leg.is_first,

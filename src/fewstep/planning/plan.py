@@ -23,12 +23,13 @@ from fewstep.planning.request import STAND_IN, Attempt, Measured, told
 from fewstep.planning.table import show
 from fewstep.planning.work import Grid, Leg, grid_among, grid_of, legs_of
 from fewstep.processes import num_processes
+from fewstep.quality.features import INCEPTION_WEIGHTS
 from fewstep.run import chain_of, check_pipeline, check_stage, is_guided, stage_of
 from fewstep.teachers.imported import is_foreign
 
 GENERATED = ("cifar10", "imagenet64")  # of which generated files have the true shape
 MOST_JUDGED, FEWEST_JUDGED = 2000, 32  # images a cell that evaluation is tried with
-FEW = 64  # reference images where figures are not what is tried
+FEW = 64  # reference images, where figures are not what is tried
 FREE_SHARE = 0.95  # of the free memory, which no trial may exceed
 ROLE_OF = {"teacher": "teacher", "guidance": "guided", "progressive": "progressive", "encoder": "encoder"}
 
@@ -78,6 +79,7 @@ class Planner:
     def forecast(self) -> Forecast:
         """See `plan`."""
         self.use_generated_data()
+        self.use_another_net()
         if self.config.stage.name == "pipeline":
             check_pipeline(self.apart)
         steps = self.steps()
@@ -112,6 +114,17 @@ class Planner:
             self.notes.append(f"{data.root} is not there: tried on generated files, so without the time to read it")
             for config in (self.config, self.apart):
                 config.dataset.root, config.dataset.generated = str(self.folder / data.name), True
+
+    def use_another_net(self) -> None:
+        """Where Inception's weights are not there yet, plan with the small net."""
+        try:
+            Setup.of(self.apart)
+        except ValueError as error:
+            if INCEPTION_WEIGHTS not in str(error):
+                raise
+            self.notes.append(f"{error}; a run stops there. Planned with a small feature net, whose figures are sooner")
+            for config in (self.config, self.apart):
+                config.trainer.features = "patches"
 
     def steps(self) -> list[Step]:
         """The trainings of the settings, each with its parent: a file, the model of the step before, or a stand-in."""
@@ -211,12 +224,12 @@ class Planner:
             rows = room.rows(footprint, leg.stage, share, averaged=leg.averaged)
             if not rows:
                 continue
-            nfe = leg.snapshot_nfe if leg.rung is None else 1
-            fast = room.images(footprint, nfe, settings.snapshot_images) == settings.snapshot_images
-            wanted = bool(leg.snapshots) and fast
+            looked = leg.look_evaluations(1 if leg.rung is not None else leg.look_steps)
+            watched = round(settings.snapshot_images * leg.branches + 2 * looked)
+            fast = room.images(footprint, 1, watched) == watched
             tried_before = [each.stage for each in attempts]
             parent = STAND_IN if step.parent in ROLE_OF and step.parent not in tried_before else step.parent
-            attempts.append(Attempt(leg.stage, self.with_few(step.setup, fast), rows, wanted, parent))
+            attempts.append(Attempt(leg.stage, self.with_few(step.setup, fast), rows, fast, parent))
         if grid is not None and (not steps or (attempts and attempts[-1].stage == "progressive")):
             config = stage_of(self.apart, "evaluate") if steps else self.apart
             setup = steps[-1].setup if steps else Setup.of(self.apart)
@@ -226,7 +239,7 @@ class Planner:
             count = room.images(footprint, 8 if steps else 2 * sum(c.nfe for c in grid.contestants), count)
             if count >= min(FEWEST_JUDGED, grid.plan.num_images):
                 parent = "progressive" if steps else None
-                attempts.append(Attempt("evaluate", plain(config), count, False, parent))
+                attempts.append(Attempt("evaluate", plain(config), count, looks=False, parent=parent))
         return attempts
 
     @staticmethod
@@ -247,9 +260,9 @@ class Planner:
                     f"{name} is too large to be tried here: memory is estimated from shapes, and the time is at least "
                     "that of its matrix products at this machine's full speed"
                 )
-            elif asked[name].rows < step.legs[0].batch_size and not asked[name].snapshots and step.legs[0].snapshots:
+            elif not asked[name].looks:
                 self.notes.append(
-                    f"{name} was tried with {asked[name].rows} images an update and without snapshots, and scaled"
+                    f"{name} was tried with {asked[name].rows} images an update, without snapshots and diagnostics"
                 )
         if grid is not None and "evaluate" not in asked:
             self.notes.append("evaluation was not tried: its time is that of sampling alone, its memory is not known")

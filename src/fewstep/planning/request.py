@@ -19,14 +19,14 @@ class Attempt:
     Args:
         config: its settings, as plain values.
         rows: images per update, or per cell of evaluation's grid, that it is tried with.
-        snapshots: whether one is taken.
+        looks: whether a snapshot is taken, of one step, and diagnostics are.
         parent: the stage tried before whose model is this one's parent, or STAND_IN, or None for that of `config`.
     """
 
     stage: str
     config: dict[str, Any]
     rows: int
-    snapshots: bool
+    looks: bool
     parent: str | None = None
 
 
@@ -37,8 +37,9 @@ class Measured:
     Args:
         rows: see `Attempt`.
         memory: the most bytes that the process held; `device_memory`: allocated on a GPU, where it trained there.
-        seconds_around: of everything but updates and snapshots, or cells: starting, reading, saving.
-        seconds_per_update: in the long run. seconds_per_snapshot: at the stage's own number of steps, a rung's at one.
+        seconds_around: of everything but updates and looks, or cells: starting, reading, saving.
+        seconds_per_update: in the long run. seconds_per_snapshot: of one step. seconds_per_look: of diagnostics,
+            of a rung of one step.
         parameters: of the model it made.
         model_bytes, checkpoint_bytes, picture_bytes: of the files it wrote.
         seconds_per_evaluation: of one image, by the role of a model; seconds_per_cell: of judging one cell of the grid,
@@ -52,6 +53,7 @@ class Measured:
     seconds_around: float
     seconds_per_update: float = 0.0
     seconds_per_snapshot: float = 0.0
+    seconds_per_look: float = 0.0
     parameters: int = 0
     model_bytes: int = 0
     checkpoint_bytes: int = 0

@@ -99,7 +99,7 @@ def size(count: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """"8.4 ms", "35 s", "7 min 20 s", "3 h 5 min", "12 days"."""
+    """ "8.4 ms", "35 s", "7 min 20 s", "3 h 5 min", "12 days"."""
     if seconds < 1:
         return f"{1000 * seconds:.3g} ms"
     if seconds < 60:

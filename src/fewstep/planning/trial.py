@@ -8,19 +8,20 @@ import json
 import sys
 from collections import defaultdict
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 from time import perf_counter
 from typing import Any
 
 from omegaconf import OmegaConf
 
+from fewstep import run
 from fewstep.checkpoint import ModelCard, load_model, save_model
 from fewstep.cli import guarded
 from fewstep.compose import Setup
+from fewstep.diagnostics import Diagnostics
 from fewstep.folder import LAST, MODEL, QUALITY
 from fewstep.machine import device_peak, forget_peaks, peak_memory
 from fewstep.planning.request import STAND_IN, Attempt, Measured, asked, tell
-from fewstep.run import TWO_STUDENT, run_evaluate, run_guidance, run_ladder, run_teacher
 from fewstep.snapshots import Snapshots
 from fewstep.tracking.metrics_file import FILE, read_metrics
 from fewstep.tracking.names import IMAGES_PER_SECOND
@@ -33,12 +34,14 @@ LADDER = [2, 1]  # a rung of any number of steps trains alike, and this one is s
 STAND_IN_W = 4.0
 ALONE = {"devices": 1, "num_nodes": 1, "strategy": "auto", "checkpoint_seconds": 1e9}
 
-snapshot_seconds: list[float] = []
+spent: dict[str, list[float]] = defaultdict(list)  # seconds of each snapshot and of each look of diagnostics
 
 
 def main(folder: Path) -> None:
     """Try the stages that are asked for."""
-    watch_snapshots()
+    run.SNAPSHOT_STEPS = 1  # of which the memory is that of any number
+    time_of(Snapshots, "take")
+    time_of(Diagnostics, "look")
     made: dict[str, Path] = {}
     for attempt in asked(folder):
         config = copy.deepcopy(attempt.config) | {"outputs": str(folder / "outputs")}
@@ -55,22 +58,22 @@ def main(folder: Path) -> None:
             tell(folder, measured)
 
 
-def watch_snapshots() -> None:
-    """Let this process, which does nothing else, note how long each snapshot takes."""
-    take = Snapshots.take
+def time_of(watcher: type[Snapshots | Diagnostics], name: str) -> None:
+    """Let this process, which does nothing else, note how long each of these takes."""
+    method = getattr(watcher, name)
 
-    def timed(self: Snapshots, *given: Any) -> None:
+    def timed(self: Snapshots | Diagnostics, *given: Any) -> None:
         start = perf_counter()
-        take(self, *given)
-        snapshot_seconds.append(perf_counter() - start)
+        method(self, *given)
+        spent[name].append(perf_counter() - start)
 
-    Snapshots.take = timed
+    setattr(watcher, name, timed)
 
 
 def stand_in(config: dict[str, Any], folder: Path) -> Path:
     """A parent of the kind that the stage needs, with the weights that a network begins with."""
     stage = config["stage"]
-    is_teacher = stage["name"] == "guidance" or stage.get("variant") == TWO_STUDENT
+    is_teacher = stage["name"] == "guidance" or stage.get("variant") == run.TWO_STUDENT
     setup = Setup.of(OmegaConf.create(config))
     denoiser = setup.network(guidance_input=not is_teacher)
     card = ModelCard(
@@ -92,12 +95,12 @@ def stand_in(config: dict[str, Any], folder: Path) -> Path:
 
 def trained(attempt: Attempt, config: dict[str, Any]) -> tuple[Measured, Path]:
     """Train for a few updates, then for as many as there is time for; what that took, and the model."""
-    seconds = run_for(attempt, config, "first", FIRST, snapshots=0)[1]
+    seconds = run_for(attempt, config, "first", FIRST, looks=0)[1]
     updates = round(min(max(SECONDS / seconds, FIRST), MOST))
-    snapshot_seconds.clear()
+    spent.clear()
     start = perf_counter()
-    model, seconds = run_for(attempt, config, "second", updates, snapshots=int(attempt.snapshots))
-    around = perf_counter() - start - updates * seconds - sum(snapshot_seconds)
+    model, seconds = run_for(attempt, config, "second", updates, looks=int(attempt.looks))
+    around = perf_counter() - start - updates * seconds - sum(map(sum, spent.values()))
     memory, on_device = peak_memory(), device_peak()
     sizes: dict[str, int] = defaultdict(int)
     for file in model.parent.rglob("*"):
@@ -110,7 +113,8 @@ def trained(attempt: Attempt, config: dict[str, Any]) -> tuple[Measured, Path]:
         device_memory=on_device,
         seconds_around=max(0.0, around),
         seconds_per_update=seconds,
-        seconds_per_snapshot=sum(snapshot_seconds),
+        seconds_per_snapshot=mean(spent["take"] or [0.0]),
+        seconds_per_look=mean(spent["look"] or [0.0]),
         parameters=sum(parameter.numel() for parameter in load_model(model)[0].parameters()),
         model_bytes=sizes[".safetensors"],
         checkpoint_bytes=sizes[LAST],
@@ -119,27 +123,26 @@ def trained(attempt: Attempt, config: dict[str, Any]) -> tuple[Measured, Path]:
     return measured, model
 
 
-def run_for(
-    attempt: Attempt, config: dict[str, Any], name: str, updates: int, *, snapshots: int
-) -> tuple[Path, float]:
+def run_for(attempt: Attempt, config: dict[str, Any], name: str, updates: int, *, looks: int) -> tuple[Path, float]:
     """Run the stage for so many updates; give its model and the seconds of an update."""
     own, images = copy.deepcopy(config), updates * attempt.rows
     own["name"] = name
     own["stage"]["training"] |= {"images": images, "batch_size": attempt.rows, "warmup_images": 0}
     own["trainer"] |= {
         "max_images": images,
-        "snapshots": snapshots,
+        "snapshots": looks,
+        "diagnostics": looks,
         "log_every_images": max(1, updates // READINGS) * attempt.rows,
     }
     if "ladder" in own["stage"]:
         own["stage"] |= {"ladder": LADDER, "few_steps_factor": 1.0}
     match attempt.stage:
         case "teacher":
-            model = run_teacher(OmegaConf.create(own))
+            model = run.run_teacher(OmegaConf.create(own))
         case "guidance":
-            model = run_guidance(OmegaConf.create(own))
+            model = run.run_guidance(OmegaConf.create(own))
         case _:
-            model = run_ladder(OmegaConf.create(own))[0]
+            model = run.run_ladder(OmegaConf.create(own))[0]
     rates = [row[IMAGES_PER_SECOND] for row in read_metrics(model.with_name(FILE)) if IMAGES_PER_SECOND in row]
     return model, attempt.rows / median(rates[1:] or rates)
 
@@ -149,7 +152,7 @@ def evaluated(attempt: Attempt, config: dict[str, Any]) -> Measured:
     plan = config["stage"]
     plan |= {"num_images": attempt.rows, "w": plan["w"][:1], "teacher_steps": [1], "guided_steps": [1], "baselines": []}
     start = perf_counter()
-    run_evaluate(OmegaConf.create(config | {"name": "trial"}))
+    run.run_evaluate(OmegaConf.create(config | {"name": "trial"}))
     seconds = perf_counter() - start
     folder = Path(config["outputs"], config["dataset"]["name"], "evaluate", "trial")
     cells = json.loads((folder / QUALITY).read_text())

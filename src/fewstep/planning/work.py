@@ -5,6 +5,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from fewstep.compose import Setup
+from fewstep.diagnostics.probe import NUM_EXAMPLES, NUM_SAMPLES
+from fewstep.diagnostics.steps import COMPARED, MOST_STEPS, steps_of
 from fewstep.quality.grid import Contender, Plan
 from fewstep.run import SNAPSHOT_STEPS, TWO_STUDENT
 
@@ -15,7 +17,8 @@ class Leg:
 
     Args:
         images, updates: of its budget; batch_size: over all processes.
-        snapshots: how many; snapshot_nfe: evaluations of one image of them.
+        snapshots: how many; branches: evaluations a step and image of them; snapshot_steps.
+        looks: of diagnostics; look_steps: of the paths that they follow.
         averaged: whether it keeps an average of its weights.
         is_first: of its run folder.
     """
@@ -26,13 +29,21 @@ class Leg:
     batch_size: int
     updates: int
     snapshots: int
-    snapshot_nfe: int
+    snapshot_steps: int
+    branches: int
+    looks: int
+    look_steps: int
     averaged: bool
     is_first: bool = True
 
     @property
     def name(self) -> str:
         return self.stage if self.rung is None else f"{self.stage} {self.rung}"
+
+    def look_evaluations(self, steps: int) -> float:
+        """Evaluations of one image each of a look that follows paths of so many steps; the teacher's path is one for all."""
+        walked = steps * (NUM_SAMPLES + 2 * COMPARED + 2 * NUM_SAMPLES / max(1, self.looks))
+        return 3 * NUM_EXAMPLES + walked
 
 
 @dataclass(frozen=True)
@@ -89,7 +100,10 @@ def legs_of(setup: Setup) -> list[Leg]:
             batch_size=training.batch_size,
             updates=training.num_steps,
             snapshots=0 if stage.name == "encoder" else min(setup.settings.snapshots, training.num_steps),
-            snapshot_nfe=branches * (rung or SNAPSHOT_STEPS),
+            snapshot_steps=rung or SNAPSHOT_STEPS,
+            branches=branches,
+            looks=looks + 1 if (looks := setup.settings.diagnostics) else 0,
+            look_steps=steps_of(rung) if rung is not None and stage.name == "progressive" else MOST_STEPS,
             averaged=training.ema_decay > 0,
         )
         legs.append(replace(leg, is_first=not legs))

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import chain
+from math import prod
 from typing import Any
 
 import torch
@@ -17,10 +18,11 @@ from fewstep.diffusion.mixture import GaussianMixture
 from fewstep.diffusion.prediction import Condition, Denoise
 from fewstep.diffusion.sampler import SAMPLERS, integrate, sample
 from fewstep.diffusion.schedule import Schedule
+from fewstep.processes import agreed, gathered, num_processes, part_of, summed
 from fewstep.quality.baselines import SOLVERS, sample_with
 from fewstep.quality.features import FeatureNet
 from fewstep.quality.images import Judged, as_judged
-from fewstep.quality.metrics import figures_of
+from fewstep.quality.metrics import Figures, figures_of
 from fewstep.quality.protocol import Protocol
 from fewstep.quality.statistics import Known, Seen
 from fewstep.seeds import fresh_noise, starting_noise
@@ -151,35 +153,46 @@ def quality_grid(
     """Yield the cells, w by w; the first contender at its first steps is what the others' same_noise_rmse refers to.
 
     Samples are judged batch by batch as they come. In memory are the noise, the first contender's samples, and a cell's
-    images as pixels and as features.
+    images as pixels and as features. Of several processes each makes its share of the images, and all get the rows.
 
     Args:
         labels: what is asked for, one per image. decode: makes images of samples.
-        show: is given each cell's samples as they are judged, and their classes (0 for prompts).
+        show: is given each cell's samples as they are judged, and their classes (0 for prompts); on the first process.
+
+    Raises:
+        ValueError: fewer images than processes.
     """
+    if plan.num_images < num_processes():
+        raise ValueError(
+            f"each process makes a share of the images, got num_images={plan.num_images} for {num_processes()} of them"
+        )
     classes = torch.zeros(len(labels), dtype=torch.long) if labels.is_floating_point() else labels
-    noise = starting_noise(plan.seed, 0, plan.num_images, facts.shape)
-    parts = [
-        slice(start, min(start + plan.batch_size, plan.num_images))
-        for start in range(0, plan.num_images, plan.batch_size)
-    ]
+    own = part_of(plan.num_images)
+    noise = starting_noise(plan.seed, own.start, own.stop - own.start, facts.shape)
+    wanted = labels[own]
+    parts = [slice(start, min(start + plan.batch_size, len(noise))) for start in range(0, len(noise), plan.batch_size)]
 
     def draw(contender: Contender, steps: int, w: float, part: slice) -> Float[Tensor, "count *shape"]:
-        z, label = noise[part].to(device), labels[part].to(device)
+        z, label = noise[part].to(device), wanted[part].to(device)
         weight = torch.full((len(z),), float(w), device=device)
         if contender.sampler in SOLVERS:
             draw_with = partial(sample_with, contender.sampler)
         else:
-            fresh = fresh_noise(plan.seed, part.start, len(z), facts.shape)
+            fresh = fresh_noise(plan.seed, own.start + part.start, len(z), facts.shape)
             draw_with = partial(sample, sampler=SAMPLERS[contender.sampler], fresh=fresh)
         x = draw_with(contender.denoise, z, schedule=contender.schedule, num_steps=steps, label=label, w=weight)
         return x.cpu().clamp_(facts.low, facts.high)  # on the CPU it waits for the device
+
+    def judged(contender: Contender, steps: int, w: float, images: Judged, seen: Seen) -> tuple[Figures, float | None]:
+        show(contender, steps, w, images, classes)
+        found = figures_of(seen, classes, known, net.num_classes, kid=facts.text is not None)
+        return found, None if clip_score is None else clip_score(images)
 
     for w in plan.w:
         base: list[Tensor] = []  # what the first contender made, part by part
         solution = None
         if exact is not None:
-            solution = exact_samples(exact, contenders[0].schedule, noise, labels, w).clamp(facts.low, facts.high)
+            solution = exact_samples(exact, contenders[0].schedule, noise, wanted, w).clamp(facts.low, facts.high)
         for contender in contenders:
             draw(contender, 1, w, parts[0])  # warm up, so that rates are those of long runs
             for steps in contender.steps:
@@ -196,25 +209,24 @@ def quality_grid(
                     cell.square += square(x, base[number])
                     if solution is not None and cell.exact_square is not None:
                         cell.exact_square += square(x, solution[part])
-                images, values = torch.cat(cell.images), noise.numel()
-                show(contender, steps, w, images, classes)
-                figures = figures_of(
-                    Seen.joined(cell.seen), classes, known, net.num_classes, kid=facts.text is not None
-                )
+                images, seen = cell.everyones()
+                values = plan.num_images * prod(facts.shape)
+
+                found, fits = agreed(partial(judged, contender, steps, w, images, seen))
                 yield Row(
                     model=contender.model,
                     sampler=contender.sampler_name,
                     steps=steps,
                     nfe=steps * contender.evaluations,
                     w=float(w),
-                    **asdict(figures),
+                    **asdict(found),
                     same_noise_rmse=(cell.square / values) ** 0.5,
                     exact_rmse=None if cell.exact_square is None else (cell.exact_square / values) ** 0.5,
                     images_per_second=plan.num_images / cell.seconds,
                     num_images=plan.num_images,
                     seed=plan.seed,
                     protocol=protocol.id,
-                    clip_score=None if clip_score is None else clip_score(images),
+                    clip_score=fits,
                 )
 
 
@@ -233,6 +245,15 @@ class Cell:
     seconds: float = 0.0
     images: list[Judged] = field(default_factory=list)
     seen: list[Seen] = field(default_factory=list)
+
+    def everyones(self) -> tuple[Judged, Seen]:
+        """The images of all processes, in order, and what was seen of them; sums and seconds become those of all."""
+        features, logits = Seen.joined(self.seen)
+        self.square = float(summed(torch.tensor(self.square, dtype=torch.float64)))
+        if self.exact_square is not None:
+            self.exact_square = float(summed(torch.tensor(self.exact_square, dtype=torch.float64)))
+        self.seconds = float(gathered(torch.tensor([self.seconds])).max())
+        return gathered(torch.cat(self.images)), Seen(gathered(features), gathered(logits))
 
 
 def exact_samples(

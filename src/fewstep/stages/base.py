@@ -45,7 +45,9 @@ class Regression(NamedTuple):
 
 
 class NonFiniteLossError(ValueError):
-    """The loss or its gradient became infinite or NaN."""
+    """The loss or its gradient became infinite or NaN, at `step`."""
+
+    step: int = 0
 
 
 @dataclass
@@ -263,10 +265,12 @@ class Stage(lightning.LightningModule):
         worst = int(error.nan_to_num(nan=inf).argmax())
         place = f"t = {float(t[worst]):.4f}" + (f", w = {float(w[worst]):.4f}" if w is not None else "")
         norm = "" if bad.gradient_norm is None else f" (gradient norm {float(bad.gradient_norm)})"
-        raise NonFiniteLossError(
+        refusal = NonFiniteLossError(
             f"the loss must stay finite, got {float(error[worst])}{norm} in stage {self.name} at step {bad.step}, "
             f"{place}; lower stage.training.learning_rate (now {self.training_plan.learning_rate:g})"
         )
+        refusal.step = bad.step
+        raise refusal
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer = torch.optim.AdamW(

@@ -23,6 +23,7 @@ from fewstep.sweeps.status import FINISHED, Objective, Outcome, folder_of, is_do
 from fewstep.sweeps.sweep import SWEEPS, describe, held, placed
 
 BASIC = "hydra._internal.core_plugins.basic_launcher"
+WORDS = {"teacher": "the teacher", "guidance": "the guided student"}
 SUBMITIT = "hydra_plugins.hydra_submitit_launcher"
 
 
@@ -57,6 +58,22 @@ class Hydra:
         """The name of the preset, if there is one."""
         return self.config.hydra.runtime.choices.get("sweeps")
 
+    def require_one_preset(self, line: Line) -> None:
+        """Refuse two presets at once, and a preset for a stage by itself.
+
+        Raises:
+            ValueError: says what to write.
+        """
+        if "sweeps" in line.swept:
+            raise ValueError(
+                f"one preset at a time, got {', '.join(line.swept['sweeps'])}; give each a line of its own"
+            )
+        if self.preset is not None and self.config.stage.name != "pipeline":
+            raise ValueError(
+                f"sweeps={self.preset} sweeps over whole pipelines, got stage={self.config.stage.name}; leave stage= "
+                "away, or sweep over a stage by --multirun KEY=VALUES"
+            )
+
     def folder(self, line: Line) -> Path:
         """Where the sweep lives: by the name that it was given, else by its question and what is fixed."""
         question = self.preset or str(self.config.hydra.runtime.choices.get("stage"))
@@ -89,6 +106,7 @@ def sweep_grid(hydra: Hydra, arguments: Sequence[str], objective: Objective, at_
         SystemExit: with status 1: a job failed.
     """
     line = hydra.line(arguments)
+    hydra.require_one_preset(line)
     folder = hydra.folder(line)
     jobs, configs = placed(line.jobs(), hydra.compose, folder, elsewhere="slurm" in hydra.target.lower())
     steps = planned(jobs, configs, folder)
@@ -121,9 +139,9 @@ def show_plan(folder: Path, steps: Sequence[Step]) -> None:
     """Print what would be trained, and train nothing."""
     for step in steps:
         children = sum(step.job.name in other.after for other in steps)
-        print(f"{step.job.name}: {f'the {step.until} of {children}, trained once' if step.until else 'a job'}")
+        print(f"{step.job.name}: {f'{WORDS[step.until]} of {children} jobs, trained once' if step.until else 'a job'}")
     jobs = sum(step.until is None for step in steps)
-    print(f"sweep: {folder}: {jobs} jobs, {len(steps) - jobs} shared parents; plan=true with one job's settings says more")
+    print(f"sweep: {folder}: {jobs} jobs, {len(steps) - jobs} shared parents")
 
 
 def result_of(returned: JobReturn) -> Result:

@@ -111,7 +111,8 @@ def name_of(values: Mapping[str, str]) -> str:
 
 
 def plain_value(value: str) -> str:
-    """A value without what a folder's name cannot have: [16,8,4] is 16-8-4, {width: 64} is width-64."""
+    """A value without what a folder's name cannot have: [16,8,4] is 16-8-4, {width: 64} is width-64, ${a.b} is b."""
+    value = re.sub(r"\$\{(?:[^{}]*\.)?([^{}.]+)\}", r"\1", value)
     return re.sub(r"[,:/]+", "-", re.sub(r"[\s\[\]{}'\"]", "", value))
 
 

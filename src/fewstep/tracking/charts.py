@@ -144,8 +144,10 @@ def shades(rungs: Sequence[int | None], colour: str) -> dict[int | None, str]:
 
 
 @matplotlib.rc_context(STYLE)
-def student_lines(lines: Sequence[Line], colour: Mapping[int | None, str], x: str, y: str) -> Markup:
-    """A line per rung over `x`, one point where there is no more; `y` is logarithmic where it is above 0 throughout."""
+def student_lines(
+    lines: Sequence[Line], colour: Mapping[int | None, str], x: str, y: str, *, log: bool = True
+) -> Markup:
+    """A line per rung over `x`; `y` is logarithmic if so wanted and above 0 throughout."""
     figure, axes = _axes()
     for line in lines:
         dots = {"marker": "o", "ms": 3.5} if len(line.x) <= 16 else {}
@@ -153,7 +155,7 @@ def student_lines(lines: Sequence[Line], colour: Mapping[int | None, str], x: st
     _label(axes, x, y)
     axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.xaxis.set_major_formatter(FuncFormatter(_short))
-    if all(value > 0 for line in lines for value in line.y):
+    if log and all(value > 0 for line in lines for value in line.y):
         _log_y(axes)
     return _svg(figure, f"{y} over {x}")
 

@@ -34,7 +34,9 @@ LAST = "evaluate"  # what W&B calls the job that leaves the quality table
 SCATTER, LINES = "wandb/scatter/v0", "wandb/line/v0"  # W&B's own charts of a table
 
 
-def workspace(project: str, entity: str, *, sweep: str | None, outputs: str | None, swept: Sequence[str]) -> "ws.Workspace":
+def workspace(
+    project: str, entity: str, *, sweep: str | None, outputs: str | None, swept: Sequence[str]
+) -> "ws.Workspace":
     """A workspace that is not saved yet.
 
     Args:
@@ -147,7 +149,9 @@ STAGES = ("teacher", "guidance", "progressive", "evaluate")
 def section(name: str, *panels: Any) -> "ws.Section":
     import wandb_workspaces.workspaces as ws
 
-    return ws.Section(name=name, panels=list(panels), is_open=True, layout_settings=ws.SectionLayoutSettings(columns=3, rows=4))
+    return ws.Section(
+        name=name, panels=list(panels), is_open=True, layout_settings=ws.SectionLayoutSettings(columns=3, rows=4)
+    )
 
 
 def over_images(title: str, metric: str, *, log_y: bool = False) -> "LinePlot":

@@ -1,0 +1,44 @@
+"""fewstep collect: what a sweep has found."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def collect(
+    sweep: Annotated[Path, typer.Argument(metavar="SWEEP", help="A sweep's folder: outputs/sweeps/NAME.")],
+    figure: Annotated[str | None, typer.Option(help="What counts; default: the sweep's own, fid.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Of the student that counts; default: the sweep's own, 4.")] = None,
+    w: Annotated[float | None, typer.Option(help="At one guidance weight; default: mean over all.")] = None,
+    wandb: Annotated[
+        bool, typer.Option("--wandb", help="A table and the best figure in Weights & Biases too.")
+    ] = False,
+) -> None:
+    """Make one table of a sweep: results.csv, collect.html, mean and deviation over seeds, best first.
+
+    Example: fewstep collect outputs/sweeps/guidance_range
+    """
+    from fewstep.sweeps.collect import write_csv, write_page
+    from fewstep.sweeps.results import FIGURES, collected, table
+    from fewstep.sweeps.status import Objective
+    from fewstep.sweeps.sweep import described
+
+    if figure is not None and figure not in FIGURES:
+        raise ValueError(f"--figure must be one of {', '.join(FIGURES)}, got {figure}")
+    own = Objective(**described(sweep)["objective"])
+    goal = Objective(figure or own.figure, own.steps if steps is None else steps, own.w if w is None else w)
+    found = collected(sweep, goal)
+    for setting in found.settings:
+        spread = setting.objective(goal)
+        deviation = "" if spread is None or spread.std is None else f" ± {spread.std:.2g} over {spread.count} seeds"
+        typer.echo(f"{setting.name}: {'no such figure' if spread is None else f'{spread.mean:.4g}{deviation}'}")
+    if found.missing:
+        typer.echo(f"without figures yet: {'; '.join(found.missing)}")
+    typer.echo(f"{write_csv(found)}, {write_page(found)} ({goal})")
+    if wandb:
+        from fewstep.tracking.wandb_sweep import upload
+
+        best = found.settings[0].objective(goal)
+        summary = {} if best is None else {"best": found.settings[0].name, str(goal): best.mean}
+        typer.echo(upload(sweep, table(found), summary))

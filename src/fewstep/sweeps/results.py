@@ -1,0 +1,194 @@
+"""A sweep's figures: the jobs of one setting together over their seeds, best first, and what is worth its cost."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from fewstep.folder import QUALITY
+from fewstep.sweeps.status import Objective
+from fewstep.sweeps.sweep import described
+from fewstep.tracking.summary import Row, read_rows
+
+SEED = "seed"
+FIGURES = ("fid", "inception_score", "precision", "recall", "accuracy", "diversity", "kid", "clip_score", "exact_rmse")
+Cell = tuple[str, str, int, int]
+"""Model, sampler, steps and evaluations of a row."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """One finished job: what differs, and the rows of its quality.json."""
+
+    job: str
+    values: Mapping[str, str]
+    rows: Sequence[Row]
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Mean and standard deviation over seeds; of one seed there is no deviation."""
+
+    mean: float
+    std: float | None
+    count: int
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> "Spread":
+        return cls(mean(values), stdev(values) if len(values) > 1 else None, len(values))
+
+
+@dataclass(frozen=True)
+class Setting:
+    """The jobs that differ in their seed alone."""
+
+    values: Mapping[str, str]
+    results: Sequence[Result]
+
+    @property
+    def name(self) -> str:
+        return ", ".join(f"{key} = {value}" for key, value in self.values.items()) or "all jobs"
+
+    @property
+    def cells(self) -> list[Cell]:
+        """Models, samplers and steps in the order of the tables."""
+        return list(dict.fromkeys(cell_of(row) for result in self.results for row in result.rows))
+
+    def spread(self, cell: Cell, figure: str = "fid", w: float | None = None) -> Spread | None:
+        """A figure over the seeds, at one w or as mean over w; None where no job has it."""
+        each = []
+        for result in self.results:
+            rows = [row for row in result.rows if cell_of(row) == cell and (w is None or row.w == w)]
+            values = [value for row in rows if (value := getattr(row, figure)) is not None]
+            each += [mean(values)] if values else []
+        return Spread.of(each) if each else None
+
+    def objective(self, objective: Objective) -> Spread | None:
+        """The figure by which settings are compared."""
+        cells = [cell for cell in self.cells if cell[0] == "progressive" and cell[2] == objective.steps]
+        return self.spread(cells[0], objective.figure, objective.w) if cells else None
+
+
+@dataclass(frozen=True)
+class Collected:
+    """A sweep's settings, best first, and the jobs that have no figures yet."""
+
+    folder: Path
+    objective: Objective
+    protocol: str
+    settings: Sequence[Setting]
+    missing: Sequence[str]
+
+    @property
+    def keys(self) -> list[str]:
+        """What differs, the seed aside."""
+        return list(dict.fromkeys(key for setting in self.settings for key in setting.values))
+
+    @property
+    def weights(self) -> list[float]:
+        return sorted({row.w for setting in self.settings for result in setting.results for row in result.rows})
+
+
+@dataclass(frozen=True)
+class Point:
+    """A model in the plane of quality against cost."""
+
+    setting: Setting
+    cell: Cell
+    fid: Spread
+
+    @property
+    def nfe(self) -> int:
+        return self.cell[3]
+
+
+def collected(folder: Path, objective: Objective | None = None) -> Collected:
+    """Read what a sweep has so far.
+
+    Args:
+        objective: None is the sweep's own.
+
+    Raises:
+        ValueError: it is no sweep's folder, nothing is finished, or its jobs were not judged alike.
+    """
+    about = described(folder)
+    goal = objective or Objective(**about["objective"])
+    results, missing = [], []
+    for job, values in about["jobs"].items():
+        files = sorted(folder.glob(f"*/*/{job}/{QUALITY}"))
+        if files:
+            results.append(Result(job, values, read_rows(files[0])))
+        else:
+            missing.append(job)
+    if not results:
+        raise ValueError(f"no job of {folder} has figures yet; the sweep's own line goes on with it")
+    by_protocol: dict[str, list[str]] = {}
+    for result in results:
+        by_protocol.setdefault(result.rows[0].protocol, []).append(result.job)
+    if len(by_protocol) > 1:
+        ways = "; ".join(f"{protocol}: {jobs[0]} and {len(jobs) - 1} more" for protocol, jobs in by_protocol.items())
+        raise ValueError(
+            f"the jobs of {folder} were judged in {len(by_protocol)} ways, which share no table ({ways}); sweep over one "
+            "data set and one stage.evaluate at a time"
+        )
+    settings = grouped(results)
+    sign = 1 if goal.less_is_better else -1
+
+    def key(setting: Setting) -> tuple[bool, float]:
+        spread = setting.objective(goal)
+        return (spread is None, sign * (spread.mean if spread else 0.0))
+
+    return Collected(folder, goal, next(iter(by_protocol)), sorted(settings, key=key), missing)
+
+
+def grouped(results: Iterable[Result]) -> list[Setting]:
+    """The results by all that differs but the seed."""
+    found: dict[tuple[tuple[str, str], ...], list[Result]] = {}
+    for result in results:
+        own = tuple((key, value) for key, value in result.values.items() if key != SEED)
+        found.setdefault(own, []).append(result)
+    return [Setting(dict(values), each) for values, each in found.items()]
+
+
+def cell_of(row: Row) -> Cell:
+    return (row.model, row.sampler, row.steps, row.nfe)
+
+
+def points(sweep: Collected) -> list[Point]:
+    """Every model, sampler and number of steps of every setting, by its mean FID over w."""
+    return [
+        Point(setting, cell, spread)
+        for setting in sweep.settings
+        for cell in setting.cells
+        if (spread := setting.spread(cell)) is not None
+    ]
+
+
+def pareto(candidates: Iterable[Point]) -> list[Point]:
+    """Those that no other beats in both FID and evaluations, fewest evaluations first."""
+    front: list[Point] = []
+    for point in sorted(candidates, key=lambda p: (p.nfe, p.fid.mean)):
+        if not front or point.fid.mean < front[-1].fid.mean:
+            front.append(point)
+    return front
+
+
+def table(sweep: Collected) -> list[dict[str, Any]]:
+    """One line for each setting, model, sampler, steps and w, and one of the mean over w; best setting first."""
+    lines = []
+    for rank, setting in enumerate(sweep.settings, start=1):
+        for cell in setting.cells:
+            for w in (None, *sweep.weights):
+                spreads = {figure: setting.spread(cell, figure, w) for figure in FIGURES}
+                known = next((spread for spread in spreads.values() if spread), None)
+                if known is None:
+                    continue
+                model, sampler, steps, nfe = cell
+                line: dict[str, Any] = {"rank": rank, **{key: setting.values.get(key, "") for key in sweep.keys}}
+                line |= {"model": model, "sampler": sampler, "steps": steps, "nfe": nfe}
+                line |= {"w": "mean" if w is None else w, "seeds": known.count}
+                for figure, spread in spreads.items():
+                    line |= {figure: spread and spread.mean, f"{figure}_std": spread and spread.std}
+                lines.append(line | {"protocol": sweep.protocol})
+    return lines

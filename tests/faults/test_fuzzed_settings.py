@@ -1,0 +1,95 @@
+"""Any value for any setting: it is taken, or refused in one line; never a traceback. What trains is left out."""
+
+import os
+from pathlib import Path
+
+import lightning
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from omegaconf import OmegaConf
+from running import TINY, config_of
+
+from fewstep import snapshots
+
+pytest_plugins = ("running",)
+pytestmark = pytest.mark.integration
+
+STAGES = ("pipeline", "teacher", "guidance", "progressive", "encoder", "evaluate")
+OWN = (*TINY, "dataset=mixture", "teacher=exact")
+LARGE = 10**4  # what asks for gigabytes is no error of ours
+EXAMPLES = int(os.environ.get("FEWSTEP_FUZZ", "150"))
+
+
+def keys_of(*overrides: str) -> list[str]:
+    """Every setting, those of groups inside others too."""
+
+    def below(config: object, above: str) -> list[str]:
+        found = []
+        for key, value in config.items() if isinstance(config, dict) else ():
+            found += [f"{above}{key}", *below(value, f"{above}{key}.")]
+        return found
+
+    config = config_of(*overrides)
+    OmegaConf.resolve(config)
+    own = OmegaConf.to_container(config)
+    assert isinstance(own, dict)
+    return [key for key in below(own, "") if key not in ("outputs", "logger.wandb", "plan", "trainer.generated_data")]
+
+
+KEYS = {stage: keys_of(f"stage={stage}", *OWN) for stage in STAGES}
+SETTING = st.sampled_from([(stage, key) for stage, keys in KEYS.items() for key in keys])
+NUMBERS = st.one_of(
+    st.integers(-LARGE, LARGE), st.floats(-LARGE, LARGE), st.sampled_from(["nan", "inf", "-inf", "1e400", "0", "-0.0"])
+)
+WORDS = st.sampled_from(
+    [*("null", "true", "no", "''", "x", "é", "a b", "[]", "{}", "[[]]", "[null]", "[true]", "{a: 1}", "{a: [1, {}]}")]
+    + [*("exact", "[x]", "[1,2]", "[2,1]", "[1.5]", "[nan]", "[-1]", "0x10", "1_000", "~", "../..", "/dev/null", "a.b")]
+    + ["os.system", "builtins.print", "fewstep.run.run", "torch.nn.Linear", "digits", "uniform"]
+)
+VALUES = st.one_of(NUMBERS, WORDS, st.lists(NUMBERS, max_size=3))
+
+
+@pytest.fixture(scope="module")
+def parents(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """What the ladders start from."""
+    from fewstep.run import run
+
+    outputs = tmp_path_factory.mktemp("parents")
+    run(config_of(*TINY, "dataset=mixture", "stage=guidance", "teacher=exact", "trainer.max_images=64",
+                  "stage.training.batch_size=32", f"outputs={outputs}"))  # fmt: skip
+    (guided,) = outputs.rglob("model.safetensors")
+    return dict.fromkeys(("progressive", "encoder", "evaluate"), guided)
+
+
+@settings(
+    max_examples=EXAMPLES,
+    deadline=None,
+    derandomize=EXAMPLES == 150,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+@example(("teacher", "trainer.max_images"), "x")
+@example(("teacher", "trainer.snapshots"), "null")
+@example(("teacher", "trainer.checkpoint_seconds"), "[]")
+@example(("evaluate", "stage.w"), "[null]")
+@example(("teacher", "trainer"), "3")
+@example(("teacher", "model"), "null")
+@example(("teacher", "schedule.log_snr_min"), "nan")
+@example(("pipeline", "stage.teacher"), "3")
+@given(SETTING, VALUES)
+def test_any_value_is_taken_or_refused_in_one_line(commands, parents, monkeypatch, tmp_path, setting, value):
+    monkeypatch.setattr(lightning.Trainer, "fit", lambda *_, **__: None)  # all but the hours of training
+    monkeypatch.setattr(snapshots.Snapshots, "take", lambda *_: None)
+    stage, key = setting
+    text = str(value).replace(" ", "") if isinstance(value, list) else value
+    if key.startswith("hydra"):
+        return
+    own = [*TINY, "dataset=mixture", "trainer.max_images=64", f"outputs={tmp_path}", f"stage={stage}"]
+    own += [f"teacher={parents[stage]}"] if stage in parents else ["teacher=exact"] if stage != "teacher" else []
+    result = commands.train(*own, f"{key}={text}")
+    assert result.status in (0, 2), result
+    assert "Traceback" not in result.err, result
+    if result.status:
+        said = [line for line in result.err.splitlines() if not line.startswith("warning: ")]
+        assert len(said) == 1, result
+        assert said[0].startswith("error: "), result
