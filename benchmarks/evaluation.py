@@ -241,12 +241,9 @@ def whole_grid(num_images: int) -> list[dict[str, Any]]:
     }
     parts["everything else: noise, samplers, pixels"] = took.wall - sum(parts.values())
     title = f"grid: {len(rows)} cells of {plan.num_images:,} images"
+    what = f"teacher and {len(STUDENTS)} students x {len(plan.w)} w; {took.cpu:.1f} s of the processor"
     return [
-        {
-            "what": title,
-            "seconds": round(took.wall, 1),
-            "note": f"teacher and {len(STUDENTS)} students x {len(plan.w)} w",
-        },
+        {"what": title, "seconds": round(took.wall, 1), "note": what},
         *(
             {"what": f"  {name}", "seconds": round(part, 1), "note": f"{100 * part / took.wall:.1f} %"}
             for name, part in parts.items()

@@ -1,9 +1,10 @@
 """How much of the machine do the networks use? Their operations a second over those of its best matrix product.
 
-The peak is measured here, in the run itself, not taken from a data sheet. Operations of a network are counted by torch's
-FlopCounterMode: matrix products, convolutions and attention, a multiplication and an addition being two. Training is a
-loss, its gradient and a fused AdamW step, whose own operations are not counted. On a GPU: bf16 autocast, torch.compile,
-channels last, the paper's ImageNet-64 U-Net and the networks of latents; on a CPU: float32, and networks it can bear.
+The peak is measured here, in the run itself, not taken from a data sheet. Operations of a network are counted by
+torch's FlopCounterMode: matrix products, convolutions and attention, a multiplication and an addition being two.
+Training is a loss, its gradient and a fused AdamW step, whose own operations are not counted. On a GPU: bf16 autocast,
+torch.compile, channels last, the paper's ImageNet-64 U-Net and the networks of latents; on a CPU: float32, and networks
+it can bear.
 """
 
 from collections.abc import Callable, Sequence

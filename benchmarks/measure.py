@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -78,6 +79,7 @@ def machine() -> dict[str, Any]:
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "threads": torch.get_num_threads(),
         "load_average": round(os.getloadavg()[0], 2),
+        **({"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}),
         "torch": torch.__version__,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
@@ -91,7 +93,7 @@ def report(title: str, rows: Sequence[Mapping[str, Any]], columns: Sequence[str]
         table.add_column(column, justify="left" if isinstance(rows[0][column], str) else "right")
     for row in rows:
         table.add_row(*(f"{row[c]:,}" if isinstance(row[c], int) else str(row[c]) for c in columns))
-    Console().print(table)
+    Console(width=None if sys.stdout.isatty() else 120).print(table)
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         with atomic(out) as temporary:

@@ -1,8 +1,8 @@
 """How does the speed scale: with processes, with the size of images from 8 x 8 to 64 x 64, and with the network?
 
 Processes are real runs of `python train.py trainer=ddp_cpu trainer.devices=N`, one thread each, of one global batch;
-images/s are those of the run's metrics.csv, start-up not counted. Sizes are training steps (loss, gradient, AdamW) of the
-U-Net of conf/model/patches.yaml and of the network of the digits at growing widths. Machines of fewer cores than
+images/s are those of the run's metrics.csv, start-up not counted. Sizes are training steps (loss, gradient, AdamW) of
+the U-Net of conf/model/patches.yaml and of the network of the digits at growing widths. Machines of fewer cores than
 processes show what sharing a core costs, and no more.
 """
 

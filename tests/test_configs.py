@@ -29,10 +29,13 @@ def options(group: str) -> list[str]:
 def test_the_groups_are_those_of_the_contract():
     assert sorted(path.name for path in CONF.iterdir() if path.is_dir()) == [
         "dataset",
+        "launcher",
         "logger",
         "model",
         "recipe",
         "stage",
+        "sweeper",
+        "sweeps",
         "trainer",
     ]
     assert set(options("stage")) == set(STAGES)

@@ -29,7 +29,7 @@ MAY_IMPORT = {
         "processes",
         "seeds",
     },
-    "tracking": {"data.facts", "diffusion", "files", "processes"},
+    "tracking": {"data.facts", "diffusion", "files", "machine", "processes"},
     "teachers": {"checkpoint", "data.facts", "diffusion", "files", "networks"},
     "diagnostics": {"data.batches", "data.facts", "diffusion", "processes", "seeds", "stages", "tracking"},
     "processes": set(),
@@ -38,9 +38,12 @@ MAY_IMPORT = {
 }
 OUTSIDE_OF_DIFFUSION = {"torch", "jaxtyping"}
 ONLY_IN = {  # package from outside -> the only places that know it
-    "hydra": {"run.py", "compose.py", "../../train.py"},
-    "omegaconf": {"run.py", "compose.py", "../../train.py"},
+    "hydra": {"run.py", "compose.py", "sweeps/", "../../train.py"},
+    "omegaconf": {"run.py", "compose.py", "planning/", "sweeps/", "../../train.py"},
     "wandb": {"tracking/"},
+    "wandb_workspaces": {"tracking/"},
+    "panel": {"pages/"},
+    "bokeh": {"pages/"},
     "diffusers": {"export/", "networks/", "quality/baselines.py"},
 }
 FREE_KEYWORDS = {

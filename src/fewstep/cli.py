@@ -20,6 +20,7 @@ from fewstep.commands.dashboard import dashboard
 from fewstep.commands.export import export
 from fewstep.commands.latents import latents
 from fewstep.commands.play import play
+from fewstep.commands.wandb_sweep import wandb_sweep
 from fewstep.launch import is_one_of_several, is_quiet
 from fewstep.signals import Stopped
 
@@ -73,9 +74,17 @@ def sample(
     labels = loaded.condition(asked)
     w = loaded.default_w if w is None else w
     start = time.perf_counter()
-    x = loaded.sample(labels, steps=steps, w=w, seed=seed, sampler=sampler)
-    seconds = time.perf_counter() - start
-    tasks.save_images(x, labels, loaded, out, prompts=[str(each) for each in asked] if prompt else None)
+    prompts = [str(each) for each in asked] if prompt else None
+    if out.suffix == ".npz":
+        from fewstep.commands.arrays import save_batches
+
+        batches = loaded.batches(labels, steps=steps, w=w, seed=seed, sampler=sampler)
+        save_batches(batches, num, loaded.card.data.pixels, out, labels=prompts or labels.tolist())
+        seconds = time.perf_counter() - start
+    else:
+        x = loaded.sample(labels, steps=steps, w=w, seed=seed, sampler=sampler)
+        seconds = time.perf_counter() - start
+        tasks.save_images(x, labels, loaded, out, prompts=prompts)
     used = loaded.default_steps if steps is None else steps
     typer.echo(
         f"{out}: {num} images, {used} steps of {loaded.evaluations_per_step} evaluation(s), w = {w:g} "
@@ -169,7 +178,9 @@ def info(model: tasks.ModelFile) -> None:
     typer.echo(json.dumps(about, indent=2))
 
 
-for command in (tasks.edit, tasks.inpaint, tasks.transfer, tasks.interpolate, check, collect, export, latents, play, dashboard):
+OF_MODELS = (tasks.edit, tasks.inpaint, tasks.transfer, tasks.interpolate, check, export, latents, play)
+OF_RUNS = (collect, wandb_sweep, dashboard)
+for command in (*OF_MODELS, *OF_RUNS):
     app.command()(command)
 app.add_typer(data.app, name="data")
 
@@ -227,9 +238,11 @@ def is_users(error: BaseException) -> bool:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether memory ran out, on the machine or on a GPU, whoever says so; torch has its own words."""
-    words = ("out of memory", "t allocate memory", "annot allocate memory")
-    return isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError | ImportError) and any(word in str(error) for word in words)
+    words = ("out of memory", "t allocate memory", "annot allocate memory", "could not create a primitive")
+    return (
+        isinstance(error, MemoryError)
+        or getattr(error, "errno", None) == errno.ENOMEM
+        or (isinstance(error, RuntimeError | ImportError) and any(word in str(error) for word in words))
     )
 
 
@@ -237,16 +250,13 @@ def one_line(error: BaseException) -> str:
     """The error's own words in one line; Hydra wraps the cause in lines about where it was instantiated."""
     if type(error).__module__.startswith("hydra") and error.__cause__ is not None and is_users(error.__cause__):
         return one_line(error.__cause__)
+    if is_out_of_memory(error):
+        said = " ".join(str(error).partition("\n")[0].split()) or "an allocation failed"
+        return f"memory ran out ({said}); a smaller batch_size needs less, and the same command goes on where it was"
     if isinstance(error, OSError) and error.strerror:
         advice = "make room" if error.errno == errno.ENOSPC else "choose another path or make this one usable"
         place = f": {error.filename}" if error.filename else ""
         return f"{error.strerror}{place}; {advice} and run the same command again"
-    if is_out_of_memory(error):
-        said = " ".join(str(error).partition("\n")[0].split())
-        return (
-            f"memory ran out ({said or 'an allocation failed'}); a smaller stage.training.batch_size needs less, and the "
-            "same command goes on where it was"
-        )
     if message := getattr(error, "format_message", None):  # Typer's
         context = getattr(error, "ctx", None)
         return f"{message().rstrip('.')}; `{context.command_path if context else PROGRAM} --help` shows what there is"

@@ -61,3 +61,16 @@ def require_known_recipe(overrides: Sequence[str], conf: Sequence[Path]) -> None
     known = sorted({file.stem for folder in conf for file in (folder / "recipe").glob("*.yaml")})
     if named and named[-1] not in known:
         raise ValueError(f"recipe must be one of {', '.join(known)}, got {named[-1]}; ~recipe is none")
+
+
+def conf_folder() -> Path:
+    """The folder of settings: beside the source, or here.
+
+    Raises:
+        ValueError: it is in neither place.
+    """
+    places = (Path(__file__).parents[2] / "conf", Path("conf").resolve())
+    conf = next((place for place in places if (place / "dataset").is_dir()), None)
+    if conf is None:
+        raise ValueError(f"settings are read from {places[-1]}, which is not there; change to fewstep's folder")
+    return conf

@@ -12,6 +12,7 @@ from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 
 from fewstep.checkpoint import ModelCard, Parent, Role
+from fewstep.command_line import conf_folder
 from fewstep.data.batches import Batch, Data
 from fewstep.data.facts import DataFacts
 from fewstep.diagnostics import NUM_EXAMPLES, Diagnostics
@@ -322,13 +323,7 @@ def data_of(name: str, settings: Sequence[str], batch_size: int) -> Data:
     Raises:
         ValueError: there is no folder conf, neither beside the source nor here.
     """
-    places = (Path(__file__).parents[2] / "conf", Path("conf").resolve())
-    conf = next((place for place in places if (place / "dataset").is_dir()), None)
-    if conf is None:
-        raise ValueError(
-            f"the settings of data sets are read from {places[-1]}, which is not there; change to fewstep's folder"
-        )
-    with initialize_config_dir(str(conf), version_base="1.3"):
+    with initialize_config_dir(str(conf_folder()), version_base="1.3"):
         config = compose("config", [f"dataset={name}", *(f"dataset.{setting}" for setting in settings)])
     OmegaConf.resolve(config.dataset)
     return cast(Data, instantiate(dataset_of(config), batch_size=batch_size, stream="data"))

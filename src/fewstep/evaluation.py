@@ -26,6 +26,7 @@ from fewstep.diffusion.mixture import GaussianMixture
 from fewstep.diffusion.prediction import Denoise
 from fewstep.files import atomic, sha256_of, tensor_digest
 from fewstep.folder import QUALITY
+from fewstep.machine import device_peak, peak_memory
 from fewstep.model import Model
 from fewstep.parents import ancestors
 from fewstep.processes import agreed, rank
@@ -176,8 +177,12 @@ def evaluate(
     loggers: Sequence[Logger],
     *,
     accelerator: str = "cpu",
+    compiled: bool = False,
 ) -> list[dict[str, Any]]:
     """Measure the whole grid of the models at `paths` and their ancestors, and write everything into `folder`.
+
+    Args:
+        compiled: whether the networks' calls are, on a GPU into CUDA graphs.
 
     Raises:
         ValueError: a model makes other data than `judge` judges, an ancestor is gone or changed, or all are encoders.
@@ -190,6 +195,9 @@ def evaluate(
             raise ValueError(f"{path} makes {model.card.data.name}, and is to be judged on {judge.facts.name}")
     device = "cuda" if accelerator == "gpu" else "cpu"
     judge.net.to(device)
+    if compiled:
+        for model in models.values():
+            model.to(device).compile()
     contenders = contenders_of(models, plan, judge.exact, device)
     first = contenders[0]
     protocol = Protocol.of(
@@ -270,6 +278,7 @@ def provenance(models: dict[Path, Model], protocol: Protocol, folder: Path, devi
         "fewstep": version("fewstep"),
         "torch": torch.__version__,
         "device": torch.cuda.get_device_name() if device == "cuda" else cpu_name(),
+        "peak_memory": {"main": peak_memory(), "gpu": device_peak()},  # bytes, of the process that judged
     }
 
 

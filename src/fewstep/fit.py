@@ -11,6 +11,7 @@ from lightning.pytorch.profilers import PassThroughProfiler
 
 from fewstep.data.batches import Data
 from fewstep.folder import LAST, RunFolder
+from fewstep.networks.memory import compile_calls
 from fewstep.processes import agreed, num_processes, require_shares
 from fewstep.resuming import AtomicCheckpoints, SaveLast, to_go_on_from
 from fewstep.stages import NonFiniteLossError, Stage
@@ -92,7 +93,7 @@ def fit(
         profiler=Unmeasured(),
     )
     if settings.compile:
-        stage.student.network.compile()
+        compile_calls(stage.student, getattr(stage, "teacher", None))
     try:
         trainer.fit(stage, data, ckpt_path=resume, weights_only=True)
         stopping.end(trainer)

@@ -57,6 +57,7 @@ def start(program: str, arguments: Sequence[str], count: int, num_nodes: int = 1
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, torch.get_num_threads() // count)))
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # not ten lines of C++ about a connection that is gone
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,

@@ -16,6 +16,7 @@ from fewstep.diffusion.guidance import Guided
 from fewstep.diffusion.prediction import Condition, Denoise
 from fewstep.diffusion.sampler import SAMPLERS, sample
 from fewstep.networks import Denoiser, Frozen
+from fewstep.networks.memory import compile_calls
 from fewstep.seeds import fresh_noise, starting_noise
 
 if TYPE_CHECKING:
@@ -234,6 +235,23 @@ class Model:
         Raises:
             ValueError: see `condition` and `check_request`.
         """
+        return torch.cat([*self.batches(wanted, steps=steps, w=w, seed=seed, batch_size=batch_size, sampler=sampler)])
+
+    def batches(
+        self,
+        wanted: Wanted,
+        *,
+        steps: int | None = None,
+        w: float = 1.0,
+        seed: int = 0,
+        batch_size: int = 500,
+        sampler: str | None = None,
+    ) -> Iterator[Float[Tensor, "count *image"]]:
+        """The images of `sample`, a batch at a time: any number in the memory of one batch.
+
+        Raises:
+            ValueError: see `sample`; when called, not at the first batch.
+        """
         labels = self.condition(wanted)
         steps = self.default_steps if steps is None else steps
         self.check_request(steps, w, sampler)
@@ -249,7 +267,12 @@ class Model:
             sampler=sampler or self.card.sampling,
             device=device,
         )
-        return torch.cat([self.decode(batch).cpu() for batch in batches])
+        return (self.decode(batch).cpu() for batch in batches)
+
+    def compile(self) -> "Model":
+        """Have the network's calls compiled, on a GPU into CUDA graphs: for many calls of the same size."""
+        compile_calls(self.denoiser, graphs=True)
+        return self
 
 
 def require_w(w: float) -> None:

@@ -7,6 +7,7 @@ distributed checkpoint reads and writes them through its storage for safetensors
 
 import shutil
 import uuid
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -90,7 +91,9 @@ def whole(checkpoint: dict[str, Any], folder: Path) -> dict[str, Any]:
     reader = HuggingFaceStorageReader(str(folder / parts["folder"]))
     known: dict[str, Any] = reader.read_metadata().state_dict_metadata
     tensors = {name: torch.empty(about.size, dtype=about.properties.dtype) for name, about in known.items()}
-    load(tensors, storage_reader=reader, no_dist=True)
+    with warnings.catch_warnings():  # it says that no process group is used, which is what is asked
+        warnings.simplefilter("ignore", UserWarning)
+        load(tensors, storage_reader=reader, no_dist=True)
     for place in places(checkpoint):
         if place.name in tensors:
             place.holder[place.key] = tensors[place.name]

@@ -204,28 +204,27 @@ def as_said_here(error: BaseException, line: str, seconds: float = SPEAK_SECONDS
     """
     if num_processes() == 1:
         return line
-    if isinstance(error, OtherProcessFailedError):
-        return None if is_explained() else f"rank {rank()}: {line}"
     if _board is None:
         return line if os.environ.get("LOCAL_RANK", "0") == "0" else None
+    wait, others = timedelta(seconds=seconds), range(1, num_processes())
+    same = explained = False
     try:
+        explained = _board.check(["failed"])
         _board.set(f"error of {rank()}", line)
-        if rank() == 0:
-            return line
-        _board.wait(["error of 0"], timedelta(seconds=seconds))
-        if _board.get("error of 0").decode() == line:
-            return None
+        if rank() > 0 and not isinstance(error, OtherProcessFailedError):
+            _board.wait(["error of 0"], wait)
+            same = _board.get("error of 0").decode() == line
     except dist.DistError:  # the first has nothing to say, or is gone
         pass
-    return f"rank {rank()}: {line}"
-
-
-def is_explained() -> bool:
-    """Whether a process that failed has said so: one that is killed cannot."""
     try:
-        return _board is None or _board.check(["failed"])
+        _board.set(f"heard by {rank()}", "")
+        if rank() == 0:  # who may keep the board
+            _board.wait([f"heard by {other}" for other in others], wait)
     except dist.DistError:
-        return False
+        pass
+    if same or (explained and isinstance(error, OtherProcessFailedError)):
+        return None
+    return line if rank() == 0 and not isinstance(error, OtherProcessFailedError) else f"rank {rank()}: {line}"
 
 
 def is_loss_of_others(error: BaseException) -> bool:

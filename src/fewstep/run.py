@@ -307,7 +307,16 @@ def judge(config: DictConfig, folder: RunFolder, models: Sequence[Path]) -> None
     setup = Setup.of(config)
     plan = plan_of(config.stage, setup.settings)
     with loggers(config, folder) as targets:
-        evaluate(models, plan, setup.judge, folder.path, targets, accelerator=setup.settings.accelerator)
+        settings = setup.settings
+        evaluate(
+            models,
+            plan,
+            setup.judge,
+            folder.path,
+            targets,
+            accelerator=settings.accelerator,
+            compiled=settings.compile,
+        )
 
 
 @contextmanager

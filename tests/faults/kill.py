@@ -32,7 +32,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # for running.py, as pytest does
 
-WAITS = 0.2, 4.0  # seconds of a life, the kill's moment; imports are done before
+WAITS = 2.0, 5.0, 15.0  # seconds, of which the longest life is one; imports are done before
 KINDS = ("SIGKILL", "SIGTERM", "SIGUSR1", "memory")
 STAGES = ("teacher", "guidance", "progressive", "evaluate", "encoder")
 CHECKPOINT_SECONDS = 0.4
@@ -191,7 +191,7 @@ def run_trial(outputs: Path, wandb: bool, chance: random.Random, kills: int) -> 
     """Kill an experiment until it has ended, or `kills` times and then not any more."""
     trial, finished = Trial(wandb), {}
     while True:
-        kind, wait = chance.choice(KINDS), chance.uniform(*WAITS)
+        kind, wait = chance.choice(KINDS), chance.uniform(0.2, chance.choice(WAITS))
         process, began = start(outputs, wandb), time.time()
         last = len(trial.lives) >= kills
         process.join(LONGEST if last else wait)
@@ -199,13 +199,14 @@ def run_trial(outputs: Path, wandb: bool, chance: random.Random, kills: int) -> 
             process.kill()
             process.join()
             trial.lives.append(Life("none", stage_at(outputs), time.time() - began, process.exitcode or 0))
+            if process.exitcode:
+                trial.differences.append(f"it ended by itself with {process.exitcode}: {last_line(outputs / 'log')}")
             break
         end(process, kind)
         stage = stage_at(outputs)
         seconds, images = unsaved(folders(outputs).get(stage))
-        trial.lives.append(
-            Life(kind, stage, time.time() - began, process.exitcode or 0, seconds, images, last_line(outputs / "log"))
-        )
+        said = last_line(outputs / "log")
+        trial.lives.append(Life(kind, stage, time.time() - began, process.exitcode or 0, seconds, images, said))
         for path, made in finished.items():  # what was finished is let be
             if not path.exists() or path.stat().st_mtime_ns != made:
                 trial.differences.append(f"{path.relative_to(outputs)} was made again")

@@ -1,5 +1,6 @@
 """What machines do to a run: a full disk, a clock that goes back, memory that runs out, workers that are killed."""
 
+import errno
 import os
 import resource
 import signal
@@ -141,7 +142,7 @@ class Numbers:
             if step == self.kill_at and not self.proof.exists():
                 self.proof.touch()
                 os.kill(os.getpid(), signal.SIGKILL)
-            yield [(step, f"row of {step}")]
+            yield [[step, f"row of {step}"]]
 
 
 @pytest.mark.integration
@@ -151,7 +152,7 @@ def test_a_killed_data_worker_is_replaced_and_no_row_is_lost(tmp_path):
 
     with pytest.warns(UserWarning, match=r"DataLoader worker .*; new ones read on from step \d+"):
         rows = list(workers.rows_of_steps(shares, 5, 30))  # pyright: ignore[reportArgumentType]
-    assert rows == [[(step, f"row of {step}")] * 2 for step in range(5, 30)]
+    assert rows == [[[step, f"row of {step}"]] * 2 for step in range(5, 30)]
 
 
 def test_workers_that_are_always_killed_are_an_error(monkeypatch):
@@ -190,7 +191,7 @@ def test_memory_that_runs_out_is_one_line(commands, tmp_path, monkeypatch, error
 
     monkeypatch.setattr(DigitsData, "batch", out_of_memory)
     result = commands.train(*SMALL, f"outputs={tmp_path}")
-    result.is_one_error("memory ran out", "stage.training.batch_size", "goes on where it was")
+    result.is_one_error("memory ran out", "batch_size", "goes on where it was")
 
 
 def limited(*settings: str) -> None:

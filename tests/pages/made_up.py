@@ -26,6 +26,7 @@ def config(stage: str, **own: Any) -> dict[str, Any]:
 
 def train(folder: Path, stage: str, *, rungs: Sequence[int | None] = (None,), share: float = 1.0, level: float = 1.0):
     """The run folder of a stage, trained up to `share` of its last rung; each rung's loss and gap fall from `level`."""
+    folder.mkdir(parents=True)
     log, images = MetricsFile(folder), 0
     (folder / "config.yaml").write_text(yaml.safe_dump(config(stage)))
     looks = []

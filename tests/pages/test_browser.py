@@ -12,9 +12,11 @@ from io import BytesIO
 
 import made_up
 import pytest
+import torch
 from PIL import Image
 from running import make_chain
 
+from fewstep.checkpoint import load_model, save_model
 from fewstep.pages.drawing import Asked, Chain
 from fewstep.tracking.metrics_file import MetricsFile
 from fewstep.tracking.names import IMAGES, LOSS
@@ -78,6 +80,11 @@ def picture_of(page, side: str) -> str:
 
 def test_play_redraws_while_the_slider_moves(visit, tmp_path):
     models = make_chain(tmp_path)
+    denoiser, card = load_model(models["2"])
+    torch.manual_seed(0)
+    for parameter in denoiser.parameters():  # a second's training has not made it listen to w
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    save_model(models["2"], denoiser, card)
     with served("play", models["2"]) as address:
         page = visit(address)
         playwright.expect(page.locator(".student .note")).to_contain_text("as fast as the teacher", timeout=60_000)

@@ -48,10 +48,14 @@ def is_close(ours: Path, expected: Path) -> None:
         tensors, wanted = load_file(ours / file.relative_to(expected)), load_file(file)
         assert tensors.keys() == wanted.keys()
         for name, tensor in wanted.items():
-            torch.testing.assert_close(tensors[name], tensor, rtol=1e-4, atol=2e-6)
+            torch.testing.assert_close(tensors[name], tensor, rtol=1e-4, atol=1e-5)
     for file in sorted(expected.rglob("metrics.csv")):
         for row, wanted in zip(rows_of(ours / file.relative_to(expected)), rows_of(file), strict=True):
             assert row == pytest.approx(wanted, rel=1e-3)
+    for file in sorted(expected.rglob("diagnostics.jsonl")):
+        looks, wanted = ([json.loads(line) for line in path.open()] for path in (ours / file.relative_to(expected), file))
+        assert [look["images"] for look in looks] == [look["images"] for look in wanted]
+        assert [look["gap"] for look in looks] == pytest.approx([look["gap"] for look in wanted], rel=1e-3)
     for file in sorted(expected.rglob("quality.json")):
         cells, wanted = (json.loads(path.read_text()) for path in (ours / file.relative_to(expected), file))
         for cell, other in zip(cells, wanted, strict=True):

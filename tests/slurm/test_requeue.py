@@ -1,6 +1,7 @@
 """What a job does that SLURM has stopped, with a SLURM that says what the test wants."""
 
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -52,11 +53,13 @@ def test_what_slurm_starts_again_by_itself_leaves_no_result_of_this_attempt(slur
 
 
 def test_the_others_of_a_job_of_several_tasks_wait_for_the_first(slurm, monkeypatch):
-    waited: list[float] = []
-    monkeypatch.setattr(requeue.time, "sleep", waited.append)
+    monkeypatch.setattr(requeue, "SLURM_WAITS", 0.3)
     slurm("JobId=7 JobState=RUNNING Restarts=0")
-    begin_again(143, lambda number, frame: None)
-    assert waited == [requeue.SLURM_WAITS]
+    asked: list[int] = []
+    start = time.monotonic()
+    begin_again(143, lambda number, frame: asked.append(number))
+    assert asked == [signal.SIGUSR2]
+    assert time.monotonic() - start >= 0.3
 
 
 def test_without_slurm_nothing_is_asked(monkeypatch):

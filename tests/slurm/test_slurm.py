@@ -42,7 +42,6 @@ TRAINING = [
 SWEEP = [
     *TRAINING,
     "trainer=debug",
-    "--multirun",
     "seed=0,1",
     "launcher=slurm",
     "name=swept",
@@ -111,10 +110,14 @@ def test_jobs_that_are_stopped_by_slurm_end_as_if_nothing_had_happened(slurm: Cl
     sweep = tmp_path / "sweeps" / "swept"
     folders = {seed: sweep / "mixture" / "guidance" / f"seed={seed}" for seed in (0, 1)}
     logs = {seed: sweep / "logs" / f"seed={seed}.log" for seed in (0, 1)}
-    line = [sys.executable, TRAIN, *SWEEP, f"outputs={tmp_path}"]
+    line = [sys.executable, TRAIN, "--multirun", *SWEEP, f"outputs={tmp_path}"]
 
     with started(slurm, tmp_path / "first.txt", *line) as first:
-        until(lambda: all(map(trains, folders.values())), 120, (tmp_path / "first.txt").read_text)
+        until(
+            lambda: first.poll() is not None or all(map(trains, folders.values())),
+            120,
+            (tmp_path / "first.txt").read_text,
+        )
         warned, cancelled = (job_of(f"name='seed={seed}'") for seed in (0, 1))
         slurm.run("scancel", "--signal=USR2", warned)
         slurm.run("scancel", cancelled)
@@ -156,7 +159,7 @@ def test_a_run_on_two_nodes_stops_on_both_and_goes_on(slurm: Cluster, tmp_path: 
     command = ["srun", "--partition=main", "--nodes=2", "--ntasks-per-node=1", "--mem=1G", sys.executable, *run_line]
     folder = tmp_path / "mixture" / "guidance" / "run"
     with started(slurm, tmp_path / "first.txt", *command) as first:
-        until(lambda: trains(folder), 120, (tmp_path / "first.txt").read_text)
+        until(lambda: first.poll() is not None or trains(folder), 120, (tmp_path / "first.txt").read_text)
         slurm.run("scancel", "--signal=USR1", job_of("name=run"))
         assert first.wait(60) == 128 + signal.SIGUSR1, (tmp_path / "first.txt").read_text()
     ((name, step),) = stops(tmp_path / "first.txt")  # said once

@@ -45,24 +45,23 @@ def walk(
         rows: examples walked at once.
     """
     num_steps = steps_of(stage.num_steps) if isinstance(stage, ProgressiveStage) else MOST_STEPS
-    ends, squares = [], torch.zeros(num_steps, dtype=torch.float64)
-    compared = min(COMPARED, len(starts.noise)) if isinstance(stage, ProgressiveStage) else 0
+    ends: list[Images] = []
+    passed: list[list[Prediction]] = [[] for _ in range(num_steps)]
     for start in range(0, len(starts.noise), rows):
         z, label, w = part_of(starts, slice(start, start + rows), stage.device)
-        count = min(len(z), max(0, compared - start))
-        own = None if w is None else w[:count]
-        predictions = path(student, stage, z, num_steps, label, w, fresh(start, len(z)))
-        prediction = None
-        for step, prediction in enumerate(predictions):
-            if count:
-                assert isinstance(stage, ProgressiveStage)
-                first = Prediction(prediction.z[:count], prediction.v[:count], prediction.log_snr[:count])
-                squares[step] += step_error(first, stage, path_times(stage, num_steps)[step], label[:count], own)
-        assert prediction is not None, "a path has a step"
-        ends.append(landed(prediction, stage, num_steps))
-    times = path_times(stage, num_steps).tolist() if compared else []
-    errors = (squares / max(1, compared)).sqrt().tolist()
-    return Path(torch.cat(ends), [(t, error) for t, error in zip(times, errors, strict=False)])
+        count = max(0, COMPARED - start)
+        last = None
+        for step, last in enumerate(path(student, stage, z, num_steps, label, w, fresh(start, len(z)))):
+            passed[step].append(Prediction(last.z[:count], last.v[:count], last.log_snr[:count]))
+        assert last is not None, "a path has a step"
+        ends.append(landed(last, stage))
+    errors = step_errors([joint(step) for step in passed], stage, starts, rows)
+    return Path(torch.cat(ends), errors)
+
+
+def joint(parts: list[Prediction]) -> Prediction:
+    """The predictions of several batches as one."""
+    return Prediction(*(torch.cat([getattr(part, name) for part in parts]) for name in ("z", "v", "log_snr")))
 
 
 @torch.no_grad()
@@ -115,22 +114,34 @@ def path(
         z = ddim_step(prediction, stage.schedule.log_snr(t + 1 / num_steps).expand(len(z)))
 
 
-def landed(last: Prediction, stage: Stage, num_steps: int) -> Images:
+def landed(last: Prediction, stage: Stage) -> Images:
     """Where a path ends after its last prediction."""
     if not isinstance(stage, EncoderStage):
         return last.x
     return ddim_step(last, stage.schedule.log_snr(torch.ones_like(last.log_snr)))
 
 
-def step_error(
-    said: Prediction,
-    stage: ProgressiveStage,
-    t: Float[Tensor, ""],
-    label: Condition,
-    w: Float[Tensor, "batch"] | None,
-) -> float:
-    """Sum over examples of the mean squared distance between where the student's step and the teacher's two land."""
-    times = t.to(said.z.device).expand(len(said.z))
-    end = stage.schedule.log_snr(stage.jump(times)[1])
-    wanted = stage.target(said, times, label, w)
-    return float(mean_square(ddim_step(said, end) - ddim_step(wanted, end)).sum())
+def step_errors(steps: list[Prediction], stage: Stage, starts: Starts, rows: int) -> list[tuple[float, float]]:
+    """(t, error) of each step of a rung: rms distance of where the student's step and the teacher's two land.
+
+    Args:
+        steps: what the student said at each step of its path, of the first of `starts`.
+        rows: examples that the teacher is asked at once; those of all steps together fill few batches.
+    """
+    if not isinstance(stage, ProgressiveStage):
+        return []
+    count, device = len(steps[0].z), stage.device
+    times = path_times(stage, len(steps))
+    t = times.repeat_interleave(count).to(device)
+    _, label, w = part_of(starts, slice(0, count), device)
+    label = label.repeat(len(steps), *[1] * (label.ndim - 1))
+    w = None if w is None else w.repeat(len(steps))
+    said, squares = joint(steps), []
+    for start in range(0, len(t), rows):
+        part = slice(start, start + rows)
+        own = Prediction(said.z[part], said.v[part], said.log_snr[part])
+        end = stage.schedule.log_snr(stage.jump(t[part])[1])
+        taught = stage.target(own, t[part], label[part], None if w is None else w[part])
+        squares.append(mean_square(ddim_step(own, end) - ddim_step(taught, end)))
+    errors = torch.cat(squares).reshape(len(steps), count).mean(1).sqrt()
+    return list(zip(times.tolist(), errors.tolist(), strict=True))

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import panel as pn
 from bokeh.models import (
     ColumnDataSource,
+    CustomJSTickFormatter,
     DataRange1d,
     FactorRange,
     FixedTicker,
@@ -21,7 +22,8 @@ INK, SOFT, GRID = "#1d2733", "#64717f", "#e3e8ee"
 REFERENCE = "#8a94a0"
 PALETTE = ("#2f86d6", "#d9822b", "#2a9d6f", "#b05bc4", "#c2456d", "#8a6d3b", "#1b9aaa", "#6c6fd8", "#7a9a01", "#e05d44")
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
-MOST_IN_LEGEND = 12
+LEGEND_LETTERS = 48  # that fit beside each other
+PLAIN = "return String(Number(tick.toPrecision(4)))"  # in JavaScript: 0.002, not 2.000e-3
 MOST_TICKS = 12
 MOST_POINTS = 600  # of a line
 
@@ -71,6 +73,7 @@ class Chart:
             toolbar_location="right",
         )
         dressed(chart, self.x, self.y)
+        chart.yaxis.formatter = CustomJSTickFormatter(code=PLAIN)
         places = sorted({x for line in lines for x in line.x if not isinstance(x, str)})
         if self.log_x and len(places) <= MOST_TICKS:
             chart.xaxis.ticker = FixedTicker(ticks=places)
@@ -92,17 +95,12 @@ class Chart:
                 renderers.append(chart.scatter("x", "y", source=source, color=colour, size=7, line_color="white"))
             items.append(LegendItem(label=line.label, renderers=renderers))
         chart.add_tools(HoverTool(tooltips=[("", "@label"), (self.x, "@x"), (self.y, "@y{0.[0000]}")]))
-        if 1 < len(items) <= MOST_IN_LEGEND:
-            legend = Legend(
-                items=items,
-                click_policy="hide",
-                orientation="horizontal",
-                ncols=3,
-                border_line_color=None,
-                location="left",
-            )
-            legend.update(label_text_font_size="11px", label_text_color=SOFT, spacing=2, padding=0, margin=4)
-            legend.update(glyph_width=16, label_text_font=FONT, background_fill_alpha=0)
+        columns_of_legend = max(1, LEGEND_LETTERS // (max(len(line.label) for line in lines) + 4))
+        if 1 < len(items) <= 4 * columns_of_legend:  # else the mouse says which line is which
+            legend = Legend(items=items, click_policy="hide", orientation="horizontal", ncols=columns_of_legend)
+            legend.update(location="left", border_line_color=None, background_fill_alpha=0, label_text_font=FONT)
+            legend.update(label_text_font_size="11px", label_text_color=SOFT, glyph_width=16)
+            legend.update(spacing=2, padding=0, margin=4)
             chart.add_layout(legend, "above")
         return chart
 

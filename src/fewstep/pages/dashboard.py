@@ -77,7 +77,7 @@ class DashboardPage:
         self.training = Section(
             "Is it training?",
             "Every stage and rung regresses to its own target, so losses compare inside one chart only. The gap is "
-            "what the loss hides: 0 is a perfect student. Drift: samples less the teacher's from the same noise; 0 is none.",
+            "what the loss hides: 0 is a perfect student. Drift: samples less the teacher's from the same noise.",
             self.alarms,
             self.runs,
         )

@@ -13,7 +13,8 @@ from fewstep.planning.footprint import Footprint
 from fewstep.planning.request import MEASURED, Attempt, ask
 
 PACE = 0.2  # share of the speed of matrix products that a small network may reach
-UPDATE_SECONDS, SNAPSHOT_SECONDS = 6.0, 45.0  # an update, and a snapshot or an evaluation, that take longer are cut
+UPDATE_SECONDS, ONE_ROW_SECONDS = 6.0, 24.0  # an update that would take longer is tried with fewer rows, or not at all
+SNAPSHOT_SECONDS = 45.0  # what a stage shows of itself, and an evaluation, are cut if they would take longer
 SHARE = 0.8  # of the free memory that a trial may be expected to need; what needs all of it is ended
 DEADLINE = 420.0  # seconds, for all trials
 LOOK = 0.05  # seconds between looks
@@ -37,12 +38,11 @@ class Room:
         rows = wanted
         while rows:
             needed = self.base + footprint.training(stage, rows, averaged=averaged)
-            if needed <= SHARE * self.memory and self.seconds(footprint.step_flops(stage, rows)) <= UPDATE_SECONDS:
+            patience = UPDATE_SECONDS if rows > 1 else ONE_ROW_SECONDS
+            if needed <= SHARE * self.memory and self.seconds(footprint.step_flops(stage, rows)) <= patience:
                 return rows
-            rows = 1 if 1 < rows < 2 else rows // 2
-        needed = self.base + footprint.training(stage, 1, averaged=averaged)
-        patient = self.seconds(footprint.step_flops(stage, 1)) <= 4 * UPDATE_SECONDS
-        return int(needed <= SHARE * self.memory and patient)
+            rows //= 2
+        return 0
 
     def images(self, footprint: Footprint, evaluations: int, wanted: int) -> int:
         """The most images that can be sampled in the time of a snapshot, `wanted` or fewer."""

@@ -29,7 +29,7 @@ class Machine:
 
     @property
     def shared(self) -> int:
-        """How many processes share the cores that a trial had for itself: all of this machine, where there is no GPU."""
+        """How many processes share the cores that a trial had for itself: all those here, where there is no GPU."""
         return self.here if self.device == "cpu" else 1
 
     @property

@@ -139,7 +139,7 @@ class Planner:
             steps.append(self.step(stage_of(self.apart, "teacher"), None))
             parent = "teacher"
         two_student = chain_of(self.config.stage.progressive).is_guided_outside
-        guided = parent is None and is_guided(teacher)
+        guided = teacher is not None and is_guided(teacher)
         if self.config.stage.until != "teacher" and not guided:
             steps.append(self.step(stage_of(self.apart, "guidance", teacher), parent))
             parent = parent if two_student else "guidance"

@@ -44,7 +44,7 @@ def main(folder: Path) -> None:
     time_of(Diagnostics, "look")
     made: dict[str, Path] = {}
     for attempt in asked(folder):
-        config = copy.deepcopy(attempt.config) | {"outputs": str(folder / "outputs")}
+        config: dict[str, Any] = copy.deepcopy(attempt.config) | {"outputs": str(folder / "outputs")}
         config["trainer"] |= ALONE
         if attempt.parent == STAND_IN:
             config["teacher"] = str(stand_in(config, folder))

@@ -41,7 +41,7 @@ class Leg:
         return self.stage if self.rung is None else f"{self.stage} {self.rung}"
 
     def look_evaluations(self, steps: int) -> float:
-        """Evaluations of one image each of a look that follows paths of so many steps; the teacher's path is one for all."""
+        """Evaluations of one image each of a look at paths of so many steps; the teacher's path serves all looks."""
         walked = steps * (NUM_SAMPLES + 2 * COMPARED + 2 * NUM_SAMPLES / max(1, self.looks))
         return 3 * NUM_EXAMPLES + walked
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
@@ -23,7 +24,7 @@ from fewstep.sweeps.status import FINISHED, Objective, Outcome, folder_of, is_do
 from fewstep.sweeps.sweep import SWEEPS, describe, held, placed
 
 BASIC = "hydra._internal.core_plugins.basic_launcher"
-WORDS = {"teacher": "the teacher", "guidance": "the guided student"}
+WORDS = {"teacher": "a teacher of several, trained once", "guidance": "a guided student of several, trained once"}
 SUBMITIT = "hydra_plugins.hydra_submitit_launcher"
 
 
@@ -48,10 +49,10 @@ class Hydra:
             del config["hydra"]
         return config
 
-    def line(self, arguments: Sequence[str]) -> Line:
+    def overrides(self, arguments: Sequence[str]) -> list[Override]:
         """The sweep's line, parsed."""
         parser = OverridesParser.create(config_loader=self.context.config_loader)
-        return Line.of(parser.parse_overrides(list(arguments)))
+        return parser.parse_overrides(list(arguments))
 
     @property
     def preset(self) -> str | None:
@@ -85,6 +86,11 @@ class Hydra:
         """The launcher's class."""
         return str(self.config.hydra.launcher._target_)
 
+    @property
+    def is_elsewhere(self) -> bool:
+        """Whether jobs run on other machines, which need not be like this one."""
+        return "slurm" in self.target.lower()
+
     def launcher(self, folder: Path) -> tuple[Launcher, Way]:
         """What `launcher=` chose, and how it is given jobs."""
         with open_dict(self.config):
@@ -105,10 +111,10 @@ def sweep_grid(hydra: Hydra, arguments: Sequence[str], objective: Objective, at_
         ValueError: a job's settings cannot be; nothing was started.
         SystemExit: with status 1: a job failed.
     """
-    line = hydra.line(arguments)
+    line = Line.of(hydra.overrides(arguments))
     hydra.require_one_preset(line)
     folder = hydra.folder(line)
-    jobs, configs = placed(line.jobs(), hydra.compose, folder, elsewhere="slurm" in hydra.target.lower())
+    jobs, configs = placed(line.jobs(), hydra.compose, folder, elsewhere=hydra.is_elsewhere)
     steps = planned(jobs, configs, folder)
     if hydra.config.plan:
         show_plan(folder, steps)
@@ -119,15 +125,7 @@ def sweep_grid(hydra: Hydra, arguments: Sequence[str], objective: Objective, at_
         finished = sum(outcome.state == FINISHED for outcome in sweep.outcomes)
         parents = len(steps) - len(jobs)
         print(f"sweep: {folder}: {len(jobs)} jobs, {parents} shared parents, {finished} finished before", flush=True)
-        launcher, way = hydra.launcher(folder)
-
-        def launch(outcomes: Sequence[Outcome]) -> Sequence[Result]:
-            overrides = [outcome.step.job.overrides for outcome in outcomes]
-            number = next(n for n, outcome in enumerate(sweep.outcomes) if outcome is outcomes[0])
-            returned = launcher.launch([list(each) for each in overrides], initial_job_idx=number)
-            return [result_of(each) for each in returned]
-
-        sweep.run(launch, way, at_once)
+        Launched.of(hydra, folder, sweep, at_once).run()
         sweep.show()
     if sweep.failures:
         print(f"{len(sweep.failures)} of {len(sweep.outcomes)} failed; the same line runs what is missing", flush=True)
@@ -135,11 +133,34 @@ def sweep_grid(hydra: Hydra, arguments: Sequence[str], objective: Objective, at_
     return sweep.outcomes
 
 
+@dataclass
+class Launched:
+    """A sweep and what runs its jobs."""
+
+    sweep: Sweep
+    launcher: Launcher
+    way: Way
+    at_once: int
+
+    @classmethod
+    def of(cls, hydra: Hydra, folder: Path, sweep: Sweep, at_once: int) -> "Launched":
+        return cls(sweep, *hydra.launcher(folder), at_once)
+
+    def run(self) -> None:
+        """Launch what is not finished."""
+        self.sweep.run(self.launch, self.way, self.at_once)
+
+    def launch(self, outcomes: Sequence[Outcome]) -> Sequence[Result]:
+        """Have Hydra's launcher run these jobs."""
+        number = next(n for n, outcome in enumerate(self.sweep.outcomes) if outcome is outcomes[0])
+        overrides = [list(outcome.step.job.overrides) for outcome in outcomes]
+        return [result_of(each) for each in self.launcher.launch(overrides, initial_job_idx=number)]
+
+
 def show_plan(folder: Path, steps: Sequence[Step]) -> None:
     """Print what would be trained, and train nothing."""
     for step in steps:
-        children = sum(step.job.name in other.after for other in steps)
-        print(f"{step.job.name}: {f'{WORDS[step.until]} of {children} jobs, trained once' if step.until else 'a job'}")
+        print(f"{step.job.name}: {WORDS[step.until] if step.until else 'a job'}")
     jobs = sum(step.until is None for step in steps)
     print(f"sweep: {folder}: {jobs} jobs, {len(steps) - jobs} shared parents")
 

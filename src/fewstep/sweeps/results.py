@@ -129,8 +129,8 @@ def collected(folder: Path, objective: Objective | None = None) -> Collected:
     if len(by_protocol) > 1:
         ways = "; ".join(f"{protocol}: {jobs[0]} and {len(jobs) - 1} more" for protocol, jobs in by_protocol.items())
         raise ValueError(
-            f"the jobs of {folder} were judged in {len(by_protocol)} ways, which share no table ({ways}); sweep over one "
-            "data set and one stage.evaluate at a time"
+            f"the jobs of {folder} were judged in {len(by_protocol)} ways, which share no table ({ways}); sweep "
+            "over one data set and one stage.evaluate at a time"
         )
     settings = grouped(results)
     sign = 1 if goal.less_is_better else -1

@@ -64,3 +64,8 @@ def gradient_norm_of(part: str) -> str:
 def span(low: float, high: float) -> str:
     """A bin as "0.125-0.25", or the one value it has."""
     return f"{low:.3g}" if low == high else f"{low:.3g}-{high:.3g}"
+
+
+def quality_of(figure: str, steps: int, w: float | None = None) -> str:
+    """A figure of the student of so many steps, at one w or its mean: what a sweep of W&B's compares."""
+    return f"quality/{figure}_{steps}_steps" + ("" if w is None else f"_w{w:g}")

@@ -9,6 +9,8 @@ from rich.progress import BarColumn, TaskID, TextColumn
 from rich.progress import Progress as Bar
 from rich.table import Column
 
+from fewstep.machine import GIB, device_peak, peak_memory
+
 REDRAW_SECONDS = 0.2
 LINE_SECONDS = 10.0
 RATE_SECONDS = 10.0  # the images/s shown are those of at least this long ago until now
@@ -84,11 +86,9 @@ class Progress(Callback):
         now, images = perf_counter(), trainer.global_step * self.batch_size
         began, images_then = self._start
         rate = (images - images_then) / max(now - began, 1e-9)
-        text = ", ".join(
-            part
-            for part in (f"{images:,} images in {_clock(now - began)}", f"{rate:,.0f} images/s", self._loss)
-            if part
-        )
+        memory = f"peak memory {(device_peak() or peak_memory()) / GIB:.2f} GiB"
+        parts = (f"{images:,} images in {_clock(now - began)}", f"{rate:,.0f} images/s", self._loss, memory)
+        text = ", ".join(filter(None, parts))
         if self._bar is not None:
             self._bar.update(self._task, completed=images, text=text, refresh=True)
             self._close()

@@ -5,9 +5,12 @@ from dataclasses import dataclass
 
 import matplotlib
 from markupsafe import Markup
+from matplotlib.colors import to_hex
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from fewstep.tracking.charts import INK, STYLE, _axes, _label, _log_y, _svg
+
+MOST_TICKS = 6
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,7 @@ class Dot:
 def shade(steps: int, all_steps: Sequence[int]) -> str:
     """A colour for each number of steps, the same in every chart of the page."""
     place = sorted(all_steps).index(steps) / max(1, len(all_steps) - 1)
-    return matplotlib.colors.to_hex(matplotlib.colormaps["plasma"](0.15 + 0.65 * place))
+    return to_hex(matplotlib.colormaps["plasma"](0.15 + 0.65 * place))
 
 
 @matplotlib.rc_context(STYLE)
@@ -43,10 +46,13 @@ def figure_against_value(name: str, values: Sequence[str], lines: Sequence[Line]
         axes.plot(*zip(*line.points, strict=True), "o", color=colour, ms=3.5, alpha=0.55)
         places = sorted({place for place, _ in line.points})
         means = [sum(own) / len(own) for place in places for own in [[y for x, y in line.points if x == place]]]
-        axes.plot(places, means, "-", color=colour, lw=1.6)
-    axes.xaxis.set_major_locator(FixedLocator(list(range(len(values)))))
+        if len(values) <= MOST_TICKS:  # of a search every value is one trial's
+            axes.plot(places, means, "-", color=colour, lw=1.6)
+    axes.xaxis.set_major_locator(FixedLocator(list(range(0, len(values), -(-len(values) // MOST_TICKS)))))
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda place, _: shortened(values[round(place)], len(values))))
+    axes.xaxis.set_major_formatter(
+        FuncFormatter(lambda place, _: shortened(str(values[round(place)]), min(len(values), MOST_TICKS)))
+    )
     axes.set_xlim(-0.35, len(values) - 0.65)
     _label(axes, name, figure_name)
     if all(y > 0 for line in lines for _, y in line.points):

@@ -17,7 +17,8 @@ from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from PIL.Image import Image
 
 from fewstep.tracking.metrics_file import FILE, read_metrics
-from fewstep.tracking.names import IMAGES, QUALITY_TABLE, RUNG
+from fewstep.tracking.names import IMAGES, QUALITY_TABLE, RUNG, quality_of
+from fewstep.tracking.wandb_agent import counted_run
 from fewstep.tracking.wandb_file import Logged, logged_into
 
 PROJECT = "fewstep"
@@ -125,6 +126,7 @@ def start_wandb(folder: Path, *, group: str, job_type: str, config: Mapping[str,
     # None leaves the choice to W&B's own settings, WANDB_MODE among them.
     first = None if "WANDB_MODE" in os.environ or logged_in() else "offline"
     folder.mkdir(parents=True, exist_ok=True)
+    agents = counted_run(job_type)
     for mode in dict.fromkeys((first, "offline")):
         try:
             import wandb
@@ -133,7 +135,7 @@ def start_wandb(folder: Path, *, group: str, job_type: str, config: Mapping[str,
             run = wandb.init(
                 project=os.environ.get("WANDB_PROJECT", PROJECT),
                 dir=str(folder),
-                id=run_id(folder),
+                id=agents.id if agents else run_id(folder),
                 name="/".join(folder.resolve().parts[-3:]),
                 group=group,
                 job_type=job_type,
@@ -144,6 +146,8 @@ def start_wandb(folder: Path, *, group: str, job_type: str, config: Mapping[str,
                 settings=wandb.Settings(
                     console="off",
                     silent=True,
+                    sweep_id=agents and agents.sweep,
+                    sweep_param_path=agents and agents.parameters,
                     init_timeout=INIT_SECONDS,
                     finish_timeout=FINISH_SECONDS,
                     finish_timeout_raises=True,
@@ -184,12 +188,22 @@ def log_picture(loggers: Iterable[Logger], name: str, picture: Image, *, images:
 
 
 def log_quality(loggers: Iterable[Logger], rows: Sequence[Mapping[str, Any]]) -> None:
-    """Show the rows of quality.json as a table in W&B, if it is among the loggers."""
+    """Show the rows of quality.json as a table in W&B, and the students' FID as numbers, if it is among the loggers."""
     columns = list(rows[0]) if rows else []
     data = [[row.get(column) for column in columns] for row in rows]
     for logger in loggers:
         if isinstance(logger, WandbRun):
-            logger.log_lazily(lambda wandb: {QUALITY_TABLE: wandb.Table(columns=columns, data=data)})
+            logger.log_lazily(lambda wandb: {QUALITY_TABLE: wandb.Table(columns=columns, data=data)} | students(rows))
+
+
+def students(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """The FID of each student by its steps, mean over w and at each w: what sweeps compare."""
+    fid: dict[str, list[float]] = {}
+    for row in rows:
+        if row["model"] == "progressive":
+            for w in (None, row["w"]):
+                fid.setdefault(quality_of("fid", row["steps"], w), []).append(row["fid"])
+    return {name: sum(values) / len(values) for name, values in fid.items()}
 
 
 def finish(loggers: Iterable[Logger]) -> None:

@@ -28,8 +28,8 @@ def upload(folder: Path, rows: Sequence[Mapping[str, Any]], summary: Mapping[str
         resume="allow",
         settings=wandb.Settings(console="off", silent=True),
     )
-    columns = list(rows[0])
-    run.log({"sweep": wandb.Table(columns=columns, data=[[row[column] for column in columns] for row in rows])})
+    columns: list[str | int] = list(rows[0])
+    run.log({"sweep": wandb.Table(columns=columns, data=[[row[str(column)] for column in columns] for row in rows])})
     run.summary.update(dict(summary))
     place = run.url or f"{folder / 'wandb'}, which `wandb sync` uploads"
     run.finish()

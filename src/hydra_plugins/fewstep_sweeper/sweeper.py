@@ -7,7 +7,7 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 
 @dataclass
@@ -29,19 +29,39 @@ class FewstepSweeperConf:
     at_once: int = 64
 
 
-ConfigStore.instance().store(group="hydra/sweeper", name="fewstep", node=FewstepSweeperConf, provider="fewstep")
+@dataclass
+class FewstepSearchConf:
+    """hydra.sweeper of a search: so many `trials` in all, `at_once` of them before Optuna is asked again."""
+
+    _target_: str = "hydra_plugins.fewstep_sweeper.sweeper.FewstepSearch"
+    params: dict[str, Any] | None = None
+    objective: ObjectiveConf = field(default_factory=ObjectiveConf)
+    at_once: int = 1
+    trials: int = 20
+    seed: int = 0
+
+
+for _name, _node in (("fewstep", FewstepSweeperConf), ("fewstep_search", FewstepSearchConf)):
+    ConfigStore.instance().store(group="hydra/sweeper", name=_name, node=_node, provider="fewstep")
 
 
 class FewstepSweeper(Sweeper):
     """Every combination of the swept values; what they share is trained once, what is finished is left alone."""
 
     def __init__(self, params: DictConfig | None, objective: DictConfig, at_once: int) -> None:
-        self.params, self.objective, self.at_once = params or {}, objective, at_once
+        self.objective, self.at_once = objective, at_once
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Keep what Hydra gives; the launcher is made when the sweep's folder is known."""
         self.hydra_context, self.config, self.launcher = hydra_context, config, None
         self.script = inspect.getfile(task_function)
+
+    def parameters(self) -> list[str]:
+        """The preset's parameters as they would be typed; ${...} is for each job to resolve."""
+        assert self.config is not None
+        params = OmegaConf.to_container(self.config.hydra.sweeper, resolve=False)
+        assert isinstance(params, dict)
+        return [f"{key}={'null' if value is None else value}" for key, value in (params["params"] or {}).items()]
 
     def sweep(self, arguments: list[str]) -> Any:
         """Run the sweep of the preset's parameters and of the command line; the latter count more."""
@@ -52,13 +72,29 @@ class FewstepSweeper(Sweeper):
         assert self.hydra_context is not None
         assert self.config is not None
         hydra = Hydra(self.hydra_context, self.config, self.script)
-        own = self.objective
-        objective = Objective(own.figure, own.steps, own.w)
+        objective = Objective(self.objective.figure, self.objective.steps, self.objective.w)
         with heard():
-            return sweep_grid(hydra, [*map(override, self.params.items()), *arguments], objective, self.at_once)
+            return sweep_grid(hydra, [*self.parameters(), *arguments], objective, self.at_once)
 
 
-def override(parameter: tuple[str, Any]) -> str:
-    """A parameter of the preset as it would be typed."""
-    key, value = parameter
-    return f"{key}={'null' if value is None else value}"
+class FewstepSearch(FewstepSweeper):
+    """Optuna chooses the values, so many at a time, until there have been as many trials as asked for."""
+
+    def __init__(self, params: DictConfig | None, objective: DictConfig, at_once: int, trials: int, seed: int) -> None:
+        super().__init__(params, objective, at_once)
+        self.trials, self.seed = trials, seed
+
+    def sweep(self, arguments: list[str]) -> Any:
+        """Search in the preset's parameters and those of the command line; the latter count more."""
+        from fewstep.signals import heard
+        from fewstep.sweeps.grid import Hydra
+        from fewstep.sweeps.search import Search, sweep_search
+        from fewstep.sweeps.status import Objective
+
+        assert self.hydra_context is not None
+        assert self.config is not None
+        hydra = Hydra(self.hydra_context, self.config, self.script)
+        objective = Objective(self.objective.figure, self.objective.steps, self.objective.w)
+        search = Search(self.trials, self.at_once, self.seed)
+        with heard():
+            return sweep_search(hydra, [*self.parameters(), *arguments], objective, search)

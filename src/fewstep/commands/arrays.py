@@ -1,0 +1,55 @@
+"""Images as arrays in an .npz file, written batch by batch: any number of them in the memory of one batch."""
+
+from collections.abc import Iterator, Sequence
+from itertools import chain
+from pathlib import Path
+from zipfile import ZIP_DEFLATED, ZipFile
+
+import numpy as np
+from jaxtyping import Float
+from torch import Tensor
+
+from fewstep.data.facts import DataFacts
+from fewstep.files import atomic
+from fewstep.quality.images import as_judged
+
+
+def save_batches(
+    batches: Iterator[Float[Tensor, "batch *shape"]],
+    count: int,
+    facts: DataFacts,
+    out: Path,
+    *,
+    labels: Sequence[int] | Sequence[str],
+) -> None:
+    """Write `count` images as `images` (uint8, channels last; points as they are), `labels` beside them.
+
+    The file is the one that numpy.savez_compressed would write of all of them; it appears whole or not at all.
+
+    Args:
+        facts: of the images.
+
+    Raises:
+        ValueError: some value is not finite.
+        OSError: the disk is full or the folder cannot be written.
+    """
+
+    def arrays() -> Iterator[np.ndarray]:
+        for batch in batches:
+            judged = as_judged(batch, facts)
+            yield np.ascontiguousarray((judged.permute(0, 2, 3, 1) if facts.is_image else judged).numpy())
+
+    made = arrays()
+    first = next(made)
+    header = {
+        "descr": np.lib.format.dtype_to_descr(first.dtype),
+        "fortran_order": False,
+        "shape": (count, *first.shape[1:]),
+    }
+    with atomic(out) as temporary, ZipFile(temporary, "w", ZIP_DEFLATED) as archive:
+        with archive.open("images.npy", "w", force_zip64=True) as file:
+            np.lib.format.write_array_header_1_0(file, header)
+            for array in chain([first], made):
+                file.write(array.data)
+        with archive.open("labels.npy", "w", force_zip64=True) as file:
+            np.lib.format.write_array(file, np.asarray(labels))

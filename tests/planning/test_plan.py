@@ -1,0 +1,86 @@
+"""plan=true as a user has it: what it prints, what it leaves, and that the memory it names is the one a run takes."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from running import ROOT, TINY, Commands, config_of, files_below
+
+from fewstep.compose import plain
+from fewstep.planning.attempts import tried
+from fewstep.planning.request import Attempt
+from fewstep.run import prepare
+
+pytest_plugins = ("running",)
+PEAK = """
+import runpy, sys
+from fewstep.machine import peak_memory
+sys.argv = ["train.py", *sys.argv[1:]]
+try:
+    runpy.run_path("train.py", run_name="__main__")
+finally:
+    print("peak", peak_memory(), flush=True)
+"""
+
+
+def attempt(**changes: object) -> Attempt:
+    config = config_of("stage=teacher", *TINY)
+    prepare(config)
+    settings = plain(config)
+    settings["stage"]["training"] |= changes
+    return Attempt("teacher", settings, 8, looks=False)
+
+
+def test_a_trial_that_needs_too_much_memory_is_ended(tmp_path: Path) -> None:
+    said: list[str] = []
+    reason = tried(tmp_path, [attempt()], limit=2**20, say=said.append)
+    assert reason == "needed more memory than is free"
+    assert said == ["teacher"]
+
+
+@pytest.mark.slow
+def test_what_training_refuses_is_said_in_its_words(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="learning_rate"):
+        tried(tmp_path, [attempt(learning_rate=-1.0)], limit=2**40, say=lambda stage: None)
+
+
+def test_a_mistake_is_one_line_before_anything_is_tried(commands: Commands, tmp_path: Path) -> None:
+    result = commands.train("stage=guidance", "stage.w_max=-1", "plan=true", f"outputs={tmp_path}", *TINY)
+    result.is_one_error("w_max=-1")
+
+
+def test_batches_that_do_not_divide_are_refused(commands: Commands, tmp_path: Path) -> None:
+    several = ("trainer.devices=3", "stage.training.batch_size=256")
+    result = commands.train("stage=teacher", "plan=true", f"outputs={tmp_path}", *TINY, *several)
+    result.is_one_error("batch", "256", "3")
+
+
+@pytest.mark.slow
+def test_a_pipeline_is_planned_and_nothing_is_left(commands: Commands, tmp_path: Path) -> None:
+    result = commands.train("plan=true", f"outputs={tmp_path / 'outputs'}", *TINY)
+    assert result.status == 0, result
+    for row in ("teacher", "guidance", "progressive 4", "progressive 1", "evaluate", "all"):
+        assert re.search(rf"│ {row} +│", result.out), row
+    assert re.search(r"│ teacher +│ +0\.\d+ M │ +1,024 │ +256 │ +4 │", result.out), result.out
+    assert files_below(tmp_path) == []
+    assert not (tmp_path / "outputs").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dataset", ["digits", "patches"])
+def test_the_memory_is_what_a_run_takes(dataset: str, tmp_path: Path) -> None:
+    few = ("trainer.max_images=128", "trainer.diagnostics=1", "trainer.snapshots=1", "trainer.features=patches")
+    settings = ["stage=teacher", f"dataset={dataset}", f"outputs={tmp_path / 'outputs'}", "logger=csv", *few]
+
+    def ran(program: list[str], *more: str) -> str:
+        command = [sys.executable, *program, *settings, *more]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+    planned = re.search(r"^memory: ([\d.,]+) (MiB|GiB)", ran(["train.py"], "plan=true"), re.MULTILINE)
+    assert planned
+    expected = float(planned[1].replace(",", "")) * (2**20 if planned[2] == "MiB" else 2**30)
+    peak = re.search(r"^peak (\d+)$", ran(["-c", PEAK]), re.MULTILINE)
+    assert peak
+    assert expected == pytest.approx(int(peak[1]), rel=0.15)

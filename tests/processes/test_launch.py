@@ -1,0 +1,177 @@
+"""How processes are started, which rows are whose, and what is refused before anything is."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from running import ROOT, TINY
+
+from fewstep import launch
+from fewstep.launch import is_one_of_several, start, status_of
+from fewstep.processes import mine, part_of
+from fewstep.trainer import require_gpus
+
+pytest_plugins = ("running",)
+
+SRUN = {
+    "SLURM_STEP_NUM_TASKS": "4",
+    "SLURM_STEP_NUM_NODES": "2",
+    "SLURM_PROCID": "3",
+    "SLURM_LOCALID": "1",
+    "SLURM_NODEID": "1",
+    "SLURM_STEP_NODELIST": "node[07-08]",
+    "SLURM_JOB_ID": "41234",
+    "SLURM_STEP_ID": "0",
+}
+
+
+@pytest.fixture
+def environment(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """An environment of its own, in which nobody has started anything."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("SLURM", "RANK", "WORLD", "MASTER"))}
+    monkeypatch.setattr(os, "environ", kept)
+    return kept
+
+
+def test_srun_is_understood_as_torchrun_is(environment):
+    environment |= SRUN
+    assert is_one_of_several()
+    assert [environment[name] for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")] == [
+        "3",
+        "4",
+        "1",
+        "2",
+    ]
+    assert (environment["MASTER_ADDR"], environment["MASTER_PORT"]) == ("node07", "16234")
+
+
+def test_a_job_of_one_task_is_no_run_of_several(environment):
+    environment |= SRUN | {"SLURM_STEP_NUM_TASKS": "1"}
+    assert not is_one_of_several()
+
+
+def test_who_was_started_by_torchrun_is_left_so(environment):
+    environment |= SRUN | {"RANK": "0", "WORLD_SIZE": "2"}
+    assert is_one_of_several()
+    assert environment["RANK"] == "0"
+
+
+def test_shares_are_even_and_of_all(environment):
+    for count in (1, 2, 3, 4):
+        for total in (4, 7, 2000):
+            shares = []
+            for rank in range(count):
+                environment |= {"RANK": str(rank), "WORLD_SIZE": str(count)}
+                shares.append(part_of(total))
+            assert [n for share in shares for n in range(total)[share]] == list(range(total))
+            sizes = [share.stop - share.start for share in shares]
+            assert max(sizes) - min(sizes) <= 1
+
+
+def test_rows_are_in_the_order_of_the_processes(environment):
+    environment |= {"RANK": "1", "WORLD_SIZE": "2"}
+    assert mine(torch.arange(6)).tolist() == [3, 4, 5]
+    with pytest.raises(ValueError, match=r"a batch must divide over the processes, got 5 images for 2"):
+        mine(torch.arange(5))
+
+
+def test_more_processes_than_gpus_are_refused():
+    require_gpus(2, None)
+    require_gpus(2, 2)
+    with pytest.raises(ValueError, match=r"got 4 for 2 GPUs .* trainer.devices"):
+        require_gpus(4, 2)
+
+
+def test_how_a_run_ended(capsys):
+    assert status_of({0: -15, 1: -9}) == 128 + 9  # the first was asked to end, since the second was gone
+    assert "rank 1 was ended by SIGKILL (is there enough memory?)" in capsys.readouterr().err
+    assert status_of({0: 1, 1: 2}) == 2
+    assert capsys.readouterr().err == ""
+    assert status_of({0: -11}) == 128 + 11
+    assert "SIGSEGV" in capsys.readouterr().err
+
+
+def test_several_machines_are_not_started_from_here():
+    with pytest.raises(ValueError, match=r"trainer.num_nodes=2 machines are started by torchrun"):
+        start("train.py", [], 2, num_nodes=2)
+
+
+@pytest.mark.parametrize(
+    ("setting", "word"),
+    [
+        ("trainer.devices=0", "trainer.devices"),
+        ("trainer.devices=two", "trainer.devices"),
+        ("trainer.strategy=pipeline", "trainer.strategy"),
+        ("trainer.num_nodes=2", "torchrun"),
+    ],
+)
+def test_bad_numbers_of_processes_are_one_line(commands, tmp_path, setting, word):
+    commands.train(*TINY, "stage=teacher", f"outputs={tmp_path}", setting).is_one_error(word)
+    assert not list(tmp_path.iterdir())
+
+
+def test_devices_are_started_with_the_same_command(commands, tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setattr(launch, "start", lambda *call: calls.append(call) or 7)
+    settings = (*TINY, "trainer.devices=3", f"outputs={tmp_path}")
+    assert commands.train(*settings).status == 7
+    assert calls == [(str(ROOT / "train.py"), list(settings), 3, 1)]
+
+
+LONG = ["stage=teacher", "trainer.max_images=400000", "trainer.checkpoint_seconds=0", "name=run"]
+
+
+def begin(outputs: Path, *command: str) -> subprocess.Popen[str]:
+    """A run of several processes, given back when it trains."""
+    settings = [*TINY, *LONG, "trainer.strategy=ddp", "stage.training.batch_size=32", f"outputs={outputs}"]
+    run = subprocess.Popen(
+        [sys.executable, *command, *settings],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 120
+    while not (outputs / "digits/teacher/run/last.ckpt").exists():
+        assert run.poll() is None, run.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    return run
+
+
+def children(pid: int) -> list[int]:
+    """Processes that a process has started."""
+    return [int(child) for file in Path(f"/proc/{pid}/task").glob("*/children") for child in file.read_text().split()]
+
+
+@pytest.mark.integration
+def test_a_killed_process_ends_the_run_within_a_minute(tmp_path):
+    run = begin(tmp_path, "train.py", "trainer.devices=2")
+    victim = next(pid for pid in children(run.pid) if b"RANK=1\0" in b"\0" + Path(f"/proc/{pid}/environ").read_bytes())
+    begun = time.monotonic()
+    os.kill(victim, signal.SIGKILL)
+    _, said = run.communicate(timeout=60)
+    assert time.monotonic() - begun < 60
+    assert run.returncode == 128 + 9
+    assert "error: rank 1 was ended by SIGKILL" in said
+    assert "Traceback" not in said
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize(
+    "command",
+    [["train.py", "trainer.devices=2"], ["-m", "torch.distributed.run", "--nproc-per-node=2", "train.py"]],
+    ids=["train.py", "torchrun"],
+)
+def test_a_signal_reaches_every_process_and_the_run_is_saved(tmp_path, command):
+    run = begin(tmp_path, *command)
+    run.terminate()
+    _, said = run.communicate(timeout=60)
+    assert said.count("stopped by SIGTERM at step ") == 1, said
+    assert run.returncode != 0
+    assert "error: " not in said

@@ -1,0 +1,71 @@
+"""A sweep's line: what is fixed, what differs, and the jobs' names."""
+
+import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+from fewstep.sweeps.jobs import Line, name_of, quoted, shortened
+
+
+def line(*overrides: str) -> Line:
+    return Line.of(OverridesParser.create().parse_overrides(list(overrides)))
+
+
+def test_every_combination_is_a_job_named_by_what_differs():
+    jobs = line("dataset=mixture", "stage.guidance.w_max=2,4", "seed=range(0,3)").jobs()
+    assert [job.name for job in jobs] == [f"w_max={w},seed={seed}" for w in (2, 4) for seed in (0, 1, 2)]
+    assert jobs[0].overrides == ("dataset=mixture", "stage.guidance.w_max=2", "seed=0")
+    assert jobs[0].values == {"w_max": "2", "seed": "0"}
+
+
+def test_the_last_of_one_key_counts_whether_it_sweeps_or_not():
+    (preset, typed) = "stage.guidance.w_max=2,4,8", "stage.guidance.w_max=4"
+    assert len(line(preset, "seed=0,1", typed).jobs()) == 2
+    assert len(line(typed, "seed=0,1", preset).jobs()) == 6
+
+
+def test_short_names_tell_keys_apart():
+    keys = ["stage.guidance.training.learning_rate", "stage.progressive.training.learning_rate", "seed"]
+    assert list(shortened(keys).values()) == ["guidance.training.learning_rate", "progressive.training.learning_rate", "seed"]
+    assert shortened(["+a.b"]) == {"+a.b": "b"}
+
+
+@pytest.mark.parametrize(
+    ("value", "name"),
+    [
+        ("[16,8,4]", "x=16-8-4"),
+        ("{width: 64, num_blocks: 2}", "x=width-64-num_blocks-2"),
+        ("${model.smaller.narrow}", "x=narrow"),
+        ("'a b'", "x=ab"),
+        ("outputs/a/b.safetensors", "x=outputs-a-b.safetensors"),
+    ],
+)
+def test_a_value_becomes_part_of_a_folders_name(value: str, name: str):
+    assert name_of({"x": value}) == name
+
+
+def test_names_that_would_be_the_same_are_made_different():
+    names = [job.name for job in line("x='a b',ab").jobs()]
+    assert len(set(names)) == 2
+    assert len(name_of({"x": "y" * 300})) < 200
+
+
+def test_what_is_fixed_names_the_sweeps_folder_and_what_is_swept_does_not():
+    one, more = line("seed=0,1", "trainer=debug"), line("seed=0,1,2", "trainer=debug", "logger=csv", "launcher=joblib")
+    assert one.digest == more.digest != line("seed=0,1", "trainer=cpu").digest
+    assert line("seed=0,1").digest == ""
+
+
+@pytest.mark.parametrize(
+    ("overrides", "word"),
+    [(["seed=range(3,3)"], "no value"), (["lr=interval(0,1)"], "sweeper=optuna"), (["seed=3"], "something to sweep over")],
+)
+def test_a_line_without_jobs_is_refused(overrides: list[str], word: str):
+    with pytest.raises(ValueError, match=word):
+        line(*overrides).jobs()
+
+
+@pytest.mark.parametrize("text", ["a,b=c", "it's", "back\\slash", "a b", "${x}"])
+def test_quoting_keeps_any_text_but_interpolations(text: str):
+    (parsed,) = OverridesParser.create().parse_overrides([quoted("name", text)])
+    assert parsed.value() == text
+    assert not parsed.is_sweep_override()
