@@ -79,7 +79,7 @@ def measure_stage(name: str, rounds: int, block_seconds: float) -> dict[str, Any
         fit(
             stage,
             DigitsData(batch_size=training.batch_size, stream=stage.stream),
-            RunFolder(Path(folder), ()),
+            RunFolder(Path(folder), finished=False),
             setup.settings,
             parent_sha256=None,
             loggers=[MetricsFile(Path(folder))],

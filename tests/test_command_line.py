@@ -16,7 +16,9 @@ def test_the_arguments_of_wandbs_agent_are_hydras():
     assert as_hydra_reads(["hydra.mode=RUN", *made["args"]]) == ["hydra.mode=RUN", *read]
 
 
-@pytest.mark.parametrize("argument", ["--cfg=job", "--config-name=mine", "--multirun", "--help", "-m", "seed=1", "~recipe"])
+@pytest.mark.parametrize(
+    "argument", ["--cfg=job", "--config-name=mine", "--multirun", "--help", "-m", "seed=1", "~recipe"]
+)
 def test_other_arguments_stay(argument: str):
     assert as_hydra_reads([argument]) == [argument]
 

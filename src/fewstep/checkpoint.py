@@ -154,8 +154,8 @@ def load_model(path: Path) -> tuple[Denoiser, ModelCard]:
         network.load_state_dict(tensors, assign=True)
         if written != found:
             raise ValueError(
-                "it is damaged, its checksum is not that of what it holds; once it is deleted, the same command makes it "
-                "again"
+                "it is damaged, its checksum is not that of what it holds; once it is deleted, the same command makes "
+                "it again"
             )
         # a file of `fewstep export --half` holds float16, which is for keeping, not for computing
         return Denoiser(network.float(), card.prediction, card.clock).eval(), card

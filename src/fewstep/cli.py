@@ -21,6 +21,7 @@ from fewstep.commands.export import export
 from fewstep.commands.latents import latents
 from fewstep.commands.play import play
 from fewstep.commands.wandb_sweep import wandb_sweep
+from fewstep.files import is_out_of_memory
 from fewstep.launch import is_one_of_several, is_quiet
 from fewstep.signals import Stopped
 
@@ -233,17 +234,15 @@ def is_users(error: BaseException) -> bool:
     """Whether the error is one of input: ours (ValueError, OSError), Hydra's, or Typer's; or of a machine too small."""
     module = type(error).__module__.partition(".")[0]
     known = isinstance(error, ValueError | OSError) or module in ("hydra", "omegaconf", "typer", "click")
-    return known or is_out_of_memory(error)
+    return known or raised_in(error) in ("hydra", "omegaconf") or is_out_of_memory(error)
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out, on the machine or on a GPU, whoever says so; torch has its own words."""
-    words = ("out of memory", "t allocate memory", "annot allocate memory", "could not create a primitive")
-    return (
-        isinstance(error, MemoryError)
-        or getattr(error, "errno", None) == errno.ENOMEM
-        or (isinstance(error, RuntimeError | ImportError) and any(word in str(error) for word in words))
-    )
+def raised_in(error: BaseException) -> str:
+    """The package in whose code an error arose."""
+    trace, name = error.__traceback__, ""
+    while trace is not None:
+        trace, name = trace.tb_next, trace.tb_frame.f_globals.get("__name__", "")
+    return name.partition(".")[0]
 
 
 def one_line(error: BaseException) -> str:
@@ -261,7 +260,7 @@ def one_line(error: BaseException) -> str:
         context = getattr(error, "ctx", None)
         return f"{message().rstrip('.')}; `{context.command_path if context else PROGRAM} --help` shows what there is"
     text = " ".join(str(error).partition("Config search path")[0].split())
-    from_settings = type(error).__module__.partition(".")[0] in ("hydra", "omegaconf")
+    from_settings = {type(error).__module__.partition(".")[0], raised_in(error)} & {"hydra", "omegaconf"}
     return f"{text}; `python train.py --cfg job` shows all settings" if from_settings else text
 
 

@@ -29,7 +29,7 @@ from fewstep.networks.adapter import with_adapter
 from fewstep.networks.memory import checkpoint_gradients, denoisers_in, to_channels_last
 from fewstep.networks.smaller import smaller_student
 from fewstep.parents import Rung, fits, named, newest
-from fewstep.processes import agreed
+from fewstep.processes import agreed, led
 from fewstep.quality.grid import Plan
 from fewstep.quality.metrics import RunningFigures
 from fewstep.seeds import seed_for
@@ -68,7 +68,8 @@ class Setup:
 
     @classmethod
     def of(cls, config: DictConfig) -> "Setup":
-        data = cast(Data, instantiate(dataset_of(config), batch_size=1, stream="facts"))
+        # What a data set converts or generates is there when the other processes look.
+        data = led(lambda: cast(Data, instantiate(dataset_of(config), batch_size=1, stream="facts")))
         settings = TrainerSettings(**config.trainer)
         judge = Judge.of(data, settings.features, Path(config.outputs, KNOWN))
         return cls(config, settings, instantiate(config.schedule), judge)

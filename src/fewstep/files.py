@@ -77,6 +77,16 @@ def is_full_disk(error: BaseException | None) -> bool:
     return False
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, on the machine or on a GPU, whoever says so; torch has its own words."""
+    words = ("out of memory", "t allocate memory", "annot allocate memory", "could not create a primitive")
+    return (
+        isinstance(error, MemoryError)
+        or getattr(error, "errno", None) == errno.ENOMEM
+        or (isinstance(error, RuntimeError | ImportError) and any(word in str(error) for word in words))
+    )
+
+
 def sha256_of(path: Path) -> str:
     """Hex SHA-256 of a file."""
     with path.open("rb") as file:

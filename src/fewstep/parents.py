@@ -89,6 +89,11 @@ def fits(
     return reason
 
 
+def is_guided(parent: str | Path) -> bool:
+    """Whether a pipeline's parent is a guided student, with which it begins at its ladder."""
+    return Path(parent).suffix == ".safetensors" and load_model(Path(parent))[1].role == "guided"
+
+
 def models_in(folder: Path) -> list[Path]:
     """The finished models of a run folder, most steps first."""
     rungs = [p for p in folder.glob(rung_file(0).replace("0", "*")) if p.stem.removeprefix("model-").isdigit()]

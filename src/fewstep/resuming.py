@@ -1,8 +1,10 @@
 """Checkpoints: written whole or not at all, known by their checksum, and read without running anything.
 
-A folder keeps two: last.ckpt and the one before it, previous.ckpt, which serves when the disk has damaged the last.
+While it is trained in, a folder keeps two: last.ckpt and the one before it, previous.ckpt, which serves when the disk
+has damaged the last.
 """
 
+import errno
 import time
 import warnings
 from hashlib import sha256
@@ -14,7 +16,7 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.fabric.plugins import TorchCheckpointIO
 
-from fewstep.files import atomic, move
+from fewstep.files import atomic, is_out_of_memory, move
 from fewstep.folder import DAMAGED, PREVIOUS
 from fewstep.parts import check_parts, whole
 from fewstep.processes import agreed, joined
@@ -79,6 +81,7 @@ def read_checkpoint(path: Path, *, with_parts: bool = False) -> dict[str, Any]:
 
     Raises:
         ValueError: it is damaged, or holds anything but tensors and plain values.
+        OSError, MemoryError, RuntimeError: it cannot be read now, which says nothing of it.
     """
     try:
         if not is_sealed(path):  # so it is not opened at all
@@ -90,6 +93,8 @@ def read_checkpoint(path: Path, *, with_parts: bool = False) -> dict[str, Any]:
             check_parts(checkpoint, path.parent)
         return checkpoint
     except Exception as error:  # torch raises many kinds for a damaged file; all mean the same here
+        if is_out_of_memory(error) or (isinstance(error, OSError) and error.errno != errno.ENOENT):  # a part is gone
+            raise
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         if isinstance(error, UnpicklingError):  # torch's own words would have the user run what is in there
             reason = "it holds more than tensors and plain values, and is not opened: that could run code"
@@ -173,6 +178,8 @@ class SaveLast(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         trainer.save_checkpoint(self.path)
+        if trainer.is_global_zero:
+            self.path.with_name(PREVIOUS).unlink(missing_ok=True)  # what was trained keeps one
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint[ORIGIN] = self.origin

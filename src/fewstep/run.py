@@ -23,7 +23,7 @@ from fewstep.files import sha256_of
 from fewstep.folder import MODEL, QUALITY, REPORT, RunFolder, open_run, rung_file
 from fewstep.networks import Denoiser, Frozen, with_guidance_input
 from fewstep.networks.adapter import adapter_file, check_adapter, is_adapted, merged, save_adapter
-from fewstep.parents import Rung, as_parents, models_in, newest_ladder
+from fewstep.parents import Rung, as_parents, is_guided, models_in, newest_ladder
 from fewstep.processes import agreed
 from fewstep.settings import FORCE, require_numbers, require_top
 from fewstep.stages import (
@@ -75,8 +75,8 @@ def run(config: DictConfig) -> None:
 def prepare(config: DictConfig) -> None:
     """Resolve the settings, refuse values of another type, and make a toy of what is to be one."""
     OmegaConf.resolve(config)
-    require_numbers(plain(config.stage), "stage")
     require_top(plain(config))
+    require_numbers(plain(config.stage), "stage")
     if config.trainer.toy:
         as_toy(config)
 
@@ -100,11 +100,6 @@ def run_pipeline(config: DictConfig) -> None:
         judge(stage_of(config, "evaluate", guided), folder, [guided, *rungs])
 
 
-def is_guided(parent: str | Path) -> bool:
-    """Whether a pipeline's parent is a guided student, with which it begins at its ladder."""
-    return Path(parent).suffix == ".safetensors" and load_model(Path(parent))[1].role == "guided"
-
-
 def stage_of(config: DictConfig, stage: str, teacher: str | Path | None = None) -> DictConfig:
     """The settings of one stage of a pipeline."""
     own = copy.deepcopy(config)
@@ -120,6 +115,7 @@ def check_pipeline(config: DictConfig) -> None:
         raise ValueError(f"stage.until must be one of {', '.join(PIPELINE_ENDS)}, got {config.stage.until!r}")
     for name in ("teacher", "guidance", "progressive"):
         check_stage(config.stage[name])
+        settings.check_batch(config.stage[name].training.batch_size)
     plan_of(config.stage.evaluate, settings)
     if config.teacher == EXACT and chain_of(config.stage.progressive).is_guided_outside:
         raise ValueError(
@@ -332,7 +328,8 @@ def opened(
 
         def hold() -> RunFolder:
             outputs, dataset, stage = Path(config.outputs), config.dataset.name, config.stage.name
-            force, called = config.resume == FORCE, name or config.name
+            force = config.resume == FORCE
+            called = name or (None if config.name is None else str(config.name))
             folder = held.enter_context(open_run(outputs, dataset, stage, text, products, called, keep, force))
             print(f"{stage}: {folder.path}" + (" (finished before)" if folder.finished else ""), flush=True)
             return folder

@@ -2,12 +2,14 @@
 
 import re
 from collections.abc import Mapping
+from math import isfinite
 from typing import Any
 
 FORCE = "force"
 STAGE_TEXTS = ("sampler", "variant", "w_draw", "prediction", "adapter", "until")
 TEXTS = ("name", "_target_", "weight", "guidance_weight", *STAGE_TEXTS)
 SWITCHES = ("clip_target",)
+GROUPS = ("training", "teacher", "guidance", "progressive", "evaluate")
 MAY_BE_NULL = ("guidance_interval", "w_values")
 LISTS = ("ladder", "w", "teacher_steps", "guided_steps", "baseline_steps", *MAY_BE_NULL)
 LISTS_OF_TEXTS = ("baselines",)
@@ -23,8 +25,17 @@ def require_top(settings: Mapping[str, Any]) -> None:
         ValueError: names the setting and its value.
     """
     seed, resume, name = settings["seed"], settings["resume"], settings["name"]
-    if not isinstance(seed, int):
+    for group in ("dataset", "model", "stage", "trainer", "schedule", "logger"):
+        if not isinstance(settings.get(group), Mapping):
+            raise ValueError(f"{group} must be one of its options or a group of settings, got {settings.get(group)!r}")
+    texts = {key: settings[key] for key in ("teacher", "outputs")} | {"dataset.name": settings["dataset"].get("name")}
+    for key, value in texts.items():
+        if not (isinstance(value, str) or (value is None and key == "teacher")):
+            raise ValueError(f"{key} must be text, got {value!r}")
+    if not isinstance(seed, int) or isinstance(seed, bool):
         raise ValueError(f"seed must be a whole number, got {seed!r}")
+    if not isinstance(settings["plan"], bool):
+        raise ValueError(f"plan must be true or false, got {settings['plan']!r}")
     if resume not in ("auto", FORCE):
         raise ValueError(f"resume must be auto or {FORCE}, got {resume!r}")
     if name is not None and not re.fullmatch(r"[\w.,=+-]*\w[\w.,=+-]*", str(name)):
@@ -54,6 +65,9 @@ def require_numbers(settings: Mapping[str, Any], where: str) -> None:
     for key, value in settings.items():
         if key == "student":  # arguments of a network, which checks them
             continue
+        if (key in GROUPS) != isinstance(value, Mapping):
+            kind = "a group of settings" if key in GROUPS else "no group of settings"
+            raise ValueError(f"{where}.{key} must be {kind}, got {value!r}")
         if isinstance(value, Mapping):
             require_numbers(value, f"{where}.{key}")
         elif key in SWITCHES:
@@ -67,5 +81,7 @@ def require_numbers(settings: Mapping[str, Any], where: str) -> None:
                 if isinstance(number, bool) or not isinstance(number, int | float):
                     kind = "a list of numbers" if isinstance(value, list) else "a number"
                     raise ValueError(f"{where}.{key} must be {kind}, got {value!r}")
+                if isinstance(number, float) and not isfinite(number):
+                    raise ValueError(f"{where}.{key} must be finite, got {value!r}")
             if key in LISTS and not isinstance(value, list):
                 raise ValueError(f"{where}.{key} must be a list, like [{value}], got {value!r}")

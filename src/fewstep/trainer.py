@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from fewstep.processes import require_shares
 from fewstep.typed import require_settings
 
 ACCELERATORS = ("cpu", "gpu")
@@ -63,6 +64,10 @@ class TrainerSettings:
             )
         if self.accelerator == "gpu" and not torch.cuda.is_available():
             raise ValueError("trainer=gpu needs a CUDA device, and torch sees none; use trainer=cpu")
+
+    def check_batch(self, batch_size: int) -> None:
+        """Refuse a batch, as max_images caps it, that does not divide over the processes."""
+        require_shares(min(batch_size, self.max_images or batch_size))
 
     @property
     def device(self) -> str:

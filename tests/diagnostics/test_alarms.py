@@ -76,3 +76,10 @@ def test_data_whose_diversity_is_not_known_cannot_collapse() -> None:
     unknown = look(teacher=None) | {"data": WELL | {"diversity": None}}
     assert kinds(START, unknown | {"samples": WELL | {"diversity": 0.0}}, last=True) == []
     assert kinds(START, START | {"samples": None}, last=True) == []
+
+
+def test_what_is_no_number_diverged() -> None:
+    (alarm,) = alarms(look(contrast=None, excess=None, diversity=None) | {"gap": None}, [START], last=True)
+    assert alarm.kind == "divergence"
+    assert "is no number and was 0.2" in alarm.says
+    assert kinds(START, look() | {"gap": None}, look()) == []

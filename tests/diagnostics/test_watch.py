@@ -12,6 +12,7 @@ from students import DATA, EXACT, Says, encoder, guidance_stage, perfect, rung, 
 
 from fewstep.data.mixture import MixtureData
 from fewstep.diagnostics import Diagnostics
+from fewstep.diagnostics.watch import finite
 from fewstep.diffusion.prediction import Denoise
 from fewstep.stages import NonFiniteLossError, ProgressiveStage, Stage
 from fewstep.tracking.diagnostics_file import FILE, read_diagnostics
@@ -212,3 +213,8 @@ def test_a_loss_that_is_not_finite_is_said_before_anything_is_sampled(tmp_path: 
     with pytest.raises(NonFiniteLossError):
         fit(stage, watch(tmp_path, stage), At(5, poison))
     assert [json.loads(line)["images"] for line in (tmp_path / FILE).read_text().splitlines()] == [0]
+
+
+def test_the_file_is_json_whatever_was_found() -> None:
+    found = {"gap": float("nan"), "by": [{"low": 0.5, "gap": float("inf")}], "rung": None, "images": 3}
+    assert finite(found) == {"gap": None, "by": [{"low": 0.5, "gap": None}], "rung": None, "images": 3}

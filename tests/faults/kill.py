@@ -110,7 +110,7 @@ def live(commands: list[tuple[str, ...]], quiet: Path) -> None:
 
 
 def commands_of(outputs: Path, wandb: bool) -> list[tuple[str, ...]]:
-    own = (*SETTINGS, f"logger={'wandb' if wandb else 'csv'}", f"outputs={outputs}")
+    own = (*SETTINGS, f"logger={'wandb' if wandb else 'csv'}", f"outputs={outputs}", "name=killed")
     return [(*PIPELINE, *own), (*ENCODER, *own)]
 
 

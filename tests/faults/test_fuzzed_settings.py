@@ -43,9 +43,40 @@ NUMBERS = st.one_of(
     st.integers(-LARGE, LARGE), st.floats(-LARGE, LARGE), st.sampled_from(["nan", "inf", "-inf", "1e400", "0", "-0.0"])
 )
 WORDS = st.sampled_from(
-    [*("null", "true", "no", "''", "x", "é", "a b", "[]", "{}", "[[]]", "[null]", "[true]", "{a: 1}", "{a: [1, {}]}")]
-    + [*("exact", "[x]", "[1,2]", "[2,1]", "[1.5]", "[nan]", "[-1]", "0x10", "1_000", "~", "../..", "/dev/null", "a.b")]
-    + ["os.system", "builtins.print", "fewstep.run.run", "torch.nn.Linear", "digits", "uniform"]
+    [
+        "null",
+        "true",
+        "no",
+        "''",
+        "x",
+        "é",
+        "[]",
+        "{}",
+        "[[]]",
+        "[null]",
+        "[true]",
+        "{a:1}",
+        "{a:[1,{}]}",
+        "exact",
+        "[x]",
+        "[1,2]",
+        "[2,1]",
+        "[1.5]",
+        "[nan]",
+        "[-1]",
+        "0x10",
+        "1_000",
+        "~",
+        "../..",
+        "/dev/null",
+        "a.b",
+        "os.system",
+        "builtins.print",
+        "fewstep.run.run",
+        "torch.nn.Linear",
+        "digits",
+        "uniform",
+    ]
 )
 VALUES = st.one_of(NUMBERS, WORDS, st.lists(NUMBERS, max_size=3))
 

@@ -116,14 +116,16 @@ def test_damaged_settings_of_one_run_do_not_stop_another(tmp_path, content):
 
 
 def test_a_forked_child_that_outlives_its_parent_does_not_hold_the_folder(tmp_path):
-    ready, done = os.pipe()
+    (ready, done), (here, there) = os.pipe(), os.pipe()
     with locked(tmp_path) as mine:
         assert mine
         child = os.fork()
         if not child:
+            os.write(there, b"x")
             os.read(ready, 1)  # till it is told to end
             os._exit(0)
     try:
+        os.read(here, 1)
         with locked(tmp_path) as again:
             assert again
     finally:
@@ -179,9 +181,9 @@ def test_an_error_of_the_workers_own_is_not_tried_again(monkeypatch):
     "error",
     [
         MemoryError(),
-        RuntimeError(
-            "[enforce fail at alloc_cpu.cpp:121] . DefaultCPUAllocator: can't allocate memory: you tried to\n"
-        ),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:121] . DefaultCPUAllocator: can't allocate memory: you tried\n"),
+        RuntimeError("could not create a primitive"),
+        OSError(errno.ENOMEM, "Cannot allocate memory"),
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB"),
     ],
 )
@@ -189,7 +191,7 @@ def test_memory_that_runs_out_is_one_line(commands, tmp_path, monkeypatch, error
     def out_of_memory(*_):
         raise error
 
-    monkeypatch.setattr(DigitsData, "batch", out_of_memory)
+    monkeypatch.setattr(DigitsData, "rows", out_of_memory)
     result = commands.train(*SMALL, f"outputs={tmp_path}")
     result.is_one_error("memory ran out", "batch_size", "goes on where it was")
 
@@ -240,6 +242,7 @@ def test_a_batch_that_is_not_finite_is_named(commands, tmp_path, monkeypatch):
 
     with monkeypatch.context() as patched:
         patched.setattr(DigitsData, "batch", broken)
+        patched.setattr(DigitsData, "rows", broken)
         result = commands.train(*SMALL, "trainer.checkpoint_seconds=0", f"outputs={tmp_path}")
     result.is_one_error("batch of step 7", "in 2 of 64 images", "number 3", "fewstep data check", "last.ckpt")
     checkpoint = read_checkpoint(folder_of(tmp_path) / "last.ckpt")

@@ -10,6 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+import wandb
 from running import TINY
 
 from fewstep.tracking import wandb_run
@@ -31,8 +32,9 @@ ANSWERS = {
 
 
 @pytest.fixture(autouse=True)
-def stranger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def stranger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Nobody is logged in, and what W&B keeps outside the run goes to a folder of the test."""
+    wandb.teardown()  # it remembers what the environment said when it was first asked
     for name in ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE", "WANDB_MODE", "WANDB_BASE_URL", "WANDB_PROJECT"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
@@ -40,6 +42,8 @@ def stranger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(name, str(tmp_path / "home"))
     monkeypatch.setattr(WandbRun, "accepted", False)
     monkeypatch.setattr(wandb_run, "INIT_SECONDS", 4.0)
+    yield
+    wandb.teardown()
 
 
 @pytest.fixture

@@ -117,7 +117,7 @@ def test_a_port_in_use_is_one_line(commands: Commands, models, tmp_path):
 
 
 def test_mistakes_are_one_line(commands: Commands, models, tmp_path):
-    commands.fewstep("play", models["1"], "--port", "70000").is_one_error("70000", "65535")
+    commands.fewstep("play", models["1"], "--port", "70000").is_one_error("--port", "65535")
     commands.fewstep("play", tmp_path / "none.safetensors").is_one_error("none.safetensors")
     commands.fewstep("dashboard", "--local", "--outputs", tmp_path / "none").is_one_error("none", "python train.py")
 

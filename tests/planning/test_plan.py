@@ -3,13 +3,14 @@
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from running import ROOT, TINY, Commands, config_of, files_below
 
 from fewstep.compose import plain
-from fewstep.planning.attempts import tried
+from fewstep.planning.attempts import TOO_LARGE, tried
 from fewstep.planning.request import Attempt
 from fewstep.run import prepare
 
@@ -36,14 +37,33 @@ def attempt(**changes: object) -> Attempt:
 def test_a_trial_that_needs_too_much_memory_is_ended(tmp_path: Path) -> None:
     said: list[str] = []
     reason = tried(tmp_path, [attempt()], limit=2**20, say=said.append)
-    assert reason == "needed more memory than is free"
+    assert reason == TOO_LARGE
     assert said == ["teacher"]
 
 
-@pytest.mark.slow
-def test_what_training_refuses_is_said_in_its_words(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="learning_rate"):
-        tried(tmp_path, [attempt(learning_rate=-1.0)], limit=2**40, say=lambda stage: None)
+@pytest.fixture
+def ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], str | None]:
+    """A trial that is a line of shell."""
+
+    def ended(line: str) -> str | None:
+        program = tmp_path / "python"
+        program.write_text(f"#!/bin/sh\n{line}\n")
+        program.chmod(0o755)
+        monkeypatch.setattr(sys, "executable", str(program))
+        return tried(tmp_path, [attempt()], limit=2**40, say=lambda stage: None)
+
+    return ended
+
+
+def test_how_a_trial_may_end(ends: Callable[[str], str | None]) -> None:
+    assert ends("exit 0") is None
+    assert ends("echo 'error: DefaultCPUAllocator: Error code 12 (Cannot allocate memory)'; exit 1") == TOO_LARGE
+    assert ends("echo 'error: CUDA out of memory. Tried to allocate 2 GiB' >&2; exit 1") == TOO_LARGE
+    assert ends("kill -9 $$") == "was ended by signal 9, as the system does where memory is short"
+    with pytest.raises(ValueError, match="needs a positive learning_rate"):
+        ends("echo 'error: stage.training needs a positive learning_rate'; exit 2")
+    with pytest.raises(RuntimeError, match="it broke"):
+        ends("echo 'error: it broke'; exit 1")
 
 
 def test_a_mistake_is_one_line_before_anything_is_tried(commands: Commands, tmp_path: Path) -> None:

@@ -89,7 +89,8 @@ def one(
 
 def happen(step: int, what: str, *, here: bool) -> None:
     """Have something happen after that step."""
-    from fewstep.data.batches import Batch, Data
+    from fewstep.data.batches import Batch
+    from fewstep.data.digits import DigitsData
     from fewstep.resuming import SaveLast
     from fewstep.signals import Stopped
 
@@ -108,10 +109,10 @@ def happen(step: int, what: str, *, here: bool) -> None:
 
     SaveLast.on_train_batch_end = after
     if what == "nan" and here:
-        rows = Data.rows
+        rows = DigitsData.rows
 
         def spoilt(self, number):
             x, label = rows(self, number)
             return Batch(x * float("nan") if number == step else x, label)
 
-        Data.rows = spoilt
+        DigitsData.rows = spoilt

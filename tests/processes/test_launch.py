@@ -12,6 +12,7 @@ import torch
 from running import ROOT, TINY
 
 from fewstep import launch
+from fewstep.data.batches import ImagesInMemory
 from fewstep.launch import is_one_of_several, start, status_of
 from fewstep.processes import mine, part_of
 from fewstep.trainer import require_gpus
@@ -175,3 +176,15 @@ def test_a_signal_reaches_every_process_and_the_run_is_saved(tmp_path, command):
     assert said.count("stopped by SIGTERM at step ") == 1, said
     assert run.returncode != 0
     assert "error: " not in said
+
+
+def test_a_process_reads_its_rows_of_a_batch_alone(environment):
+    images = torch.randint(0, 256, (40, 1, 2, 2), dtype=torch.uint8)
+    data = ImagesInMemory(images=images, labels=torch.arange(40) % 3, batch_size=12, stream="0/teacher", flip=True)
+    for step in (0, 3, 7):  # the fourth goes on into the next epoch
+        whole, shares = data.batch(step), []
+        for rank in range(3):
+            environment |= {"RANK": str(rank), "WORLD_SIZE": "3"}
+            shares.append(data.rows(step))
+        for part in ("x", "label"):
+            assert torch.equal(torch.cat([getattr(share, part) for share in shares]), getattr(whole, part))

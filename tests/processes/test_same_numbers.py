@@ -53,7 +53,9 @@ def is_close(ours: Path, expected: Path) -> None:
         for row, wanted in zip(rows_of(ours / file.relative_to(expected)), rows_of(file), strict=True):
             assert row == pytest.approx(wanted, rel=1e-3)
     for file in sorted(expected.rglob("diagnostics.jsonl")):
-        looks, wanted = ([json.loads(line) for line in path.open()] for path in (ours / file.relative_to(expected), file))
+        looks, wanted = (
+            [json.loads(line) for line in path.open()] for path in (ours / file.relative_to(expected), file)
+        )
         assert [look["images"] for look in looks] == [look["images"] for look in wanted]
         assert [look["gap"] for look in looks] == pytest.approx([look["gap"] for look in wanted], rel=1e-3)
     for file in sorted(expected.rglob("quality.json")):

@@ -96,6 +96,11 @@ def until(happened: Callable[[], object], seconds: float, told: Callable[[], obj
         time.sleep(0.2)
 
 
+def output(command: list[str], environment: dict[str, str]) -> str:
+    """What a command prints; it may fail, as SLURM's do while it starts."""
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False).stdout
+
+
 def free_ports(count: int) -> list[int]:
     with ExitStack() as held:
         sockets = [held.enter_context(socket.socket()) for _ in range(count)]
@@ -132,7 +137,7 @@ def cluster(folder: Path) -> Iterator[Cluster]:
                 until(munge.exists, 20, lambda: "munged does not start")
         here = Cluster(folder, environment)
         idle = ["sinfo", "--noheader", "--Node", "--partition=main", "--format=%T"]
-        until(lambda: here.run(*idle).split() == ["idle"] * len(NODES), 60, here.logs)
+        until(lambda: output(idle, environment).split() == ["idle"] * len(NODES), 60, here.logs)
         try:
             yield here
         finally:

@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from cluster import Cluster, cluster, missing, until
+from cluster import Cluster, cluster, free_ports, missing, until
 from running import ROOT, config_of
 from safetensors.torch import load_file
 from test_resume import rows_of
@@ -149,14 +149,25 @@ def test_jobs_that_are_stopped_by_slurm_end_as_if_nothing_had_happened(slurm: Cl
     assert logs[0].read_text() == before  # what was finished was let be
 
     for seed, folder in folders.items():
-        assert_equal(folder, undisturbed(tmp_path / "undisturbed", "trainer=debug", f"seed={seed}"))
+        assert_equal(folder, undisturbed(tmp_path / f"undisturbed-{seed}", "trainer=debug", f"seed={seed}"))
 
 
 def test_a_run_on_two_nodes_stops_on_both_and_goes_on(slurm: Cluster, tmp_path: Path):
     """Started by srun, a process on each node: as one process would have done it, to rounding."""
     settings = ["trainer=ddp_cpu", "trainer.devices=1", "trainer.num_nodes=2", "trainer.toy=true"]
     run_line = [TRAIN, *TRAINING, *settings, f"outputs={tmp_path}", "name=run"]
-    command = ["srun", "--partition=main", "--nodes=2", "--ntasks-per-node=1", "--mem=1G", sys.executable, *run_line]
+    # The nodes' names are SLURM's alone here; where they are known to the machines, nobody has to say this.
+    meet = f"--export=ALL,MASTER_ADDR=127.0.0.1,MASTER_PORT={free_ports(1)[0]}"
+    command = [
+        "srun",
+        meet,
+        "--partition=main",
+        "--nodes=2",
+        "--ntasks-per-node=1",
+        "--mem=1G",
+        sys.executable,
+        *run_line,
+    ]
     folder = tmp_path / "mixture" / "guidance" / "run"
     with started(slurm, tmp_path / "first.txt", *command) as first:
         until(lambda: first.poll() is not None or trains(folder), 120, (tmp_path / "first.txt").read_text)

@@ -25,7 +25,11 @@ def test_the_last_of_one_key_counts_whether_it_sweeps_or_not():
 
 def test_short_names_tell_keys_apart():
     keys = ["stage.guidance.training.learning_rate", "stage.progressive.training.learning_rate", "seed"]
-    assert list(shortened(keys).values()) == ["guidance.training.learning_rate", "progressive.training.learning_rate", "seed"]
+    assert list(shortened(keys).values()) == [
+        "guidance.training.learning_rate",
+        "progressive.training.learning_rate",
+        "seed",
+    ]
     assert shortened(["+a.b"]) == {"+a.b": "b"}
 
 
@@ -34,13 +38,17 @@ def test_short_names_tell_keys_apart():
     [
         ("[16,8,4]", "x=16-8-4"),
         ("{width: 64, num_blocks: 2}", "x=width-64-num_blocks-2"),
-        ("${model.smaller.narrow}", "x=narrow"),
         ("'a b'", "x=ab"),
         ("outputs/a/b.safetensors", "x=outputs-a-b.safetensors"),
     ],
 )
 def test_a_value_becomes_part_of_a_folders_name(value: str, name: str):
     assert name_of({"x": value}) == name
+
+
+def test_a_setting_by_reference_is_called_by_its_name():
+    jobs = line("stage.student=null,${model.smaller.narrow}").jobs()
+    assert [job.name for job in jobs] == ["student=null", "student=narrow"]
 
 
 def test_names_that_would_be_the_same_are_made_different():
@@ -57,7 +65,11 @@ def test_what_is_fixed_names_the_sweeps_folder_and_what_is_swept_does_not():
 
 @pytest.mark.parametrize(
     ("overrides", "word"),
-    [(["seed=range(3,3)"], "no value"), (["lr=interval(0,1)"], "sweeper=optuna"), (["seed=3"], "something to sweep over")],
+    [
+        (["seed=range(3,3)"], "no value"),
+        (["lr=interval(0,1)"], "sweeper=optuna"),
+        (["seed=3"], "something to sweep over"),
+    ],
 )
 def test_a_line_without_jobs_is_refused(overrides: list[str], word: str):
     with pytest.raises(ValueError, match=word):

@@ -7,8 +7,6 @@ import typer
 
 from fewstep.commands.play import Port, require_pages
 
-SWEEPS, SWEEP = "sweeps", "sweep.yaml"
-
 
 def dashboard(
     local: Annotated[bool, typer.Option("--local", help="A page from the files below --outputs, live.")] = False,
@@ -35,12 +33,14 @@ def dashboard(
     if as_json or project or entity:
         raise ValueError("--local shows files, and --json, --project and --entity are W&B's: leave them out")
     if sweep is not None and folder is None:
-        raise ValueError(f"there is no sweep {sweep} below {outputs / SWEEPS}; python train.py sweeps=NAME makes one")
+        raise ValueError(f"there is no sweep {sweep} below {outputs}/sweeps; python train.py sweeps=NAME makes one")
     serve_local(folder or outputs, port)
 
 
 def folder_of(outputs: Path, sweep: str | None) -> Path | None:
     """The folder of a sweep of ours; None if it is none."""
+    from fewstep.pages.runs import SWEEP, SWEEPS
+
     places = [] if sweep is None else [Path(sweep), outputs / SWEEPS / sweep]
     return next((place for place in places if (place / SWEEP).is_file()), None)
 
@@ -50,18 +50,11 @@ def serve_local(outputs: Path, port: int) -> None:
     require_pages()
     if not outputs.is_dir():
         raise ValueError(f"--outputs must be a folder of runs, and {outputs} is none; python train.py makes outputs/")
-    import panel as pn
-
-    from fewstep.pages.dashboard import EVERY_MILLISECONDS, DashboardPage
-    from fewstep.pages.runs import Outputs
+    from fewstep.pages.dashboard import page_of
     from fewstep.pages.serving import serve
 
-    def page() -> pn.viewable.Viewable:
-        made = DashboardPage(Outputs(outputs))
-        pn.state.add_periodic_callback(made.refresh, period=EVERY_MILLISECONDS)
-        return made.view()
-
-    serve(page, port=port, title="fewstep dashboard", ready=lambda address: typer.echo(f"{address} (Ctrl-C ends it)"))
+    ready = lambda address: typer.echo(f"{address} (Ctrl-C ends it)")  # noqa: E731
+    serve(page_of(outputs), port=port, title="fewstep dashboard", ready=ready)
 
 
 def in_wandb(folder: Path | None, sweep: str | None, project: str | None, entity: str | None, as_json: bool) -> None:
@@ -69,6 +62,7 @@ def in_wandb(folder: Path | None, sweep: str | None, project: str | None, entity
     require_pages("wandb_workspaces")
     import yaml
 
+    from fewstep.pages.runs import SWEEP
     from fewstep.tracking import workspace
 
     own_project, own_entity = workspace.default_project()

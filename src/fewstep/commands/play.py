@@ -24,20 +24,15 @@ def play(
     Example: fewstep play outputs/digits/progressive/TIME/model-4.safetensors
     """
     require_pages()
-    import panel as pn
-
     from fewstep.pages.drawing import Chain
-    from fewstep.pages.play import PlayPage
+    from fewstep.pages.play import page_of
     from fewstep.pages.serving import serve
 
     chain = Chain(Path(model), autoencoder=autoencoder, text_encoder=text_encoder)
 
-    def page() -> pn.viewable.Viewable:
-        made = PlayPage(chain)
-        pn.state.on_session_destroyed(lambda _: made.close())
-        return made.view()
-
-    serve(page, port=port, title="fewstep play", ready=lambda address: typer.echo(f"{address} (Ctrl-C ends it)"))
+    serve(
+        page_of(chain), port=port, title="fewstep play", ready=lambda address: typer.echo(f"{address} (Ctrl-C ends it)")
+    )
 
 
 def require_pages(package: str = "panel") -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from fewstep.data.facts import DataFacts
 from fewstep.diffusion.mixture import GaussianMixture
 from fewstep.diffusion.prediction import Condition
-from fewstep.processes import mine
+from fewstep.processes import mine, num_processes
 from fewstep.seeds import seed_for
 
 
@@ -173,24 +173,33 @@ class ImagesInMemory(Data):
             self._order = epoch, torch.randperm(len(self.images), generator=generator)
         return self._order[1]
 
-    def pixels(self, step: int) -> tuple[UInt8[Tensor, "batch *shape"], Int[Tensor, "batch"]]:
-        """Images and labels of that step's batch, as they are kept."""
+    def pixels(
+        self, step: int, kept: Callable[[Tensor], Tensor] = lambda whole: whole
+    ) -> tuple[UInt8[Tensor, "batch *shape"], Int[Tensor, "batch"]]:
+        """Images and labels of that step's batch, as they are kept; of its rows only those `kept`."""
         position, chosen = step * self.batch_size, []
         while (missing := (step + 1) * self.batch_size - position) > 0:
             epoch, offset = divmod(position, len(self.images))
             chosen.append(self._epoch_order(epoch)[offset : offset + missing])
             position += len(chosen[-1])
-        index = torch.cat(chosen)
+        index = kept(torch.cat(chosen))
         images = self.images[index]
         if self.flip:
             generator = torch.Generator().manual_seed(seed_for(self.stream, "flip", step))
-            mirrored = torch.rand(len(images), generator=generator) < 0.5
+            mirrored = kept(torch.rand(self.batch_size, generator=generator)) < 0.5
             images = torch.where(mirrored[:, None, None, None], images.flip(-1), images)
         return images, self.labels[index]
 
-    def batch(self, step: int) -> Batch:
-        images, labels = self.pixels(step)
+    def part(self, step: int, kept: Callable[[Tensor], Tensor] = lambda whole: whole) -> Batch:
+        """Those rows of that step's batch that are `kept`; the others are not read."""
+        images, labels = self.pixels(step, kept)
         return Batch(from_uint8(images), labels)
+
+    def batch(self, step: int) -> Batch:
+        return self.part(step)
+
+    def rows(self, step: int) -> Batch:
+        return self.batch(step) if num_processes() == 1 else self.part(step, mine)
 
 
 def from_uint8(images: Tensor) -> Float[Tensor, "batch *shape"]:

@@ -1,6 +1,7 @@
 """Latents of images, made by `fewstep latents`: mean and variance of each, memory-mapped; every visit draws anew."""
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -112,10 +113,11 @@ class LatentsData(ImagesInMemory):
         self.source: str = about["source"]
         self._autoencoder: Autoencoder | None = None
 
-    def batch(self, step: int) -> Batch:
-        moments, labels = self.pixels(step)
+    def part(self, step: int, kept: Callable[[Tensor], Tensor] = lambda whole: whole) -> Batch:
+        moments, labels = self.pixels(step, kept)
         mean, variance = moments.float().unbind(1)
-        eps = torch.randn(mean.shape, generator=torch.Generator().manual_seed(seed_for(self.stream, "latents", step)))
+        generator = torch.Generator().manual_seed(seed_for(self.stream, "latents", step))
+        eps = kept(torch.randn(self.batch_size, *mean.shape[1:], generator=generator))
         latent = self.facts.latent
         assert latent is not None
         return Batch((mean + variance.sqrt() * eps - latent.shift_factor) * latent.scaling_factor, labels)

@@ -4,9 +4,9 @@ import json
 import random
 import tarfile
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import count, islice
+from itertools import count, islice, repeat
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -164,15 +164,26 @@ class Walk:
                 place = 0
 
 
-def filled(raw: Iterator[Raw], decode: Callable[[Raw], Sample | None], patience: int) -> Iterator[Sample]:
+def filled(
+    raw: Iterator[Raw],
+    decode: Callable[[Raw], Sample | None],
+    patience: int,
+    wanted: Iterable[bool] = repeat(True),
+) -> Iterator[Sample | None]:
     """Samples as `decode` makes them; it gives None for a damaged one, whose place the next good one takes, so that
     places stay what they are.
+
+    Args:
+        wanted: of each place, whether its sample is; None stands in the others, which are not decoded.
 
     Raises:
         ValueError: `patience` samples in a row are damaged.
     """
     missing = 0
-    for each in raw:
+    for each, here in zip(raw, wanted, strict=False):
+        if not here and not missing:
+            yield None
+            continue
         sample = decode(each)
         if sample is None:
             missing += 1
@@ -192,6 +203,7 @@ class Walks:
     Args:
         walks: all of them. decode, patience: see `filled`.
         batch_size: rows of a step over all shares. share, shares: which walks are taken here: every shares-th.
+        rank, ranks: whose rows are, of all processes': an equal part of each step's, in order.
     """
 
     def __init__(
@@ -202,7 +214,10 @@ class Walks:
         batch_size: int,
         share: int = 0,
         shares: int = 1,
+        rank: int = 0,
+        ranks: int = 1,
     ) -> None:
+        self.rank, self.part = rank, batch_size // ranks
         self.walks, self.decode, self.patience, self.batch_size = walks, decode, patience, batch_size
         self.numbers = range(share, len(walks), shares)
         self._next_step: int | None = None
@@ -223,11 +238,17 @@ class Walks:
             rows += [
                 (place * len(self.walks) + number, sample)
                 for place, sample in zip(range(start, stop), self._open[number], strict=False)
+                if self.is_wanted(place, number)
             ]
         return sorted(rows, key=lambda row: row[0])
 
+    def is_wanted(self, place: int, number: int) -> bool:
+        """Whether that sample of walk `number` is of this process."""
+        return (place * len(self.walks) + number) % self.batch_size // self.part == self.rank
+
     def _begin(self, number: int, place: int) -> Iterator[Any]:
-        return filled(self.walks[number].raw_from(place), self.decode, self.patience)
+        wanted = (self.is_wanted(each, number) for each in count(place))
+        return filled(self.walks[number].raw_from(place), self.decode, self.patience, wanted)
 
 
 class Share:

@@ -130,7 +130,9 @@ class TextData(Data):
 
     def _first(self) -> Sample:
         raw = chain.from_iterable(samples_of(shard, is_sample) for shard in self.train_shards)
-        return next(filled(raw, self.decode_raw, self.train_shards[0].num_samples))
+        first = next(filled(raw, self.decode_raw, self.train_shards[0].num_samples))
+        assert first is not None, "all are wanted"
+        return first
 
     def _decode(self, raw: Raw, *, damaged: set[str], size: int) -> Sample | None:
         """The sample, or None if it is damaged or has not the form of the first, once that is said."""
@@ -157,14 +159,14 @@ class TextData(Data):
         if sample.embedding is not None and sample.embedding.shape != (text.tokens, text.features):
             raise ValueError(f"its embedding is {sample.embedding.shape}, not {(text.tokens, text.features)}")
 
-    def walks(self, share: int = 0, shares: int = 1) -> Walks:
-        """Every shares-th walk through the training shards, from the share-th on."""
+    def walks(self, share: int = 0, shares: int = 1, rank: int = 0, ranks: int = 1) -> Walks:
+        """Every shares-th walk through the training shards, from the share-th on; of their rows, those of this rank."""
         walks = [
             Walk(self.train_shards, is_sample, self.stream, number, self.num_walks, self.buffer)
             for number in range(self.num_walks)
         ]
         patience = sum(shard.num_samples for shard in self.train_shards)
-        return Walks(walks, self.decode_raw, patience, self.batch_size, share, shares)
+        return Walks(walks, self.decode_raw, patience, self.batch_size, share, shares, rank, ranks)
 
     def batch(self, step: int) -> Batch:
         if self._walks is None:
@@ -220,7 +222,7 @@ class TextData(Data):
         workers = max(1, self.num_workers)
 
         def shares(step: int) -> list[Share]:
-            return [Share(self.walks(rank * workers + w, ranks * workers), step, stop) for w in range(workers)]
+            return [Share(self.walks(w, workers, rank, ranks), step, stop) for w in range(workers)]
 
         read: Iterable[list[Row]] = rows_of_steps(shares, start, stop) if self.num_workers else shares(start)[0]
         for step, rows in zip(range(start, stop), read, strict=True):

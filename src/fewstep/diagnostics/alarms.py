@@ -11,6 +11,7 @@ DIVERGED = 2.0  # times the smallest gap so far
 NOTICED = 0.25  # a gap below it is none to speak of, however small it has been before
 COLLAPSED = 0.5  # of the wanted diversity
 STRETCHED = 1.5  # times the wanted contrast
+WORSE = 1.1  # times what it was at the start: less is noise
 BEYOND = 0.05  # mean distance beyond the data's limits more than wanted, in half ranges
 
 
@@ -37,12 +38,13 @@ def alarms(look: Mapping[str, Any], before: Sequence[Mapping[str, Any]], *, last
 
 def divergence(look: Mapping[str, Any], before: Sequence[Mapping[str, Any]]) -> Alarm | None:
     """The gap to the teacher grows instead of shrinking."""
-    now, best = look["gap"], min(earlier["gap"] for earlier in before)
-    if now <= max(DIVERGED * best, NOTICED):
+    now, best = look["gap"], min((earlier["gap"] for earlier in before if earlier["gap"] is not None), default=0.0)
+    if now is not None and now <= max(DIVERGED * best, NOTICED):
         return None
+    grown = "no number" if now is None else f"{now:.3g}"
     return Alarm(
         "divergence",
-        f"divergence in {place(look)}: the gap to what it is taught is {now:.3g} and was {best:.3g}; lower "
+        f"divergence in {place(look)}: the gap to what it is taught is {grown} and was {best:.3g}; lower "
         "stage.training.learning_rate",
     )
 
@@ -50,7 +52,9 @@ def divergence(look: Mapping[str, Any], before: Sequence[Mapping[str, Any]]) -> 
 def collapse(look: Mapping[str, Any], begun: Mapping[str, Any], *, last: bool) -> Alarm | None:
     """Samples of one class are too much alike."""
     now, (who, wanted) = look["samples"]["diversity"], wanted_of(look, "diversity")
-    if now is None or wanted is None or now >= COLLAPSED * wanted or not (last or now < begun["diversity"]):
+    if now is None or wanted is None or now >= COLLAPSED * wanted:
+        return None
+    if not last and begun["diversity"] is not None and now >= begun["diversity"] / WORSE:
         return None
     return Alarm(
         "collapse",
@@ -70,7 +74,9 @@ def saturation(look: Mapping[str, Any], begun: Mapping[str, Any], *, last: bool)
         ),
     ):
         now, (who, wanted) = look["samples"][name], wanted_of(look, name)
-        if now > limit(wanted) and (last or now > begun[name]):
+        if now is None or wanted is None:
+            continue
+        if now > limit(wanted) and (last or begun[name] is None or now > WORSE * begun[name]):
             said = text.format(now, who, wanted)
             return Alarm(
                 "saturation",

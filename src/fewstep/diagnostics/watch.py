@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +91,7 @@ class Diagnostics(Callback):
         """Look at the model as it would be saved; write it down, and say what is wrong."""
         stage.check_finite()
         with asked(stage, trainer):
-            found = {
+            found: dict[str, Any] = {
                 "images": self.images(trainer, stage),
                 "stage": stage.name,
                 "rung": self.rung,
@@ -101,6 +102,7 @@ class Diagnostics(Callback):
             }
         if not trainer.is_global_zero:
             return
+        found = finite(found)
         last = trainer.global_step >= stage.training_plan.num_steps
         found["alarms"] = [alarm._asdict() for alarm in alarms(found, self._looks, last=last)]
         said = {alarm["kind"] for look in self._looks for alarm in look["alarms"]}
@@ -158,6 +160,15 @@ class Diagnostics(Callback):
 def by_bins(bins: tuple[Bin, ...], gaps: list[float]) -> list[dict[str, float]]:
     """Bins and what was found in them, as diagnostics.jsonl has it."""
     return [asdict(bin) | {"gap": found} for bin, found in zip(bins, gaps, strict=True)]
+
+
+def finite(found: Any) -> Any:
+    """The same, with None for every number that is none: JSON has no NaN."""
+    if isinstance(found, dict):
+        return {name: finite(value) for name, value in found.items()}
+    if isinstance(found, list):
+        return [finite(value) for value in found]
+    return None if isinstance(found, float) and not isfinite(found) else found
 
 
 def classes(label: Condition) -> torch.Tensor:

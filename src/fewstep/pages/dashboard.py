@@ -1,7 +1,8 @@
 """The page of `fewstep dashboard --local`: panels by question, from the files below outputs/, live."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
+from pathlib import Path
 
 import panel as pn
 from markupsafe import Markup
@@ -197,6 +198,17 @@ class DashboardPage:
                     self._by_key[key] = self.which_setting.add(key, Chart(key, title))
             for key, chart in self._by_key.items():
                 chart.show(questions.over_setting(view, rows, key, chosen), title)
+
+
+def page_of(outputs: Path) -> Callable[[], Viewable]:
+    """What makes each visitor's page."""
+
+    def page() -> Viewable:
+        made = DashboardPage(Outputs(outputs))
+        pn.state.add_periodic_callback(made.refresh, period=EVERY_MILLISECONDS)
+        return made.view()
+
+    return page
 
 
 def alarms_of(view: View, found: Sequence[tuple[Run, Sequence[str]]]) -> Markup:

@@ -140,6 +140,17 @@ class PlayPage:
         self.student.object = str(card_of("student", name_of(self.chain.card), None, "", problem=problem))
 
 
+def page_of(chain: Chain) -> Callable[[], Viewable]:
+    """What makes each visitor's page."""
+
+    def page() -> Viewable:
+        made = PlayPage(chain)
+        pn.state.on_session_destroyed(lambda _: made.close())
+        return made.view()
+
+    return page
+
+
 def wanted_widget(card: ModelCard) -> pn.widgets.Widget:
     """What chooses a class or a prompt."""
     if card.data.text is not None:

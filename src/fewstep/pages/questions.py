@@ -1,7 +1,8 @@
 """What a view answers to each question, as lines for charts: is it training, which w, which steps, what did it cost."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import groupby
 from statistics import mean
 from typing import Any
@@ -10,6 +11,7 @@ from fewstep.pages.runs import LADDERS, Run, View
 from fewstep.tracking.names import IMAGES, RUNG, SAMPLE_STATISTICS
 from fewstep.tracking.summary import TEACHER, Row
 
+STUDENT = "progressive"
 LESS_IS_BETTER = ("fid", "kid", "same_noise_rmse", "exact_rmse")
 FIGURES = {
     "fid": "FID",
@@ -69,7 +71,7 @@ def drift(view: View, statistic: str) -> Lines:
     return looked_at(view, of)
 
 
-def looked_at(view: View, of: Any) -> Lines:
+def looked_at(view: View, of: Callable[[Mapping[str, Any]], float | None]) -> Lines:
     """A number of each look over the images of its stage, a line for each stage and rung, or each run of a sweep."""
     lines = []
     for run in view.runs:
@@ -120,49 +122,57 @@ class Chosen:
 
 
 def over_w(view: View, rows: Sequence[tuple[Run, Row]], chosen: Chosen) -> Lines:
-    """The figure over w: of each model at each of its steps, or in a sweep of each job's student of `chosen.steps`."""
-    return curves(view, rows, chosen, lambda row: row.w, lambda row: row.steps)
+    """The figure over w: of the teacher at its most steps and each student, or of each job's of `chosen.steps`."""
+    best = max((row.steps for _, row in rows if row.who == TEACHER), default=0)
+
+    def label(run: Run, row: Row) -> str | None:
+        if row.model == STUDENT and not view.is_sweep:
+            return steps_of(row.steps)
+        if row.model == STUDENT and row.steps == chosen.steps:
+            return view.name_of(run)
+        return TEACHER if not view.is_sweep and (row.who, row.steps) == (TEACHER, best) else None
+
+    return curves(rows, chosen, label, lambda row: row.w)
 
 
 def over_steps(view: View, rows: Sequence[tuple[Run, Row]], chosen: Chosen) -> Lines:
     """The figure over steps at one w, a line for each model and sampler, or in a sweep of each job's students."""
-    return curves(view, at_w(rows, chosen.w), chosen, lambda row: row.steps, None)
+    return curves(at_w(rows, chosen.w), chosen, partial(who, view), lambda row: row.steps)
 
 
 def over_evaluations(view: View, rows: Sequence[tuple[Run, Row]], chosen: Chosen) -> Lines:
     """The figure over network evaluations an image, at one w."""
-    lines = curves(view, at_w(rows, chosen.w), chosen, lambda row: row.nfe, None)
+    lines = curves(at_w(rows, chosen.w), chosen, partial(who, view), lambda row: row.nfe)
     return [replace(line, reference=False) for line in lines]
 
 
 def at_w(rows: Sequence[tuple[Run, Row]], w: float) -> list[tuple[Run, Row]]:
+    """The rows of one guidance weight."""
     return [(run, row) for run, row in rows if row.w == w]
 
 
-def curves(view: View, rows: Sequence[tuple[Run, Row]], chosen: Chosen, x: Any, steps: Any) -> Lines:
-    """Rows as lines of the chosen figure over `x`, apart by model, sampler and `steps`."""
-    groups: dict[tuple[str, bool], dict[float, float]] = {}
-    best = max((row.steps for _, row in rows if row.who == TEACHER), default=0)
+def who(view: View, run: Run, row: Row) -> str | None:
+    """The model and sampler, or in a sweep the job, whose students alone are shown."""
+    if not view.is_sweep:
+        return row.who
+    return view.name_of(run) if row.model == STUDENT else None
+
+
+def curves(
+    rows: Sequence[tuple[Run, Row]],
+    chosen: Chosen,
+    label: Callable[[Run, Row], str | None],
+    x: Callable[[Row], float],
+) -> Lines:
+    """Rows as lines of the chosen figure over `x`, apart by `label`; those without one are left out."""
+    groups: dict[str, dict[float, float]] = {}
     for run, row in rows:
         value = getattr(row, chosen.figure)
-        reference = row.who == TEACHER and row.steps == best
-        if value is None or (view.is_sweep and row.model != "progressive"):
-            continue
-        if steps is not None:  # over w: the teacher at its best, and students
-            if view.is_sweep and row.steps != chosen.steps:
-                continue
-            if not view.is_sweep and not reference and row.model == TEACHER:
-                continue
-            if not view.is_sweep and row.who != "progressive" and not reference:
-                continue
-            label = view.name_of(run) if view.is_sweep else TEACHER if reference else steps_of(row.steps)
-        else:
-            reference = row.who == TEACHER
-            label = view.name_of(run) if view.is_sweep else row.who
-        groups.setdefault((label, reference), {})[x(row)] = value
+        if value is not None and (name := label(run, row)) is not None:
+            groups.setdefault(name, {})[x(row)] = value
     return [
-        Line(label, sorted(points), [points[at] for at in sorted(points)], reference)
-        for (label, reference), points in groups.items()
+        Line(name, sorted(points), [points[at] for at in sorted(points)], name == TEACHER)
+        for name, points in groups.items()
     ]
 
 
@@ -181,7 +191,7 @@ def over_setting(view: View, rows: Sequence[tuple[Run, Row]], key: str, chosen: 
     jobs: dict[str, list[float]] = {}
     for run, row in rows:
         value = getattr(row, chosen.figure)
-        wanted = row.model == "progressive" and row.steps == chosen.steps and row.w == chosen.w
+        wanted = row.model == STUDENT and row.steps == chosen.steps and row.w == chosen.w
         if wanted and value is not None and key in view.swept.get(run.name, {}):
             jobs.setdefault(str(view.swept[run.name][key]), []).append(value)
     order = sorted(jobs, key=as_sorted)

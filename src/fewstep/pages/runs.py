@@ -160,7 +160,7 @@ class Outputs:
             yield View(f"{dataset}, {name}", sorted(runs, key=order))
 
     def _sweep(self, folder: Path) -> View:
-        about = self._cached(folder / SWEEP, lambda file: yaml.safe_load(file.read_text())) or {}
+        about = self._cached(folder / SWEEP, settings_of) or {}
         runs = sorted(self._runs(folder, folder), key=order)
         objective = about.get("objective") or {"figure": "fid", "steps": 4, "w": None}
         return View(f"sweep {folder.name}", runs, about.get("jobs") or {}, objective)
@@ -172,7 +172,7 @@ class Outputs:
                 yield self._run(path, sweep)
 
     def _run(self, path: Path, sweep: Path | None) -> Run:
-        config = self._cached(path / CONFIG, lambda file: yaml.safe_load(file.read_text())) or {}
+        config = self._cached(path / CONFIG, settings_of) or {}
         quality, problem = self._cached(path / QUALITY, quality_of) or ([], "")
         return Run(
             path=path,
@@ -198,6 +198,12 @@ class Outputs:
             return self._read[file][1]
         except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
             return None
+
+
+def settings_of(file: Path) -> dict[str, Any]:
+    """A YAML file's mapping; nothing, where it is no mapping."""
+    found = yaml.safe_load(file.read_text())
+    return found if isinstance(found, dict) else {}
 
 
 def quality_of(file: Path) -> tuple[list[Row], str]:

@@ -3,6 +3,7 @@
 import errno
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import panel as pn
@@ -33,4 +34,5 @@ def serve(page: Callable[[], Viewable], *, port: int, title: str, ready: Callabl
         raise ValueError(f"--port {port} {reason}; choose another one, or 0 for any that is free") from None
     server.start()
     ready(f"http://{HOST}:{server.port}/")
-    server.io_loop.start()
+    with suppress(KeyboardInterrupt):
+        server.io_loop.start()

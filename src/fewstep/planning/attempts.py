@@ -18,6 +18,8 @@ SNAPSHOT_SECONDS = 45.0  # what a stage shows of itself, and an evaluation, are 
 SHARE = 0.8  # of the free memory that a trial may be expected to need; what needs all of it is ended
 DEADLINE = 420.0  # seconds, for all trials
 LOOK = 0.05  # seconds between looks
+TOO_LARGE = "needed more memory than is free"
+NO_MEMORY = ("out of memory", "allocate memory", "MemoryError")  # as torch for GPUs, torch for CPUs and Python say it
 OF_A_LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -77,6 +79,8 @@ def tried(folder: Path, attempts: Sequence[Attempt], limit: int, say: Callable[[
     if reason is None and process.returncode:
         lines = output.read_text().strip().splitlines()
         error = next((line for line in reversed(lines) if line.startswith("error: ")), "").removeprefix("error: ")
+        if any(words in error for words in NO_MEMORY):
+            return TOO_LARGE
         if process.returncode == 2:
             raise ValueError(error)
         if process.returncode > 0:
@@ -96,7 +100,7 @@ def watched(
             say(now)
             shown = now
         if memory_of(process.pid) > limit:
-            return "needed more memory than is free"
+            return TOO_LARGE
         if monotonic() > until:
             return f"took longer than {DEADLINE / 60:.0f} minutes"
         sleep(LOOK)

@@ -69,7 +69,7 @@ class Moments(NamedTuple):
 def frechet_distance(ours: Moments, real: Moments, root: Float[Tensor, "features features"]) -> float:
     """|m - m'|^2 + tr(C + C' - 2 (C C')^(1/2)), with `root`, the square root of C' (Dowson & Landau 1982).
 
-    C C' and root C root have the same eigenvalues; the second is symmetric, which is some ten times faster to solve.
+    C C' and root C root have the same eigenvalues; the second is symmetric, which is the easier problem by far.
     """
     values = torch.linalg.eigvalsh(root @ ours.covariance @ root)
     traces = ours.covariance.trace() + real.covariance.trace() - 2 * values.clamp(min=0).sqrt().sum()

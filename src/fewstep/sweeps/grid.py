@@ -21,7 +21,7 @@ from fewstep.sweeps.parents import Step, planned
 from fewstep.sweeps.process import JobProcess
 from fewstep.sweeps.running import Result, Sweep, Way
 from fewstep.sweeps.status import FINISHED, Objective, Outcome, folder_of, is_done, products_of
-from fewstep.sweeps.sweep import SWEEPS, describe, held, placed
+from fewstep.sweeps.sweep import SWEEPS, describe, held, placed, with_parents
 
 BASIC = "hydra._internal.core_plugins.basic_launcher"
 WORDS = {"teacher": "a teacher of several, trained once", "guidance": "a guided student of several, trained once"}
@@ -115,12 +115,13 @@ def sweep_grid(hydra: Hydra, arguments: Sequence[str], objective: Objective, at_
     hydra.require_one_preset(line)
     folder = hydra.folder(line)
     jobs, configs = placed(line.jobs(), hydra.compose, folder, elsewhere=hydra.is_elsewhere)
+    jobs, teachers = with_parents(jobs, configs, Path(hydra.config.outputs), folder)
     steps = planned(jobs, configs, folder)
     if hydra.config.plan:
         show_plan(folder, steps)
         return []
     with held(folder):
-        describe(folder, about(hydra, line, steps, objective))
+        describe(folder, about(hydra, line, steps, objective) | {"teachers": teachers})
         sweep = Sweep([outcome_of(step, hydra, objective) for step in steps], objective)
         finished = sum(outcome.state == FINISHED for outcome in sweep.outcomes)
         parents = len(steps) - len(jobs)

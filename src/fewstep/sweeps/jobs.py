@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Override, Quote, QuotedString
 
 NOT_OF_THE_JOB = ("name", "outputs", "plan")  # settings of the sweep itself
 NOT_OF_THE_FOLDER = ("sweeps", "launcher", "sweeper", "logger", "resume")  # a sweep goes on when these change
@@ -88,8 +88,8 @@ class Line:
 
 
 def value_of(override: str) -> str:
-    """What comes after the key."""
-    return override.partition("=")[2]
+    """What comes after the key, in short: ${model.smaller.narrow}, of which Hydra escapes the braces, is narrow."""
+    return re.sub(r"\$\\?\{(?:[^{}]*\.)?([^{}.\\]+)\\?\}", r"\1", override.partition("=")[2])
 
 
 def shortened(keys: Sequence[str]) -> dict[str, str]:
@@ -111,8 +111,7 @@ def name_of(values: Mapping[str, str]) -> str:
 
 
 def plain_value(value: str) -> str:
-    """A value without what a folder's name cannot have: [16,8,4] is 16-8-4, {width: 64} is width-64, ${a.b} is b."""
-    value = re.sub(r"\$\{(?:[^{}]*\.)?([^{}.]+)\}", r"\1", value)
+    """A value without what a folder's name cannot have: [16,8,4] is 16-8-4, {width: 64} is width-64."""
     return re.sub(r"[,:/]+", "-", re.sub(r"[\s\[\]{}'\"]", "", value))
 
 
@@ -123,5 +122,4 @@ def digest(texts: Iterable[str]) -> str:
 
 def quoted(key: str, value: object) -> str:
     """An override whose value is this text, whatever it holds."""
-    text = str(value).replace("\\", "\\\\").replace("'", "\\'")
-    return f"{key}='{text}'"
+    return f"{key}={QuotedString(str(value), Quote.single).with_quotes()}"

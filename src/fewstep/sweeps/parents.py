@@ -8,7 +8,8 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from fewstep.folder import MODEL, flat, is_the_experiment
-from fewstep.run import is_guided, stage_of
+from fewstep.parents import is_guided
+from fewstep.run import stage_of
 from fewstep.sweeps.jobs import Job, digest, quoted
 
 SHARED = "shared"

@@ -71,6 +71,9 @@ def sweep_search(hydra: Hydra, arguments: Sequence[str], objective: Objective, s
         launched = Launched.of(hydra, folder, sweep, search.at_once)
         launched.run()
         study = opened_study(folder, objective, search.seed)
+        for number, values in told(study, space):
+            (job,), _ = placed([job_of(f"trial={number}", line, values)], hydra.compose, folder, elsewhere=True)
+            sweep.outcomes.append(outcome_of(trial_step(job, example, parents), hydra, objective))
         while not sweep.failures or parents_are_done(sweep):
             asked = ask(study, space, search)
             if not asked:
@@ -124,13 +127,15 @@ def opened_study(folder: Path, objective: Objective, seed: int) -> "Study":
     from optuna.storages.journal import JournalFileBackend
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    return optuna.create_study(
+    study = optuna.create_study(
         storage=JournalStorage(JournalFileBackend(str(folder / JOURNAL))),
         study_name=str(objective),
-        sampler=optuna.samplers.TPESampler(seed=seed, constant_liar=True),
         direction="minimize" if objective.less_is_better else "maximize",
         load_if_exists=True,
     )
+    # a search that goes on must not draw again what it began with
+    study.sampler = optuna.samplers.TPESampler(seed=seed + len(study.trials), constant_liar=True)
+    return study
 
 
 def ask(study: "Study", space: Mapping[str, Dimension], search: Search) -> list[tuple[int, dict[str, str]]]:
@@ -144,6 +149,14 @@ def ask(study: "Study", space: Mapping[str, Dimension], search: Search) -> list[
     distributions = {key: distribution(own) for key, own in space.items()}
     fresh = [study.ask(distributions) for _ in range(count - len(known))]
     return [*known, *((trial.number, chosen(trial, space)) for trial in fresh)]
+
+
+def told(study: "Study", space: Mapping[str, Dimension]) -> list[tuple[int, dict[str, str]]]:
+    """The trials of earlier starts that have a figure."""
+    from optuna.trial import TrialState
+
+    done = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    return [(trial.number, chosen(trial, space)) for trial in done]
 
 
 def tell(study: "Study", number: int, figure: float | None) -> None:

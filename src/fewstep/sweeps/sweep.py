@@ -3,16 +3,18 @@
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 from omegaconf import DictConfig
 
-from fewstep.compose import plan_of
+from fewstep.compose import Setup, plan_of
 from fewstep.files import atomic
 from fewstep.folder import locked
-from fewstep.run import check_pipeline, check_stage, prepare
+from fewstep.parents import newest_ladder
+from fewstep.run import chain_of, check_pipeline, check_stage, prepare
 from fewstep.sweeps.jobs import Job, quoted
 from fewstep.trainer import TrainerSettings
 
@@ -85,3 +87,38 @@ def check(config: DictConfig, *, elsewhere: bool) -> None:
         plan_of(config.stage, settings)
     else:
         check_stage(config.stage)
+
+
+def with_parents(
+    jobs: Sequence[Job], configs: Mapping[str, DictConfig], outputs: Path, folder: Path
+) -> tuple[list[Job], dict[str, str]]:
+    """The jobs of one stage, told the parents that they would find below `outputs`, and these by job.
+
+    In the sweep's own folder they would find none; and when the sweep goes on they keep those that it began with.
+
+    Raises:
+        ValueError: there is none that fits.
+    """
+    file = folder / SWEEP
+    before = described(folder).get("teachers", {}) if file.is_file() else {}
+    told, found = [], {}
+    for job in jobs:
+        config = configs[job.name]
+        if config.teacher is None and config.stage.name in ("guidance", "progressive", "encoder", "evaluate"):
+            known = before.get(job.name)
+            found[job.name] = known if known and Path(known).exists() else str(parent_below(outputs, config))
+            job = replace(job, overrides=(*job.overrides, quoted("teacher", found[job.name])))
+        told.append(job)
+    return told, found
+
+
+def parent_below(outputs: Path, config: DictConfig) -> Path:
+    """What a stage's run would find for its parent below `outputs`."""
+    own = copy.deepcopy(config)
+    own.outputs = str(outputs)
+    if own.stage.name == "evaluate":
+        return newest_ladder(outputs, own.dataset.name)[0].parent
+    if own.stage.name == "guidance":
+        return Setup.of(own).parent("teacher")
+    chain = chain_of(own.stage)
+    return Setup.of(own).parent("teacher" if chain.is_guided_outside else "guided", chain)

@@ -6,6 +6,7 @@ Its service writes in blocks of 32 KiB: a process that is killed leaves less the
 import json
 import struct
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 
 from fewstep.tracking.names import IMAGES
@@ -27,11 +28,11 @@ def logged_into(folder: Path) -> set[Logged]:
 def entries(file: Path) -> Iterator[Logged]:
     """What was logged into one file."""
     from google.protobuf.message import DecodeError
-    from wandb.proto.wandb_internal_pb2 import Record
 
+    record_type = import_module("wandb.proto.wandb_internal_pb2").Record
     for content in records(file.read_bytes()):
         try:
-            record = Record.FromString(content)
+            record = record_type.FromString(content)
         except DecodeError:  # damaged
             continue
         values = {item.nested_key[0] if item.nested_key else item.key: item.value_json for item in record.history.item}

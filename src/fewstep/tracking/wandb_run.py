@@ -102,10 +102,10 @@ class WandbRun(WandbLogger):
     def _log(self, metrics: Mapping[str, Any]) -> None:
         """Log what of a row was not logged before: a resumed run trains again what no checkpoint has."""
         images = metrics.get(IMAGES)
-        row = {name: value for name, value in metrics.items() if (images, name) not in self._logged or name in X_AXIS}
-        if row.keys() - X_AXIS:
-            self.experiment.log(row)
-            self._logged |= {(images, name) for name in row}
+        new = {name for name in metrics if (images, name) not in self._logged}
+        if new:
+            self.experiment.log({name: value for name, value in metrics.items() if name in new | X_AXIS})
+            self._logged |= {(images, name) for name in new}
 
 
 @rank_zero_only
@@ -163,10 +163,11 @@ def start_wandb(folder: Path, *, group: str, job_type: str, config: Mapping[str,
         except Exception as error:
             if mode is None and is_refusal(error) and not WandbRun.accepted:
                 raise RefusedKeyError(
-                    f"W&B refuses the key ({said(error)}); `wandb login --relogin` takes another, WANDB_MODE=offline or "
-                    "logger=csv does without"
+                    f"W&B refuses the key ({said(error)}); `wandb login --relogin` takes another, WANDB_MODE=offline "
+                    "or logger=csv does without"
                 ) from error
             rank_zero_warn(f"W&B did not start{'' if mode else ' online, and its data stay on disk'}: {said(error)}")
+            import_module("wandb").teardown()  # its service may be broken, and takes the run for started
     return None
 
 
