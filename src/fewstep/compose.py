@@ -1,5 +1,6 @@
 """The settings of one stage, made into objects. Beside run.py the only place where Hydra instantiates."""
 
+import gc
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -218,6 +219,7 @@ class Setup:
         images_before: int = 0,
     ) -> None:
         """Fit the stage on its data, with snapshots of `num_steps` steps of its sampler; an encoder has no samples."""
+        gc.collect()  # the stage or rung before: it and its trainer hold each other, and its memory is needed now
         data = instantiate(dataset_of(self.config), batch_size=stage.training_plan.batch_size, stream=stage.stream)
         own: GuidanceRange | None = getattr(stage, "guidance", None)
         guidance = own or GuidanceRange(0.0, 1.0)

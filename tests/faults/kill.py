@@ -32,7 +32,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # for running.py, as pytest does
 
-WAITS = 2.0, 5.0, 15.0  # seconds, of which the longest life is one; imports are done before
+MOST_WAIT = 2.0  # seconds of a life, or of the stage in it, before the kill; imports are done before
+MOST_KILLS = 12  # of one experiment
 KINDS = ("SIGKILL", "SIGTERM", "SIGUSR1", "memory")
 STAGES = ("teacher", "guidance", "progressive", "evaluate", "encoder")
 CHECKPOINT_SECONDS = 0.4
@@ -191,9 +192,12 @@ def run_trial(outputs: Path, wandb: bool, chance: random.Random, kills: int) -> 
     """Kill an experiment until it has ended, or `kills` times and then not any more."""
     trial, finished = Trial(wandb), {}
     while True:
-        kind, wait = chance.choice(KINDS), chance.uniform(0.2, chance.choice(WAITS))
+        kind, wait = chance.choice(KINDS), chance.uniform(0.1, MOST_WAIT)
+        target = chance.choice(STAGES[STAGES.index(stage_at(outputs)) :])  # so that all stages get their share
         process, began = start(outputs, wandb), time.time()
-        last = len(trial.lives) >= kills
+        last = len(trial.lives) >= min(kills, MOST_KILLS)
+        while not last and process.is_alive() and STAGES.index(stage_at(outputs)) < STAGES.index(target):
+            process.join(0.02)
         process.join(LONGEST if last else wait)
         if process.exitcode is not None or last:
             process.kill()

@@ -10,7 +10,6 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-import wandb
 from running import TINY
 
 from fewstep.tracking import wandb_run
@@ -34,7 +33,7 @@ ANSWERS = {
 @pytest.fixture(autouse=True)
 def stranger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Nobody is logged in, and what W&B keeps outside the run goes to a folder of the test."""
-    wandb.teardown()  # it remembers what the environment said when it was first asked
+    wandb_run.let_go()  # it remembers what the environment said when it was first asked
     for name in ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE", "WANDB_MODE", "WANDB_BASE_URL", "WANDB_PROJECT"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
@@ -43,7 +42,7 @@ def stranger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(WandbRun, "accepted", False)
     monkeypatch.setattr(wandb_run, "INIT_SECONDS", 4.0)
     yield
-    wandb.teardown()
+    wandb_run.let_go()
 
 
 @pytest.fixture

@@ -107,7 +107,7 @@ def happen(step: int, what: str, *, here: bool) -> None:
             if what == "fail":
                 raise RuntimeError("a cable came loose")
 
-    SaveLast.on_train_batch_end = after
+    SaveLast.on_train_batch_end = after  # pyright: ignore[reportAttributeAccessIssue]
     if what == "nan" and here:
         rows = DigitsData.rows
 
@@ -115,4 +115,4 @@ def happen(step: int, what: str, *, here: bool) -> None:
             x, label = rows(self, number)
             return Batch(x * float("nan") if number == step else x, label)
 
-        DigitsData.rows = spoilt
+        DigitsData.rows = spoilt  # pyright: ignore[reportAttributeAccessIssue]

@@ -18,7 +18,7 @@ def divide(module: nn.Module, mesh: DeviceMesh) -> None:
     for block in blocks(module):
         if any(True for _ in block.parameters()):
             fully_shard(block, mesh=mesh)
-    # By torch's default what is outermost stays whole until a backward pass, and a model that has none, like an average,
+    # By torch's default what is outermost stays whole until a backward pass; a model that has none, like an average,
     # would not see its new weights.
     fully_shard(module, mesh=mesh, reshard_after_forward=True)
 

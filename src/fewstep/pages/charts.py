@@ -1,6 +1,7 @@
 """Bokeh charts that take new numbers while they are looked at, without losing the reader's zoom."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import panel as pn
 from bokeh.models import (
@@ -59,7 +60,7 @@ class Chart:
         else:
             for line in lines:
                 if (new := columns(line)) != self._sources[line.label].data:
-                    self._sources[line.label].data = new
+                    self._sources[line.label].data = dict(new)  # pyright: ignore[reportAttributeAccessIssue]
 
     def _drawn(self, lines: Lines, log_y: bool, factors: Sequence[str]) -> figure:
         chart = figure(
@@ -67,7 +68,7 @@ class Chart:
             sizing_mode="stretch_width",
             x_axis_type="auto" if factors else "log" if self.log_x else "linear",
             y_axis_type="log" if log_y else "linear",
-            x_range=FactorRange(*factors) if factors else DataRange1d(),
+            x_range=FactorRange(factors=list(factors)) if factors else DataRange1d(),
             tools="pan,box_zoom,wheel_zoom,reset,save",
             active_scroll=None,
             toolbar_location="right",
@@ -121,7 +122,7 @@ def dressed(chart: figure, x: str, y: str) -> None:
         axis.axis_label = title
 
 
-def columns(line: Line) -> dict[str, list[object]]:
+def columns(line: Line) -> dict[str, Sequence[Any]]:
     """A line as a source's columns, thinned to what a chart can show; the last point stays."""
     stride = -(-len(line.x) // MOST_POINTS)
     x, y = list(line.x)[::-stride][::-1], list(line.y)[::-stride][::-1]

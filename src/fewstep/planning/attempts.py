@@ -13,7 +13,7 @@ from fewstep.planning.footprint import Footprint
 from fewstep.planning.request import MEASURED, Attempt, ask
 
 PACE = 0.2  # share of the speed of matrix products that a small network may reach
-UPDATE_SECONDS, ONE_ROW_SECONDS = 6.0, 24.0  # an update that would take longer is tried with fewer rows, or not at all
+UPDATE_SECONDS = 6.0  # an update that would take longer is tried with fewer rows, or not at all
 SNAPSHOT_SECONDS = 45.0  # what a stage shows of itself, and an evaluation, are cut if they would take longer
 SHARE = 0.8  # of the free memory that a trial may be expected to need; what needs all of it is ended
 DEADLINE = 420.0  # seconds, for all trials
@@ -40,8 +40,7 @@ class Room:
         rows = wanted
         while rows:
             needed = self.base + footprint.training(stage, rows, averaged=averaged)
-            patience = UPDATE_SECONDS if rows > 1 else ONE_ROW_SECONDS
-            if needed <= SHARE * self.memory and self.seconds(footprint.step_flops(stage, rows)) <= patience:
+            if needed <= SHARE * self.memory and self.seconds(footprint.step_flops(stage, rows)) <= UPDATE_SECONDS:
                 return rows
             rows //= 2
         return 0

@@ -88,7 +88,7 @@ class Planner:
         attempts = self.attempts(steps, grid, machine.room)
         self.note_cuts(steps, grid, attempts)
         if attempts:
-            limit = round(FREE_SHARE * machine.room.memory)
+            limit = round(FREE_SHARE * free_memory())
             ended = tried(self.folder, attempts, limit, lambda stage: self.say(f"trying {stage}"))
             if ended:
                 self.notes.append(f"the trial {ended}: what had not been tried by then is estimated from shapes")

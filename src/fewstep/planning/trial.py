@@ -4,6 +4,7 @@ All that it writes goes into that folder, which the planning process removes.
 """
 
 import copy
+import gc
 import json
 import sys
 from collections import defaultdict
@@ -50,6 +51,7 @@ def main(folder: Path) -> None:
             config["teacher"] = str(stand_in(config, folder))
         elif attempt.parent is not None:
             config["teacher"] = str(made[attempt.parent])
+        gc.collect()
         forget_peaks()
         if attempt.stage == "evaluate":
             tell(folder, evaluated(attempt, config))
@@ -98,6 +100,8 @@ def trained(attempt: Attempt, config: dict[str, Any]) -> tuple[Measured, Path]:
     seconds = run_for(attempt, config, "first", FIRST, looks=0)[1]
     updates = round(min(max(SECONDS / seconds, FIRST), MOST))
     spent.clear()
+    gc.collect()  # Lightning's trainer and its stage hold each other, and a run has one of them
+    forget_peaks()
     start = perf_counter()
     model, seconds = run_for(attempt, config, "second", updates, looks=int(attempt.looks))
     around = perf_counter() - start - updates * seconds - sum(map(sum, spent.values()))

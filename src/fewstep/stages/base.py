@@ -227,7 +227,7 @@ class Stage(lightning.LightningModule):
         weights, most = [*self._weights, *self._beside], self.training_plan.gradient_clip
         norm = get_total_norm([weight.grad for weight in weights if weight.grad is not None])
         self.gradient_norm = whole_number(norm)
-        # A GPU is not waited for; a CPU need not multiply all gradients with 1, which is what clipping does to short ones.
+        # A GPU is not waited for; a CPU need not multiply all gradients by 1, as clipping does to short ones.
         if self.gradient_norm.device.type != "cpu" or not float(self.gradient_norm) + CLIP_EPS <= most:
             clip_grads_with_norm_(weights, most, norm)
         self._recent[-1].gradient_norm = self.gradient_norm

@@ -4,10 +4,12 @@ import os
 import re
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from hashlib import sha256
 from importlib import import_module
 from netrc import NetrcParseError, netrc
 from pathlib import Path
+from threading import Thread
 from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
@@ -24,6 +26,7 @@ from fewstep.tracking.wandb_file import Logged, logged_into
 PROJECT = "fewstep"
 INIT_SECONDS = 30.0  # to wait for the server before the run goes offline
 FINISH_SECONDS = 120.0  # to wait at the end for what is not yet uploaded; `wandb sync` uploads it from the disk
+LET_GO_SECONDS = 10.0  # to wait for a broken service to end
 X_AXIS = {IMAGES, RUNG}  # which are in every row
 
 
@@ -167,8 +170,20 @@ def start_wandb(folder: Path, *, group: str, job_type: str, config: Mapping[str,
                     "or logger=csv does without"
                 ) from error
             rank_zero_warn(f"W&B did not start{'' if mode else ' online, and its data stay on disk'}: {said(error)}")
-            import_module("wandb").teardown()  # its service may be broken, and takes the run for started
+            let_go()
     return None
+
+
+def let_go() -> None:
+    """End W&B's service, which takes a run that did not start for one in use and may itself be broken."""
+
+    def end() -> None:
+        with suppress(Exception):
+            import_module("wandb").teardown()
+
+    ending = Thread(target=end, daemon=True)
+    ending.start()
+    ending.join(LET_GO_SECONDS)
 
 
 def is_refusal(error: BaseException) -> bool:

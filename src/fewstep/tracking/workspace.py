@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from wandb_workspaces.reports.v2 import CustomChart, LinePlot
 
 NAME = "fewstep"
-LAST = "evaluate"  # what W&B calls the job that leaves the quality table
+STAGES = ("teacher", "guidance", "progressive", "evaluate")
 SCATTER, LINES = "wandb/scatter/v0", "wandb/line/v0"  # W&B's own charts of a table
 
 
@@ -124,9 +124,10 @@ def what_did_it_cost() -> "ws.Section":
 def which_setting(swept: Sequence[str]) -> "ws.Section":
     """What a sweep's runs differ in, beside what came of it."""
     import wandb_workspaces.reports.v2 as wr
+    from wandb_workspaces.reports.v2.interface import ParallelCoordinatesPlotColumn
 
-    columns = [wr.ParallelCoordinatesPlotColumn(metric=wr.Config(of_a_stage(key))) for key in swept]
-    last = wr.ParallelCoordinatesPlotColumn(metric=wr.SummaryMetric(SAMPLE_FID), log=True)
+    columns = [ParallelCoordinatesPlotColumn(metric=wr.Config(of_a_stage(key))) for key in swept]
+    last = ParallelCoordinatesPlotColumn(metric=wr.SummaryMetric(SAMPLE_FID), log=True)
     return section(
         "Which setting?",
         wr.BarPlot(title="FID of the last snapshot", metrics=[SAMPLE_FID], groupby="Group", max_bars_to_show=50),
@@ -141,9 +142,6 @@ def of_a_stage(key: str) -> str:
     group, _, rest = key.lstrip("+~").partition(".")
     stage, _, inner = rest.partition(".")
     return f"{group}.{inner}" if group == "stage" and stage in STAGES and inner else key.lstrip("+~")
-
-
-STAGES = ("teacher", "guidance", "progressive", "evaluate")
 
 
 def section(name: str, *panels: Any) -> "ws.Section":
