@@ -17,6 +17,12 @@ test-slow: setup
 test-integration: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m integration
 
+# What it costs beside plain PyTorch and peers; benchmarks/README.md says what each measures.
+bench: setup
+	for name in training sampling evaluation scaling limit; do \
+	  $(BIN)/python benchmarks/$$name.py --out benchmarks/results/$$name.json || exit 1; \
+	done
+
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

@@ -54,7 +54,7 @@ class Chart:
         factors = tuple(dict.fromkeys(str(x) for line in lines for x in line.x if isinstance(x, str)))
         key = (self.y, log_y, factors, *((line.label, line.reference) for line in lines))
         if key != self._key:
-            self._sources = {line.label: ColumnDataSource(columns(line)) for line in lines}
+            self._sources = {line.label: ColumnDataSource(dict(columns(line))) for line in lines}
             self.pane.object = self._drawn(lines, log_y, factors)
             self._key = key
         else:
@@ -122,7 +122,7 @@ def dressed(chart: figure, x: str, y: str) -> None:
         axis.axis_label = title
 
 
-def columns(line: Line) -> dict[str, Sequence[Any]]:
+def columns(line: Line) -> dict[str, Any]:
     """A line as a source's columns, thinned to what a chart can show; the last point stays."""
     stride = -(-len(line.x) // MOST_POINTS)
     x, y = list(line.x)[::-stride][::-1], list(line.y)[::-stride][::-1]

@@ -94,7 +94,7 @@ class Run:
     @property
     def alarms(self) -> list[str]:
         """What its diagnostics warn of, the newest last."""
-        return [f"at {look['images']:,} images: {alarm['says']}" for look in self.looks for alarm in look["alarms"]]
+        return [alarm["says"] for look in self.looks for alarm in look["alarms"]]
 
 
 @dataclass(frozen=True)

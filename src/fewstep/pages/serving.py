@@ -26,6 +26,7 @@ def serve(page: Callable[[], Viewable], *, port: int, title: str, ready: Callabl
     pn.extension(raw_css=[STYLE], inline=True, notifications=False)
     for name in ("bokeh", "tornado.access", "panel"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # a visitor who leaves is no error
     try:
         # only this machine can connect, and only pages from here may talk to it
         server = get_server({"/": page}, port=port, address=HOST, title=title, show=False, start=False)

@@ -129,6 +129,7 @@ def start_wandb(folder: Path, *, group: str, job_type: str, config: Mapping[str,
     # None leaves the choice to W&B's own settings, WANDB_MODE among them.
     first = None if "WANDB_MODE" in os.environ or logged_in() else "offline"
     folder.mkdir(parents=True, exist_ok=True)
+    os.environ.setdefault("WANDB_SILENT", "true")  # its login has words of its own, before the settings below count
     agents = counted_run(job_type)
     for mode in dict.fromkeys((first, "offline")):
         try:
