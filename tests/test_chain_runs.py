@@ -101,6 +101,7 @@ def test_what_an_encoder_leaves(encoder):
         "config.yaml",
         "cycle.json",
         "last.ckpt",
+        "diagnostics.jsonl",
         "metrics.csv",
         *(f"model-{n}.safetensors" for n in (2, 1)),
     }

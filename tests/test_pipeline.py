@@ -74,7 +74,13 @@ def test_what_a_pipeline_leaves(digits):
     models = {"teacher": ["model"], "guidance": ["model"], "progressive": ["model-2", "model-1"]}
     for stage, names in models.items():
         found = set(files_below(runs[stage]))
-        expected = {"config.yaml", "last.ckpt", "metrics.csv", *(f"{name}.safetensors" for name in names)}
+        expected = {
+            "config.yaml",
+            "diagnostics.jsonl",
+            "last.ckpt",
+            "metrics.csv",
+            *(f"{name}.safetensors" for name in names),
+        }
         pictures = {name for name in found if name.startswith("samples/")}
         assert found == expected | pictures | {".lock"}
         assert len(pictures) == len(names)  # one snapshot a stage and rung

@@ -43,6 +43,6 @@ def test_every_package_is_hooked() -> None:
     with pytest.raises(WRONG):
         network(torch.ones(4, 2), torch.zeros(4), torch.zeros(4), None)  # labels are no floats
     with pytest.raises(WRONG):
-        GuidanceRange(0.0, 4.0).draw(2.5, torch.device("cpu"))  # pyright: ignore[reportArgumentType]
+        GuidanceRange(0.0, 4.0).at(torch.zeros(4, dtype=torch.long))
     with pytest.raises(WRONG):
         starting_noise("0", 0, 1, (2,))  # pyright: ignore[reportArgumentType]
