@@ -12,6 +12,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 SMALL = "trainer=debug model.network.width=32 model.network.num_blocks=1"
 SMALL_GRID = "[64]"
+SMALL_SWEEP = "stage.guidance.w_max=2"
+SERVES = "fewstep dashboard --local"
 
 
 def blocks(language: str) -> list[str]:
@@ -21,14 +23,19 @@ def blocks(language: str) -> list[str]:
 
 def made_small(command: str) -> str:
     """The command with a budget of seconds, the same otherwise."""
+    if command == SERVES:  # until Ctrl-C, which is what it gets
+        return f"timeout --preserve-status --signal=INT 20 {command} --port 0 || test $? = 130"
     if not command.startswith("python train.py") or "--help" in command or "--cfg" in command:
         return command
     if "trainer=debug" in command:
         return f"{command} logger=csv"
+    if "trainer=" in command:
+        return f"{command} logger=csv trainer.max_images=1024 trainer.snapshots=0"
     pipeline = "stage=" not in command or "stage=pipeline" in command
     grid = "stage.evaluate" if pipeline else "stage"
     steps = f"{grid}.teacher_steps={SMALL_GRID} {grid}.guided_steps={SMALL_GRID}"
-    return f"{command} {SMALL} {steps if pipeline or 'stage=evaluate' in command else ''}"
+    sweep = SMALL_SWEEP if "sweeps=" in command else ""
+    return f"{command} {SMALL} {sweep} {steps if pipeline or 'stage=evaluate' in command else ''}"
 
 
 @pytest.fixture(scope="module")
