@@ -246,6 +246,7 @@ class Setup:
             count=self.settings.diagnostics,
             images_before=images_before,
             rung=rung,
+            alarming=not self.settings.toy,
         )
         fit(
             stage,

@@ -148,6 +148,16 @@ def test_an_ill_student_raises_its_alarm_once_in_the_log_and_always_in_the_file(
         assert told[-1] == ["divergence"]
 
 
+def test_a_toy_run_raises_no_alarm(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    stage = guidance_stage(Says(times(EXACT, 0.0)))
+    for alarming in (True, False):
+        watched = watch(tmp_path, stage)
+        watched.alarming = alarming
+        fit(stage, watched)
+        assert [bool(look["alarms"]) for look in read_diagnostics(tmp_path / FILE)] == [False, False, alarming]
+        assert ("alarm" in capsys.readouterr().out) == alarming
+
+
 def test_a_student_broken_in_one_bin_of_t_shows_there_only_in_the_file(tmp_path: Path) -> None:
     ends_as(guided, spoilt(EXACT, lambda t, w: (t > 0.5) & (t < 0.625)), tmp_path)
     last = read_diagnostics(tmp_path / FILE)[-1]

@@ -266,7 +266,7 @@ def logged_wrongly(outputs: Path) -> Iterator[str]:
 
     for stage, folder in folders(outputs).items():
         counts = Counter(e for file in folder.glob("wandb/*run-*/run-*.wandb") for e in entries(file))
-        loss = Counter({images: count for (images, name), count in counts.items() if name == "train/loss"})
+        loss = Counter({images: count for (images, _, name), count in counts.items() if name == "train/loss"})
         wanted = {float(row["images"]) for row in rows_of(folder / "metrics.csv") if row["train/loss"]}
         if twice := [images for images, count in loss.items() if count > 1]:
             yield f"{stage}: W&B has {len(twice)} rows twice"

@@ -98,7 +98,7 @@ def test_training_goes_on_and_its_data_stay_on_disk(commands, server, tmp_path):
     images = {row[IMAGES] for row in read_metrics(folder / "metrics.csv") if LOSS in row}
     assert len(images) == 10
     if "did not start online" in said[0]:  # else its service broke down over the answer, and what it held is gone
-        assert {x for x, name in logged_into(folder) if name == LOSS} == images  # for `wandb sync`
+        assert {x for x, _, name in logged_into(folder) if name == LOSS} == images  # for `wandb sync`
 
 
 @pytest.mark.parametrize("server", ["refused", "forbidden"], indirect=True)
@@ -150,7 +150,7 @@ def test_the_same_run_goes_on_with_no_row_twice_and_none_missing(tmp_path):
     assert process.exitcode == -9
     time.sleep(1)  # W&B's service notices
     before = logged_into(folder)
-    assert 0 < len({images for images, _ in before}) < 300  # it writes in blocks: some rows are lost with it
+    assert 0 < len({images for images, _, _ in before}) < 300  # it writes in blocks: some rows are lost with it
 
     file, logger = MetricsFile(folder), start(folder)
     file.truncate(20000)  # back to the checkpoint
@@ -162,9 +162,9 @@ def test_the_same_run_goes_on_with_no_row_twice_and_none_missing(tmp_path):
     files = [*folder.glob("wandb/*run-*/run-*.wandb")]
     assert len(files) == 2
     assert len({path.name for path in files}) == 1  # the same W&B run
-    counts = Counter(entry for path in files for entry in entries(path) if entry[1] == LOSS)
+    counts = Counter(entry for path in files for entry in entries(path) if entry[2] == LOSS)
     assert set(counts.values()) == {1}
-    assert {images for images, _ in counts} == {row[IMAGES] for row in read_metrics(folder / "metrics.csv")}
+    assert {images for images, _, _ in counts} == {row[IMAGES] for row in read_metrics(folder / "metrics.csv")}
 
 
 def test_records_of_a_file_cut_anywhere(tmp_path):

@@ -9,7 +9,7 @@ from PIL import Image
 
 import fewstep
 from fewstep.tracking import wandb_run
-from fewstep.tracking.names import IMAGES, LOSS, SAMPLE_GRID
+from fewstep.tracking.names import IMAGES, LOSS, RUNG, SAMPLE_GRID
 from fewstep.tracking.wandb_run import finish, log_picture, log_quality, logged_in, run_id, start_wandb
 
 
@@ -65,6 +65,22 @@ def test_a_failure_is_one_warning_and_then_silence(tmp_path, monkeypatch):
         logger.log_metrics({IMAGES: 2})
         log_picture([logger], SAMPLE_GRID, Image.new("L", (8, 8)), images=2)
     run.finish()
+
+
+def test_a_rungs_first_look_is_not_that_of_the_last_ones_end(tmp_path, monkeypatch):
+    look = {IMAGES: 640, "diagnostics/gap": 0.5}
+    for rungs in ((4, 2), (4, 2, 1)):  # the second time what W&B has on disk is not logged again
+        logger = start_wandb(tmp_path / "run", group="g", job_type="progressive", config={})
+        assert logger is not None
+        rows = []
+        log = logger.experiment.log
+        with monkeypatch.context() as seen:
+            seen.setattr(logger.experiment, "log", lambda row, rows=rows, log=log: (rows.append(row), log(row)))
+            for rung in rungs:
+                logger.log_metrics(look | {RUNG: rung})
+                logger.log_metrics(look | {RUNG: rung})
+        finish([logger])
+        assert [row[RUNG] for row in rows] == ([4, 2] if len(rungs) == 2 else [1])
 
 
 def test_no_start_is_no_logger(tmp_path, monkeypatch):

@@ -38,6 +38,7 @@ class Diagnostics(Callback):
         folder: of the run. data: its first batch are the examples of the probe.
         count: of looks after the one at the start; 0 is none at all.
         images_before, rung: as in `TrainingLog`.
+        alarming: whether what is wrong raises alarms.
     """
 
     def __init__(
@@ -48,10 +49,11 @@ class Diagnostics(Callback):
         count: int,
         images_before: int = 0,
         rung: int | None = None,
+        alarming: bool = True,
     ) -> None:
         self.file = DiagnosticsFile(folder)
         self.facts, self.examples, self.conditions, self.count = data.facts, data.batch(0), data.conditions, count
-        self.images_before, self.rung = images_before, rung
+        self.images_before, self.rung, self.alarming = images_before, rung, alarming
         self.limits = Limits.of(self.facts, self.examples.x)
         self._looks: list[dict[str, Any]] = []  # of this stage and rung, on the first process
         self._taught: Images | None = None
@@ -104,7 +106,8 @@ class Diagnostics(Callback):
             return
         found = finite(found)
         last = trainer.global_step >= stage.training_plan.num_steps
-        found["alarms"] = [alarm._asdict() for alarm in alarms(found, self._looks, last=last)]
+        raised = alarms(found, self._looks, last=last) if self.alarming else []
+        found["alarms"] = [alarm._asdict() for alarm in raised]
         said = {alarm["kind"] for look in self._looks for alarm in look["alarms"]}
         self._looks.append(found)
         self.file.append(found)

@@ -24,7 +24,12 @@ REFERENCE = "#8a94a0"
 PALETTE = ("#2f86d6", "#d9822b", "#2a9d6f", "#b05bc4", "#c2456d", "#8a6d3b", "#1b9aaa", "#6c6fd8", "#7a9a01", "#e05d44")
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 LEGEND_LETTERS = 48  # that fit beside each other
-PLAIN = "return String(Number(tick.toPrecision(4)))"  # in JavaScript: 0.002, not 2.000e-3
+# In JavaScript: 0.002, not 2.000e-3, and as many digits as neighbours need to differ.
+PLAIN = """
+const steps = ticks.slice(1).map((next, place) => Math.abs(next - ticks[place])).filter((step) => step > 0)
+const digits = steps.length ? Math.ceil(Math.log10(Math.abs(tick) / Math.min(...steps))) + 1 : 0
+return String(Number(tick.toPrecision(Math.min(12, Math.max(4, digits || 0)))))
+"""
 MOST_TICKS = 12
 MOST_POINTS = 600  # of a line
 

@@ -79,7 +79,8 @@ def channels_last(features: Tensor) -> Tensor:
 def relative_error(projection: nn.Module, own: Tensor, goal: Tensor) -> Float[Tensor, "batch"]:
     """The projected features' squared distance to `goal`, over that of goal to 0; maps are pooled to its size."""
     if own.ndim == 4 and own.shape[2:] != goal.shape[2:]:
-        own = functional.adaptive_avg_pool2d(own, goal.shape[2:])
+        height, width = goal.shape[2:]
+        own = functional.adaptive_avg_pool2d(own, (height, width))
     goal = channels_last(goal).flatten(1)
     error = (projection(channels_last(own)).flatten(1) - goal).square().mean(1)
     return error / goal.square().mean(1).clamp(min=1e-12)

@@ -9,15 +9,18 @@ from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 
-from fewstep.tracking.names import IMAGES
+from fewstep.tracking.names import IMAGES, RUNG
 
 BLOCK = 2**15
 HEADER = struct.Struct("<IHB")  # of a piece: checksum, length, kind; LevelDB's log format
 WHOLE, FIRST, LAST = 1, 2, 4  # kinds of pieces of a record
 IDENTITY_BYTES = 7
 
-Logged = tuple[float | None, str]
-"""Where on the x-axis, if anywhere, and under which name something was logged."""
+Logged = tuple[float | None, float | None, str]
+"""Where on the x-axis, of which rung, if any, and under which name something was logged.
+
+A rung's first look of the diagnostics stands at the images of the last one of the rung before.
+"""
 
 
 def logged_into(folder: Path) -> set[Logged]:
@@ -36,8 +39,8 @@ def entries(file: Path) -> Iterator[Logged]:
         except DecodeError:  # damaged
             continue
         values = {item.nested_key[0] if item.nested_key else item.key: item.value_json for item in record.history.item}
-        images = json.loads(values[IMAGES]) if IMAGES in values else None
-        yield from ((images, name) for name in values)
+        images, rung = (json.loads(values[axis]) if axis in values else None for axis in (IMAGES, RUNG))
+        yield from ((images, rung, name) for name in values)
 
 
 def records(content: bytes) -> Iterator[bytes]:

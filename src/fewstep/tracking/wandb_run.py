@@ -104,11 +104,11 @@ class WandbRun(WandbLogger):
 
     def _log(self, metrics: Mapping[str, Any]) -> None:
         """Log what of a row was not logged before: a resumed run trains again what no checkpoint has."""
-        images = metrics.get(IMAGES)
-        new = {name for name in metrics if (images, name) not in self._logged}
+        images, rung = metrics.get(IMAGES), metrics.get(RUNG)
+        new = {name for name in metrics if (images, rung, name) not in self._logged}
         if new:
             self.experiment.log({name: value for name, value in metrics.items() if name in new | X_AXIS})
-            self._logged |= {(images, name) for name in new}
+            self._logged |= {(images, rung, name) for name in new}
 
 
 @rank_zero_only
