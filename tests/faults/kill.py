@@ -32,7 +32,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # for running.py, as pytest does
 
-MOST_WAIT = 2.0  # seconds of a life, or of the stage in it, before the kill; imports are done before
+MOST_WAIT = 1.2  # seconds of a life, or of the stage in it, before the kill; imports are done before
 MOST_KILLS = 12  # of one experiment
 KINDS = ("SIGKILL", "SIGTERM", "SIGUSR1", "memory")
 STAGES = ("teacher", "guidance", "progressive", "evaluate", "encoder")
@@ -188,12 +188,13 @@ def unsaved(folder: Path | None) -> tuple[float, int]:
     return max(0.0, (folder / "metrics.csv").stat().st_mtime - saved), int(float(seen[-1]["images"])) - images
 
 
-def run_trial(outputs: Path, wandb: bool, chance: random.Random, kills: int) -> Trial:
-    """Kill an experiment until it has ended, or `kills` times and then not any more."""
+def run_trial(outputs: Path, wandb: bool, chance: random.Random, kills: int, killed: Counter[str]) -> Trial:
+    """Kill an experiment until it has ended, or `kills` times and then not any more; `killed` counts, by stage."""
     trial, finished = Trial(wandb), {}
     while True:
-        kind, wait = chance.choice(KINDS), chance.uniform(0.1, MOST_WAIT)
-        target = chance.choice(STAGES[STAGES.index(stage_at(outputs)) :])  # so that all stages get their share
+        kind, wait = chance.choice(KINDS), chance.uniform(0.0, MOST_WAIT)
+        ahead = STAGES[STAGES.index(stage_at(outputs)) :]
+        target = min(ahead, key=killed.__getitem__)  # so that all stages get their share
         process, began = start(outputs, wandb), time.time()
         last = len(trial.lives) >= min(kills, MOST_KILLS)
         while not last and process.is_alive() and STAGES.index(stage_at(outputs)) < STAGES.index(target):
@@ -208,6 +209,7 @@ def run_trial(outputs: Path, wandb: bool, chance: random.Random, kills: int) -> 
             break
         end(process, kind)
         stage = stage_at(outputs)
+        killed[stage] += 1
         seconds, images = unsaved(folders(outputs).get(stage))
         said = last_line(outputs / "log")
         trial.lives.append(Life(kind, stage, time.time() - began, process.exitcode or 0, seconds, images, said))
@@ -282,7 +284,7 @@ def main(kills: int, seed: int, out: Path | None, wandb_every: int = 4) -> dict[
     root = Path(tempfile.mkdtemp(prefix="fewstep-kills-"))
     for name in ("WANDB_CACHE_DIR", "WANDB_DATA_DIR", "WANDB_CONFIG_DIR"):
         os.environ[name] = str(root / "wandb-home")
-    chance, began, trials = random.Random(seed), time.time(), []
+    chance, killed, began, trials = random.Random(seed), Counter[str](), time.time(), []
     undisturbed = root / "undisturbed"
     whole = start(undisturbed, False)
     whole.join(LONGEST)
@@ -291,7 +293,7 @@ def main(kills: int, seed: int, out: Path | None, wandb_every: int = 4) -> dict[
     alone = time.time() - began
     while (left := kills - sum(len(trial.lives) - 1 for trial in trials)) > 0:
         outputs = root / f"trial-{len(trials)}"
-        trial = run_trial(outputs, wandb_every > 0 and len(trials) % wandb_every == 1, chance, left)
+        trial = run_trial(outputs, wandb_every > 0 and len(trials) % wandb_every == 1, chance, left, killed)
         trial.differences += differences(outputs, undisturbed)
         trial.differences += logged_wrongly(outputs) if trial.wandb else []
         trials.append(trial)
