@@ -9,6 +9,8 @@ FORCE = "force"
 STAGE_TEXTS = ("sampler", "variant", "w_draw", "prediction", "adapter", "until")
 TEXTS = ("name", "_target_", "weight", "guidance_weight", *STAGE_TEXTS)
 SWITCHES = ("clip_target",)
+FOLDER = r"[\w.,=+-]*\w[\w.,=+-]*"
+STAGES = ("pipeline", "teacher", "guidance", "progressive", "encoder", "evaluate")
 GROUPS = ("training", "teacher", "guidance", "progressive", "evaluate")
 MAY_BE_NULL = ("guidance_interval", "w_values")
 LISTS = ("ladder", "w", "teacher_steps", "guided_steps", "baseline_steps", *MAY_BE_NULL)
@@ -32,14 +34,20 @@ def require_top(settings: Mapping[str, Any]) -> None:
     for key, value in texts.items():
         if not (isinstance(value, str) or (value is None and key == "teacher")):
             raise ValueError(f"{key} must be text, got {value!r}")
+    if (stage := settings["stage"].get("name")) not in STAGES:
+        raise ValueError(f"stage.name must be one of {', '.join(STAGES)}, got {stage!r}; choose it by stage=")
     if not isinstance(seed, int) or isinstance(seed, bool):
         raise ValueError(f"seed must be a whole number, got {seed!r}")
     if not isinstance(settings["plan"], bool):
         raise ValueError(f"plan must be true or false, got {settings['plan']!r}")
+    if not isinstance(wandb := settings["logger"].get("wandb", False), bool):
+        raise ValueError(f"logger.wandb must be true or false, got {wandb!r}")
     if resume not in ("auto", FORCE):
         raise ValueError(f"resume must be auto or {FORCE}, got {resume!r}")
-    if name is not None and not re.fullmatch(r"[\w.,=+-]*\w[\w.,=+-]*", str(name)):
-        raise ValueError(f"name must be a folder's name of letters, digits and .,=+-_ or null, got {name!r}")
+    for key, value in {"name": name, "dataset.name": settings["dataset"]["name"]}.items():
+        if value is not None and not re.fullmatch(FOLDER, str(value)):
+            or_null = " or null" if key == "name" else ""
+            raise ValueError(f"{key} must be a folder's name of letters, digits and .,=+-_{or_null}, got {value!r}")
 
 
 def require_data(settings: Mapping[str, Any]) -> None:

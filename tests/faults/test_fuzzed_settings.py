@@ -18,7 +18,7 @@ pytestmark = pytest.mark.integration
 STAGES = ("pipeline", "teacher", "guidance", "progressive", "encoder", "evaluate")
 OWN = (*TINY, "dataset=mixture", "teacher=exact")
 LARGE = 10**4  # what asks for gigabytes is no error of ours
-EXAMPLES = int(os.environ.get("FEWSTEP_FUZZ", "150"))
+EXAMPLES = int(os.environ.get("FEWSTEP_FUZZ", "30"))
 
 
 def keys_of(*overrides: str) -> list[str]:
@@ -96,7 +96,7 @@ def parents(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @settings(
     max_examples=EXAMPLES,
     deadline=None,
-    derandomize=EXAMPLES == 150,
+    derandomize=EXAMPLES == 30,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @example(("teacher", "trainer.max_images"), "x")
@@ -107,6 +107,9 @@ def parents(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @example(("teacher", "model"), "null")
 @example(("teacher", "schedule.log_snr_min"), "nan")
 @example(("pipeline", "stage.teacher"), "3")
+@example(("guidance", "stage.name"), 0)
+@example(("guidance", "stage.w_values"), "[]")
+@example(("teacher", "dataset.name"), "../..")
 @given(SETTING, VALUES)
 def test_any_value_is_taken_or_refused_in_one_line(commands, parents, monkeypatch, tmp_path, setting, value):
     monkeypatch.setattr(lightning.Trainer, "fit", lambda *_, **__: None)  # all but the hours of training

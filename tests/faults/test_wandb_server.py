@@ -149,14 +149,16 @@ def test_the_same_run_goes_on_with_no_row_twice_and_none_missing(tmp_path):
     process.join(60)
     assert process.exitcode == -9
     time.sleep(1)  # W&B's service notices
+    (file,) = folder.glob("wandb/*run-*/run-*.wandb")
+    file.write_bytes(file.read_bytes()[: 2 * file.stat().st_size // 3])  # it writes in blocks: what comes late is lost
     before = logged_into(folder)
-    assert 0 < len({images for images, _, _ in before}) < 300  # it writes in blocks: some rows are lost with it
+    assert 0 < len({images for images, _, _ in before}) < 300
 
-    file, logger = MetricsFile(folder), start(folder)
-    file.truncate(20000)  # back to the checkpoint
+    metrics, logger = MetricsFile(folder), start(folder)
+    metrics.truncate(20000)  # back to the checkpoint
     for number in range(201, 400):
         row = {IMAGES: 100.0 * number, LOSS: 1.0}
-        file.log_metrics(row)
+        metrics.log_metrics(row)
         logger.log_metrics(row)
     logger.finish()
     files = [*folder.glob("wandb/*run-*/run-*.wandb")]

@@ -66,3 +66,11 @@ def test_a_grid_counts_cells_and_evaluations(grid: Grid) -> None:
     # ten images, and a warming up of four images and one step for each of the two samplers
     assert grid.sampled(teacher) == 2 * (teacher.nfe * 10 + 2 * 2 * 4)
     assert grid.sampled(rungs) == 2 * (3 * 10 + 2 * 4)
+
+
+def test_a_grid_names_each_row_of_its_report() -> None:
+    plan = Plan(w=(0.0, 2.0), teacher_steps=(4,), guided_steps=(4,), num_images=10, batch_size=5, seed=0, baselines=())
+    grid = grid_of(plan, [2, 1], guided_outside=False)
+    own = [("teacher", 4, 8), ("guided", 4, 4), ("progressive", 2, 2), ("progressive", 1, 1)]
+    assert grid.rows == [(*cell, w) for w in (0.0, 2.0) for cell in own]
+    assert len(grid.rows) == grid.cells

@@ -86,8 +86,9 @@ def test_the_table_has_every_figure_best_setting_first(sweep: Path):
 
 def test_the_page_says_what_is_best_and_needs_no_network(sweep: Path):
     page = write_page(collected(sweep)).read_text()
-    assert "Best: w_max = 4, FID, 4 steps, mean over w of 4.25" in page
+    assert "Best: w_max = 4; FID, 4 steps, mean over w: 4.25" in page
     assert page.count("<svg") == 2
+    assert "With one seed" not in page
     assert "http://" not in page.replace("http://www.w3.org", "")
     assert "w_max=8,seed=1" in page
 
@@ -96,6 +97,18 @@ def test_protocols_are_not_mixed(sweep: Path, commands: Commands):
     write(sweep, "w_max=8,seed=1", 2.0, protocol="bbbb1111")
     commands.fewstep("collect", sweep).is_one_error("judged in 2 ways", "aaaa0000", "bbbb1111")
     assert not (sweep / "results.csv").exists()
+
+
+def test_means_over_different_w_are_not_mixed(sweep: Path, commands: Commands):
+    file = sweep / "digits/pipeline/w_max=8,seed=0/quality.json"
+    file.write_text(json.dumps([each for each in json.loads(file.read_text()) if each["w"] == 0.0]))
+    commands.fewstep("collect", sweep).is_one_error("different w", "[0.0]", "[0.0, 2.0]")
+
+
+def test_one_seed_says_nothing_about_chance(sweep: Path):
+    for file in sweep.rglob("*seed=1/quality.json"):
+        file.unlink()
+    assert "With one seed" in write_page(collected(sweep)).read_text()
 
 
 def test_collect_as_typed(sweep: Path, commands: Commands):

@@ -14,7 +14,6 @@ from fewstep.planning.work import Grid, Leg
 How = Literal["measured", "scaled", "estimated"]
 KEPT_CHECKPOINTS = 2  # the last and the one before
 OPTIMISER = 3  # of a checkpoint, in units of the weights: the student and Adam's two moments
-REPORT = 96 * 2**20  # bytes that the whole report takes beyond a trial's short one; measured on digits: 91 MiB
 COPIES = 3  # of all images of a cell, in floats: the samples, those compared with, and what is judged
 
 
@@ -189,7 +188,7 @@ def judged(grid: Grid, measured: Measured | None, machine: Machine, setup: Setup
     return Needs(
         name="evaluate",
         how="measured" if count == measured.rows else "scaled",
-        memory=measured.memory + more + REPORT,
+        memory=measured.memory + more,
         device_memory=measured.device_memory,
         seconds=measured.seconds_around + (sampling + judging) / machine.speed_up,
         disk=grid.cells * measured.picture_bytes,

@@ -239,7 +239,7 @@ class Planner:
             count = room.images(footprint, 8 if steps else 2 * sum(c.nfe for c in grid.contestants), count)
             if count >= min(FEWEST_JUDGED, grid.plan.num_images):
                 parent = "progressive" if steps else None
-                attempts.append(Attempt("evaluate", plain(config), count, looks=False, parent=parent))
+                attempts.append(Attempt("evaluate", plain(config), count, looks=False, parent=parent, report=grid.rows))
         return attempts
 
     @staticmethod
@@ -262,7 +262,8 @@ class Planner:
                 )
             elif not asked[name].looks:
                 self.notes.append(
-                    f"{name} was tried with {asked[name].rows} images an update, without snapshots and diagnostics"
+                    f"{name} was tried with {asked[name].rows} images an update, without snapshots and diagnostics: "
+                    "a run needs at least this memory"
                 )
         if grid is not None and "evaluate" not in asked:
             self.notes.append("evaluation was not tried: its time is that of sampling alone, its memory is not known")

@@ -21,6 +21,7 @@ class Attempt:
         rows: images per update, or per cell of evaluation's grid, that it is tried with.
         looks: whether a snapshot is taken, of one step, and diagnostics are.
         parent: the stage tried before whose model is this one's parent, or STAND_IN, or None for that of `config`.
+        report: of evaluation, role, steps, evaluations and w of each row of the whole report.
     """
 
     stage: str
@@ -28,6 +29,7 @@ class Attempt:
     rows: int
     looks: bool
     parent: str | None = None
+    report: Sequence[tuple[str, int, int, float]] = ()
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,10 @@ All that it writes goes into that folder, which the planning process removes.
 import copy
 import gc
 import json
+import shutil
 import sys
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean, median
 from time import perf_counter
@@ -20,12 +22,14 @@ from fewstep.checkpoint import ModelCard, load_model, save_model
 from fewstep.cli import guarded
 from fewstep.compose import Setup
 from fewstep.diagnostics import Diagnostics
+from fewstep.evaluation import write_json
 from fewstep.folder import LAST, MODEL, QUALITY
 from fewstep.machine import device_peak, forget_peaks, peak_memory
 from fewstep.planning.request import STAND_IN, Attempt, Measured, asked, tell
 from fewstep.snapshots import Snapshots
 from fewstep.tracking.metrics_file import FILE, read_metrics
 from fewstep.tracking.names import IMAGES_PER_SECOND
+from fewstep.tracking.report import write_report
 
 FIRST = 3  # updates that tell how many there is time for
 SECONDS = 2.0  # of updates, to be measured
@@ -171,16 +175,34 @@ def evaluated(attempt: Attempt, config: dict[str, Any]) -> Measured:
     else:
         per_cell = max(0.0, seconds - sum(sampled) - sum(warmed))
     around = seconds - sum(sampled) - sum(warmed) - per_cell * len(cells)
+    picture_bytes = sum(file.stat().st_size for file in (folder / "samples").rglob("*.png")) // len(cells)
+    report_whole(folder, attempt.report)
     return Measured(
         stage=attempt.stage,
         rows=attempt.rows,
         memory=peak_memory(),
         device_memory=device_peak(),
         seconds_around=max(0.0, around),
-        picture_bytes=sum(file.stat().st_size for file in (folder / "samples").rglob("*.png")) // len(cells),
+        picture_bytes=picture_bytes,
         seconds_per_evaluation=per_evaluation,
         seconds_per_cell=per_cell,
     )
+
+
+def report_whole(folder: Path, rows: Sequence[tuple[str, int, int, float]]) -> None:
+    """Write the report again with as many rows and pictures as a run's, whose charts take memory of their own."""
+    tried = json.loads((folder / QUALITY).read_text())
+    cells = {cell["model"]: cell for cell in tried}
+    pictures = {file.name.partition("-")[0]: file for file in (folder / "samples").rglob("*.png")}
+    whole = []
+    for role, steps, nfe, w in rows:
+        whole.append(cells.get(role, tried[0]) | {"steps": steps, "nfe": nfe, "w": w})
+        own = pictures.get(role)
+        if own is not None and not (copied := own.with_name(f"{role}-{steps}-w{w:g}.png")).exists():
+            shutil.copyfile(own, copied)
+    if whole:
+        write_json(folder / QUALITY, whole)
+        write_report(folder)
 
 
 if __name__ == "__main__":

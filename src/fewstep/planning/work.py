@@ -79,6 +79,17 @@ class Grid:
     def images(self) -> int:
         return self.cells * self.plan.num_images
 
+    @property
+    def rows(self) -> list[tuple[str, int, int, float]]:
+        """Role, steps, evaluations and w of each cell."""
+        return [
+            (each.role, steps, each.evaluations * steps, w)
+            for w in self.plan.w
+            for each in self.contestants
+            for several in each.steps
+            for steps in several
+        ]
+
     def sampled(self, each: Contestants) -> int:
         """Evaluations of one image each by these, those that warm up included."""
         warm_up = min(self.plan.batch_size, self.plan.num_images)

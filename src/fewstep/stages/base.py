@@ -305,7 +305,8 @@ class GuidanceRange:
     w_values: Sequence[float] | None = None
 
     def __post_init__(self) -> None:
-        if self.w_draw not in get_args(Draw) or (self.w_draw == "list") != bool(self.w_values):
+        listed = self.w_values is not None
+        if self.w_draw not in get_args(Draw) or (self.w_draw == "list") != listed or (listed and not self.w_values):
             raise ValueError(
                 f"stage.w_draw must be one of {', '.join(get_args(Draw))}, and list alone has stage.w_values, got "
                 f"{self.w_draw!r} with {list(self.w_values) if self.w_values else 'none'}"

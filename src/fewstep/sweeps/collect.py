@@ -41,6 +41,7 @@ def write_page(sweep: Collected) -> Path:
         "best": settings[0],
         "jobs": sum(len(setting.results) for setting in sweep.settings),
         "missing": sweep.missing,
+        "one_seed": all(len(setting.results) == 1 for setting in sweep.settings),
         "student_steps": steps,
         "shades": [(count, shade(count, steps)) for count in steps],
         "models": list(models.items()),

@@ -132,6 +132,13 @@ def collected(folder: Path, objective: Objective | None = None) -> Collected:
             f"the jobs of {folder} were judged in {len(by_protocol)} ways, which share no table ({ways}); sweep "
             "over one data set and one stage.evaluate at a time"
         )
+    weights = {frozenset(row.w for row in result.rows) for result in results}
+    if len(weights) > 1:
+        ways = " and ".join(str(sorted(own)) for own in sorted(weights, key=sorted)[:2])
+        raise ValueError(
+            f"the jobs of {folder} were judged at different w ({ways}), whose means share no table; sweep over one "
+            "stage.evaluate at a time"
+        )
     settings = grouped(results)
     sign = 1 if goal.less_is_better else -1
 
