@@ -309,7 +309,7 @@ class GuidanceRange:
         if self.w_draw not in get_args(Draw) or (self.w_draw == "list") != listed or (listed and not self.w_values):
             raise ValueError(
                 f"stage.w_draw must be one of {', '.join(get_args(Draw))}, and list alone has stage.w_values, got "
-                f"{self.w_draw!r} with {list(self.w_values) if self.w_values else 'none'}"
+                f"{self.w_draw!r} with {'none' if self.w_values is None else list(self.w_values)}"
             )
         if self.w_values:
             object.__setattr__(self, "w_values", tuple(float(w) for w in self.w_values))
