@@ -14,7 +14,7 @@ from fewstep.planning.request import MEASURED, Attempt, ask
 
 PACE = 0.2  # share of the speed of matrix products that a small network may reach
 UPDATE_SECONDS = 6.0  # an update that would take longer is tried with fewer rows, or not at all
-SNAPSHOT_SECONDS = 45.0  # what a stage shows of itself, and an evaluation, are cut if they would take longer
+SNAPSHOT_SECONDS = 120.0  # of all that watches one training
 SHARE = 0.8  # of the free memory that a trial may be expected to need; what needs all of it is ended
 DEADLINE = 420.0  # seconds, for all trials
 LOOK = 0.05  # seconds between looks
