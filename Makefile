@@ -11,11 +11,11 @@ test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow and not integration"
 
 test-slow: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "slow and not integration"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "slow and not integration"
 
 # A one-machine SLURM, a headless Chromium, kills at random moments; each skipped, with the reason, where it cannot run.
 test-integration: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m integration
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m integration
 
 # What it costs beside plain PyTorch and peers; benchmarks/README.md says what each measures.
 bench: setup

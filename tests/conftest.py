@@ -47,3 +47,11 @@ def unchecked() -> Iterator[None]:
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)
+
+
+LONGEST = ("test_readme.py", "test_sweep_runs.py", "test_slurm.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first, so that no process is left waiting for another's last test."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)

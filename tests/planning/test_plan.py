@@ -90,8 +90,9 @@ def test_a_pipeline_is_planned_and_nothing_is_left(commands: Commands, tmp_path:
 @pytest.mark.slow
 @pytest.mark.parametrize("dataset", ["digits", "patches"])
 def test_the_memory_is_what_a_run_takes(dataset: str, tmp_path: Path) -> None:
-    few = ("trainer.max_images=128", "trainer.diagnostics=1", "trainer.snapshots=1", "trainer.features=patches")
+    few = ("trainer.max_images=128", "trainer.diagnostics=1", "trainer.snapshots=1", "trainer.snapshot_images=100")
     settings = ["stage=teacher", f"dataset={dataset}", f"outputs={tmp_path / 'outputs'}", "logger=csv", *few]
+    settings += ["trainer.features=patches"]
 
     def ran(program: list[str], *more: str) -> str:
         command = [sys.executable, *program, *settings, *more]
