@@ -15,7 +15,7 @@ test-slow: setup
 
 # A one-machine SLURM, a headless Chromium, kills at random moments; each skipped, with the reason, where it cannot run.
 test-integration: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m integration
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m integration
 
 # What it costs beside plain PyTorch and peers; benchmarks/README.md says what each measures.
 bench: setup
