@@ -7,10 +7,10 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from fewstep.cli import guarded
-from fewstep.command_line import as_hydra_reads, require_known_recipe
-from fewstep.launch import is_one_of_several, start
-from fewstep.signals import heard
+from fewstep.commands.main import guarded
+from fewstep.runs.overrides import as_hydra_reads, require_known_recipe
+from fewstep.distributed.launch import is_one_of_several, start
+from fewstep.system.signals import heard
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
@@ -22,8 +22,8 @@ def train(config: DictConfig) -> None:
 @heard()
 def checked_run(config: DictConfig) -> None:
     """Run what Hydra composed, in as many processes as it says."""
-    from fewstep.processes import together  # these take seconds to import: `--help` need not wait for them
-    from fewstep.trainer import TrainerSettings
+    from fewstep.distributed.collectives import together  # these take seconds to import: `--help` need not wait for them
+    from fewstep.training.settings import TrainerSettings
 
     settings = HydraConfig.get()
     sources = [Path(source.path) for source in settings.runtime.config_sources if source.schema == "file"]
@@ -31,7 +31,7 @@ def checked_run(config: DictConfig) -> None:
     trainer = TrainerSettings(**config.trainer)
     if not config.plan and not is_one_of_several() and max(trainer.processes, trainer.num_nodes) > 1:
         sys.exit(start(__file__, sys.argv[1:], trainer.processes, trainer.num_nodes))
-    from fewstep.run import run
+    from fewstep.runs.pipeline import run
 
     with together(trainer.device, alone=trainer.strategy == "fsdp"):
         run(config)

@@ -28,7 +28,7 @@ from fewstep.data.cache import FORMAT
 from fewstep.data.generate import generate_imagefolder
 from fewstep.data.imagefolder import ImageFolderData
 from fewstep.data.imagenet64 import FULL, ImageNet64Data
-from fewstep.quality.images import as_judged
+from fewstep.evaluation.images import as_judged
 
 BATCH, SIZE = 256, 64
 CLASSES, PER_CLASS = 4, 640  # of the compared images

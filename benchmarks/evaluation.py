@@ -28,12 +28,12 @@ from fewstep.data.digits import DigitsData, load_digits_split
 from fewstep.diffusion.guidance import Guided
 from fewstep.diffusion.schedule import CosineSchedule
 from fewstep.networks import Denoiser, Frozen
-from fewstep.quality import grid
-from fewstep.quality.features import DigitsFeatures
-from fewstep.quality.images import Judged, Reference
-from fewstep.quality.metrics import figures_of
-from fewstep.quality.protocol import INCEPTION_SPLITS, NEIGHBOURHOOD, Protocol
-from fewstep.quality.statistics import Known, Moments, Seen, frechet_distance, square_root
+from fewstep.evaluation import grid
+from fewstep.evaluation.features import DigitsFeatures
+from fewstep.evaluation.images import Judged, Reference
+from fewstep.evaluation.metrics import figures_of
+from fewstep.evaluation.protocol import INCEPTION_SPLITS, NEIGHBOURHOOD, Protocol
+from fewstep.evaluation.statistics import Known, Moments, Seen, frechet_distance, square_root
 
 NUM_IMAGES = 2000
 STUDENTS = (16, 8, 4, 2, 1)

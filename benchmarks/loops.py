@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from fewstep.data.batches import Batch, from_uint8
 from fewstep.data.digits import DigitsData, load_digits_split
-from fewstep.stages import Stage
+from fewstep.methods import Stage
 
 RUNG = 8
 NULL_LABEL = DigitsData.facts.num_classes

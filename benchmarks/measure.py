@@ -15,7 +15,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from fewstep.files import atomic
+from fewstep.system.files import atomic
 
 
 class Seconds(NamedTuple):

@@ -20,8 +20,8 @@ import fewstep
 from fewstep import Model
 from fewstep.data.digits import DigitsData
 from fewstep.diffusion.edit import steps_for
-from fewstep.quality.features import DigitsFeatures
-from fewstep.quality.images import to_uint8
+from fewstep.evaluation.features import DigitsFeatures
+from fewstep.evaluation.images import to_uint8
 
 TEACHER_STEPS = 64
 STRENGTHS = (0.5, 0.75)

@@ -11,8 +11,8 @@ import typer
 
 import fewstep
 from fewstep.data.digits import DigitsData
-from fewstep.quality.images import as_judged
-from fewstep.tracking.pictures import image_grid, save_png
+from fewstep.evaluation.images import as_judged
+from fewstep.reports.pictures import image_grid, save_png
 
 
 def main(

@@ -1,4 +1,4 @@
-"""What does a stage cost over a plain loop? As `fewstep.fit.fit` runs it, beside PyTorch alone and diffusers' shape.
+"""What does a stage cost over a plain loop? As `fewstep.training.loop.fit` runs it, beside PyTorch alone and diffusers' shape.
 
 One fit, cut into blocks of steps; between two blocks the other loops (`loops.py`) take as many steps each on networks,
 optimisers and averages of their own, from the same start. The first steps are not timed: in them the stage and the bare
@@ -25,12 +25,12 @@ from torch import nn
 
 from fewstep.data.digits import DigitsData
 from fewstep.diffusion.guidance import Guided
-from fewstep.fit import fit
-from fewstep.folder import RunFolder
+from fewstep.training.loop import fit
+from fewstep.artifacts.run_folder import RunFolder
 from fewstep.networks import Denoiser, Frozen, with_guidance_input
-from fewstep.run import Setup
-from fewstep.seeds import seed_for
-from fewstep.stages import Stage, Training
+from fewstep.runs.pipeline import Setup
+from fewstep.system.seeds import seed_for
+from fewstep.methods import Stage, Training
 from fewstep.tracking.metrics_file import MetricsFile
 
 CONF = Path(__file__).parents[1] / "conf"

@@ -9,10 +9,10 @@ import torch
 CHECKED = [
     "fewstep.diffusion",
     "fewstep.networks",
-    "fewstep.stages",
-    "fewstep.quality",
-    "fewstep.model",
-    "fewstep.seeds",
+    "fewstep.methods",
+    "fewstep.evaluation",
+    "fewstep.inference.model",
+    "fewstep.system.seeds",
 ]
 jaxtyping.install_import_hook(CHECKED, "beartype.beartype")  # before the first import of fewstep
 

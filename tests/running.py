@@ -18,7 +18,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-from fewstep import cli
+from fewstep.commands import main as cli
 
 ROOT = Path(__file__).parents[1]
 TINY = (
@@ -109,7 +109,7 @@ def files_below(folder: Path) -> list[str]:
 
 def make_chain(outputs: Path, *settings: str) -> dict[str, Path]:
     """Train a teacher, a guided student and the rungs of 2 and 1 steps below `outputs`; give their files."""
-    from fewstep.run import run
+    from fewstep.runs.pipeline import run
 
     fast = ("trainer.max_images=256", "stage.training.batch_size=32", "stage.training.warmup_images=0")
     own = [*TINY, *fast, f"outputs={outputs}", *settings]

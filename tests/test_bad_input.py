@@ -11,7 +11,7 @@ import torch
 from running import TINY, Commands, files_below, make_chain
 from safetensors.torch import save_file
 
-from fewstep.resuming import SaveLast, read_checkpoint
+from fewstep.training.checkpointing import SaveLast, read_checkpoint
 
 pytest_plugins = ("running",)
 pytestmark = pytest.mark.usefixtures("as_users_run")
@@ -247,7 +247,7 @@ def test_the_traceback_is_shown_when_asked_for(commands, monkeypatch, tmp_path):
 
 
 def test_our_own_mistakes_show_themselves(commands, monkeypatch):
-    monkeypatch.setitem(sys.modules, "fewstep.run", None)  # importing it fails, which is no user's doing
+    monkeypatch.setitem(sys.modules, "fewstep.runs.pipeline", None)  # importing it fails, which is no user's doing
     result = commands.train("stage=teacher")
     assert result.status == 1
     assert "Traceback" in result.err

@@ -9,9 +9,9 @@ import torch
 from running import TINY, Commands, config_of, files_below
 
 import fewstep
-from fewstep.cycle import MOST_IMAGES
+from fewstep.runs.cycle import MOST_IMAGES
 from fewstep.diffusion.guidance import Guided
-from fewstep.run import run
+from fewstep.runs.pipeline import run
 
 pytest_plugins = ("running",)
 pytestmark = pytest.mark.usefixtures("as_users_run")

@@ -11,8 +11,8 @@ from PIL import Image
 from running import Commands, config_of, files_below, make_chain
 
 import fewstep
-from fewstep.checkpoint import load_model, save_model
-from fewstep.run import run
+from fewstep.artifacts.model_file import load_model, save_model
+from fewstep.runs.pipeline import run
 
 pytest_plugins = ("running",)
 pytestmark = pytest.mark.usefixtures("as_users_run")

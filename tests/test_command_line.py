@@ -3,8 +3,8 @@
 import pytest
 from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
 
-from fewstep import command_line
-from fewstep.command_line import as_hydra_reads
+from fewstep.runs import overrides as command_line
+from fewstep.runs.overrides import as_hydra_reads
 
 
 def test_the_arguments_of_wandbs_agent_are_hydras():

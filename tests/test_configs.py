@@ -12,9 +12,9 @@ from omegaconf import OmegaConf
 from running import ROOT, config_of
 
 from fewstep.diffusion.schedule import CosineSchedule
-from fewstep.quality.grid import Plan
-from fewstep.stages import Training
-from fewstep.trainer import TrainerSettings
+from fewstep.evaluation.grid import Plan
+from fewstep.methods import Training
+from fewstep.training.settings import TrainerSettings
 
 CONF = ROOT / "conf"
 STAGES = ("pipeline", "teacher", "guidance", "progressive", "encoder", "evaluate")
@@ -112,6 +112,6 @@ def test_a_misspelt_key_of_a_recipe_is_an_error(tmp_path: Path):
 def test_the_grid_of_the_settings_is_the_default_grid():
     values = OmegaConf.to_container(OmegaConf.load(CONF / "stage" / "evaluate.yaml"))
     assert values.pop("name") == "evaluate"
-    assert values.pop("_target_") == "fewstep.quality.grid.Plan"
+    assert values.pop("_target_") == "fewstep.evaluation.grid.Plan"
     stated = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
     assert stated == asdict(Plan())

@@ -9,12 +9,12 @@ import pytest
 import torch
 from PIL import Image
 
-from fewstep.checkpoint import ModelCard
+from fewstep.artifacts.model_file import ModelCard
 from fewstep.commands.tasks import save_images
 from fewstep.data.digits import DigitsData
 from fewstep.diffusion.schedule import CosineSchedule
-from fewstep.given_images import read_images, read_mask
-from fewstep.model import Model
+from fewstep.inference.image_io import read_images, read_mask
+from fewstep.inference.model import Model
 from fewstep.networks import Denoiser, ResidualMLP
 
 FACTS = DigitsData.facts

@@ -17,13 +17,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import fewstep
-from fewstep.checkpoint import ModelCard, Parent, Role, load_model, save_model
+from fewstep.artifacts.model_file import ModelCard, Parent, Role, load_model, save_model
 from fewstep.data.facts import DataFacts
 from fewstep.diffusion.schedule import CosineSchedule
-from fewstep.files import atomic, sha256_of
-from fewstep.model import Model
+from fewstep.system.files import atomic, sha256_of
+from fewstep.inference.model import Model
 from fewstep.networks import Denoiser, ResidualMLP, UNet
-from fewstep.seeds import starting_noise
+from fewstep.system.seeds import starting_noise
 
 FACTS = DataFacts(name="digits", shape=(1, 8, 8), num_classes=10, low=-1.0, high=1.0)
 

@@ -55,7 +55,7 @@ def run(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
         python.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} "$@"\n')
         python.chmod(0o755)
         (binaries / "fewstep").write_text(
-            f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -c "from fewstep.cli import main; main()" "$@"\n'
+            f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -c "from fewstep.commands.main import main; main()" "$@"\n'
         )
         (binaries / "fewstep").chmod(0o755)
     environment = os.environ | {

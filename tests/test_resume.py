@@ -13,10 +13,11 @@ import torch
 from running import TINY, config_of, files_below, train_as_typed
 from safetensors.torch import load_file
 
-from fewstep import load, run
-from fewstep.resuming import SaveLast, read_checkpoint
+from fewstep import load
+from fewstep.runs import pipeline as run
+from fewstep.training.checkpointing import SaveLast, read_checkpoint
 from fewstep.tracking.names import IMAGES_PER_SECOND
-from fewstep.tracking.training_log import TrainingLog
+from fewstep.training.callbacks.training_log import TrainingLog
 
 pytest_plugins = ("running",)
 pytestmark = pytest.mark.usefixtures("as_users_run")
@@ -67,7 +68,7 @@ def kill_when(training: Callable[[], bool], settings: list[str]) -> None:
     Fails if it ends by itself or takes two minutes. The processes are forked from one that has done the imports.
     """
     processes = multiprocessing.get_context("forkserver")
-    processes.set_forkserver_preload(["fewstep.run", "hydra", "pytest"])
+    processes.set_forkserver_preload(["fewstep.runs.pipeline", "hydra", "pytest"])
     process = processes.Process(target=train_as_typed, args=settings)
     process.start()
     try:

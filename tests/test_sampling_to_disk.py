@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fewstep import Model
-from fewstep.checkpoint import ModelCard
+from fewstep.artifacts.model_file import ModelCard
 from fewstep.commands import arrays
 from fewstep.commands.arrays import save_batches
 from fewstep.data.digits import DigitsData
@@ -18,9 +18,9 @@ from fewstep.data.facts import DataFacts
 from fewstep.diffusion.guidance import Guided
 from fewstep.diffusion.schedule import CosineSchedule
 from fewstep.networks import Denoiser, Frozen, ResidualMLP
-from fewstep.networks.embedding import frequencies, sinusoid
+from fewstep.networks.inputs import frequencies, sinusoid
 from fewstep.networks.memory import compile_calls
-from fewstep.quality.images import as_judged
+from fewstep.evaluation.images import as_judged
 
 FACTS = DigitsData.facts
 

@@ -13,10 +13,10 @@ from running import Commands, config_of
 from safetensors.torch import load_file
 from torch import distributed as dist
 
-from fewstep import run
-from fewstep.resuming import SaveLast, read_checkpoint
-from fewstep.signals import SIGNALS, Stopped, heard
-from fewstep.stopping import MOST_STEPS, Stopping
+from fewstep.runs import pipeline as run
+from fewstep.training.checkpointing import SaveLast, read_checkpoint
+from fewstep.system.signals import SIGNALS, Stopped, heard
+from fewstep.training.preemption import MOST_STEPS, Stopping
 
 pytest_plugins = ("running",)
 
@@ -147,7 +147,7 @@ def one_of_several(number: int, port: int, told: int, answers: multiprocessing.Q
 @pytest.mark.slow
 def test_one_of_several_is_told_and_all_stop_at_the_same_step(free_port: int):
     processes = multiprocessing.get_context("forkserver")
-    processes.set_forkserver_preload(["fewstep.run", "hydra", "pytest"])
+    processes.set_forkserver_preload(["fewstep.runs.pipeline", "hydra", "pytest"])
     answers = processes.Queue()
     all_of_them = [processes.Process(target=one_of_several, args=(n, free_port, 1, answers)) for n in range(2)]
     for process in all_of_them:

@@ -10,7 +10,7 @@ from PIL import Image
 from running import Commands, files_below
 
 import fewstep
-from fewstep.checkpoint import ModelCard, save_model
+from fewstep.artifacts.model_file import ModelCard, save_model
 from fewstep.data.digits import DigitsData
 from fewstep.diffusion.schedule import CosineSchedule
 from fewstep.networks import Denoiser, ResidualMLP

@@ -9,12 +9,12 @@ import torch
 from PIL import Image
 
 import fewstep
-from fewstep.checkpoint import ModelCard, save_model
+from fewstep.artifacts.model_file import ModelCard, save_model
 from fewstep.data.facts import DataFacts
 from fewstep.diffusion.schedule import CosineSchedule
 from fewstep.networks import Denoiser, ResidualMLP, TextUNet
-from fewstep.networks.autoencoder import Autoencoder, write_tiny_autoencoder
-from fewstep.networks.text_encoder import TextEncoder, write_tiny_text_encoder
+from fewstep.networks.frozen.autoencoder import Autoencoder, write_tiny_autoencoder
+from fewstep.networks.frozen.text_encoder import TextEncoder, write_tiny_text_encoder
 
 pytest_plugins = ("running",)
 pytestmark = pytest.mark.usefixtures("as_users_run")
@@ -112,7 +112,7 @@ def test_inpaint_returns_known_pixels_exactly_through_the_autoencoder(commands, 
 
 
 def test_a_latent_is_missing_if_a_pixel_under_it_is(files):
-    from fewstep.tasks import _missing_of
+    from fewstep.inference.tasks import _missing_of
 
     missing = torch.zeros(1, 3, 16, 16, dtype=torch.bool)
     missing[0, 1, 5, 3] = True

@@ -2,8 +2,8 @@
 
 from importlib.metadata import version
 
-from fewstep.model import Model, load
-from fewstep.tasks import edit, inpaint, interpolate, transfer
+from fewstep.inference.model import Model, load
+from fewstep.inference.tasks import edit, inpaint, interpolate, transfer
 
 __version__ = version("fewstep")
 __all__ = ["Model", "__version__", "edit", "inpaint", "interpolate", "load", "transfer"]

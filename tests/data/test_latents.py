@@ -13,7 +13,7 @@ from fewstep.data.digits import DigitsData
 from fewstep.data.generate_text import some_patches
 from fewstep.data.latents import MANIFEST, LatentsData
 from fewstep.data.make_latents import UNFINISHED, make_latents
-from fewstep.networks.autoencoder import Autoencoder, write_tiny_autoencoder
+from fewstep.networks.frozen.autoencoder import Autoencoder, write_tiny_autoencoder
 
 pytest_plugins = ("running",)
 COUNT, PER_FILE = 20, 8

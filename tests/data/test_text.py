@@ -19,8 +19,8 @@ from fewstep.data.captioned import decode_sample, is_sample
 from fewstep.data.generate_text import CAPTIONS, generate_text, some_patches
 from fewstep.data.shards import INDEX, open_shards, samples_of, scan
 from fewstep.data.text import TextData
-from fewstep.networks.autoencoder import Autoencoder
-from fewstep.networks.text_encoder import TextEncoder
+from fewstep.networks.frozen.autoencoder import Autoencoder
+from fewstep.networks.frozen.text_encoder import TextEncoder
 
 pytest_plugins = ("running",)
 COUNT, NUM_SHARDS = 50, 5  # ten in each, and 25 held out in a sixth
@@ -306,7 +306,7 @@ def trained(generated: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A teacher of a few steps of text, latents and all."""
     from running import config_of
 
-    from fewstep.run import run
+    from fewstep.runs.pipeline import run
 
     outputs = tmp_path_factory.mktemp("outputs")
     own = ("stage=teacher", "dataset=text", "trainer=debug", "logger=csv", "stage.training.batch_size=8")

@@ -14,8 +14,8 @@ from fewstep.data.mixture import MixtureData
 from fewstep.diagnostics import Diagnostics
 from fewstep.diagnostics.watch import finite
 from fewstep.diffusion.prediction import Denoise
-from fewstep.stages import NonFiniteLossError, ProgressiveStage, Stage
-from fewstep.tracking.diagnostics_file import FILE, read_diagnostics
+from fewstep.methods import NonFiniteLossError, ProgressiveStage, Stage
+from fewstep.diagnostics.file import FILE, read_diagnostics
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 

@@ -22,7 +22,7 @@ from fewstep.diffusion.sampler import (
     trajectory,
 )
 from fewstep.diffusion.schedule import CosineSchedule, alpha, expand, sigma
-from fewstep.seeds import fresh_noise
+from fewstep.system.seeds import fresh_noise
 
 MakeMixture = Callable[..., GaussianMixture]
 SCHEDULE = CosineSchedule()

@@ -7,8 +7,8 @@ import torch
 from fewstep.diffusion.guidance import guide
 from fewstep.diffusion.prediction import Prediction, diffuse
 from fewstep.networks import ResidualMLP
-from fewstep.seeds import starting_noise
-from fewstep.stages import GuidanceRange
+from fewstep.system.seeds import starting_noise
+from fewstep.methods import GuidanceRange
 
 WRONG = jaxtyping.TypeCheckError
 

@@ -6,13 +6,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from fewstep.checkpoint import ModelCard, Parent, save_model
+from fewstep.artifacts.model_file import ModelCard, Parent, save_model
 from fewstep.data.facts import DataFacts, LatentFacts, TextFacts
 from fewstep.diffusion.betas import BetaSchedule
 from fewstep.diffusion.schedule import CosineSchedule
 from fewstep.networks import Denoiser, network_class
-from fewstep.networks.autoencoder import Autoencoder, write_tiny_autoencoder
-from fewstep.networks.text_encoder import TextEncoder, write_tiny_text_encoder
+from fewstep.networks.frozen.autoencoder import Autoencoder, write_tiny_autoencoder
+from fewstep.networks.frozen.text_encoder import TextEncoder, write_tiny_text_encoder
 
 UNET_BLOCKS = {"block_out_channels": [8, 16], "layers_per_block": 1, "norm_num_groups": 4, "attention_head_dim": 4}
 SIZES: dict[str, dict[str, Any]] = {

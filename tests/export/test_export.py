@@ -14,8 +14,8 @@ import fewstep
 from fewstep.export import folder as folder_module
 from fewstep.export import onnx_file
 from fewstep.export.folder import Trial, difference_of, export, new_folder
-from fewstep.files import sha256_of
-from fewstep.quality.grid import Row
+from fewstep.system.files import sha256_of
+from fewstep.evaluation.grid import Row
 
 pytest_plugins = ("running",)
 pytestmark = pytest.mark.usefixtures("as_users_run")
@@ -129,7 +129,7 @@ def test_companions_that_are_gone_or_others(commands: Commands, tmp_path: Path) 
     moved = ("--autoencoder", tmp_path / "moved", "--text-encoder", tmp_path / "moved")
     assert commands.fewstep("export", path, tmp_path / "out", *moved).status == 0
     shutil.rmtree(tmp_path / "moved" / "vae")
-    from fewstep.networks.autoencoder import write_tiny_autoencoder
+    from fewstep.networks.frozen.autoencoder import write_tiny_autoencoder
 
     write_tiny_autoencoder(tmp_path / "moved" / "vae", downsampling=2, seed=1)
     commands.fewstep("export", path, tmp_path / "other", *moved).is_one_error("--autoencoder", "sha256")

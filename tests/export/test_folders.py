@@ -14,15 +14,15 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import fewstep
-from fewstep.checkpoint import save_model
+from fewstep.artifacts.model_file import save_model
 from fewstep.data.facts import LatentFacts, TextFacts
 from fewstep.diffusion.sampler import SAMPLERS, sample
 from fewstep.diffusion.schedule import alpha
 from fewstep.export.folder import export
-from fewstep.model import Model
+from fewstep.inference.model import Model
 from fewstep.networks import with_guidance_input
 from fewstep.networks.adapter import adapter_file, merged, save_adapter, trained_parameters, with_adapter
-from fewstep.seeds import starting_noise
+from fewstep.system.seeds import starting_noise
 
 PROMPTS = ["a temple", "two flowers, in a vase"]
 Companions = tuple[LatentFacts, TextFacts]

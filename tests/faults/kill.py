@@ -118,7 +118,7 @@ def commands_of(outputs: Path, wandb: bool) -> list[tuple[str, ...]]:
 def start(outputs: Path, wandb: bool) -> multiprocessing.process.BaseProcess:
     """A new life of the experiment."""
     processes = multiprocessing.get_context("forkserver")
-    processes.set_forkserver_preload(["fewstep.run", "hydra", "pytest", "running", "wandb"])
+    processes.set_forkserver_preload(["fewstep.runs.pipeline", "hydra", "pytest", "running", "wandb"])
     outputs.mkdir(parents=True, exist_ok=True)
     process = processes.Process(target=live, args=(commands_of(outputs, wandb), outputs / "log"))
     process.start()
@@ -172,7 +172,7 @@ def unsaved(folder: Path | None) -> tuple[float, int]:
     """Seconds and images from the last checkpoint of a stage, or its beginning, to the last row that it has logged."""
     if folder is None:
         return 0.0, 0
-    from fewstep.resuming import read_checkpoint
+    from fewstep.training.checkpointing import read_checkpoint
 
     rungs, seen = [*folder.glob("model*.safetensors")], rows_of(folder / "metrics.csv")
     if (folder / "cycle.json").exists() or not seen:

@@ -19,11 +19,11 @@ import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from fewstep.checkpoint import ModelCard, load_model, save_model
+from fewstep.artifacts.model_file import ModelCard, load_model, save_model
 from fewstep.data.facts import DataFacts
 from fewstep.diffusion.schedule import CosineSchedule
 from fewstep.networks import Denoiser, ResidualMLP
-from fewstep.resuming import AtomicCheckpoints, is_sealed, read_checkpoint, seal, to_go_on_from
+from fewstep.training.checkpointing import AtomicCheckpoints, is_sealed, read_checkpoint, seal, to_go_on_from
 
 pytestmark = [pytest.mark.usefixtures("unchecked")]
 EXAMPLES = int(os.environ.get("FEWSTEP_FUZZ", "150"))

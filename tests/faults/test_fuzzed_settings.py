@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from running import TINY, config_of
 
-from fewstep import snapshots
+from fewstep.training.callbacks import snapshots
 
 pytest_plugins = ("running",)
 pytestmark = pytest.mark.integration
@@ -72,7 +72,7 @@ WORDS = st.sampled_from(
         "a.b",
         "os.system",
         "builtins.print",
-        "fewstep.run.run",
+        "fewstep.runs.pipeline.run",
         "torch.nn.Linear",
         "digits",
         "uniform",
@@ -84,7 +84,7 @@ VALUES = st.one_of(NUMBERS, WORDS, st.lists(NUMBERS, max_size=3))
 @pytest.fixture(scope="module")
 def parents(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """What the ladders start from."""
-    from fewstep.run import run
+    from fewstep.runs.pipeline import run
 
     outputs = tmp_path_factory.mktemp("parents")
     run(config_of(*TINY, "dataset=mixture", "stage=guidance", "teacher=exact", "trainer.max_images=64",

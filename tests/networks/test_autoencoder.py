@@ -8,7 +8,7 @@ import pytest
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
-from fewstep.networks.autoencoder import Autoencoder, write_tiny_autoencoder
+from fewstep.networks.frozen.autoencoder import Autoencoder, write_tiny_autoencoder
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fewstep.diffusion.prediction import KINDS, PredictionKind
 from fewstep.diffusion.schedule import CosineSchedule
 from fewstep.networks import Denoiser, Frozen, ResidualMLP, UNet, network_class, with_guidance_input
-from fewstep.networks.embedding import sinusoid
+from fewstep.networks.inputs import sinusoid
 
 CONF = Path(__file__).parents[2] / "conf" / "model"
 MLP = {"shape": (1, 8, 8), "num_classes": 10, "width": 16, "num_blocks": 2, "embedding_dim": 8}

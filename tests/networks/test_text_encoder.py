@@ -9,7 +9,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from fewstep.networks.text_encoder import TextEncoder, require_prompts, write_tiny_text_encoder
+from fewstep.networks.frozen.text_encoder import TextEncoder, require_prompts, write_tiny_text_encoder
 
 PROMPTS = ["a photograph of a temple", "", "Flower, 2 petals é", "a photograph of a temple"]
 

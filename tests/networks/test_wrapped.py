@@ -10,7 +10,7 @@ from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from torch import nn
 from wrapped import FEATURES, TOKENS, WRAPPED, lively, question, with_config
 
-from fewstep.checkpoint import ModelCard, load_model, save_model
+from fewstep.artifacts.model_file import ModelCard, load_model, save_model
 from fewstep.data.facts import DataFacts
 from fewstep.diffusion.guidance import Guided
 from fewstep.diffusion.schedule import CosineSchedule

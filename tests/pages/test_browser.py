@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from running import make_chain
 
-from fewstep.checkpoint import load_model, save_model
+from fewstep.artifacts.model_file import load_model, save_model
 from fewstep.pages.drawing import Asked, Chain
 from fewstep.tracking.metrics_file import MetricsFile
 from fewstep.tracking.names import IMAGES, LOSS
@@ -35,7 +35,7 @@ LOCAL = ("http://localhost:", "ws://localhost:", "data:", "blob:")
 @contextmanager
 def served(*arguments: object) -> Iterator[str]:
     """`fewstep ARGUMENTS --port 0` in a process of its own; gives the address it says."""
-    command = [sys.executable, "-c", "from fewstep.cli import main; main()", *map(str, arguments), "--port", "0"]
+    command = [sys.executable, "-c", "from fewstep.commands.main import main; main()", *map(str, arguments), "--port", "0"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
         try:

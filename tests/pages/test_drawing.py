@@ -9,11 +9,11 @@ import torch
 from running import Commands, make_chain
 
 import fewstep
-from fewstep.checkpoint import load_model, save_model
+from fewstep.artifacts.model_file import load_model, save_model
 from fewstep.pages.drawing import Asked, Chain, Superseded
 from fewstep.pages.newest import Newest
-from fewstep.quality.images import as_judged
-from fewstep.tracking.pictures import picture
+from fewstep.evaluation.images import as_judged
+from fewstep.reports.pictures import picture
 
 pytest_plugins = ("running",)
 pytestmark = pytest.mark.usefixtures("as_users_run")

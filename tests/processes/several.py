@@ -37,7 +37,7 @@ def start(count: int, folder: Path, *settings: str, at_step: tuple[int, int, str
         at_step: (step, rank or -1 for all, "stop", "kill", "fail" or "nan"): what happens after that step.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["fewstep.run", "hydra", "pytest", "fewstep.strategies"])
+    context.set_forkserver_preload(["fewstep.runs.pipeline", "hydra", "pytest", "fewstep.training.strategy"])
     folder.mkdir(parents=True, exist_ok=True)
     port, processes = free_port(), []
     for rank in range(count):
@@ -91,8 +91,8 @@ def happen(step: int, what: str, *, here: bool) -> None:
     """Have something happen after that step."""
     from fewstep.data.batches import Batch
     from fewstep.data.digits import DigitsData
-    from fewstep.resuming import SaveLast
-    from fewstep.signals import Stopped
+    from fewstep.training.checkpointing import SaveLast
+    from fewstep.system.signals import Stopped
 
     save = SaveLast.on_train_batch_end
 

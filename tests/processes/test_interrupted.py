@@ -8,7 +8,7 @@ from running import TINY
 from several import ended, several, start
 from test_same_numbers import BATCH, LEARNS, STEPS, is_close
 
-from fewstep.resuming import read_checkpoint
+from fewstep.training.checkpointing import read_checkpoint
 
 pytest_plugins = ("running",)
 pytestmark = pytest.mark.slow

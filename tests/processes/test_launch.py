@@ -11,11 +11,11 @@ import pytest
 import torch
 from running import ROOT, TINY
 
-from fewstep import launch
+from fewstep.distributed import launch
 from fewstep.data.batches import ImagesInMemory
-from fewstep.launch import is_one_of_several, start, status_of
-from fewstep.processes import mine, part_of
-from fewstep.trainer import require_gpus
+from fewstep.distributed.launch import is_one_of_several, start, status_of
+from fewstep.distributed.collectives import mine, part_of
+from fewstep.training.settings import require_gpus
 
 pytest_plugins = ("running",)
 

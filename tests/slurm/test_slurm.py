@@ -16,8 +16,8 @@ from running import ROOT, config_of
 from safetensors.torch import load_file
 from test_resume import rows_of
 
-from fewstep import run
-from fewstep.resuming import read_checkpoint
+from fewstep.runs import pipeline as run
+from fewstep.training.checkpointing import read_checkpoint
 
 pytest_plugins = ("running",)
 pytestmark = [

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from running import ROOT, Commands
 
-from fewstep.folder import locked
+from fewstep.artifacts.run_folder import locked
 
 pytest_plugins = ("running",)
 PRESETS = {  # jobs, shared parents

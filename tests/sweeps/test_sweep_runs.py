@@ -13,7 +13,7 @@ import yaml
 from running import ROOT, TINY, Commands, config_of
 from safetensors.torch import load_file
 
-from fewstep.run import run
+from fewstep.runs.pipeline import run
 
 pytest_plugins = ("running",)
 pytestmark = pytest.mark.slow

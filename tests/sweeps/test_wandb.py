@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 from running import ROOT, Commands
 from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
 
-from fewstep import run as run_module
+from fewstep.runs import pipeline as run_module
 from fewstep.tracking import wandb_agent
 from fewstep.tracking.wandb_run import log_quality, run_id, start_wandb
 

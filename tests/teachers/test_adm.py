@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from fewstep.checkpoint import load_model
+from fewstep.artifacts.model_file import load_model
 from fewstep.data.facts import DataFacts
 from fewstep.teachers.adm import read_adm
 from fewstep.teachers.imported import imported, is_foreign, read

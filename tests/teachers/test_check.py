@@ -10,7 +10,7 @@ from exact import ExactNetwork, schedule_of
 from running import Commands, make_chain
 from test_diffusers_folders import unet2d, write
 
-from fewstep.checkpoint import load_model, save_model
+from fewstep.artifacts.model_file import load_model, save_model
 from fewstep.diffusion.betas import BetaSchedule
 from fewstep.diffusion.mixture import GaussianMixture
 from fewstep.diffusion.prediction import KINDS, PredictionKind
@@ -124,7 +124,7 @@ def teacher(tmp_path_factory: pytest.TempPathFactory, as_users_run: None) -> dic
     """A teacher of the digits, trained for a second, and the same one that says eps."""
     from running import TINY, config_of
 
-    from fewstep.run import run
+    from fewstep.runs.pipeline import run
 
     outputs = tmp_path_factory.mktemp("outputs")
     settings = ("trainer.max_images=20000", "stage.training.batch_size=64", "stage.training.warmup_images=0")

@@ -12,11 +12,11 @@ from diffusers import DDIMScheduler, DiTTransformer2DModel, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from fewstep.checkpoint import load_model
+from fewstep.artifacts.model_file import load_model
 from fewstep.data.facts import DataFacts
 from fewstep.networks import with_guidance_input
-from fewstep.networks.autoencoder import Autoencoder, write_tiny_autoencoder
-from fewstep.networks.text_encoder import TextEncoder, write_tiny_text_encoder
+from fewstep.networks.frozen.autoencoder import Autoencoder, write_tiny_autoencoder
+from fewstep.networks.frozen.text_encoder import TextEncoder, write_tiny_text_encoder
 from fewstep.teachers.imported import imported, is_foreign, read
 
 FACTS = DataFacts(name="tiny", shape=(3, 8, 8), num_classes=4, low=-1.0, high=1.0)

@@ -8,7 +8,7 @@ from diffusers import UNet2DModel
 from running import TINY, Commands, files_below
 from test_diffusers_folders import write
 
-from fewstep.checkpoint import load_model
+from fewstep.artifacts.model_file import load_model
 from fewstep.diffusion.betas import BetaSchedule
 from fewstep.diffusion.schedule import CosineSchedule
 

@@ -8,8 +8,8 @@ from html.parser import HTMLParser
 import pytest
 from PIL import Image
 
-from fewstep.tracking.report import write_report
-from fewstep.tracking.summary import fid_ratio, headline, read_rows, references, speed_table
+from fewstep.reports.report import write_report
+from fewstep.reports.summary import fid_ratio, headline, read_rows, references, speed_table
 
 HOSTILE = '</pre><script>alert("x")</script><img src="http://example.org/x.png">'
 

@@ -13,8 +13,8 @@ from torch.utils.data import DataLoader
 
 from fewstep.tracking.metrics_file import MetricsFile, read_metrics
 from fewstep.tracking.names import GRADIENT_NORM, IMAGES, IMAGES_PER_SECOND, LEARNING_RATE, LOSS, RUNG
-from fewstep.tracking.progress import Progress
-from fewstep.tracking.training_log import TrainingLog
+from fewstep.training.callbacks.progress import Progress
+from fewstep.training.callbacks.training_log import TrainingLog
 
 BATCH = 10
 

@@ -10,8 +10,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fewstep.data.facts import DataFacts
-from fewstep.files import atomic
-from fewstep.quality.images import as_judged
+from fewstep.system.files import atomic
+from fewstep.evaluation.images import as_judged
 
 
 def save_batches(

@@ -35,8 +35,8 @@ def check(
         raise ValueError(f"settings must be KEY=VALUE, like size=32, got {wrong[0]!r}")
     if num < 16:
         raise ValueError(f"--num must be at least 16, got {num}: fewer examples say too little")
-    from fewstep.checkpoint import load_model
-    from fewstep.compose import data_of
+    from fewstep.artifacts.model_file import load_model
+    from fewstep.runs.build import data_of
     from fewstep.networks import Frozen
     from fewstep.teachers.checking import examine
     from fewstep.teachers.imported import is_foreign, read

@@ -34,9 +34,9 @@ def check(
     picture_file = out or Path(f"{name}.png")
     if picture_file.suffix != ".png":
         raise ValueError(f"--out must end in .png, got {picture_file}")
-    from fewstep.compose import data_of
-    from fewstep.quality.images import as_judged
-    from fewstep.tracking.pictures import picture, save_png
+    from fewstep.runs.build import data_of
+    from fewstep.evaluation.images import as_judged
+    from fewstep.reports.pictures import picture, save_png
 
     opened = data_of(name, [*(settings or []), *([f"root={root}"] if root else [])], batch_size=SHOWN)
     for line in opened.check():

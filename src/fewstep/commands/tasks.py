@@ -10,8 +10,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from fewstep.diffusion.prediction import Condition
-    from fewstep.given_images import Given
-    from fewstep.model import Model
+    from fewstep.inference.image_io import Given
+    from fewstep.inference.model import Model
 
 ModelFile = Annotated[
     Path, typer.Argument(metavar="MODEL", help="A model.safetensors or model-N.safetensors of a run.")
@@ -117,7 +117,7 @@ def inpaint(
     Example: fewstep inpaint outputs/digits/progressive/TIME/model-4.safetensors 3.png --mask left --label 8 --out b.png
     """
     import fewstep
-    from fewstep.given_images import read_mask
+    from fewstep.inference.image_io import read_mask
 
     loaded, given = opened(model, images, out, autoencoder, text_encoder)
     missing = read_mask(mask, given.sizes, loaded.card.data.pixels)
@@ -195,7 +195,7 @@ def interpolate(
     Example: fewstep interpolate outputs/digits/guidance/TIME/model.safetensors a.png b.png --from 3 --num 8 --out c.png
     """
     import fewstep
-    from fewstep.given_images import read_images
+    from fewstep.inference.image_io import read_images
 
     loaded, given = opened(model, [first], out, autoencoder, text_encoder)
     end = read_images([second], loaded.card.data.pixels)
@@ -244,7 +244,7 @@ def opened(
     """The model and the images, after a look at where the result goes."""
     check_out(out)
     import fewstep
-    from fewstep.given_images import read_images
+    from fewstep.inference.image_io import read_images
 
     loaded = fewstep.load(model, autoencoder=autoencoder, text_encoder=text_encoder)
     return loaded, read_images(images, loaded.card.data.pixels)
@@ -305,9 +305,9 @@ def save_images(
     import torch
     from PIL import Image
 
-    from fewstep.files import atomic
-    from fewstep.quality.images import as_judged
-    from fewstep.tracking.pictures import picture, save_png
+    from fewstep.system.files import atomic
+    from fewstep.evaluation.images import as_judged
+    from fewstep.reports.pictures import picture, save_png
 
     facts = model.card.data.pixels
     classes = None if wanted.is_floating_point() else wanted

@@ -19,7 +19,7 @@ def wandb_sweep(
     """
     import yaml
 
-    from fewstep.command_line import conf_folder
+    from fewstep.runs.overrides import conf_folder
     from fewstep.sweeps.wandb_sweep import wandb_sweep as described
 
     known = sorted(file.stem for file in Path(conf_folder(), "sweeps").glob("*.yaml"))

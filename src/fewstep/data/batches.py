@@ -12,8 +12,8 @@ from torch import Tensor
 from fewstep.data.facts import DataFacts
 from fewstep.diffusion.mixture import GaussianMixture
 from fewstep.diffusion.prediction import Condition
-from fewstep.processes import mine, num_processes
-from fewstep.seeds import seed_for
+from fewstep.distributed.collectives import mine, num_processes
+from fewstep.system.seeds import seed_for
 
 
 class Batch(NamedTuple):

@@ -26,7 +26,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from fewstep.data.split import Examples
-from fewstep.files import atomic
+from fewstep.system.files import atomic
 
 FORMAT = 2
 MANIFEST = "manifest.json"

@@ -13,9 +13,9 @@ from fewstep.data.facts import DataFacts
 from fewstep.data.make_latents import make_latents
 from fewstep.data.patches import load_patches
 from fewstep.data.split import Examples, SplitImages
-from fewstep.networks.autoencoder import Autoencoder, write_tiny_autoencoder
-from fewstep.networks.companions import quiet
-from fewstep.networks.text_encoder import TINY_VOCABULARY, write_tiny_text_encoder, write_tiny_tokenizer
+from fewstep.networks.frozen.autoencoder import Autoencoder, write_tiny_autoencoder
+from fewstep.networks.frozen.loading import quiet
+from fewstep.networks.frozen.text_encoder import TINY_VOCABULARY, write_tiny_text_encoder, write_tiny_tokenizer
 
 SIZE = 32
 CAPTIONS = ("a photograph of a temple", "a photograph of a flower")  # china.jpg, flower.jpg

@@ -15,11 +15,11 @@ from fewstep.data.batches import Batch, ImagesInMemory, balance, checked, from_u
 from fewstep.data.facts import DataFacts, LatentFacts
 from fewstep.data.generate import in_place_of
 from fewstep.data.split import is_missing
-from fewstep.files import sha256_of
-from fewstep.seeds import seed_for
+from fewstep.system.files import sha256_of
+from fewstep.system.seeds import seed_for
 
 if TYPE_CHECKING:
-    from fewstep.networks.autoencoder import Autoencoder
+    from fewstep.networks.frozen.autoencoder import Autoencoder
 
 MANIFEST = "latents.json"
 LABELS, REFERENCE, REFERENCE_LABELS = "labels.npy", "reference.npy", "reference-labels.npy"
@@ -132,7 +132,7 @@ class LatentsData(ImagesInMemory):
 
     def decode(self, x: Float[Tensor, "batch *shape"]) -> Float[Tensor, "batch *image"]:
         if self._autoencoder is None:
-            from fewstep.networks.autoencoder import Autoencoder
+            from fewstep.networks.frozen.autoencoder import Autoencoder
 
             assert self.facts.latent is not None
             self._autoencoder = Autoencoder.of(self.facts.latent)

@@ -11,8 +11,8 @@ import torch
 
 from fewstep.data.batches import ImagesInMemory, from_uint8
 from fewstep.data.latents import FORMAT, LABELS, MANIFEST, REFERENCE, REFERENCE_LABELS
-from fewstep.files import atomic, sha256_of, tensor_digest
-from fewstep.networks.autoencoder import Autoencoder
+from fewstep.system.files import atomic, sha256_of, tensor_digest
+from fewstep.networks.frozen.autoencoder import Autoencoder
 
 PER_FILE = 8192  # rows: 64 MiB a file at 4 x 32 x 32
 UNFINISHED = "unfinished.json"

@@ -7,7 +7,7 @@ import torch
 from fewstep.data.batches import Batch, Data
 from fewstep.data.facts import DataFacts
 from fewstep.diffusion.mixture import GaussianMixture
-from fewstep.seeds import seed_for
+from fewstep.system.seeds import seed_for
 
 
 def ring_mixture(*, num_classes: int, dim: int, std: float) -> GaussianMixture:

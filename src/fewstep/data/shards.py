@@ -16,8 +16,8 @@ from webdataset.filters import shuffle
 from webdataset.handlers import ignore_and_stop
 from webdataset.tariterators import base_plus_ext, group_by_keys, tar_file_expander
 
-from fewstep.files import atomic
-from fewstep.seeds import seed_for
+from fewstep.system.files import atomic
+from fewstep.system.seeds import seed_for
 
 INDEX = ".fewstep-index.json"
 Raw = dict[str, Any]

@@ -20,9 +20,9 @@ from fewstep.data.shards import Raw, Row, Share, Walk, Walks, filled, open_shard
 from fewstep.data.split import is_missing
 from fewstep.data.workers import rows_of_steps
 from fewstep.diffusion.prediction import Condition
-from fewstep.networks.autoencoder import Autoencoder
-from fewstep.networks.text_encoder import TextEncoder
-from fewstep.seeds import seed_for
+from fewstep.networks.frozen.autoencoder import Autoencoder
+from fewstep.networks.frozen.text_encoder import TextEncoder
+from fewstep.system.seeds import seed_for
 
 TOGETHER = 16  # prompts encoded in one call, always as many: what a prompt becomes then never depends on its neighbours
 REMEMBERED = 2**28  # bytes of embeddings

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fewstep.diagnostics.probe import Probe
 from fewstep.diffusion.prediction import Denoise, diffuse
-from fewstep.stages import Stage
+from fewstep.methods import Stage
 
 
 class Answers(NamedTuple):

@@ -12,7 +12,7 @@ from fewstep.data.batches import Batch
 from fewstep.diffusion.guidance import nulls
 from fewstep.diffusion.prediction import Condition
 from fewstep.diffusion.schedule import Images
-from fewstep.stages import GuidanceRange
+from fewstep.methods import GuidanceRange
 
 NUM_EXAMPLES = 256
 NUM_SAMPLES = 64

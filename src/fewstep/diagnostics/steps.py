@@ -12,7 +12,7 @@ from fewstep.diagnostics.probe import Starts
 from fewstep.diffusion.prediction import Condition, Denoise, Prediction
 from fewstep.diffusion.sampler import SAMPLERS, Fresh, ddim_step, trajectory
 from fewstep.diffusion.schedule import Images
-from fewstep.stages import EncoderStage, ProgressiveStage, Stage
+from fewstep.methods import EncoderStage, ProgressiveStage, Stage
 
 MOST_STEPS = 16  # of a path; longer ones are walked in larger steps of the same grid
 COMPARED = 16  # examples whose every step is compared with the teacher's

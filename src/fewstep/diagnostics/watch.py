@@ -20,10 +20,10 @@ from fewstep.diagnostics.steps import taught_samples, walk
 from fewstep.diffusion.prediction import Condition
 from fewstep.diffusion.sampler import Fresh
 from fewstep.diffusion.schedule import Images
-from fewstep.processes import num_processes
-from fewstep.seeds import fresh_noise, seed_for, starting_noise
-from fewstep.stages import EncoderStage, GuidanceRange, Stage
-from fewstep.tracking.diagnostics_file import DiagnosticsFile, alert, log_look
+from fewstep.distributed.collectives import num_processes
+from fewstep.system.seeds import fresh_noise, seed_for, starting_noise
+from fewstep.methods import EncoderStage, GuidanceRange, Stage
+from fewstep.diagnostics.file import DiagnosticsFile, alert, log_look
 
 SEED = 1  # of the noise that samples begin with: not that of the pictures and figures
 

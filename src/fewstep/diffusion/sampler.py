@@ -153,7 +153,7 @@ def sample(
         noise: z at t = 1, N(0, I); fixes the result of the deterministic sampler.
         label: class of each example; w: guidance weight of each example, >= 0, None for a plain conditional model.
         clip: as in `trajectory`.
-        sampler: one of SAMPLERS; all but the deterministic one need `fresh`, see `fewstep.seeds.fresh_noise`.
+        sampler: one of SAMPLERS; all but the deterministic one need `fresh`, see `fewstep.system.seeds.fresh_noise`.
     """
     predictions = trajectory(
         denoise,

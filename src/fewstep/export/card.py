@@ -6,9 +6,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
-from fewstep.files import sha256_of
-from fewstep.folder import QUALITY
-from fewstep.model import Model
+from fewstep.system.files import sha256_of
+from fewstep.artifacts.run_folder import QUALITY
+from fewstep.inference.model import Model
 from fewstep.networks.adapter import adapter_file
 
 Format = Literal["diffusers", "safetensors", "onnx"]

@@ -23,7 +23,7 @@ from fewstep.diffusion.betas import BetaSchedule
 from fewstep.diffusion.prediction import PredictionKind
 from fewstep.export import pipeline, w_input
 from fewstep.export.folder import Trial, difference_of
-from fewstep.model import Model
+from fewstep.inference.model import Model
 from fewstep.networks.adapter import adapter_file, guidance_file
 from fewstep.networks.denoiser import arguments_of
 

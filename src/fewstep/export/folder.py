@@ -15,16 +15,16 @@ from jaxtyping import Float
 from safetensors import safe_open
 from torch import Tensor
 
-from fewstep.checkpoint import KEY, Parent, save_model
+from fewstep.artifacts.model_file import KEY, Parent, save_model
 from fewstep.diffusion.prediction import Condition
 from fewstep.diffusion.sampler import SAMPLERS, sample
 from fewstep.export import UNKNOWN_LICENCE
 from fewstep.export.card import CARD, README, Format, readme
-from fewstep.files import is_full_disk, sha256_of
-from fewstep.model import Model, load
+from fewstep.system.files import is_full_disk, sha256_of
+from fewstep.inference.model import Model, load
 from fewstep.networks import Denoiser
 from fewstep.networks.adapter import adapter_file, guidance_file
-from fewstep.seeds import starting_noise
+from fewstep.system.seeds import starting_noise
 
 FORMATS: tuple[Format, ...] = ("diffusers", "safetensors", "onnx")
 CHECKED = 2  # images in the comparison

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.export.folder import difference_of
-from fewstep.model import Model
-from fewstep.seeds import starting_noise
+from fewstep.inference.model import Model
+from fewstep.system.seeds import starting_noise
 
 FILE = "model.onnx"
 LARGE = 1 << 30  # bytes of weights that go into a file beside it: one file of ONNX ends at 2 GiB

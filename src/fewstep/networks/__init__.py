@@ -5,13 +5,13 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from fewstep.networks.denoiser import Denoiser, Frozen, with_guidance_input
-from fewstep.networks.mlp import ResidualMLP
+from fewstep.networks.backbones.mlp import ResidualMLP
 
 if TYPE_CHECKING:
-    from fewstep.networks.dit import DiT
-    from fewstep.networks.text_unet import TextUNet
-    from fewstep.networks.unet import UNet
-    from fewstep.networks.unet2d import UNet2D
+    from fewstep.networks.backbones.dit import DiT
+    from fewstep.networks.backbones.text_unet import TextUNet
+    from fewstep.networks.backbones.unet import UNet
+    from fewstep.networks.backbones.unet2d import UNet2D
 
 NETWORKS = ("ResidualMLP", "UNet", "UNet2D", "TextUNet", "DiT")
 
@@ -26,19 +26,19 @@ def network_class(name: str) -> type[nn.Module]:
         case "ResidualMLP":
             return ResidualMLP
         case "UNet":
-            from fewstep.networks.unet import UNet
+            from fewstep.networks.backbones.unet import UNet
 
             return UNet
         case "UNet2D":
-            from fewstep.networks.unet2d import UNet2D
+            from fewstep.networks.backbones.unet2d import UNet2D
 
             return UNet2D
         case "TextUNet":
-            from fewstep.networks.text_unet import TextUNet
+            from fewstep.networks.backbones.text_unet import TextUNet
 
             return TextUNet
         case "DiT":
-            from fewstep.networks.dit import DiT
+            from fewstep.networks.backbones.dit import DiT
 
             return DiT
         case _:

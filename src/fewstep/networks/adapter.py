@@ -14,7 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from fewstep.files import atomic
+from fewstep.system.files import atomic
 from fewstep.networks.denoiser import Denoiser, arguments_of
 
 ADAPTERS = ("lora",)

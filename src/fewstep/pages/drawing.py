@@ -9,13 +9,13 @@ from time import perf_counter
 import torch
 from PIL import Image
 
-from fewstep.checkpoint import load_model
+from fewstep.artifacts.model_file import load_model
 from fewstep.diffusion.guidance import Guided, log_snr_interval
 from fewstep.diffusion.prediction import Denoise
-from fewstep.model import DEFAULT_TEACHER_STEPS, Model, sample_batches
-from fewstep.parents import ancestors, models_in
-from fewstep.quality.images import as_judged
-from fewstep.tracking.pictures import picture
+from fewstep.inference.model import DEFAULT_TEACHER_STEPS, Model, sample_batches
+from fewstep.artifacts.lineage import ancestors, models_in
+from fewstep.evaluation.images import as_judged
+from fewstep.reports.pictures import picture
 
 MOST_STEPS = 16  # of a slider, where no rung has more
 TEACHERS_MOST_W = 8.0  # of a slider, for models that were not made for a range of w

@@ -10,7 +10,7 @@ import panel as pn
 from markupsafe import Markup
 from panel.viewable import Viewable
 
-from fewstep.checkpoint import ModelCard
+from fewstep.artifacts.model_file import ModelCard
 from fewstep.pages.drawing import Asked, Chain, Drawn, Superseded
 from fewstep.pages.newest import Newest
 from fewstep.pages.serving import STYLE

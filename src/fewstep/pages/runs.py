@@ -8,13 +8,13 @@ from typing import Any, TypeVar
 
 import yaml
 
-from fewstep.folder import CONFIG, MODEL, QUALITY, rung_file
-from fewstep.tracking.diagnostics_file import FILE as DIAGNOSTICS
-from fewstep.tracking.diagnostics_file import read_diagnostics
+from fewstep.artifacts.run_folder import CONFIG, MODEL, QUALITY, rung_file
+from fewstep.diagnostics.file import FILE as DIAGNOSTICS
+from fewstep.diagnostics.file import read_diagnostics
 from fewstep.tracking.metrics_file import FILE as METRICS
 from fewstep.tracking.metrics_file import read_metrics
 from fewstep.tracking.names import IMAGES, IMAGES_PER_SECOND
-from fewstep.tracking.summary import Row, read_rows
+from fewstep.reports.summary import Row, read_rows
 
 FINISHED, RUNNING, STOPPED = "finished", "running", "stopped"
 SWEEPS, SWEEP = "sweeps", "sweep.yaml"  # as fewstep.sweeps.sweep has them, which imports all of training

@@ -4,12 +4,12 @@ import csv
 from pathlib import Path
 from typing import Any
 
-from fewstep.files import atomic
+from fewstep.system.files import atomic
 from fewstep.sweeps.results import Collected, Setting, pareto, points, table
 from fewstep.sweeps.status import Objective
-from fewstep.tracking.charts import colours
-from fewstep.tracking.sweep_charts import Dot, Line, fid_against_evaluations, figure_against_value, shade
-from fewstep.tracking.sweep_report import write_sweep_report
+from fewstep.reports.charts import colours
+from fewstep.reports.sweep_charts import Dot, Line, fid_against_evaluations, figure_against_value, shade
+from fewstep.reports.sweep_report import write_sweep_report
 
 CSV, PAGE = "results.csv", "collect.html"
 

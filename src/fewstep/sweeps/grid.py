@@ -14,8 +14,8 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext
 from omegaconf import DictConfig, open_dict
 
-from fewstep.command_line import require_known_recipe
-from fewstep.run import prepare
+from fewstep.runs.overrides import require_known_recipe
+from fewstep.runs.pipeline import prepare
 from fewstep.sweeps.jobs import Line
 from fewstep.sweeps.parents import Step, planned
 from fewstep.sweeps.process import JobProcess

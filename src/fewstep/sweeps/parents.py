@@ -7,9 +7,9 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from fewstep.folder import MODEL, flat, is_the_experiment
-from fewstep.parents import is_guided
-from fewstep.run import stage_of
+from fewstep.artifacts.run_folder import MODEL, flat, is_the_experiment
+from fewstep.artifacts.lineage import is_guided
+from fewstep.runs.pipeline import stage_of
 from fewstep.sweeps.jobs import Job, digest, quoted
 
 SHARED = "shared"

@@ -19,7 +19,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from fewstep.signals import Stopped
+from fewstep.system.signals import Stopped
 from fewstep.sweeps.requeue import begin_again
 
 LOGS = "logs"

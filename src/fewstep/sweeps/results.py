@@ -6,10 +6,10 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from fewstep.folder import QUALITY
+from fewstep.artifacts.run_folder import QUALITY
 from fewstep.sweeps.status import Objective
 from fewstep.sweeps.sweep import described
-from fewstep.tracking.summary import Row, read_rows
+from fewstep.reports.summary import Row, read_rows
 
 SEED = "seed"
 FIGURES = ("fid", "inception_score", "precision", "recall", "accuracy", "diversity", "kid", "clip_score", "exact_rmse")

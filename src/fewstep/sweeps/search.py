@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
-from fewstep.command_line import is_installed
+from fewstep.runs.overrides import is_installed
 from fewstep.sweeps.grid import Hydra, Launched, about, outcome_of, show_plan
 from fewstep.sweeps.jobs import Job, Line, name_of, shortened
 from fewstep.sweeps.parents import Step, child_of, planned

@@ -7,8 +7,8 @@ from statistics import mean
 
 from omegaconf import DictConfig, OmegaConf
 
-from fewstep.cycle import CYCLE
-from fewstep.folder import CONFIG, MODEL, QUALITY, REPORT, differences, rung_file, settings_in
+from fewstep.runs.cycle import CYCLE
+from fewstep.artifacts.run_folder import CONFIG, MODEL, QUALITY, REPORT, differences, rung_file, settings_in
 from fewstep.sweeps.parents import Step
 
 WAITING, FINISHED, DONE, FAILED, HELD_BACK = "waiting", "finished before", "done", "failed", "held back"

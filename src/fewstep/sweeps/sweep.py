@@ -10,13 +10,13 @@ from typing import Any
 import yaml
 from omegaconf import DictConfig
 
-from fewstep.compose import Setup, plan_of
-from fewstep.files import atomic
-from fewstep.folder import locked
-from fewstep.parents import newest_ladder
-from fewstep.run import chain_of, check_pipeline, check_stage, prepare
+from fewstep.runs.build import Setup, plan_of
+from fewstep.system.files import atomic
+from fewstep.artifacts.run_folder import locked
+from fewstep.artifacts.lineage import newest_ladder
+from fewstep.runs.pipeline import chain_of, check_pipeline, check_stage, prepare
 from fewstep.sweeps.jobs import Job, quoted
-from fewstep.trainer import TrainerSettings
+from fewstep.training.settings import TrainerSettings
 
 SWEEPS = "sweeps"
 SWEEP = "sweep.yaml"

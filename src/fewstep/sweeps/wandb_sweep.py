@@ -7,7 +7,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from fewstep.command_line import conf_folder
+from fewstep.runs.overrides import conf_folder
 from fewstep.sweeps.space import Choices, Dimension, space_of
 from fewstep.sweeps.status import Objective
 from fewstep.tracking.names import quality_of

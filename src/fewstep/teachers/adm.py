@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from fewstep.diffusion.betas import BetaSchedule
-from fewstep.files import sha256_of
+from fewstep.system.files import sha256_of
 from fewstep.teachers.foreign import Foreign, read_json, read_tensors
 
 Flags = dict[str, Any]

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fewstep.diffusion.betas import BetaSchedule
 from fewstep.diffusion.prediction import PredictionKind
-from fewstep.files import sha256_of
+from fewstep.system.files import sha256_of
 from fewstep.teachers.foreign import Foreign, read_json, read_tensors
 
 PIPELINE, CONFIG, SCHEDULER = "model_index.json", "config.json", "scheduler_config.json"

@@ -13,9 +13,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from fewstep.checkpoint import KEY, ModelCard, load_model, save_model
+from fewstep.artifacts.model_file import KEY, ModelCard, load_model, save_model
 from fewstep.data.facts import DataFacts
-from fewstep.files import atomic
+from fewstep.system.files import atomic
 from fewstep.networks import Denoiser, network_class
 from fewstep.teachers.adm import is_adm, read_adm
 from fewstep.teachers.diffusers_folder import is_diffusers_folder, read_diffusers_folder
@@ -166,7 +166,7 @@ def check_shape(foreign: Foreign, facts: DataFacts, source: str | Path) -> None:
         )
     vae = foreign.pipeline / "vae" if foreign.pipeline else None
     if vae is not None and vae.is_dir():
-        from fewstep.networks.autoencoder import Autoencoder
+        from fewstep.networks.frozen.autoencoder import Autoencoder
 
         if facts.latent is None or Autoencoder.open(vae).digest != facts.latent.sha256:
             raise ValueError(
@@ -205,7 +205,7 @@ def unet_arguments(config: Mapping[str, Any], source: str | Path) -> dict[str, A
     """
     from inspect import signature
 
-    from fewstep.networks.unet import UNet, UNet2DConditionModel
+    from fewstep.networks.backbones.unet import UNet, UNet2DConditionModel
 
     own = {name: p.default for name, p in signature(UNet2DConditionModel.__init__).parameters.items()} | dict(config)
     arguments: dict[str, Any] = {
@@ -235,7 +235,7 @@ def empty_prompt(foreign: Foreign, facts: DataFacts, source: str | Path) -> Tens
     Raises:
         ValueError: the data's prompts were embedded by another encoder.
     """
-    from fewstep.networks.text_encoder import TextEncoder
+    from fewstep.networks.frozen.text_encoder import TextEncoder
 
     assert facts.text is not None
     own = foreign.pipeline is not None and (foreign.pipeline / "text_encoder").is_dir()

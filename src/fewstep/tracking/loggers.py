@@ -7,7 +7,7 @@ from typing import Any
 
 from lightning.pytorch.loggers.logger import Logger
 
-from fewstep.processes import rank
+from fewstep.distributed.collectives import rank
 from fewstep.tracking.metrics_file import MetricsFile
 from fewstep.tracking.wandb_run import finish, start_wandb
 

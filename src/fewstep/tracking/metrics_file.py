@@ -9,7 +9,7 @@ from typing import Any
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
-from fewstep.files import atomic
+from fewstep.system.files import atomic
 from fewstep.tracking.names import COLUMNS, IMAGES
 
 FILE = "metrics.csv"

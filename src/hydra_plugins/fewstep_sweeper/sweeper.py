@@ -65,7 +65,7 @@ class FewstepSweeper(Sweeper):
 
     def sweep(self, arguments: list[str]) -> Any:
         """Run the sweep of the preset's parameters and of the command line; the latter count more."""
-        from fewstep.signals import heard
+        from fewstep.system.signals import heard
         from fewstep.sweeps.grid import Hydra, sweep_grid
         from fewstep.sweeps.status import Objective
 
@@ -86,7 +86,7 @@ class FewstepSearch(FewstepSweeper):
 
     def sweep(self, arguments: list[str]) -> Any:
         """Search in the preset's parameters and those of the command line; the latter count more."""
-        from fewstep.signals import heard
+        from fewstep.system.signals import heard
         from fewstep.sweeps.grid import Hydra
         from fewstep.sweeps.search import Search, sweep_search
         from fewstep.sweeps.status import Objective

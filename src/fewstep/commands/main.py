@@ -1,0 +1,270 @@
+"""The `fewstep` command: use what was trained."""
+
+import argparse
+import errno
+import json
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+
+from fewstep.commands import data, tasks
+from fewstep.commands.check import check
+from fewstep.commands.collect import collect
+from fewstep.commands.dashboard import dashboard
+from fewstep.commands.export import export
+from fewstep.commands.latents import latents
+from fewstep.commands.play import play
+from fewstep.commands.wandb_sweep import wandb_sweep
+from fewstep.system.files import is_out_of_memory
+from fewstep.distributed.launch import is_one_of_several, is_quiet
+from fewstep.system.signals import Stopped
+
+if TYPE_CHECKING:
+    from fewstep.inference.model import Model
+
+EXIT_BAD_INPUT = 2
+PROGRAM = "fewstep"
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    help="Sample, judge and inspect few-step guided diffusion models.\n\n"
+    "Models are made by [bold]python train.py[/bold] (python train.py --help). Guidance w is the paper's: w = 0 is no "
+    "guidance; diffusers' guidance_scale is 1 + w. FEWSTEP_TRACEBACK=1 shows where an error came from.",
+)
+
+
+@app.command()
+def sample(
+    model: tasks.ModelFile,
+    out: tasks.Out,
+    steps: tasks.Steps = None,
+    w: tasks.Weight = None,
+    label: Annotated[int | None, typer.Option(help="Class of every image; default: all classes in turn.")] = None,
+    prompt: Annotated[
+        list[str] | None, typer.Option(help="What a model of text shall make; repeat for several, taken in turn.")
+    ] = None,
+    num: Annotated[int, typer.Option(help="Number of images.")] = 64,
+    seed: Annotated[int, typer.Option(help="Image i depends on (seed, i) alone.")] = 0,
+    sampler: Annotated[
+        str | None,
+        typer.Option(help="deterministic, stochastic or ancestral; default: the one the model was made for."),
+    ] = None,
+    autoencoder: tasks.AutoencoderFolder = None,
+    text_encoder: tasks.TextEncoderFolder = None,
+) -> None:
+    """Draw images.
+
+    Example: fewstep sample outputs/digits/progressive/TIME/model-4.safetensors --w 2 --label 3 --out threes.png
+    """
+    tasks.check_out(out)
+    if num < 1:
+        raise ValueError(f"--num must be at least 1, got {num}")
+    import time
+
+    loaded = open_model(model, autoencoder=autoencoder, text_encoder=text_encoder)
+    asked = asked_for(loaded, label, prompt or [], num)
+    labels = loaded.condition(asked)
+    w = loaded.default_w if w is None else w
+    start = time.perf_counter()
+    prompts = [str(each) for each in asked] if prompt else None
+    if out.suffix == ".npz":
+        from fewstep.commands.arrays import save_batches
+
+        batches = loaded.batches(labels, steps=steps, w=w, seed=seed, sampler=sampler)
+        save_batches(batches, num, loaded.card.data.pixels, out, labels=prompts or labels.tolist())
+        seconds = time.perf_counter() - start
+    else:
+        x = loaded.sample(labels, steps=steps, w=w, seed=seed, sampler=sampler)
+        seconds = time.perf_counter() - start
+        tasks.save_images(x, labels, loaded, out, prompts=prompts)
+    used = loaded.default_steps if steps is None else steps
+    typer.echo(
+        f"{out}: {num} images, {used} steps of {loaded.evaluations_per_step} evaluation(s), w = {w:g} "
+        f"(guidance_scale {1 + w:g}), {num / seconds:,.0f} images/s"
+    )
+
+
+def asked_for(model: "Model", label: int | None, prompts: list[str], num: int) -> list[int] | list[str]:
+    """`num` classes or prompts, in turn.
+
+    Raises:
+        ValueError: a label and prompts, or neither for a model of text.
+    """
+    if label is not None and prompts:
+        raise ValueError(f"--label and --prompt exclude each other, got {label} and {prompts[0]!r}")
+    if prompts:
+        return [prompts[number % len(prompts)] for number in range(num)]
+    if model.card.data.text is not None and label is None:
+        raise ValueError("this model is told by prompts what to make: give --prompt 'a photograph of a temple'")
+    return [number % model.card.data.num_classes if label is None else label for number in range(num)]
+
+
+@app.command()
+def evaluate(
+    model: tasks.ModelFile,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for quality.json and report.html; default: MODEL-quality.")
+    ] = None,
+    num_images: Annotated[int, typer.Option(help="Images per cell of the grid.")] = 2000,
+    w: Annotated[list[float] | None, typer.Option(help="Guidance weight; repeat for several [0 1 2 4].")] = None,
+    seed: Annotated[int, typer.Option(help="Of the starting noise.")] = 0,
+) -> None:
+    """Judge a model beside those it was made from: FID, inception score, precision, recall, accuracy, diversity.
+
+    Example: fewstep evaluate outputs/digits/progressive/TIME/model-4.safetensors
+    """
+    from dataclasses import replace
+
+    from fewstep.data.digits import DigitsData
+    from fewstep.runs.evaluate import Judge
+    from fewstep.runs.evaluate import evaluate as judge_models
+    from fewstep.evaluation.grid import Plan
+
+    card = open_model(model).card
+    if card.role == "encoder":
+        raise ValueError("an encoder makes no samples to judge; what it is worth is in the cycle.json of its run")
+    facts = card.data
+    if facts.name != DigitsData.facts.name:
+        raise ValueError(
+            f"fewstep evaluate knows the data set digits, and this model makes {facts.name}; use "
+            f"`python train.py stage=evaluate dataset={facts.name} teacher={model}`"
+        )
+    plan = replace(Plan(), num_images=num_images, seed=seed, w=tuple(w) if w else Plan().w)
+    folder = out or model.with_name(f"{model.stem}-quality")
+    judge_models([model], plan, Judge.of(DigitsData(batch_size=1, stream="facts")), folder, [])
+    typer.echo(f"{folder / 'quality.json'}, {folder / 'report.html'}")
+
+
+@app.command()
+def report(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder with quality.json.")],
+) -> None:
+    """Write report.html again from a run's own files.
+
+    Example: fewstep report outputs/digits/pipeline/TIME
+    """
+    from fewstep.reports.report import write_report
+
+    typer.echo(write_report(run))
+
+
+@app.command()
+def info(model: tasks.ModelFile) -> None:
+    """Show what a model file says of itself, as JSON.
+
+    Example: fewstep info outputs/digits/progressive/TIME/model-4.safetensors
+    """
+    from dataclasses import asdict
+
+    from fewstep.system.files import sha256_of
+    from fewstep.networks.denoiser import arguments_of
+
+    loaded = open_model(model)
+    network = loaded.denoiser.network
+    about = asdict(loaded.card) | {
+        "network": type(network).__name__,
+        "arguments": arguments_of(network),
+        "parameters": sum(parameter.numel() for parameter in network.parameters()),
+        "sha256": sha256_of(model),
+    }
+    typer.echo(json.dumps(about, indent=2))
+
+
+OF_MODELS = (tasks.edit, tasks.inpaint, tasks.transfer, tasks.interpolate, check, export, latents, play)
+OF_RUNS = (collect, wandb_sweep, dashboard)
+for command in (*OF_MODELS, *OF_RUNS):
+    app.command()(command)
+app.add_typer(data.app, name="data")
+
+
+def open_model(path: Path, *, autoencoder: Path | None = None, text_encoder: Path | None = None) -> "Model":
+    """Load a model, after the imports that take seconds."""
+    from fewstep.inference.model import load
+
+    return load(path, autoencoder=autoencoder, text_encoder=text_encoder)
+
+
+def guarded(main: Callable[[], object]) -> int:
+    """Run `main`; a user's mistake becomes one line and exit status 2 (FEWSTEP_TRACEBACK=1: a traceback too)."""
+    warnings.showwarning = lambda message, category, *_: is_quiet() or typer.echo(f"warning: {message}", err=True)
+    argparse.ArgumentParser.error = refuse  # Hydra's parser would print its usage
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then raises, and the line is ours
+    try:
+        main()
+    except (KeyboardInterrupt, typer.Abort):
+        typer.echo("stopped; the same command goes on where it was", err=True)
+        return 130
+    except Stopped as stopped:
+        if (line := said_here(stopped, str(stopped))) is not None:
+            typer.echo(line, err=True)
+        return stopped.status
+    except Exception as error:
+        if (line := said_here(error, f"error: {one_line(error)}")) is not None:
+            if os.environ.get("FEWSTEP_TRACEBACK") or not is_users(error):
+                traceback.print_exc()
+            typer.echo(line, err=True)
+        return EXIT_BAD_INPUT if is_users(error) else getattr(error, "status", 1)
+    return 0
+
+
+def said_here(error: BaseException, line: str) -> str | None:
+    """The line that this process prints of an error: of several that meet the same one, one speaks."""
+    if not is_one_of_several():
+        return line
+    from fewstep.distributed.collectives import as_said_here
+
+    return as_said_here(error, line)
+
+
+def refuse(self: argparse.ArgumentParser, message: str) -> NoReturn:
+    """Raise what argparse would print with its usage, and end with."""
+    raise ValueError(f"{message}; `python train.py --help` shows what there is")
+
+
+def is_users(error: BaseException) -> bool:
+    """Whether the error is one of input: ours (ValueError, OSError), Hydra's, or Typer's; or of a machine too small."""
+    module = type(error).__module__.partition(".")[0]
+    known = isinstance(error, ValueError | OSError) or module in ("hydra", "omegaconf", "typer", "click")
+    return known or raised_in(error) in ("hydra", "omegaconf") or is_out_of_memory(error)
+
+
+def raised_in(error: BaseException) -> str:
+    """The package in whose code an error arose."""
+    trace, name = error.__traceback__, ""
+    while trace is not None:
+        trace, name = trace.tb_next, trace.tb_frame.f_globals.get("__name__", "")
+    return name.partition(".")[0]
+
+
+def one_line(error: BaseException) -> str:
+    """The error's own words in one line; Hydra wraps the cause in lines about where it was instantiated."""
+    if type(error).__module__.startswith("hydra") and error.__cause__ is not None and is_users(error.__cause__):
+        return one_line(error.__cause__)
+    if is_out_of_memory(error):
+        said = " ".join(str(error).partition("\n")[0].split()) or "an allocation failed"
+        return f"memory ran out ({said}); a smaller batch_size needs less, and the same command goes on where it was"
+    if isinstance(error, OSError) and error.strerror:
+        advice = "make room" if error.errno == errno.ENOSPC else "choose another path or make this one usable"
+        place = f": {error.filename}" if error.filename else ""
+        return f"{error.strerror}{place}; {advice} and run the same command again"
+    if message := getattr(error, "format_message", None):  # Typer's
+        context = getattr(error, "ctx", None)
+        return f"{message().rstrip('.')}; `{context.command_path if context else PROGRAM} --help` shows what there is"
+    text = " ".join(str(error).partition("Config search path")[0].split())
+    from_settings = {type(error).__module__.partition(".")[0], raised_in(error)} & {"hydra", "omegaconf"}
+    return f"{text}; `python train.py --cfg job` shows all settings" if from_settings else text
+
+
+def main() -> None:
+    """Entry point of the `fewstep` command."""
+    arguments = sys.argv[1:] or ["--help"]
+    sys.exit(guarded(lambda: app(arguments, prog_name=PROGRAM, standalone_mode=False)))

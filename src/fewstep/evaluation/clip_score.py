@@ -1,0 +1,92 @@
+"""CLIP score: how well an image fits its prompt, through torchmetrics and a local CLIPModel; nothing is downloaded."""
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import UInt8
+from torch import Tensor, nn
+from torchmetrics.multimodal.clip_score import CLIPScore
+
+from fewstep.system.files import tensor_digest
+from fewstep.networks.frozen.loading import quiet, require_complete, require_weights
+
+AT_ONCE = 64
+WHAT = "CLIP scores need a local folder of a CLIPModel and its processor in safetensors"
+
+
+class Projected(nn.Module):
+    """A CLIPModel whose features are tensors, as torchmetrics expects and transformers 5 no longer gives."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model: Any = model
+        self.config = model.config
+
+    def get_image_features(self, *inputs: Tensor) -> Tensor:
+        return as_tensor(self.model.get_image_features(*inputs))
+
+    def get_text_features(self, *inputs: Tensor) -> Tensor:
+        return as_tensor(self.model.get_text_features(*inputs))
+
+
+def as_tensor(output: Any) -> Tensor:
+    """The projected features, in whichever way transformers gives them."""
+    return output if isinstance(output, Tensor) else output.pooler_output
+
+
+class ClipScore:
+    """100 max(cos(image, prompt), 0), averaged over pairs before the maximum (Hessel et al. 2021, without their 2.5).
+
+    Args:
+        folder: config.json, model.safetensors, preprocessor_config.json and the tokenizer's files.
+
+    Raises:
+        ValueError: a file is missing or damaged, or the weights are a pickle.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        from transformers import CLIPModel, CLIPProcessor
+
+        require_weights(folder, WHAT)
+        if not any((folder / name).is_file() for name in ("preprocessor_config.json", "processor_config.json")):
+            raise ValueError(
+                f"{WHAT}, and {folder / 'preprocessor_config.json'} is missing; put the whole folder there"
+            )
+        try:
+            with quiet():
+                read: Any = CLIPModel.from_pretrained(
+                    folder, local_files_only=True, use_safetensors=True, dtype=torch.float32, output_loading_info=True
+                )
+                processor = CLIPProcessor.from_pretrained(folder, local_files_only=True)
+        except Exception as error:  # the library has its own kinds for a config or weights that do not fit
+            raise ValueError(f"{WHAT}, and {folder} cannot be read: {' '.join(str(error).split())[:300]}") from error
+        model, info = read
+        require_complete(info, folder, WHAT)
+        model.eval().requires_grad_(False)
+        self.digest = tensor_digest(model.state_dict())
+        self.metric = CLIPScore(lambda: (Projected(model), processor))
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        images: UInt8[Tensor, "batch channels height width"],
+        prompts: Sequence[str],
+        device: torch.device | str = "cpu",
+    ) -> float:
+        """The score of image i with prompt i, computed on `device`.
+
+        Raises:
+            ValueError: not one prompt per image.
+        """
+        if len(images) != len(prompts):
+            raise ValueError(f"a CLIP score needs one prompt per image, got {len(images)} and {len(prompts)}")
+        self.metric.to(device).reset()
+        for start in range(0, len(images), AT_ONCE):
+            part = images[start : start + AT_ONCE].expand(-1, 3, -1, -1).to(device)
+            self.metric.update(part, list(prompts[start : start + AT_ONCE]))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            return float(self.metric.compute())

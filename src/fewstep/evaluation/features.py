@@ -1,0 +1,280 @@
+"""Feature nets: what the figures look through. One interface, one net for each kind of data."""
+
+import warnings
+from abc import ABC, abstractmethod
+from importlib import resources
+from io import BytesIO
+from itertools import chain
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, UInt8
+from safetensors.torch import load
+from torch import Tensor, nn
+
+from fewstep.data.facts import DataFacts
+from fewstep.diffusion.mixture import GaussianMixture
+from fewstep.evaluation.images import Judged, tensor_digest
+
+Features = Float[Tensor, "batch features"]
+Logits = Float[Tensor, "batch classes"]
+
+DIGITS_WEIGHTS = "digits_classifier.safetensors"
+PATCHES_WEIGHTS = "patches_classifier.safetensors"
+NETS = ("auto", "patches")  # what a user can ask for
+INCEPTION_WEIGHTS = "weights-inception-2015-12-05-6726825d.pth"
+
+
+class FeatureNet(nn.Module, ABC):
+    """Frozen judge of images or points: never trains, never drops out, has no gradient.
+
+    Attributes:
+        name: what it is, for people.
+        digest: sha256 of the tensors that define it; two nets of one digest give the same numbers.
+        num_features: width of the features.
+        num_classes: how many of the data's labels the logits stand for, None if they mean something else, as
+            Inception's 1,008 do.
+        batch_size: images per call that suit its memory.
+    """
+
+    name: str
+    digest: str
+    num_features: int
+    num_classes: int | None
+    batch_size: int = 256
+
+    @abstractmethod
+    def forward(self, images: Judged) -> tuple[Features, Logits]:
+        """Features for distances and logits for scores, both float32.
+
+        Raises:
+            ValueError: `images` have not the type or shape that the net judges.
+        """
+
+    def __call__(self, images: Judged) -> tuple[Features, Logits]:
+        """`forward` in full precision, whatever precision trains around it."""
+        with torch.autocast(images.device.type, enabled=False):
+            return super().__call__(images)
+
+    @property
+    def device(self) -> torch.device:
+        tensor = next(chain(self.parameters(), self.buffers()), None)
+        return torch.device("cpu") if tensor is None else tensor.device
+
+    def train(self, mode: bool = True) -> "FeatureNet":
+        """Stay in evaluation mode, whatever trains around it."""
+        return super().train(False)
+
+    def freeze(self) -> None:
+        """To be called at the end of a constructor."""
+        self.requires_grad_(False).eval()
+
+
+def _require_uint8(images: Tensor, shapes: str, fits: bool) -> None:
+    if images.dtype != torch.uint8 or not fits:
+        raise ValueError(
+            f"this feature net judges uint8 images {shapes}, got {images.dtype} {tuple(images.shape)}; "
+            "make them with to_uint8"
+        )
+
+
+def digits_layers() -> tuple[nn.Sequential, nn.Sequential]:
+    """Body: pixels in [-1, 1] (B, 1, 8, 8) to 64 features; head: features to 10 logits."""
+    body = nn.Sequential(
+        nn.Conv2d(1, 32, 3, padding=1),
+        nn.SiLU(),
+        nn.Conv2d(32, 64, 3, padding=1),
+        nn.SiLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(64, 64, 3, padding=1),
+        nn.SiLU(),
+        nn.Flatten(),
+        nn.Dropout(0.3),
+        nn.Linear(1024, 64),
+    )
+    return body, nn.Sequential(nn.SiLU(), nn.Linear(64, 10))
+
+
+def pixels(images: UInt8[Tensor, "batch channels height width"]) -> Float[Tensor, "batch channels height width"]:
+    """uint8 to [-1, 1]."""
+    return images.float() / 127.5 - 1
+
+
+class DigitsFeatures(FeatureNet):
+    """The small digits classifier shipped in this package, trained by `train_digits_classifier`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        weights = load(resources.files("fewstep.evaluation").joinpath(DIGITS_WEIGHTS).read_bytes())
+        with torch.device("meta"):  # no random initialisation: it would move the global random state
+            self.body, self.head = digits_layers()
+        self.load_state_dict(weights, assign=True)
+        self.name, self.digest = "digits classifier", tensor_digest(weights)
+        self.num_features, self.num_classes = 64, 10
+        self.body.to(memory_format=torch.channels_last)  # a third faster on a CPU
+        self.freeze()
+
+    def forward(self, images: Judged) -> tuple[Features, Logits]:
+        _require_uint8(images, "(B, 1, 8, 8)", images.shape[1:] == (1, 8, 8))
+        features = self.body(pixels(images))
+        return features, self.head(features)
+
+
+PHOTOGRAPHS, PLACES, STATES = 2, 72, 3  # what the patches classifier tells apart; states: as it is, blurred, noisy
+
+
+def patches_layers() -> tuple[nn.Sequential, nn.Linear]:
+    """Body: RGB in [-1, 1] (B, 3, H, W) of 16 pixels or more to 64 features; head: to logits of all three."""
+    body = nn.Sequential(
+        nn.Conv2d(3, 32, 3, padding=1),
+        nn.SiLU(),
+        nn.Conv2d(32, 48, 3, stride=2, padding=1),
+        nn.SiLU(),
+        nn.Conv2d(48, 64, 3, padding=1),
+        nn.SiLU(),
+        nn.Conv2d(64, 64, 3, stride=2, padding=1),
+        nn.SiLU(),
+        nn.AdaptiveAvgPool2d(2),
+        nn.Flatten(),
+        nn.Linear(256, 64),
+    )
+    return body, nn.Linear(64, PHOTOGRAPHS + PLACES + STATES)
+
+
+class PatchesFeatures(FeatureNet):
+    """The small classifier of photographs' crops shipped in this package, trained by `train_patches_classifier`.
+
+    It was taught which photograph and which place in it a crop shows, in light of any colour, and whether the crop is
+    as it was, blurred or noisy. Its features know colours and coarse textures; a blur of 3 pixels they hardly see.
+
+    Args:
+        stands_in: for Inception, for images of other data: the logits are then those of the places, no class of theirs.
+    """
+
+    def __init__(self, *, stands_in: bool = False) -> None:
+        super().__init__()
+        weights = load(resources.files("fewstep.evaluation").joinpath(PATCHES_WEIGHTS).read_bytes())
+        with torch.device("meta"):
+            self.body, self.head = patches_layers()
+        self.load_state_dict(weights, assign=True)
+        self.stands_in = stands_in
+        self.name = "patches classifier" + (" in place of inception" if stands_in else "")
+        self.digest = tensor_digest(weights)
+        self.num_features, self.num_classes = 64, None if stands_in else PHOTOGRAPHS
+        self.freeze()
+
+    def forward(self, images: Judged) -> tuple[Features, Logits]:
+        fits = images.ndim == 4 and images.shape[1] in (1, 3) and min(images.shape[2:]) >= 16
+        _require_uint8(images, "(B, 1 or 3, H, W) of 16 pixels or more", fits)
+        features = self.body(pixels(images).expand(-1, 3, -1, -1))
+        logits = self.head(features)
+        photographs, places, _ = logits.split((PHOTOGRAPHS, PLACES, STATES), dim=1)
+        return features, places if self.stands_in else photographs
+
+
+class InceptionFeatures(FeatureNet):
+    """torch-fidelity's InceptionV3 of 2015-12-05: its 2,048 pool features and 1,008 logits without bias.
+
+    `weights` is a local file; nothing is ever downloaded. Images of one channel are repeated to three.
+
+    Raises:
+        ValueError: the file is missing, or is not these weights.
+    """
+
+    batch_size = 64
+
+    def __init__(self, weights: Path) -> None:
+        super().__init__()
+        from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+        if not weights.is_file():
+            raise ValueError(
+                f"Inception figures need torch-fidelity's weight file {INCEPTION_WEIGHTS} (pytorch-fid's "
+                f"pt_inception-2015-12-05-6726825d.pth is the same), which is not at {weights}; put it there"
+            )
+        try:
+            # torch-fidelity unpickles what it is given, so it gets bytes written here, of what loaded safely.
+            safe = BytesIO()
+            torch.save(dict(torch.load(weights, map_location="cpu", weights_only=True)), safe)
+            safe.seek(0)
+            with torch.random.fork_rng(devices=()):
+                self.net = FeatureExtractorInceptionV3("inception", ["2048", "logits_unbiased"], safe)
+        except Exception as error:  # a foreign file fails in any way it likes
+            raise ValueError(
+                f"Inception's weight file must hold the tensors of {INCEPTION_WEIGHTS} and nothing else; "
+                f"{weights} does not, replace it"
+            ) from error
+        self.name, self.digest = "inception-v3 2015-12-05", tensor_digest(self.net.state_dict())
+        self.num_features, self.num_classes = 2048, None
+        self.freeze()
+
+    def forward(self, images: Judged) -> tuple[Features, Logits]:
+        _require_uint8(images, "(B, 1 or 3, H, W)", images.ndim == 4 and images.shape[1] in (1, 3))
+        features, logits = self.net(images.expand(-1, 3, -1, -1))
+        return features, logits
+
+
+class MixtureFeatures(FeatureNet):
+    """For points of a known mixture: points are their own features, the exact posterior is the classifier."""
+
+    batch_size = 4096
+
+    def __init__(self, mixture: GaussianMixture) -> None:
+        super().__init__()
+        self.mixture = mixture
+        tensors = {
+            "means": mixture.means,
+            "stds": mixture.stds,
+            "weights": mixture.weights,
+            "classes": mixture.classes,
+        }
+        self.name, self.digest = "exact mixture", tensor_digest(tensors)
+        self.num_features, self.num_classes = mixture.means.shape[1], mixture.num_classes
+        self.freeze()
+
+    def forward(self, images: Judged) -> tuple[Features, Logits]:
+        if images.ndim != 2 or images.shape[1] != self.num_features or not images.is_floating_point():
+            raise ValueError(
+                f"this mixture judges float points (B, {self.num_features}), got {images.dtype} {tuple(images.shape)}"
+            )
+        log_probability = self.mixture.class_log_probability(images.double()).log_softmax(1)
+        # An inception score multiplies a probability 0 with its infinite logarithm; e^-30 is 0 for all else.
+        return images.float(), log_probability.clamp(min=-30).float()
+
+
+def feature_net(
+    facts: DataFacts,
+    *,
+    mixture: GaussianMixture | None = None,
+    inception_weights: Path | None = None,
+    wanted: str = "auto",
+) -> FeatureNet:
+    """The net that judges this data: the one place that decides.
+
+    Points are judged by their `mixture`, digits and patches by nets of their own. All other images need Inception's
+    weight file, by default where torch-fidelity itself would keep it, in the checkpoints folder of the torch hub;
+    or, `wanted` being "patches", the patches net stands in: a protocol of its own, that compares with nothing else.
+
+    Raises:
+        ValueError: points without a mixture, no usable weight file, or `wanted` is not one of NETS.
+    """
+    if wanted not in NETS:
+        raise ValueError(f"trainer.features must be one of {', '.join(NETS)}, got {wanted!r}")
+    if not facts.is_image:
+        if mixture is None:
+            raise ValueError(
+                f"points are judged by their exact mixture, and {facts.name} came without one; pass mixture="
+            )
+        return MixtureFeatures(mixture)
+    if facts.name == "digits":
+        return DigitsFeatures()
+    if facts.name == "patches":
+        return PatchesFeatures()
+    if wanted == "patches":
+        warnings.warn(
+            f"figures of {facts.name} come from the small patches classifier, as trainer.features says, not from "
+            "Inception: they show that everything runs, and compare with no published figure",
+            stacklevel=2,
+        )
+        return PatchesFeatures(stands_in=True)
+    return InceptionFeatures(inception_weights or Path(torch.hub.get_dir(), "checkpoints", INCEPTION_WEIGHTS))

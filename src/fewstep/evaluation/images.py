@@ -1,0 +1,72 @@
+"""What is judged: uint8 images exactly as they would be saved, or plain points."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor
+
+from fewstep.data.facts import DataFacts
+from fewstep.system.files import tensor_digest
+
+Judged = UInt8[Tensor, "batch channels height width"] | Float[Tensor, "batch dim"]
+
+
+def to_uint8(x: Float[Tensor, "batch channels height width"], facts: DataFacts) -> UInt8[Tensor, "..."]:
+    """Clamp to the data's range, scale it to 0..255, round to the nearest level: the only way to pixels.
+
+    Raises:
+        ValueError: some value is not finite (no pixel would show it).
+    """
+    _require_finite(x)
+    unit = x.float().clamp(facts.low, facts.high).sub_(facts.low).div_(facts.high - facts.low)
+    return unit.mul_(255).round_().to(torch.uint8)  # in place: a reference may be half a gigabyte
+
+
+def as_judged(x: Float[Tensor, "batch *shape"], facts: DataFacts) -> Judged:
+    """Samples as the quality code takes them: `to_uint8` of images, points clamped as float32.
+
+    Raises:
+        ValueError: some value is not finite.
+    """
+    if facts.is_image:
+        return to_uint8(x, facts)
+    _require_finite(x)
+    return x.float().clamp(facts.low, facts.high)
+
+
+def image_path(facts: DataFacts) -> str:
+    """What is done to samples before they are judged, in words, for the protocol."""
+    if facts.latent is not None:
+        return f"decode by AutoencoderKL {facts.latent.sha256[:12]}, {image_path(facts.pixels)}"
+    return f"clamp to [{facts.low:g}, {facts.high:g}], " + ("round to uint8" if facts.is_image else "float32")
+
+
+def _require_finite(x: Tensor) -> None:
+    wrong = int((~torch.isfinite(x.flatten(1)).all(1)).sum())
+    if wrong:
+        raise ValueError(f"samples must be finite to be judged, {wrong} of {len(x)} are not; it diverged, train again")
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The real data that figures compare with, e.g. the split "test"; never what a model trained on.
+
+    Raises:
+        ValueError: not one label per image.
+    """
+
+    split: str
+    images: Judged
+    labels: Int[Tensor, "labels"]
+
+    def __post_init__(self) -> None:
+        if len(self.images) != len(self.labels):
+            raise ValueError(
+                f"reference needs one label per image: {len(self.images)} images, {len(self.labels)} labels"
+            )
+
+    @property
+    def digest(self) -> str:
+        """sha256 of images and labels."""
+        return tensor_digest({"images": self.images, "labels": self.labels})

@@ -1,0 +1,300 @@
+"""A trained model, ready to sample: `fewstep.load(PATH).sample(labels_or_prompts, steps=4, w=2.0, seed=0)`."""
+
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from fewstep.artifacts.model_file import ModelCard, load_model
+from fewstep.diffusion.guidance import Guided
+from fewstep.diffusion.prediction import Condition, Denoise
+from fewstep.diffusion.sampler import SAMPLERS, sample
+from fewstep.networks import Denoiser, Frozen
+from fewstep.networks.memory import compile_calls
+from fewstep.system.seeds import fresh_noise, starting_noise
+
+if TYPE_CHECKING:
+    from fewstep.networks.frozen.autoencoder import Autoencoder
+    from fewstep.networks.frozen.text_encoder import TextEncoder
+
+DEFAULT_TEACHER_STEPS = 64
+MOST_STEPS = 100_000  # a hundred times any teacher's
+MOST_W = 1e4  # hundreds of times any published; far above it float32 overflows, and a sound model seems to diverge
+
+Wanted = Condition | Sequence[int] | Sequence[str]
+"""What is asked for: classes, prompts, or embeddings of prompts."""
+
+
+def sample_batches(
+    denoise: Denoise,
+    card: ModelCard,
+    labels: Condition,
+    *,
+    steps: int,
+    w: float,
+    seed: int,
+    batch_size: int,
+    sampler: str = "deterministic",
+    device: torch.device | str = "cpu",
+) -> Iterator[Float[Tensor, "batch *shape"]]:
+    """Sample images (or latents) for `labels`, batch by batch, in the data's range (clamped at the end only)."""
+    facts = card.data
+    for start in range(0, len(labels), batch_size):
+        label = labels[start : start + batch_size].to(device)
+        noise = starting_noise(seed, start, len(label), facts.shape).to(device)
+        x = sample(
+            denoise,
+            noise,
+            schedule=card.schedule,
+            num_steps=steps,
+            label=label,
+            w=torch.full((len(label),), float(w), device=device),
+            sampler=SAMPLERS[sampler],
+            fresh=fresh_noise(seed, start, len(label), facts.shape),
+        )
+        yield x.clamp(facts.low, facts.high)
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model file, loaded. A teacher is guided by two evaluations a step, a student needs one.
+
+    A latent model needs its autoencoder and a text model its text encoder: opened when first used, from the folders
+    given here or from where they lay when the data were made.
+    """
+
+    denoiser: Denoiser
+    card: ModelCard
+    autoencoder_folder: Path | None = None
+    text_encoder_folder: Path | None = None
+
+    @cached_property
+    def autoencoder(self) -> "Autoencoder | None":
+        """What decodes its latents, None for a model of pixels or points.
+
+        Raises:
+            ValueError: it is not where it should be, or is another one.
+        """
+        from fewstep.networks.frozen.autoencoder import Autoencoder
+
+        latent = self.card.data.latent
+        return None if latent is None else Autoencoder.of(latent, self.autoencoder_folder)
+
+    @cached_property
+    def text_encoder(self) -> "TextEncoder | None":
+        """What encodes its prompts, None for a model of classes.
+
+        Raises:
+            ValueError: it is not where it should be, or is another one.
+        """
+        from fewstep.networks.frozen.text_encoder import TextEncoder
+
+        text = self.card.data.text
+        return None if text is None else TextEncoder.of(text, self.text_encoder_folder)
+
+    def decode(self, x: Float[Tensor, "count *shape"]) -> Float[Tensor, "count *image"]:
+        """Images in [-1, 1] of latents; pixels and points stay as they are."""
+        if self.card.data.latent is None:
+            return x
+        assert self.autoencoder is not None
+        return self.autoencoder.decode(x).clamp(-1.0, 1.0)
+
+    def encode(self, images: Float[Tensor, "count *image"]) -> Float[Tensor, "count *shape"]:
+        """What the model works on for images in [-1, 1]: latents (of the mean) of a latent model, else the images."""
+        if self.card.data.latent is None:
+            return images
+        assert self.autoencoder is not None
+        return self.autoencoder.encode_mean(images)
+
+    def condition(self, wanted: Wanted) -> Condition:
+        """Classes as a tensor, prompts as their embeddings; tensors are only checked.
+
+        Raises:
+            ValueError: no class of the data, an empty prompt, prompts for a model of classes or the other way round, or
+                embeddings of another shape.
+        """
+        data = self.card.data
+        words = not isinstance(wanted, Tensor) and any(isinstance(each, str) for each in wanted)
+        if data.text is None:
+            try:
+                labels = torch.empty(0) if words else torch.as_tensor(wanted)
+            except (RuntimeError, TypeError, ValueError) as error:  # past 64 bits, or no numbers at all
+                raise ValueError(
+                    f"labels must be whole numbers in 0..{data.num_classes - 1} for {data.name}, got {wanted!r:.80}"
+                ) from error
+            if labels.ndim != 1 or not len(labels) or labels.is_floating_point():
+                raise ValueError(
+                    f"this model makes classes 0..{data.num_classes - 1} of {data.name}, not prompts: give labels, at "
+                    "least one"
+                )
+            if int(labels.min()) < 0 or int(labels.max()) >= data.num_classes:
+                raise ValueError(
+                    f"labels must be in 0..{data.num_classes - 1} for {data.name}, at least one, got "
+                    f"{sorted(set(labels.tolist()))[:12]}"
+                )
+            return labels.long()
+        if words:
+            from fewstep.networks.frozen.text_encoder import require_prompts
+
+            prompts = require_prompts([str(each) for each in wanted])
+            assert self.text_encoder is not None
+            different = list(dict.fromkeys(prompts))
+            return self.text_encoder.encode(different)[[different.index(prompt) for prompt in prompts]]
+        shape = (data.text.tokens, data.text.features)
+        if not isinstance(wanted, Tensor) or wanted.shape[1:] != shape or not len(wanted):
+            raise ValueError(
+                f"this model is told by prompts what to make, not by labels: give prompts or embeddings {shape}"
+            )
+        return wanted
+
+    @property
+    def denoise(self) -> Denoise:
+        """(z, log_snr, label, w) -> Prediction, guided."""
+        frozen = Frozen(self.denoiser)
+        return Guided(frozen, frozen.null) if self.card.is_guided_outside else frozen
+
+    @property
+    def evaluations_per_step(self) -> int:
+        return Guided.evaluations if self.card.is_guided_outside else Denoiser.evaluations
+
+    @property
+    def default_steps(self) -> int:
+        """The steps it was made for, or DEFAULT_TEACHER_STEPS."""
+        return self.card.num_steps or DEFAULT_TEACHER_STEPS
+
+    @property
+    def default_w(self) -> float:
+        """1, or the nearest to it that the model was made for."""
+        card = self.card
+        if card.w_min is None or card.w_max is None:
+            return 1.0
+        return min(card.w_values or (min(max(1.0, card.w_min), card.w_max),), key=lambda w: abs(w - 1))
+
+    def to(self, device: torch.device | str) -> "Model":
+        self.denoiser.to(device)
+        return self
+
+    def check_request(self, steps: int, w: float, sampler: str | None = None) -> None:
+        """Refuse what cannot be sampled; warn of what the model was not made for.
+
+        Raises:
+            ValueError: an encoder, an unknown sampler, fewer than one step or too many, or see `require_w`.
+        """
+        card, sampler = self.card, sampler or self.card.sampling
+        if card.role == "encoder":
+            raise ValueError("this model is an encoder, which takes data to noise: sample from the student it is of")
+        if sampler not in SAMPLERS:
+            raise ValueError(f"the sampler must be one of {', '.join(SAMPLERS)}, got {sampler!r}")
+        if card.num_steps and sampler != card.sampling:
+            warnings.warn(
+                f"this student was made for the {card.sampling} sampler, not the {sampler} one: expect worse images",
+                stacklevel=3,
+            )
+        if not 1 <= steps <= MOST_STEPS:
+            raise ValueError(f"steps must be at least 1 and at most {MOST_STEPS}, got {steps}")
+        require_w(w)
+        if card.num_steps and steps != card.num_steps:
+            warnings.warn(
+                f"this student was made for {card.num_steps} steps, not {steps}: expect worse images",
+                stacklevel=3,
+            )
+        if card.w_max is not None and card.w_min is not None and not card.w_min <= w <= card.w_max:
+            warnings.warn(
+                f"this student was made for w in [{card.w_min:g}, {card.w_max:g}], not {w:g}: expect worse images",
+                stacklevel=3,
+            )
+        elif card.w_values and w not in card.w_values:
+            made_for = ", ".join(f"{value:g}" for value in card.w_values)
+            warnings.warn(f"this student was made for w of {made_for}, not {w:g}: expect worse images", stacklevel=3)
+
+    def sample(
+        self,
+        wanted: Wanted,
+        *,
+        steps: int | None = None,
+        w: float = 1.0,
+        seed: int = 0,
+        batch_size: int = 500,
+        sampler: str | None = None,
+    ) -> Float[Tensor, "count *image"]:
+        """One image per label or prompt, decoded, float32 in the data's range, on the CPU.
+
+        Args:
+            wanted: classes, 0..num_classes - 1, or prompts or their embeddings; see `condition`.
+            steps: of the sampler, one evaluation each; default: those the model was made for, or 64.
+            w: guidance weight, 0 none; diffusers' guidance_scale is 1 + w.
+            seed: image i depends on (seed, i) alone, whatever the batch size.
+            sampler: deterministic (DDIM), stochastic or ancestral; default: the one the model was made for.
+
+        Raises:
+            ValueError: see `condition` and `check_request`.
+        """
+        return torch.cat([*self.batches(wanted, steps=steps, w=w, seed=seed, batch_size=batch_size, sampler=sampler)])
+
+    def batches(
+        self,
+        wanted: Wanted,
+        *,
+        steps: int | None = None,
+        w: float = 1.0,
+        seed: int = 0,
+        batch_size: int = 500,
+        sampler: str | None = None,
+    ) -> Iterator[Float[Tensor, "count *image"]]:
+        """The images of `sample`, a batch at a time: any number in the memory of one batch.
+
+        Raises:
+            ValueError: see `sample`; when called, not at the first batch.
+        """
+        labels = self.condition(wanted)
+        steps = self.default_steps if steps is None else steps
+        self.check_request(steps, w, sampler)
+        device = next(self.denoiser.parameters()).device
+        batches = sample_batches(
+            self.denoise,
+            self.card,
+            labels,
+            steps=steps,
+            w=w,
+            seed=seed,
+            batch_size=batch_size,
+            sampler=sampler or self.card.sampling,
+            device=device,
+        )
+        return (self.decode(batch).cpu() for batch in batches)
+
+    def compile(self) -> "Model":
+        """Have the network's calls compiled, on a GPU into CUDA graphs: for many calls of the same size."""
+        compile_calls(self.denoiser, graphs=True)
+        return self
+
+
+def require_w(w: float) -> None:
+    """Refuse a guidance weight that no model can follow.
+
+    Raises:
+        ValueError: w negative, above MOST_W, or no number.
+    """
+    if not 0 <= w <= MOST_W:
+        raise ValueError(
+            f"w must be finite and at least 0 (0 is no guidance; diffusers' scale is 1 + w) and at most {MOST_W:g}, "
+            f"got {w:g}"
+        )
+
+
+def load(path: str | Path, *, autoencoder: Path | None = None, text_encoder: Path | None = None) -> Model:
+    """Load a model file.
+
+    Args:
+        autoencoder, text_encoder: folders of its companions, where they are not where they were; opened when needed.
+
+    Raises:
+        FileNotFoundError, ValueError: see `fewstep.artifacts.model_file.load_model`.
+    """
+    return Model(*load_model(Path(path)), autoencoder, text_encoder)

@@ -1,0 +1,100 @@
+"""A residual network of matrix products: for points and for images so small that convolutions waste the machine."""
+
+from collections.abc import Sequence
+from math import prod
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fewstep.diffusion.schedule import Images
+from fewstep.networks.inputs import sinusoid
+
+
+class ResidualMLP(nn.Module):
+    """num_blocks blocks h + W2 silu(W1 (norm(h) * (1 + scale) + shift)), modulated by time, label and w.
+
+    Args:
+        shape: shape of one example, (D,) or (C, H, W); flattened inside.
+        num_classes: labels are 0..num_classes - 1, and num_classes means "no class".
+        width, num_blocks, embedding_dim: size; embedding_dim even and at least 4.
+        dropout: in [0, 1), inside each block.
+        guidance_input: whether w is an input, entering as in diffusers: a bias-free projection of its sinusoid, zero
+            at first, added to the sinusoid of time.
+
+    Raises:
+        ValueError: a size outside its range.
+    """
+
+    def __init__(
+        self,
+        *,
+        shape: Sequence[int],
+        num_classes: int,
+        width: int,
+        num_blocks: int,
+        embedding_dim: int,
+        dropout: float = 0.0,
+        guidance_input: bool = False,
+    ) -> None:
+        super().__init__()
+        self.arguments = {
+            "shape": list(shape),
+            "num_classes": num_classes,
+            "width": width,
+            "num_blocks": num_blocks,
+            "embedding_dim": embedding_dim,
+            "dropout": dropout,
+            "guidance_input": guidance_input,
+        }
+        if embedding_dim < 4 or embedding_dim % 2:
+            raise ValueError(f"embedding_dim must be even and at least 4, got {embedding_dim}")
+        if width < 1 or num_blocks < 1 or not 0 <= dropout < 1:
+            raise ValueError(
+                "a ResidualMLP needs width and num_blocks of at least 1 and dropout in [0, 1), got "
+                f"width={width}, num_blocks={num_blocks}, dropout={dropout}"
+            )
+        self.embedding_dim = embedding_dim
+        self.guidance_projection = (
+            zeroed(nn.Linear(embedding_dim, embedding_dim, bias=False)) if guidance_input else None
+        )
+        self.time = nn.Sequential(
+            nn.Linear(embedding_dim, embedding_dim), nn.SiLU(), nn.Linear(embedding_dim, embedding_dim)
+        )
+        self.label = nn.Embedding(num_classes + 1, embedding_dim)
+        self.modulation = nn.Linear(embedding_dim, 2 * num_blocks * width)
+        self.inward = nn.Linear(prod(shape), width)
+        self.norms = nn.ModuleList(nn.LayerNorm(width, elementwise_affine=False) for _ in range(num_blocks))
+        self.first = nn.ModuleList(nn.Linear(width, width) for _ in range(num_blocks))
+        self.second = nn.ModuleList(zeroed(nn.Linear(width, width)) for _ in range(num_blocks))
+        self.dropout = dropout
+        self.outward = nn.Sequential(nn.LayerNorm(width), zeroed(nn.Linear(width, prod(shape))))
+
+    def forward(
+        self,
+        z: Images,
+        time: Float[Tensor, "batch"],
+        label: Int[Tensor, "batch"],
+        w: Float[Tensor, "batch"] | None,
+    ) -> Images:
+        features = sinusoid(time, self.embedding_dim)
+        if self.guidance_projection is not None:
+            assert w is not None, "this network has a w input"
+            features = features + self.guidance_projection(sinusoid(w, self.embedding_dim))
+        embedding = functional.silu(self.time(features) + self.label(label))
+        modulation = self.modulation(embedding).chunk(2 * len(self.norms), dim=1)
+        h = self.inward(z.flatten(1))
+        for block, norm in enumerate(self.norms):
+            scale, shift = modulation[2 * block], modulation[2 * block + 1]
+            modulated = torch.addcmul(shift, norm(h), 1 + scale)
+            inner = functional.silu(self.first[block](modulated))
+            h = h + self.second[block](functional.dropout(inner, self.dropout, self.training))
+        return self.outward(h).reshape(z.shape)
+
+
+def zeroed(layer: nn.Linear) -> nn.Linear:
+    """The layer with all its parameters zero, so that at first it adds nothing."""
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+    return layer

@@ -1,0 +1,110 @@
+"""diffusers' UNet2DConditionModel attending to a prompt: the shape of Stable Diffusion 1.5 and 2.1."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from fewstep.diffusion.schedule import Images
+from fewstep.networks.backbones.wrapping import (
+    DEFAULT_LEVELS,
+    check_divisible,
+    check_out_channels,
+    checked_config,
+    first_channels,
+    w_features,
+    zeroed_w,
+)
+
+OURS = ("sample_size", "in_channels", "cross_attention_dim", "time_cond_proj_dim", "num_class_embeds")
+ELSEWHERE = ("class_embed_type", "addition_embed_type", "encoder_hid_dim", "encoder_hid_dim_type")
+
+
+class TextUNet(nn.Module):
+    """`UNet2DConditionModel` with prompts as condition and w by `time_cond_proj_dim`.
+
+    `unet` is the plain model, whose weights open in stock diffusers pipelines. The condition is the embedding of a
+    prompt; that of the empty prompt is the buffer `empty_prompt`, zero until it is copied there.
+
+    Args:
+        shape: (C, H, W); H and W divisible by 2 to the number of levels minus one.
+        num_classes: 0, there are none.
+        tokens, features: shape of the embedding of a prompt.
+        config: arguments of `UNet2DConditionModel` but those that follow from the others, which are refused:
+            sample_size, in_channels, cross_attention_dim, time_cond_proj_dim, num_class_embeds. Of 2 C `out_channels`
+            the first C are the prediction.
+        guidance_input: whether w is an input (its projection is zero at first); guidance_dim, the size of its sinusoid.
+
+    Raises:
+        ValueError: a setting that UNet2DConditionModel does not know, a condition besides the prompt, or sizes that do
+            not fit each other.
+    """
+
+    empty_prompt: Float[Tensor, "tokens features"]
+
+    def __init__(
+        self,
+        *,
+        shape: Sequence[int],
+        num_classes: int = 0,
+        tokens: int,
+        features: int,
+        config: Mapping[str, Any],
+        guidance_dim: int = 256,
+        guidance_input: bool = False,
+    ) -> None:
+        super().__init__()
+        config = checked_config(UNet2DConditionModel, config, OURS)
+        self.arguments = {
+            "shape": list(shape),
+            "num_classes": num_classes,
+            "tokens": tokens,
+            "features": features,
+            "config": config,
+            "guidance_dim": guidance_dim,
+            "guidance_input": guidance_input,
+        }
+        if num_classes:
+            raise ValueError(f"a TextUNet has prompts and no classes, got num_classes={num_classes}; use dataset=text")
+        if others := [key for key in ELSEWHERE if config.get(key) is not None]:
+            raise ValueError(
+                f"a TextUNet has no condition but the prompt, so {others[0]} must be null, got {config[others[0]]!r}; "
+                "such a model cannot be used here"
+            )
+        levels = len(config.get("block_out_channels", DEFAULT_LEVELS))
+        check_divisible(shape, 2 ** (levels - 1), f"a U-Net of {levels} levels")
+        settings: dict[str, Any] = {
+            "out_channels": shape[0],
+            **config,
+            "sample_size": tuple(shape[1:]),
+            "in_channels": shape[0],
+            "cross_attention_dim": features,
+            "time_cond_proj_dim": guidance_dim if guidance_input else None,
+        }
+        check_out_channels(shape[0], settings["out_channels"])
+        self.guidance_dim = guidance_dim
+        self.guidance_input = guidance_input
+        self.unet = UNet2DConditionModel(**settings)
+        self.register_buffer("empty_prompt", torch.zeros(tokens, features))
+        if guidance_input:
+            zeroed_w(self.unet)
+
+    def forward(
+        self,
+        z: Images,
+        time: Float[Tensor, "batch"],
+        label: Float[Tensor, "batch tokens features"],
+        w: Float[Tensor, "batch"] | None,
+    ) -> Images:
+        condition = w_features(w, self.guidance_dim, z.dtype) if self.guidance_input else None
+        output = self.unet(
+            z,
+            1000 * time,
+            encoder_hidden_states=label.to(z.dtype),
+            timestep_cond=condition,
+            return_dict=False,
+        )[0]
+        return first_channels(output, z)

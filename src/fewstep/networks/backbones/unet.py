@@ -1,0 +1,103 @@
+"""diffusers' U-Net for class-conditional images, behind the signature of this library's networks."""
+
+from collections.abc import Sequence
+
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from fewstep.diffusion.schedule import Images
+from fewstep.networks.backbones.wrapping import w_features, zeroed_w
+
+
+class UNet(nn.Module):
+    """`UNet2DConditionModel` without cross-attention; classes by `num_class_embeds`, w by `time_cond_proj_dim`.
+
+    Args:
+        shape: (C, H, W); H and W divisible by 2 to the number of levels minus one.
+        num_classes: labels are 0..num_classes - 1, and num_classes means "no class".
+        channels: of each level, finest first; multiples of `norm_groups`.
+        num_blocks: residual blocks per level.
+        attention: for each level, whether it attends.
+        head_dim: channels per attention head.
+        guidance_input: whether w is an input (its projection is zero at first); guidance_dim, the size of its sinusoid.
+
+    Raises:
+        ValueError: sizes that do not fit each other.
+    """
+
+    def __init__(
+        self,
+        *,
+        shape: Sequence[int],
+        num_classes: int,
+        channels: Sequence[int],
+        num_blocks: int,
+        attention: Sequence[bool],
+        head_dim: int = 32,
+        norm_groups: int = 32,
+        dropout: float = 0.0,
+        guidance_dim: int = 256,
+        guidance_input: bool = False,
+    ) -> None:
+        super().__init__()
+        self.arguments = {
+            "shape": list(shape),
+            "num_classes": num_classes,
+            "channels": list(channels),
+            "num_blocks": num_blocks,
+            "attention": list(attention),
+            "head_dim": head_dim,
+            "norm_groups": norm_groups,
+            "dropout": dropout,
+            "guidance_dim": guidance_dim,
+            "guidance_input": guidance_input,
+        }
+        if len(shape) != 3 or any(size % 2 ** (len(channels) - 1) for size in shape[1:]):
+            raise ValueError(
+                f"a U-Net of {len(channels)} levels needs images (C, H, W) with H and W divisible by "
+                f"{2 ** (len(channels) - 1)}, got {tuple(shape)}; choose another model= or fewer model.channels"
+            )
+        if len(attention) != len(channels):
+            raise ValueError(f"model.attention needs one value per level ({len(channels)}), got {list(attention)}")
+        if norm_groups < 1 or head_dim < 1 or any(size < 1 or size % norm_groups for size in channels):
+            raise ValueError(
+                f"a U-Net needs channels that are multiples of norm_groups, and head_dim of at least 1, got "
+                f"channels={list(channels)}, norm_groups={norm_groups}, head_dim={head_dim}"
+            )
+        self.guidance_dim = guidance_dim
+        self.guidance_input = guidance_input
+        self.unet = UNet2DConditionModel(
+            sample_size=shape[1],
+            in_channels=shape[0],
+            out_channels=shape[0],
+            block_out_channels=tuple(channels),
+            layers_per_block=num_blocks,
+            down_block_types=tuple("AttnDownBlock2D" if a else "DownBlock2D" for a in attention),
+            mid_block_type="UNetMidBlock2D",
+            up_block_types=tuple("AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attention)),
+            attention_head_dim=head_dim,
+            norm_num_groups=norm_groups,
+            dropout=dropout,
+            num_class_embeds=num_classes + 1,
+            time_cond_proj_dim=guidance_dim if guidance_input else None,
+        )
+        if guidance_input:
+            zeroed_w(self.unet)
+
+    def forward(
+        self,
+        z: Images,
+        time: Float[Tensor, "batch"],
+        label: Int[Tensor, "batch"],
+        w: Float[Tensor, "batch"] | None,
+    ) -> Images:
+        condition = w_features(w, self.guidance_dim, z.dtype) if self.guidance_input else None
+        return self.unet(
+            z,
+            1000 * time,
+            encoder_hidden_states=None,
+            class_labels=label,
+            timestep_cond=condition,
+            return_dict=False,
+        )[0]

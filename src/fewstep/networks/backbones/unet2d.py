@@ -1,0 +1,87 @@
+"""diffusers' UNet2DModel, the shape of ADM's and of the paper's pixel models, behind this library's signature."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from diffusers.models.unets.unet_2d import UNet2DModel
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from fewstep.diffusion.schedule import Images
+from fewstep.networks.backbones.wrapping import (
+    DEFAULT_LEVELS,
+    GivenFeatures,
+    TimeFeatures,
+    check_divisible,
+    check_out_channels,
+    checked_config,
+    first_channels,
+)
+
+OURS = ("sample_size", "in_channels", "num_class_embeds", "num_train_timesteps")
+
+
+class UNet2D(nn.Module):
+    """`UNet2DModel` with a w input beside its time (see `TimeFeatures`); `unet` has diffusers' own names of weights.
+
+    Args:
+        shape: (C, H, W); H and W divisible by 2 to the number of levels minus one.
+        num_classes: labels are 0..num_classes - 1, and num_classes means "no class", one row more of the table of
+            classes. 0 for an unconditional model, which has no table and does not look at labels.
+        config: arguments of `UNet2DModel` but those that follow from the others, which are refused: sample_size,
+            in_channels, num_class_embeds. Of 2 C `out_channels` the first C are the prediction.
+        guidance_input: whether w is an input (its projection is zero at first); guidance_dim, the size of its sinusoid.
+
+    Raises:
+        ValueError: a setting that UNet2DModel does not know, or sizes that do not fit each other.
+    """
+
+    def __init__(
+        self,
+        *,
+        shape: Sequence[int],
+        num_classes: int,
+        config: Mapping[str, Any],
+        guidance_dim: int = 256,
+        guidance_input: bool = False,
+    ) -> None:
+        super().__init__()
+        config = checked_config(UNet2DModel, config, OURS)
+        self.arguments = {
+            "shape": list(shape),
+            "num_classes": num_classes,
+            "config": config,
+            "guidance_dim": guidance_dim,
+            "guidance_input": guidance_input,
+        }
+        if config.get("time_embedding_type", "positional") != "positional" or config.get("class_embed_type"):
+            raise ValueError(
+                "a UNet2D needs the positional time_embedding_type and class_embed_type null (a table of classes), got "
+                f"{config.get('time_embedding_type', 'positional')!r} and {config.get('class_embed_type')!r}; such a "
+                "model cannot be used here"
+            )
+        levels = len(config.get("block_out_channels", DEFAULT_LEVELS))
+        check_divisible(shape, 2 ** (levels - 1), f"a U-Net of {levels} levels")
+        settings: dict[str, Any] = {
+            "out_channels": shape[0],
+            **config,
+            "sample_size": tuple(shape[1:]),
+            "in_channels": shape[0],
+            "num_class_embeds": num_classes + 1 if num_classes else None,
+        }
+        check_out_channels(shape[0], settings["out_channels"])
+        self.unet = UNet2DModel(**settings)
+        width = self.unet.config["block_out_channels"][0]
+        self.time_features = TimeFeatures(self.unet.time_proj, width, guidance_dim if guidance_input else None)
+        self.unet.register_module("time_proj", GivenFeatures())
+
+    def forward(
+        self,
+        z: Images,
+        time: Float[Tensor, "batch"],
+        label: Int[Tensor, "batch"],
+        w: Float[Tensor, "batch"] | None,
+    ) -> Images:
+        labels = None if self.unet.class_embedding is None else label
+        output = self.unet(z, self.time_features(time, w), class_labels=labels, return_dict=False)[0]
+        return first_channels(output, z)

@@ -1,0 +1,205 @@
+"""CLIP's text encoder and its tokenizer: prompts to the embeddings that a text model is conditioned on."""
+
+import json
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from fewstep.data.facts import TextFacts
+from fewstep.system.files import atomic
+from fewstep.networks.frozen.loading import (
+    freeze,
+    open_companion,
+    quiet,
+    require_complete,
+    require_digest,
+    require_weights,
+)
+
+WHAT = "a CLIP text encoder"
+PROMPTS_AT_ONCE = 64
+TINY_VOCABULARY = 512  # bytes, each within a word and at its end; two special tokens follow
+
+Embeddings = Float[Tensor, "batch tokens features"]
+
+
+@dataclass(frozen=True, eq=False)
+class TextEncoder:
+    """A frozen CLIPTextModel with its tokenizer, used as StableDiffusionPipeline uses them.
+
+    Attributes:
+        network: in eval mode, float32. folder: the pipeline's, or the text encoder's own.
+        digest: sha256 of the network's weights.
+    """
+
+    network: CLIPTextModel
+    tokenizer: CLIPTokenizer
+    folder: Path
+    digest: str
+
+    @classmethod
+    def open(cls, folder: str | Path, tokenizer: str | Path | None = None) -> "TextEncoder":
+        """The text encoder of `folder`: of the pipeline there (text_encoder/ and tokenizer/), or the encoder itself.
+
+        Args:
+            tokenizer: its folder, where it is neither inside nor beside the encoder's.
+
+        Raises:
+            ValueError: a file is missing or damaged, or the weights are a pickle or do not fit.
+        """
+        folder = Path(folder)
+        inner = folder / "text_encoder" if (folder / "text_encoder").is_dir() else folder
+        require_weights(inner, WHAT)
+        words = tokenizer_folder(inner, None if tokenizer is None else Path(tokenizer))
+        try:
+            with quiet():
+                read: Any = CLIPTextModel.from_pretrained(
+                    inner, local_files_only=True, use_safetensors=True, dtype=torch.float32, output_loading_info=True
+                )
+            loaded = CLIPTokenizer.from_pretrained(words, local_files_only=True)
+        except Exception as error:  # each library has its own kinds for a config or weights that do not fit
+            reason = " ".join(str(error).split())[:300]
+            raise ValueError(f"{WHAT} in {folder} cannot be read: {reason}") from error
+        network, info = read
+        require_complete(info, inner, WHAT)
+        return cls(network, loaded, folder, freeze(network))
+
+    @classmethod
+    def of(cls, facts: TextFacts, folder: str | Path | None = None) -> "TextEncoder":
+        """The very text encoder of these embeddings, from `folder` or from where it lay when they were made.
+
+        Raises:
+            ValueError: it is not there, or has other weights; see `open`.
+        """
+        encoder = open_companion(cls.open, facts.encoder, folder, "--text-encoder", WHAT)
+        require_digest(encoder.digest, facts.sha256, encoder.folder, "--text-encoder", WHAT)
+        return encoder
+
+    @property
+    def num_tokens(self) -> int:
+        """What every prompt is padded or cut to."""
+        return min(int(self.tokenizer.model_max_length), int(self.network.config.max_position_embeddings))
+
+    @property
+    def num_features(self) -> int:
+        return int(self.network.config.hidden_size)
+
+    def facts(self) -> TextFacts:
+        """What prompts encoded by it say about themselves."""
+        return TextFacts(self.num_tokens, self.num_features, self.digest, str(self.folder.resolve()))
+
+    @torch.no_grad()
+    def encode(self, prompts: Sequence[str]) -> Embeddings:
+        """The last hidden states, after the final norm, of prompts padded to `num_tokens`, on the network's device.
+
+        "" is what a model without a prompt is asked. Longer prompts are cut, with a warning.
+        """
+        parts = []
+        for start in range(0, len(prompts), PROMPTS_AT_ONCE):
+            chunk = list(prompts[start : start + PROMPTS_AT_ONCE])
+            longest = max(len(ids) for ids in self.tokenizer(chunk, verbose=False).input_ids)
+            if longest > self.num_tokens:
+                warnings.warn(
+                    f"prompts are cut to {self.num_tokens} tokens, and one has {longest}: its end is not seen",
+                    stacklevel=2,
+                )
+            tokens = self.tokenizer(
+                chunk, padding="max_length", max_length=self.num_tokens, truncation=True, return_tensors="pt"
+            ).to(self.network.device)
+            mask = tokens.attention_mask if getattr(self.network.config, "use_attention_mask", False) else None
+            parts.append(self.network(tokens.input_ids, attention_mask=mask).last_hidden_state)
+        return torch.cat(parts) if parts else torch.empty(0, self.num_tokens, self.num_features)
+
+    @property
+    def empty_prompt(self) -> Float[Tensor, "tokens features"]:
+        """The embedding of "": what the unconditional branch of guidance is asked."""
+        return self.encode([""])[0]
+
+
+def require_prompts(prompts: Sequence[str]) -> list[str]:
+    """Prompts that say something.
+
+    Raises:
+        ValueError: none, or one that is empty or blank.
+    """
+    blank = [number for number, prompt in enumerate(prompts) if not prompt.strip()]
+    if not prompts or blank:
+        which = f"number {blank[0]} is empty" if blank else "there is none"
+        raise ValueError(f"a prompt must say what is wanted, and {which}; give words, for example --prompt 'a temple'")
+    return list(prompts)
+
+
+def tokenizer_folder(encoder: Path, named: Path | None) -> Path:
+    """Where the vocabulary of a text encoder lies: as named, in its own folder, or in tokenizer/ beside it.
+
+    Raises:
+        ValueError: no vocab.json with merges.txt, nor tokenizer.json, is there.
+    """
+    places = [named] if named else [encoder, encoder.parent / "tokenizer"]
+    for place in places:
+        if (place / "tokenizer.json").is_file() or all((place / n).is_file() for n in ("vocab.json", "merges.txt")):
+            return place
+    raise ValueError(
+        f"{WHAT} needs a tokenizer: vocab.json and merges.txt (or tokenizer.json) in {places[-1]}, one is missing; "
+        "put the whole folder there"
+    )
+
+
+def write_tiny_text_encoder(folder: Path, *, features: int = 16, tokens: int = 32, seed: int = 0) -> None:
+    """text_encoder/ and tokenizer/ below `folder`, randomly initialised, every byte a token: for tests and dry runs."""
+    start, end = TINY_VOCABULARY, TINY_VOCABULARY + 1
+    config = CLIPTextConfig(
+        vocab_size=end + 1,
+        hidden_size=features,
+        intermediate_size=2 * features,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=tokens,
+        projection_dim=features,
+        bos_token_id=start,
+        eos_token_id=end,
+        pad_token_id=end,
+    )
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(seed)
+        network = CLIPTextModel(config)
+    with quiet():
+        network.save_pretrained(folder / "text_encoder")
+    write_tiny_tokenizer(folder / "tokenizer", tokens=tokens)
+
+
+def write_tiny_tokenizer(folder: Path, *, tokens: int) -> None:
+    """A tokenizer in CLIP's form to which every byte is a token."""
+    vocabulary = tiny_vocabulary()
+    special = {"bos_token": "<|startoftext|>"} | dict.fromkeys(("eos_token", "unk_token", "pad_token"), "<|endoftext|>")
+    settings = {"tokenizer_class": "CLIPTokenizer", "model_max_length": tokens} | special
+    files = {
+        "vocab.json": json.dumps({name: number for number, name in enumerate(vocabulary)}),
+        "merges.txt": "#version: 0.2\n",
+        "special_tokens_map.json": json.dumps(special),
+        "tokenizer_config.json": json.dumps(settings),
+    }
+    for name, text in files.items():
+        with atomic(folder / name) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+
+
+def tiny_vocabulary() -> list[str]:
+    """Every byte within a word, every byte at a word's end, and what marks a text's start and end."""
+    names = [chr(code) for code in byte_symbols()]
+    return [*names, *(f"{name}</w>" for name in names), "<|startoftext|>", "<|endoftext|>"]
+
+
+def byte_symbols() -> list[int]:
+    """Code points that stand for the 256 bytes in a byte-level vocabulary (Radford et al. 2019): printable ones for
+    themselves, the others moved past 255."""
+    printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
+    others = [byte for byte in range(256) if byte not in printable]
+    return [byte if byte in printable else 256 + others.index(byte) for byte in range(256)]

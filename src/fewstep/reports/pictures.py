@@ -1,0 +1,68 @@
+"""Tensors as pictures: grids of images, scatter plots of points."""
+
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float, Int, UInt8
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from PIL import Image
+from torch import Tensor
+from torchvision.utils import make_grid
+
+from fewstep.data.facts import DataFacts
+from fewstep.system.files import atomic
+
+VISIBLE = 48  # pixels: images smaller than this are enlarged to about it
+
+
+def image_grid(images: UInt8[Tensor, "batch channels height width"], num_columns: int) -> Image.Image:
+    """Images in rows of `num_columns`, small ones enlarged by a whole number without smoothing.
+
+    Raises:
+        ValueError: no image, or not 1 or 3 channels.
+    """
+    if not len(images) or images.shape[1] not in (1, 3):
+        raise ValueError(f"a picture needs images of 1 or 3 channels, got shape {tuple(images.shape)}")
+    scale = max(1, VISIBLE // max(images.shape[2:]))
+    enlarged = images.cpu().repeat_interleave(scale, dim=2).repeat_interleave(scale, dim=3)
+    grid = make_grid(enlarged, nrow=num_columns, padding=2, pad_value=128)
+    return Image.fromarray(grid.permute(1, 2, 0).numpy())
+
+
+def scatter(
+    points: Float[Tensor, "batch dim"],
+    labels: Int[Tensor, "batch"],
+    *,
+    low: float,
+    high: float,
+    pixels: int = 160,
+) -> Image.Image:
+    """The first two coordinates in a square of `pixels`, both axes from `low` to `high`, a colour per class.
+
+    The axes do not follow the points, so that pictures compare; a point outside is not shown.
+    """
+    figure = Figure(figsize=(1, 1), dpi=pixels, facecolor="white")
+    canvas = FigureCanvasAgg(figure)
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set(xlim=(low, high), ylim=(low, high), xticks=[], yticks=[])
+    for spine in axes.spines.values():
+        spine.set(color="#c4c8cd", linewidth=0.8)
+    x, y = points[:, 0].cpu().numpy(), points[:, 1].cpu().numpy()
+    colours = [f"C{int(label) % 10}" for label in labels]  # matplotlib's own ten
+    axes.scatter(x, y, s=160 / pixels, c=colours, linewidths=0)
+    canvas.draw()
+    return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+
+
+def picture(images: Tensor, labels: Int[Tensor, "batch"], facts: DataFacts, num_columns: int) -> Image.Image:
+    """uint8 images as a grid, points as a scatter plot, whichever the data are."""
+    if facts.is_image:
+        return image_grid(images, num_columns)
+    return scatter(images, labels, low=facts.low, high=facts.high, pixels=480)
+
+
+def save_png(image: Image.Image, path: Path) -> None:
+    """Write a PNG, whole or not at all; the folder is made if need be."""
+    with atomic(path) as temporary:
+        image.save(temporary, format="PNG", optimize=True)

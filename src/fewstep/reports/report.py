@@ -1,0 +1,250 @@
+"""report.html: what a run achieved, in one file that opens anywhere, made of the run's own files alone."""
+
+import base64
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from PIL import Image
+
+from fewstep.system.files import atomic
+from fewstep.reports.charts import INK, Curve, colours, fid_against_inception, fid_against_steps, loss_curves
+from fewstep.tracking.metrics_file import FILE as METRICS
+from fewstep.tracking.metrics_file import read_metrics
+from fewstep.tracking.names import IMAGES, LOSS, RUNG, SAMPLE_STATISTICS
+from fewstep.reports.diagnostics import Seen, seen
+from fewstep.reports.summary import (
+    TEACHER,
+    Row,
+    fid_ratio,
+    headline,
+    model_order,
+    read_rows,
+    references,
+    speed_table,
+)
+
+PICTURE_BYTES = 3_000_000  # for all pictures together; one larger than its share becomes a JPEG, as high as fits
+JPEG_HEIGHTS = (64, 32, 16)
+MOST_POINTS = 300  # of a loss curve
+PICTURE_NAME = re.compile(r"(?P<model>.+)-(?P<steps>\d+)-w(?P<w>\d+(\.\d+)?)\.png")
+
+
+def write_report(run: Path) -> Path:
+    """Write `run`/report.html (one file, below 5 MB, needs no network) and return its path.
+
+    Reads quality.json, provenance.json, config.yaml and samples/same-noise/ of the run folder, and
+    metrics.csv of the runs that provenance.json names. What is missing is said in the page.
+
+    Raises:
+        ValueError: quality.json is missing, malformed or of more than one protocol, or provenance.json is of
+            another.
+        OSError: the page cannot be written.
+    """
+    rows = read_rows(run / "quality.json")
+    provenance = _read_provenance(run / "provenance.json")
+    protocol = provenance.get("protocol", {})
+    if protocol and protocol.get("id") != rows[0].protocol:
+        raise ValueError(
+            f"quality.json and provenance.json need one protocol id, got {rows[0].protocol} and "
+            f"{protocol.get('id')} in {run}; evaluate again"
+        )
+    reference = references(rows)
+    models = sorted({row.who for row in rows}, key=model_order)
+    colour = colours(models)
+    page = (
+        _environment()
+        .get_template("report.html")
+        .render(
+            run="/".join(run.resolve().parts[-3:]),
+            rows_by_w=[(w, [(row, fid_ratio(row, reference)) for row in rows if row.w == w]) for w in _weights(rows)],
+            headline=headline(rows),
+            models=models,
+            samplers=sorted({row.sampler for row in rows}),
+            colour=colour,
+            reference_steps=max((row.steps for row in rows if row.who == TEACHER), default=None),
+            pictures=_pictures(run / "samples" / "same-noise"),
+            fid_steps=[
+                (w, fid_against_steps([row for row in rows if row.w == w], reference.get(w), colour))
+                for w in _weights(rows)
+            ],
+            fid_inception=_fid_inception(rows, list(reference.values()), colour),
+            speeds=speed_table(rows),
+            losses=_losses(run, provenance, colour),
+            diagnostics=_diagnostics(run, provenance, colour),
+            config=_read_text(run / "config.yaml"),
+            protocol=protocol or {"id": rows[0].protocol},
+            provenance=provenance,
+            statistics=SAMPLE_STATISTICS,
+            example=rows[0],
+        )
+    )
+    path = run / "report.html"
+    with atomic(path) as temporary:
+        temporary.write_text(page, encoding="utf-8")
+    return path
+
+
+@dataclass(frozen=True)
+class PictureGrid:
+    """Rows of (steps, model, a cell per w); a cell is (data address, width, height in pixels) or None."""
+
+    weights: list[float]
+    rows: list[tuple[int, str, list[tuple[str, int, int] | None]]]
+    enlarged: bool
+
+
+def _pictures(folder: Path) -> PictureGrid | None:
+    """The same-noise pictures of a folder as a grid: steps falling, then models; None if there are none."""
+    found: dict[tuple[int, str, float], Path] = {}
+    for path in sorted(folder.glob("*.png")):
+        if match := PICTURE_NAME.fullmatch(path.name):
+            found[int(match["steps"]), match["model"], float(match["w"])] = path
+    if not found:
+        return None
+    cells = {key: _embed(path, PICTURE_BYTES // len(found)) for key, path in found.items()}
+    weights = sorted({w for _, _, w in cells})
+    lines = sorted({(steps, model) for steps, model, _ in cells}, key=lambda key: (-key[0], model_order(key[1])))
+    rows = [(steps, model, [cells.get((steps, model, w)) for w in weights]) for steps, model in lines]
+    return PictureGrid(weights, rows, enlarged=any(cell and cell[1] > cell[2] for cell in cells.values()))
+
+
+def _embed(path: Path, most_bytes: int) -> tuple[str, int, int] | None:
+    """A picture as a data address and its size on the page: small strips enlarged, others not."""
+    try:
+        with Image.open(path, formats=["PNG"]) as image:
+            image.load()
+    except OSError:
+        return None
+    kind, content = "png", path.read_bytes()
+    width, height = image.size
+    for most in JPEG_HEIGHTS:
+        if len(content) <= most_bytes:
+            break
+        buffer = BytesIO()
+        small = image.convert("RGB")
+        small.thumbnail((width, most))
+        small.save(buffer, format="JPEG", quality=80)
+        kind, content = "jpeg", buffer.getvalue()
+    scale = max(1, 24 // height) if width > height else min(1.0, 120 / height)
+    scale = min(scale, 320 / width) if width > 320 else scale
+    address = f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+    return address, round(width * scale), round(height * scale)
+
+
+def _fid_inception(rows: Sequence[Row], reference: Sequence[Row], colour: dict[str, str]) -> list[tuple[int, Any]]:
+    """A chart for each number of steps that a student has, few steps first; none without inception scores."""
+    if all(row.inception_score is None for row in rows):
+        return []
+    steps = sorted({row.steps for row in rows if row.model != TEACHER})
+    return [
+        (count, fid_against_inception([row for row in rows if row.steps == count], reference, colour))
+        for count in steps
+    ]
+
+
+def _losses(run: Path, provenance: dict[str, Any], colour: dict[str, str]) -> list[tuple[str, Any]]:
+    """(stage, chart) for every training run in provenance.json; None where its metrics are gone."""
+    charts = []
+    for folder, stage in _runs(provenance).items():
+        curves = _curves(read_metrics(run / folder / METRICS))
+        charts.append((stage, loss_curves(curves, colour.get(stage, INK)) if curves else None))
+    return charts
+
+
+def _diagnostics(run: Path, provenance: dict[str, Any], colour: dict[str, str]) -> list[Seen]:
+    """What was seen in every training run in provenance.json that has been looked at."""
+    found = (seen(run / folder, stage, colour.get(stage, INK)) for folder, stage in _runs(provenance).items())
+    return [one for one in found if one is not None]
+
+
+def _runs(provenance: dict[str, Any]) -> dict[str, str]:
+    """Folder and stage of every training run in provenance.json."""
+    runs: dict[str, str] = {}
+    for model in provenance.get("models", []):
+        if model.get("run"):
+            runs.setdefault(str(model["run"]), str(model.get("model", "")))
+    return runs
+
+
+def _curves(rows: Sequence[dict[str, float]]) -> list[Curve]:
+    """The loss column by rung, in the order of training, thinned to what a chart can show."""
+    by_rung: dict[float | None, list[dict[str, float]]] = {}
+    for row in rows:
+        if row.get(LOSS, 0.0) > 0:
+            by_rung.setdefault(row.get(RUNG), []).append(row)
+    curves = []
+    for rung, own in by_rung.items():
+        stride = -(-len(own) // MOST_POINTS)
+        thin = own[::-stride][::-1]  # keeps the last
+        curves.append(
+            Curve(
+                None if rung is None else int(rung),
+                [row[IMAGES] for row in thin],
+                [row[LOSS] for row in thin],
+            )
+        )
+    return curves
+
+
+def _weights(rows: Sequence[Row]) -> list[float]:
+    return sorted({row.w for row in rows})
+
+
+def _read_provenance(path: Path) -> dict[str, Any]:
+    """provenance.json, or nothing where it is missing.
+
+    Raises:
+        ValueError: it is not a JSON object.
+    """
+    text = _read_text(path)
+    if text is None:
+        return {}
+    try:
+        content = json.loads(text)
+    except ValueError:
+        content = None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must be a JSON object, and is not; evaluate again")
+    return content
+
+
+def _read_text(path: Path) -> str | None:
+    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else None
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(number=_number, percent=_percent, times=_times)
+    return environment
+
+
+def _number(value: float | None) -> str:
+    """Three significant digits without an exponent where that is short: 3.02, 0.0121, 12,300."""
+    if value is None:
+        return "–"
+    if abs(value) >= 1000:
+        return f"{float(f'{value:.3g}'):,.0f}"
+    return f"{value:#.3g}".rstrip(".")
+
+
+def _percent(share: float | None) -> str:
+    return "–" if share is None else f"{100 * share:.1f} %"
+
+
+def _times(ratio: float | None) -> str:
+    """A ratio: 1.03×, 31×, 0.97×."""
+    if ratio is None:
+        return "–"
+    return f"{ratio:.2f}×" if ratio < 10 else f"{ratio:,.0f}×"

@@ -1,0 +1,76 @@
+"""The arguments of train.py before Hydra reads them. Imports nothing slow."""
+
+import re
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+# An agent of W&B gives each setting as --key=value, as scripts with a parser of their own take it. These are Hydra's.
+FLAGS_OF_HYDRA = ("cfg", "package", "config-path", "config-name", "config-dir", "info", "experimental-rerun")
+NEEDED = {  # what a launcher or sweeper needs: the package, and the extra that installs it
+    "launcher=joblib": ("hydra_plugins.hydra_joblib_launcher", "launchers"),
+    "launcher=local": ("hydra_plugins.hydra_submitit_launcher", "launchers"),
+    "launcher=slurm": ("hydra_plugins.hydra_submitit_launcher", "launchers"),
+    "sweeper=optuna": ("optuna", "search"),
+    "sweeps=search": ("optuna", "search"),
+}
+
+
+def as_hydra_reads(arguments: Sequence[str]) -> list[str]:
+    """The arguments with W&B's made Hydra's, and those of a preset's sweep marked as one.
+
+    Raises:
+        ValueError: a launcher or sweeper is asked for whose package is not installed.
+    """
+    read = [overriding(argument) for argument in arguments]
+    for argument in read:
+        package, extra = NEEDED.get(argument.replace("hydra/", ""), ("", ""))
+        if package and not is_installed(package):
+            raise ValueError(f"{argument} needs a package that is not installed; pip install 'fewstep[{extra}]' has it")
+    has_preset = any(a.startswith("sweeps=") and a not in ("sweeps=null", "sweeps=") for a in read)
+    says_how = any(a.startswith(("-", "hydra.mode=")) for a in read)
+    return [*read, "--multirun"] if has_preset and not says_how else read
+
+
+def overriding(argument: str) -> str:
+    """--stage.w_max=4 as stage.w_max=4, and Python's None as null."""
+    flag = re.match(r"--([A-Za-z_+~][\w.@/+~-]*)=(.*)", argument, flags=re.DOTALL)
+    if flag is None or flag[1] in FLAGS_OF_HYDRA:
+        return argument
+    return f"{flag[1]}={'null' if flag[2] == 'None' else flag[2]}"
+
+
+def is_installed(package: str) -> bool:
+    """Whether a package can be imported; finds out without importing it."""
+    try:
+        return find_spec(package) is not None
+    except ModuleNotFoundError:  # what it lies in
+        return False
+
+
+def require_known_recipe(overrides: Sequence[str], conf: Sequence[Path]) -> None:
+    """A recipe that follows from data set and stage need not exist, which Hydra takes to hold for a named one too.
+
+    Args:
+        conf: the folders that Hydra reads.
+
+    Raises:
+        ValueError: a recipe is named that is not there; says which are.
+    """
+    named = [o.removeprefix("recipe=") for o in overrides if o.startswith("recipe=")]
+    known = sorted({file.stem for folder in conf for file in (folder / "recipe").glob("*.yaml")})
+    if named and named[-1] not in known:
+        raise ValueError(f"recipe must be one of {', '.join(known)}, got {named[-1]}; ~recipe is none")
+
+
+def conf_folder() -> Path:
+    """The folder of settings: beside the source, or here.
+
+    Raises:
+        ValueError: it is in neither place.
+    """
+    places = (Path(__file__).parents[3] / "conf", Path("conf").resolve())
+    conf = next((place for place in places if (place / "dataset").is_dir()), None)
+    if conf is None:
+        raise ValueError(f"settings are read from {places[-1]}, which is not there; change to fewstep's folder")
+    return conf

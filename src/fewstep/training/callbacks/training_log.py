@@ -1,0 +1,114 @@
+"""What is logged while a stage trains; the device is waited for only when a row is written."""
+
+from collections.abc import Callable, Iterable, Mapping
+from time import perf_counter
+from typing import Any
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers.logger import Logger
+from torch import Tensor
+from torch.optim import Optimizer
+
+from fewstep.distributed.collectives import mean_over_processes
+from fewstep.tracking.metrics_file import MetricsFile
+from fewstep.tracking.names import GRADIENT_NORM, IMAGES, IMAGES_PER_SECOND, LEARNING_RATE, LOSS, RUNG
+
+
+def log_row(loggers: Iterable[Logger], metrics: Mapping[str, float | None], *, images: int, rung: int | None) -> None:
+    """Give every logger one row at `images` on the x-axis; `rung` is its steps, None outside a ladder."""
+    present = {key: value for key, value in metrics.items() if value is not None}
+    row = {IMAGES: images, **({} if rung is None else {RUNG: rung}), **present}
+    for logger in loggers:
+        logger.log_metrics(row)
+
+
+class TrainingLog(Callback):
+    """Logs mean loss, learning rate, gradient norm and images/s every `every_images` images and at the end.
+
+    On start it cuts metrics.csv back to the checkpoint the run goes on from: place it before every other
+    callback that logs.
+
+    Args:
+        batch_size: images per optimiser step over all processes.
+        every_images: images between rows.
+        images_before: images that earlier rungs of this run have seen.
+        rung: steps of the rung, None outside a ladder.
+        on_loss: told each mean loss that is logged, e.g. `Progress.show_loss`.
+
+    Raises:
+        ValueError: every_images below 1.
+    """
+
+    def __init__(
+        self,
+        *,
+        batch_size: int,
+        every_images: int,
+        images_before: int = 0,
+        rung: int | None = None,
+        on_loss: Callable[[float], None] | None = None,
+    ) -> None:
+        if every_images < 1:
+            raise ValueError(f"trainer.log_every_images must be at least 1, got {every_images}")
+        self.batch_size = batch_size
+        self.every_images = every_images
+        self.images_before = images_before
+        self.rung = rung
+        self.on_loss = on_loss
+        self._total = torch.zeros(())  # of the losses since the last row
+        self._logged = 0  # optimiser steps at the last row
+        self._learning_rate = 0.0  # of the last step; by the end of the step the scheduler has moved on
+        self._clock = 0.0
+        self._clock_step = 0
+
+    def images(self, trainer: Trainer) -> int:
+        """Images seen in this run, earlier rungs included."""
+        return self.images_before + trainer.global_step * self.batch_size
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        for logger in trainer.loggers:
+            if isinstance(logger, MetricsFile):
+                logger.truncate(self.images(trainer))
+        self._total = self._total.to(trainer.strategy.root_device)
+        self._clock, self._clock_step = perf_counter(), trainer.global_step
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        self._learning_rate = optimizer.param_groups[0]["lr"]
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._total += outputs["loss"].detach()
+        step = trainer.global_step
+        due = step * self.batch_size // self.every_images > (step - 1) * self.batch_size // self.every_images
+        if due or step == trainer.max_steps:  # the last one here, before the checkpoint that says it has been written
+            self._log(trainer, pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._log(trainer, pl_module)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"total": mean_over_processes(self._total), "logged": self._logged}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._total, self._logged = state_dict["total"], state_dict["logged"]
+
+    def _log(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        step, now = trainer.global_step, perf_counter()
+        if step == self._logged:
+            return
+        # Lightning divides each loss by the batches accumulated into a step, so the sum counts steps.
+        loss = mean_over_processes(self._total / (step - self._logged)).item()
+        norm = getattr(pl_module, "gradient_norm", None)
+        metrics = {
+            LOSS: loss,
+            LEARNING_RATE: float(self._learning_rate),
+            GRADIENT_NORM: float(norm) if isinstance(norm, Tensor) else None,
+            IMAGES_PER_SECOND: (step - self._clock_step) * self.batch_size / (now - self._clock),
+        }
+        log_row(trainer.loggers, metrics, images=self.images(trainer), rung=self.rung)
+        if self.on_loss is not None:
+            self.on_loss(loss)
+        self._total = torch.zeros_like(self._total)
+        self._logged, self._clock, self._clock_step = step, perf_counter(), step

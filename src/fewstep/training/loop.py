@@ -1,0 +1,115 @@
+"""One Trainer.fit of one stage or rung, which goes on where an interrupted one stopped."""
+
+import os
+from collections.abc import Sequence
+from contextlib import nullcontext
+
+import torch
+from lightning import Callback, Trainer
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.profilers import PassThroughProfiler
+
+from fewstep.data.batches import Data
+from fewstep.artifacts.run_folder import LAST, RunFolder
+from fewstep.networks.memory import compile_calls
+from fewstep.distributed.collectives import agreed, num_processes, require_shares
+from fewstep.training.checkpointing import AtomicCheckpoints, SaveLast, to_go_on_from
+from fewstep.methods import NonFiniteLossError, Stage
+from fewstep.training.preemption import Stopping
+from fewstep.training.strategy import environment, per_machine, strategy_of
+from fewstep.training.callbacks.progress import Progress
+from fewstep.training.callbacks.training_log import TrainingLog
+from fewstep.training.settings import TrainerSettings
+
+# Lightning has torch look for GPUs through NVML, and torch's optimisers look every step: on a machine without a driver
+# that opens a library each time, half a millisecond. CUDA's own count is remembered; no data worker of ours is forked.
+os.environ.pop("PYTORCH_NVML_BASED_CUDA_CHECK", None)
+
+
+class Unmeasured(PassThroughProfiler):
+    """No profiler, as by default, and no fifty generators a step in its place."""
+
+    def profile(self, action_name: str) -> nullcontext[None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return NOTHING
+
+
+NOTHING = nullcontext()
+
+
+def fit(
+    stage: Stage,
+    data: Data,
+    folder: RunFolder,
+    settings: TrainerSettings,
+    *,
+    parent_sha256: str | None,
+    loggers: Sequence[Logger],
+    watchers: Sequence[Callback],
+    rung: int | None = None,
+    images_before: int = 0,
+) -> None:
+    """Train `stage` to its budget; it goes on from a last.ckpt in `folder` of the same stage, rung and parent.
+
+    Args:
+        watchers: look at the stage while it trains: snapshots, diagnostics.
+
+    Raises:
+        Stopped: a signal asked for it; the checkpoint is of that step.
+        NonFiniteLossError: with the checkpoint that is still good.
+        ValueError: last.ckpt is damaged and so is the one before, or the batch does not divide over the processes.
+        OSError: the disk is full or outputs cannot be written.
+    """
+    training = stage.training_plan
+    require_shares(training.batch_size)
+    last = folder.path / LAST
+    origin = f"{stage.stream} from {parent_sha256}"
+    resume = agreed(lambda: to_go_on_from(last, origin))
+    progress = Progress(stage=stage.name, batch_size=training.batch_size, rung=rung)
+    log = TrainingLog(
+        batch_size=training.batch_size,
+        every_images=settings.log_every_images,
+        images_before=images_before,
+        rung=rung,
+        on_loss=progress.show_loss,
+    )
+    save = SaveLast(last, settings.checkpoint_seconds, origin)
+    stopping = Stopping(lambda trainer: trainer.save_checkpoint(last))
+    trainer = Trainer(
+        accelerator=settings.accelerator,
+        devices=per_machine(),
+        num_nodes=num_processes() // per_machine(),
+        strategy=strategy_of(settings),
+        precision=settings.precision,
+        max_steps=training.num_steps,
+        max_epochs=-1,
+        logger=list(loggers),
+        callbacks=[log, progress, *watchers, save, stopping],
+        plugins=[AtomicCheckpoints(), environment()],
+        default_root_dir=folder.path,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        profiler=Unmeasured(),
+    )
+    if settings.compile:
+        compile_calls(stage.student, getattr(stage, "teacher", None))
+    try:
+        trainer.fit(stage, data, ckpt_path=resume, weights_only=True)
+        stopping.end(trainer)
+        stage.assemble()
+    except NonFiniteLossError as error:
+        kept = f"the last good checkpoint is {last}" if last.is_file() else "no checkpoint had been written yet"
+        raise NonFiniteLossError(f"{bad_data(data, error.step) or error}; {kept}") from error
+
+
+def bad_data(data: Data, step: int) -> str | None:
+    """What is wrong with the batch of a step whose loss was not finite, if it was the batch."""
+    x = data.batch(step).x
+    bad = (~torch.isfinite(x.flatten(1)).all(1)).nonzero().flatten().tolist()
+    if not bad:
+        return None
+    return (
+        f"the training data must be finite, and the batch of step {step} holds NaN or infinite values in {len(bad)} of "
+        f"{len(x)} images, the first is number {bad[0]}; repair the data (`fewstep data check` looks at them)"
+    )

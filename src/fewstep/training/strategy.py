@@ -1,0 +1,79 @@
+"""How the processes of a run train one network: each a whole one (DDP), or each a part (FSDP2)."""
+
+import os
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
+from torch.distributed.checkpoint.state_dict import (
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
+
+from fewstep.distributed.sharded_checkpoint import PARTS, read_into, remove_parts, write_parts
+from fewstep.distributed.collectives import PATIENCE, agreed, joined, num_processes
+from fewstep.training.checkpointing import AtomicCheckpoints, read_checkpoint
+from fewstep.training.settings import AUTO, TrainerSettings, require_gpus
+
+
+def environment() -> ClusterEnvironment:
+    """Who starts processes, as Lightning asks: nobody, or somebody before it; it shall not look around for SLURM."""
+    return TorchElasticEnvironment() if joined() else LightningEnvironment()
+
+
+def per_machine() -> int:
+    """Processes of this run on this machine."""
+    return int(os.environ["LOCAL_WORLD_SIZE"]) if joined() else 1
+
+
+def strategy_of(settings: TrainerSettings) -> Strategy | str:
+    """Lightning's strategy for the processes that there are.
+
+    Raises:
+        ValueError: a machine has fewer GPUs than processes.
+    """
+    if settings.accelerator == "gpu":
+        require_gpus(per_machine(), torch.cuda.device_count())
+    if settings.strategy == "fsdp" and joined():
+        return InParts()
+    if num_processes() == 1:
+        return AUTO
+    # Buffers are constants; gradients live in what is sent.
+    return DDPStrategy(timeout=PATIENCE, broadcast_buffers=False, gradient_as_bucket_view=True)
+
+
+class InParts(ModelParallelStrategy):
+    """FSDP2: `Stage.configure_model` divides the networks. Checkpoints are as everywhere, with the tensors in parts."""
+
+    def __init__(self) -> None:
+        warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view")  # nobody writes into predictions
+        super().__init__(data_parallel_size=num_processes(), tensor_parallel_size=1, timeout=PATIENCE)
+        self._files = AtomicCheckpoints()
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None) -> None:
+        path = Path(filepath)
+        write_parts(checkpoint, path)
+
+        def replace() -> None:
+            before = read_checkpoint(path).get(PARTS, {}) if path.is_file() else {}
+            self._files.save_checkpoint(checkpoint, path)
+            remove_parts(path.parent, {each["folder"] for each in (before, checkpoint[PARTS]) if each})
+
+        agreed(replace)
+
+    def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
+        path = Path(checkpoint_path)
+        checkpoint = read_checkpoint(path)
+        assert self.model is not None
+        optimizers = [get_optimizer_state_dict(self.model, optimizer) for optimizer in self.optimizers]
+        target = {"state_dict": get_model_state_dict(self.model), "optimizer_states": optimizers}
+        read_into(target, checkpoint, path.parent)
+        for optimizer, state in zip(self.optimizers, optimizers, strict=True):
+            set_optimizer_state_dict(self.model, optimizer, optim_state_dict=state)
+        return checkpoint

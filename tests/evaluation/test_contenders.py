@@ -1,0 +1,52 @@
+"""Who takes part in the grid: the teacher as it was guided for its student."""
+
+from pathlib import Path
+
+import torch
+
+from fewstep.artifacts.model_file import ModelCard
+from fewstep.data.facts import DataFacts
+from fewstep.diffusion.betas import BetaSchedule
+from fewstep.diffusion.guidance import Guided
+from fewstep.diffusion.schedule import CosineSchedule
+from fewstep.runs.evaluate import contenders_of
+from fewstep.inference.model import Model
+from fewstep.networks import Denoiser
+from fewstep.networks.backbones.mlp import ResidualMLP
+from fewstep.evaluation.grid import Plan
+
+FACTS = DataFacts(name="points", shape=(2,), num_classes=3, low=-2.0, high=2.0)
+PLAN = Plan(num_images=4, w=(1.0,), baselines=())
+
+
+def model(role: str, schedule: CosineSchedule | BetaSchedule, interval: tuple[float, float] | None) -> Model:
+    student = role == "guided"
+    w = (0.0, 4.0) if student else (None, None)
+    card = ModelCard(
+        role=role,  # pyright: ignore
+        data=FACTS,
+        prediction="v",
+        schedule=schedule,
+        w_min=w[0],
+        w_max=w[1],
+        num_steps=None,
+        images=0,
+        parents=(),
+        clock=BetaSchedule(),
+        guidance_interval=interval,
+    )
+    network = ResidualMLP(shape=[2], num_classes=3, width=8, num_blocks=1, embedding_dim=4, guidance_input=student)
+    return Model(Denoiser(network, "v", BetaSchedule()), card)
+
+
+def test_a_teacher_is_guided_in_the_times_of_its_students_schedule() -> None:
+    """A student with zero_terminal_snr=true lives on another schedule than its foreign teacher."""
+    models = {
+        Path("teacher"): model("teacher", BetaSchedule(), None),
+        Path("guided"): model("guided", CosineSchedule(), (0.25, 0.75)),
+    }
+    teacher = contenders_of(models, PLAN, None)[0]
+    assert teacher.model == "teacher"
+    assert isinstance(teacher.denoise, Guided)
+    highest, lowest = CosineSchedule().log_snr(torch.tensor([0.25, 0.75])).tolist()
+    assert teacher.denoise.interval == (lowest, highest)

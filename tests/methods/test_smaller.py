@@ -1,0 +1,173 @@
+"""Students of another size, and features held near the teacher's."""
+
+import pytest
+import torch
+from torch import nn
+
+from fewstep.data.batches import Batch
+from fewstep.diffusion.guidance import Guided
+from fewstep.diffusion.schedule import CosineSchedule
+from fewstep.networks import Denoiser, DiT, Frozen, ResidualMLP, UNet, UNet2D, with_guidance_input
+from fewstep.networks.denoiser import arguments_of
+from fewstep.networks.smaller import middle, smaller_student
+from fewstep.methods import GuidanceStage, Training
+from fewstep.methods.feature_matching import FeatureMatching, relative_error
+
+IMAGES = {"shape": (3, 8, 8), "num_classes": 3}
+TEACHERS = {
+    "mlp": lambda: ResidualMLP(shape=(2,), num_classes=3, width=16, num_blocks=2, embedding_dim=8),
+    "unet": lambda: UNet(
+        **IMAGES, channels=[8, 16], num_blocks=1, attention=[False, False], head_dim=8, norm_groups=4, guidance_dim=8
+    ),
+    "dit": lambda: DiT(
+        **IMAGES, config={"num_layers": 4, "num_attention_heads": 2, "attention_head_dim": 4}, guidance_dim=8
+    ),
+}
+CHANGES = {
+    "mlp": {"width": 8, "num_blocks": 1},
+    "unet": {"channels": [8], "attention": [False]},
+    "dit": {"config": {"num_layers": 2, "num_attention_heads": 1}},
+}
+PLAN = Training(
+    images=64, batch_size=8, learning_rate=1e-3, warmup_images=0, gradient_clip=1.0, ema_decay=0.5, weight="snr"
+)
+
+
+def teacher_of(kind: str) -> Denoiser:
+    torch.manual_seed(0)
+    network = TEACHERS[kind]()
+    for parameter in network.parameters():  # what is zero at first would hide mistakes
+        parameter.data.add_(0.1 * torch.randn(parameter.shape))
+    return Denoiser(network)
+
+
+def stage_of(student: Denoiser, teacher: object, feature_matching: float) -> GuidanceStage:
+    return GuidanceStage(
+        student=student,
+        teacher=teacher,  # pyright: ignore[reportArgumentType]
+        schedule=CosineSchedule(),
+        training=PLAN,
+        stream="0/guidance",
+        w_min=0.0,
+        w_max=2.0,
+        feature_matching=feature_matching,
+    )
+
+
+def batch_for(denoiser: Denoiser) -> Batch:
+    return Batch(torch.randn(8, *arguments_of(denoiser.network)["shape"]), torch.arange(8) % 3)
+
+
+@pytest.mark.parametrize("kind", TEACHERS)
+def test_a_smaller_student_keeps_the_weights_that_fit_and_takes_w(kind):
+    teacher = teacher_of(kind)
+    student = smaller_student(teacher, CHANGES[kind])
+    count = lambda model: sum(p.numel() for p in model.network.parameters())  # noqa: E731
+    assert count(student) < count(teacher)
+    assert student.has_guidance_input
+    own, theirs = student.network.state_dict(), teacher.network.state_dict()
+    same = [name for name in own if name in theirs and own[name].shape == theirs[name].shape]
+    assert same
+    assert all(torch.equal(own[name], theirs[name]) for name in same)
+    if kind == "dit":  # nested arguments that were not named stay
+        assert arguments_of(student.network)["config"]["attention_head_dim"] == 4
+
+
+def test_of_the_same_size_it_is_the_teacher():
+    teacher = teacher_of("mlp")
+    student, copy = smaller_student(teacher, {}), with_guidance_input(teacher)
+    assert all(torch.equal(a, b) for a, b in zip(student.parameters(), copy.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [({"widht": 8}, "widht"), ({"num_classes": 4}, "num_classes"), ({"width": 0}, "width"), ({"width": "x"}, "width")],
+)
+def test_what_makes_no_network_is_refused(changes, words):
+    with pytest.raises(ValueError, match=words):
+        smaller_student(teacher_of("mlp"), changes)
+
+
+@pytest.mark.parametrize("kind", TEACHERS)
+def test_features_of_the_student_are_compared_with_the_conditional_branch(kind):
+    """The error is that of a second computation, by hooks of this test, on the conditional call alone."""
+    teacher = teacher_of(kind)
+    student = smaller_student(teacher, CHANGES[kind])
+    stage = stage_of(student, Guided(Frozen(teacher), 3), feature_matching=0.5)
+    assert stage.features is not None
+    x, label = batch_for(teacher)
+    log_snr, w = torch.linspace(-3, 3, 8), torch.linspace(0, 2, 8)
+    with torch.no_grad():
+        stage.teacher(x, log_snr, label, w)
+        student(x, log_snr, label, w)
+        error = stage.hint()
+        seen: dict[str, torch.Tensor] = {}
+        for name, model in (("own", student), ("goal", teacher)):
+            handle = middle(model.network).register_forward_hook(lambda m, i, o, name=name: seen.update({name: o}))
+            model(x, log_snr, label, w)
+            handle.remove()
+        expected = relative_error(stage.features.projection, seen["own"], seen["goal"])
+    assert error is not None
+    assert error.shape == (8,)
+    torch.testing.assert_close(error, 0.5 * expected)
+    assert float(error.min()) > 0
+
+
+def test_the_error_is_zero_where_the_projection_finds_the_teachers_features_and_relative_elsewhere():
+    goal = torch.randn(5, 4, 3, 3)
+    found = nn.Linear(4, 4, bias=False)
+    nn.init.eye_(found.weight)
+    torch.testing.assert_close(relative_error(found, goal, goal), torch.zeros(5))
+    torch.testing.assert_close(relative_error(found, 2 * goal, goal), torch.ones(5))  # |2f - f|^2 / |f|^2
+    torch.testing.assert_close(relative_error(found, 200 * goal, 100 * goal), torch.ones(5))
+    larger = goal.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
+    torch.testing.assert_close(relative_error(found, larger, goal), torch.zeros(5))
+
+
+def test_the_projection_learns_with_the_student_and_is_no_part_of_the_model():
+    teacher = teacher_of("mlp")
+    student = smaller_student(teacher, CHANGES["mlp"])
+    stage = stage_of(student, Guided(Frozen(teacher), 3), feature_matching=1.0)
+    optimiser = stage.configure_optimizers()["optimizer"]  # pyright: ignore[reportArgumentType, reportCallIssue, reportIndexIssue]
+    trained = {id(p) for group in optimiser.param_groups for p in group["params"]}
+    assert stage.features is not None
+    assert id(stage.features.projection.weight) in trained
+    assert {id(p) for p in student.parameters()} <= trained
+    assert not any("projection" in name and "features" in name for name in stage.model.state_dict())
+    error, first = stage.regression(batch_for(teacher)), stage.hint()
+    assert first is not None
+    (first.mean() + 0 * error.prediction.v.sum()).backward()
+    assert stage.features.projection.weight.grad is not None
+    assert stage.features.projection.weight.grad.abs().max() > 0
+
+
+def test_the_same_stream_gives_the_same_projection():
+    teacher = Guided(Frozen(teacher_of("mlp")), 3)
+    made = [FeatureMatching.between(smaller_student(teacher_of("mlp"), {}), teacher, s) for s in ("a", "a", "b")]
+    assert torch.equal(made[0].projection.weight, made[1].projection.weight)
+    assert not torch.equal(made[0].projection.weight, made[2].projection.weight)
+
+
+def test_features_of_no_network_are_refused(make_mixture):
+    exact = Guided(make_mixture().denoise, 3)
+    student = smaller_student(teacher_of("mlp"), {})
+    with pytest.raises(ValueError, match="trained teacher"):
+        stage_of(student, exact, feature_matching=1.0)
+    with pytest.raises(ValueError, match="at least 0"):
+        stage_of(student, exact, feature_matching=-1.0)
+
+
+def test_unet2d_has_a_middle():
+    network = UNet2D(
+        **IMAGES,
+        guidance_dim=8,
+        config={
+            "block_out_channels": [4, 8],
+            "layers_per_block": 1,
+            "down_block_types": ["DownBlock2D", "DownBlock2D"],
+            "up_block_types": ["UpBlock2D", "UpBlock2D"],
+            "norm_num_groups": 4,
+            "attention_head_dim": 4,
+        },
+    )
+    assert isinstance(middle(network), nn.Module)
