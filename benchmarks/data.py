@@ -28,7 +28,7 @@ from fewstep.data.cache import FORMAT
 from fewstep.data.generate import generate_imagefolder
 from fewstep.data.imagefolder import ImageFolderData
 from fewstep.data.imagenet64 import FULL, ImageNet64Data
-from fewstep.evaluation.images import as_judged
+from fewstep.evaluation.images import evaluation_tensor
 
 BATCH, SIZE = 256, 64
 CLASSES, PER_CLASS = 4, 640  # of the compared images
@@ -140,7 +140,7 @@ def memory(folder: Path, batches: int) -> dict[str, float]:
     before = resident()
     data = ImageNet64Data(root="nowhere", cache=str(folder), batch_size=BATCH, stream="memory", flip=True)
     opened = peak()
-    reference = as_judged(data.reference().x, data.facts)  # as a judge keeps it
+    reference = evaluation_tensor(data.reference().x, data.facts)  # as a judge keeps it
     judged = peak()
     largest = 0.0
     for step in range(batches):

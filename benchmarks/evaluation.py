@@ -27,13 +27,13 @@ from torchmetrics.image.inception import InceptionScore
 from fewstep.data.digits import DigitsData, load_digits_split
 from fewstep.diffusion.guidance import Guided
 from fewstep.diffusion.schedule import CosineSchedule
-from fewstep.networks import Denoiser, Frozen
 from fewstep.evaluation import grid
 from fewstep.evaluation.features import DigitsFeatures
-from fewstep.evaluation.images import Judged, Reference
+from fewstep.evaluation.images import Reference, UInt8Images
 from fewstep.evaluation.metrics import figures_of
 from fewstep.evaluation.protocol import INCEPTION_SPLITS, NEIGHBOURHOOD, Protocol
-from fewstep.evaluation.statistics import Known, Moments, Seen, frechet_distance, square_root
+from fewstep.evaluation.statistics import Features, Moments, ReferenceStatistics, frechet_distance, square_root
+from fewstep.networks import Denoiser, Frozen
 
 NUM_IMAGES = 2000
 STUDENTS = (16, 8, 4, 2, 1)
@@ -71,7 +71,7 @@ class Registered(FeatureExtractorBase):
     def can_be_compiled() -> bool:
         return False
 
-    def forward(self, input: Judged) -> tuple[Tensor, ...]:
+    def forward(self, input: UInt8Images) -> tuple[Tensor, ...]:
         seen = dict(zip(("features", "logits"), self.net(input), strict=True))
         return tuple(seen[name] for name in self.features_list)
 
@@ -79,7 +79,7 @@ class Registered(FeatureExtractorBase):
 class Images(Dataset[Tensor]):
     """One image per item, as torch-fidelity asks."""
 
-    def __init__(self, images: Judged) -> None:
+    def __init__(self, images: UInt8Images) -> None:
         self.images = images
 
     def __len__(self) -> int:
@@ -96,11 +96,11 @@ class View(nn.Module):
         super().__init__()
         self.net, self.index, self.num_features = net, index, net.num_features
 
-    def forward(self, images: Judged) -> Tensor:
+    def forward(self, images: UInt8Images) -> Tensor:
         return self.net(images)[self.index]
 
 
-def problem() -> tuple[Judged, Tensor, Reference]:
+def problem() -> tuple[UInt8Images, Tensor, Reference]:
     """Noisy training digits in the place of samples, their labels, and the held-out digits."""
     split = load_digits_split()
     index = torch.arange(NUM_IMAGES) % len(split.train_images)
@@ -114,10 +114,10 @@ def cells(seconds: float) -> list[dict[str, Any]]:
     register_feature_extractor("digits", Registered)
     images, labels, reference = problem()
     net = DigitsFeatures()
-    known = Known.of(net, reference)
+    known = ReferenceStatistics.of(net, reference)
 
     def ours() -> tuple[float, float]:
-        figures = figures_of(Seen.of(net, images), labels, known, net.num_classes)
+        figures = figures_of(Features.of(net, images), labels, known, net.num_classes)
         return figures.fid, figures.inception_score
 
     def fidelity() -> tuple[float, float]:
@@ -208,12 +208,12 @@ def whole_grid(num_images: int) -> list[dict[str, Any]]:
     facts, schedule = DigitsData.facts, CosineSchedule()
     _, _, reference = problem()
     net = DigitsFeatures()
-    plan = grid.Plan(num_images=num_images, baselines=())
+    plan = grid.EvaluationPlan(num_images=num_images, baselines=())
     teacher = Clock(Guided(Frozen(Denoiser(untrained(guidance_input=False))), facts.num_classes))
     student = Clock(Frozen(Denoiser(untrained(guidance_input=True))))
     contenders = [
-        grid.Contender("teacher", teacher, Guided.evaluations, schedule, plan.teacher_steps),
-        *(grid.Contender("progressive", student, Denoiser.evaluations, schedule, (steps,)) for steps in STUDENTS),
+        grid.Candidate("teacher", teacher, Guided.evaluations, schedule, plan.teacher_steps),
+        *(grid.Candidate("progressive", student, Denoiser.evaluations, schedule, (steps,)) for steps in STUDENTS),
     ]
     seen, figures = Clock(net.forward), Clock(grid.figures_of)
     net.forward = seen
@@ -226,7 +226,7 @@ def whole_grid(num_images: int) -> list[dict[str, Any]]:
                 plan,
                 facts=facts,
                 net=net,
-                known=Known.of(net, reference, Path(folder)),
+                known=ReferenceStatistics.of(net, reference, Path(folder)),
                 protocol=Protocol.of(facts, net, reference, num_images=plan.num_images, seed=plan.seed),
                 labels=torch.arange(plan.num_images) % facts.num_classes,
             )

@@ -15,7 +15,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from fewstep.system.files import atomic
+from fewstep.system.files import atomic_write
 
 
 class Seconds(NamedTuple):
@@ -96,5 +96,5 @@ def report(title: str, rows: Sequence[Mapping[str, Any]], columns: Sequence[str]
     Console(width=None if sys.stdout.isatty() else 120).print(table)
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
-        with atomic(out) as temporary:
+        with atomic_write(out) as temporary:
             temporary.write_text(json.dumps({"benchmark": title, "machine": facts, "rows": rows}, indent=2) + "\n")

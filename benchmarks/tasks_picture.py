@@ -11,7 +11,7 @@ import typer
 
 import fewstep
 from fewstep.data.digits import DigitsData
-from fewstep.evaluation.images import as_judged
+from fewstep.evaluation.images import evaluation_tensor
 from fewstep.reports.pictures import image_grid, save_png
 
 
@@ -37,7 +37,7 @@ def main(
         fewstep.transfer(model, images, own, other, encoder=back, w=w),
         fewstep.interpolate(model, images[3:4], images[8:9], own[3:4], own[8:9], num=10, encoder=back, w=w)[0],
     ]
-    save_png(image_grid(as_judged(torch.cat(rows), model.card.data), 10), out)
+    save_png(image_grid(evaluation_tensor(torch.cat(rows), model.card.data), 10), out)
 
 
 if __name__ == "__main__":

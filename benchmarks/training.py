@@ -23,15 +23,15 @@ from loops import NULL_LABEL, RUNG, BareLoop, DiffusersLoop, Guidance, Progressi
 from measure import Seconds, Spread, percent, report
 from torch import nn
 
+from fewstep.artifacts.run_folder import RunFolder
 from fewstep.data.digits import DigitsData
 from fewstep.diffusion.guidance import Guided
-from fewstep.training.loop import fit
-from fewstep.artifacts.run_folder import RunFolder
+from fewstep.methods import Stage, Training
 from fewstep.networks import Denoiser, Frozen, with_guidance_input
 from fewstep.runs.pipeline import Setup
 from fewstep.system.seeds import seed_for
-from fewstep.methods import Stage, Training
 from fewstep.tracking.metrics_file import MetricsFile
+from fewstep.training.loop import fit
 
 CONF = Path(__file__).parents[1] / "conf"
 STAGES = {  # with what is written out in loops.py; sizes are the recipe's

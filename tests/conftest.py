@@ -11,7 +11,7 @@ CHECKED = [
     "fewstep.networks",
     "fewstep.methods",
     "fewstep.evaluation",
-    "fewstep.inference.model",
+    "fewstep.inference",
     "fewstep.system.seeds",
 ]
 jaxtyping.install_import_hook(CHECKED, "beartype.beartype")  # before the first import of fewstep

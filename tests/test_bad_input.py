@@ -11,7 +11,7 @@ import torch
 from running import TINY, Commands, files_below, make_chain
 from safetensors.torch import save_file
 
-from fewstep.training.checkpointing import SaveLast, read_checkpoint
+from fewstep.training.checkpointing import SaveCheckpoint, read_checkpoint
 
 pytest_plugins = ("running",)
 pytestmark = pytest.mark.usefixtures("as_users_run")
@@ -184,7 +184,7 @@ SMALL = (
 def test_a_full_disk_keeps_the_last_good_checkpoint(commands, tmp_path, monkeypatch, moment):
     """/dev/full is the kernel's own: what is written there finds no room."""
     settings = (*SMALL, "trainer.log_every_images=64", f"outputs={tmp_path}")
-    saved = SaveLast.on_train_batch_end
+    saved = SaveCheckpoint.on_train_batch_end
 
     def fill(self, trainer, *others):
         if trainer.global_step == 5 and moment == "write":
@@ -198,7 +198,7 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(commands, tmp_path, monkeypa
         saved(self, trainer, *others)
 
     with monkeypatch.context() as patched:
-        patched.setattr(SaveLast, "on_train_batch_end", fill)
+        patched.setattr(SaveCheckpoint, "on_train_batch_end", fill)
         result = commands.train(*settings)
     result.is_one_error("No space left on device", "make room", str(tmp_path) if moment != "metrics" else "")
     (folder,) = (tmp_path / "digits" / "teacher").glob("*/")

@@ -9,8 +9,8 @@ import torch
 from running import TINY, Commands, config_of, files_below
 
 import fewstep
-from fewstep.runs.cycle import MOST_IMAGES
 from fewstep.diffusion.guidance import Guided
+from fewstep.runs.cycle import MOST_IMAGES
 from fewstep.runs.pipeline import run
 
 pytest_plugins = ("running",)

@@ -4,7 +4,7 @@ import pytest
 from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
 
 from fewstep.runs import overrides as command_line
-from fewstep.runs.overrides import as_hydra_reads
+from fewstep.runs.overrides import hydra_arguments
 
 
 def test_the_arguments_of_wandbs_agent_are_hydras():
@@ -12,21 +12,21 @@ def test_the_arguments_of_wandbs_agent_are_hydras():
     values = {"stage.guidance.w_max": 4, "stage.guidance.w_draw": "uniform", "seed": 1, "teacher": None, "plan": False}
     made = create_sweep_command_args({"args": {key: {"value": value} for key, value in values.items()}})
     read = ["stage.guidance.w_max=4", "stage.guidance.w_draw=uniform", "seed=1", "teacher=null", "plan=False"]
-    assert as_hydra_reads(made["args"]) == read
-    assert as_hydra_reads(["hydra.mode=RUN", *made["args"]]) == ["hydra.mode=RUN", *read]
+    assert hydra_arguments(made["args"]) == read
+    assert hydra_arguments(["hydra.mode=RUN", *made["args"]]) == ["hydra.mode=RUN", *read]
 
 
 @pytest.mark.parametrize(
     "argument", ["--cfg=job", "--config-name=mine", "--multirun", "--help", "-m", "seed=1", "~recipe"]
 )
 def test_other_arguments_stay(argument: str):
-    assert as_hydra_reads([argument]) == [argument]
+    assert hydra_arguments([argument]) == [argument]
 
 
 def test_a_preset_is_a_sweep_unless_something_else_is_asked():
-    assert as_hydra_reads(["sweeps=seeds", "seed=0,1"]) == ["sweeps=seeds", "seed=0,1", "--multirun"]
+    assert hydra_arguments(["sweeps=seeds", "seed=0,1"]) == ["sweeps=seeds", "seed=0,1", "--multirun"]
     for other in (["sweeps=seeds", "--cfg", "job"], ["sweeps=seeds", "hydra.mode=RUN"], ["sweeps=null"], ["seed=0"]):
-        assert as_hydra_reads(other) == other
+        assert hydra_arguments(other) == other
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,7 @@ def test_a_preset_is_a_sweep_unless_something_else_is_asked():
 def test_a_missing_package_names_the_extra(argument: str, extra: str, monkeypatch):
     monkeypatch.setattr(command_line, "is_installed", lambda package: False)
     with pytest.raises(ValueError, match=rf"fewstep\[{extra}\]"):
-        as_hydra_reads([argument])
+        hydra_arguments([argument])
 
 
 def test_whether_a_package_is_installed():

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from running import ROOT, config_of
 
 from fewstep.diffusion.schedule import CosineSchedule
-from fewstep.evaluation.grid import Plan
+from fewstep.evaluation.grid import EvaluationPlan
 from fewstep.methods import Training
 from fewstep.training.settings import TrainerSettings
 
@@ -112,6 +112,6 @@ def test_a_misspelt_key_of_a_recipe_is_an_error(tmp_path: Path):
 def test_the_grid_of_the_settings_is_the_default_grid():
     values = OmegaConf.to_container(OmegaConf.load(CONF / "stage" / "evaluate.yaml"))
     assert values.pop("name") == "evaluate"
-    assert values.pop("_target_") == "fewstep.evaluation.grid.Plan"
+    assert values.pop("_target_") == "fewstep.evaluation.grid.EvaluationPlan"
     stated = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
-    assert stated == asdict(Plan())
+    assert stated == asdict(EvaluationPlan())

@@ -20,9 +20,9 @@ import fewstep
 from fewstep.artifacts.model_file import ModelCard, Parent, Role, load_model, save_model
 from fewstep.data.facts import DataFacts
 from fewstep.diffusion.schedule import CosineSchedule
-from fewstep.system.files import atomic, sha256_of
 from fewstep.inference.model import Model
 from fewstep.networks import Denoiser, ResidualMLP, UNet
+from fewstep.system.files import atomic_write, sha256_of
 from fewstep.system.seeds import starting_noise
 
 FACTS = DataFacts(name="digits", shape=(1, 8, 8), num_classes=10, low=-1.0, high=1.0)
@@ -308,7 +308,7 @@ def test_a_description_that_does_not_fit_is_refused(path: Path, where: str, valu
 
 
 def cut_while_writing(file: Path) -> None:
-    with atomic(file) as temporary:
+    with atomic_write(file) as temporary:
         temporary.write_text("half of the n")
         assert temporary.parent == file.parent
         assert file.read_text() == "old"
@@ -317,7 +317,7 @@ def cut_while_writing(file: Path) -> None:
 
 def test_atomic_leaves_the_old_file_when_the_body_fails(tmp_path: Path) -> None:
     file = tmp_path / "folder" / "model"
-    with atomic(file) as temporary:
+    with atomic_write(file) as temporary:
         temporary.write_text("old")
     with pytest.raises(RuntimeError, match="cut"):
         cut_while_writing(file)

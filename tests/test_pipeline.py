@@ -13,8 +13,8 @@ from running import TINY, config_of, files_below
 from safetensors.torch import load_file
 
 import fewstep
-from fewstep.system.files import sha256_of
 from fewstep.runs.pipeline import run
+from fewstep.system.files import sha256_of
 from fewstep.tracking.names import COLUMNS
 
 pytest_plugins = ("running",)

@@ -6,9 +6,9 @@ import pytest
 from omegaconf import OmegaConf
 from running import TINY, config_of
 
+from fewstep.methods import GuidanceStage, ProgressiveStage, TeacherStage
 from fewstep.runs.build import TOY_STEPS, as_toy
 from fewstep.runs.pipeline import run
-from fewstep.methods import GuidanceStage, ProgressiveStage, TeacherStage
 
 HALVINGS = [1024, 512, 256, 128, 64, 32, 16, 8, 4, 2, 1]
 pytest_plugins = ("running",)

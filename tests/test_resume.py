@@ -15,9 +15,9 @@ from safetensors.torch import load_file
 
 from fewstep import load
 from fewstep.runs import pipeline as run
-from fewstep.training.checkpointing import SaveLast, read_checkpoint
 from fewstep.tracking.names import IMAGES_PER_SECOND
 from fewstep.training.callbacks.training_log import TrainingLog
+from fewstep.training.checkpointing import SaveCheckpoint, read_checkpoint
 
 pytest_plugins = ("running",)
 pytestmark = pytest.mark.usefixtures("as_users_run")
@@ -146,7 +146,7 @@ def folder_of(outputs: Path, stage: str = "teacher") -> Path:
 
 def interrupt(monkeypatch: pytest.MonkeyPatch, step: int, *, saved: bool = True) -> None:
     """Make the next training end at `step`, just after or just before its checkpoint."""
-    whole = SaveLast.on_train_batch_end
+    whole = SaveCheckpoint.on_train_batch_end
 
     def broken(self, trainer, *others):
         if saved or trainer.global_step < step:
@@ -154,7 +154,7 @@ def interrupt(monkeypatch: pytest.MonkeyPatch, step: int, *, saved: bool = True)
         if trainer.global_step == step:
             raise Interrupted
 
-    monkeypatch.setattr(SaveLast, "on_train_batch_end", broken)
+    monkeypatch.setattr(SaveCheckpoint, "on_train_batch_end", broken)
 
 
 def interrupted_teacher(monkeypatch: pytest.MonkeyPatch, outputs: Path, *settings: str, step: int = 3) -> None:
@@ -342,8 +342,8 @@ def test_the_checkpoint_before_serves_for_one_that_cannot_be_trusted(
     good = (folder / "previous.ckpt").read_bytes()
     damage(folder)
     bad = (folder / "last.ckpt").read_bytes()
-    monkeypatch.setattr(SaveLast, "on_train_batch_end", lambda *_: None)
-    monkeypatch.setattr(SaveLast, "on_train_end", lambda *_: None)
+    monkeypatch.setattr(SaveCheckpoint, "on_train_batch_end", lambda *_: None)
+    monkeypatch.setattr(SaveCheckpoint, "on_train_end", lambda *_: None)
     result = commands.train("stage=teacher", *STAGE_SETTINGS, f"outputs={tmp_path}")
     (line,) = result.err.splitlines()
     assert line.startswith(f"warning: {folder / 'last.ckpt'} is damaged")

@@ -17,10 +17,10 @@ from fewstep.data.digits import DigitsData
 from fewstep.data.facts import DataFacts
 from fewstep.diffusion.guidance import Guided
 from fewstep.diffusion.schedule import CosineSchedule
+from fewstep.evaluation.images import evaluation_tensor
 from fewstep.networks import Denoiser, Frozen, ResidualMLP
 from fewstep.networks.inputs import frequencies, sinusoid
 from fewstep.networks.memory import compile_calls
-from fewstep.evaluation.images import as_judged
 
 FACTS = DigitsData.facts
 
@@ -69,7 +69,7 @@ def test_memory_is_that_of_a_batch_and_a_failure_leaves_no_file(
 
     def watched(x: Tensor, facts: DataFacts) -> Tensor:
         nonlocal most
-        judged = as_judged(x, facts)
+        judged = evaluation_tensor(x, facts)
         alive.add(judged)
         most = max(most, len(alive))
         return judged
@@ -80,7 +80,7 @@ def test_memory_is_that_of_a_batch_and_a_failure_leaves_no_file(
         if bad:
             yield torch.full((1, *FACTS.shape), torch.nan)
 
-    monkeypatch.setattr(arrays, "as_judged", watched)
+    monkeypatch.setattr(arrays, "evaluation_tensor", watched)
     save_batches(many(bad=False), 400, FACTS, tmp_path / "x.npz", labels=[0] * 400)
     assert most <= 3  # the first, the one before and the latest
     with np.load(tmp_path / "x.npz") as written:

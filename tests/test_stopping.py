@@ -14,9 +14,9 @@ from safetensors.torch import load_file
 from torch import distributed as dist
 
 from fewstep.runs import pipeline as run
-from fewstep.training.checkpointing import SaveLast, read_checkpoint
-from fewstep.system.signals import SIGNALS, Stopped, heard
-from fewstep.training.preemption import MOST_STEPS, Stopping
+from fewstep.system.signals import SIGNALS, Stopped, stop_signals
+from fewstep.training.checkpointing import SaveCheckpoint, read_checkpoint
+from fewstep.training.preemption import MOST_STEPS, StopOnSignal
 
 pytest_plugins = ("running",)
 
@@ -36,7 +36,7 @@ SETTINGS = [
 
 def tell_at(monkeypatch: pytest.MonkeyPatch, step: int, *numbers: int) -> None:
     """Have this process get the signals at the end of that step, before anybody saves."""
-    whole = SaveLast.on_train_batch_end
+    whole = SaveCheckpoint.on_train_batch_end
 
     def told(self, trainer, *others):
         if trainer.global_step == step:
@@ -44,7 +44,7 @@ def tell_at(monkeypatch: pytest.MonkeyPatch, step: int, *numbers: int) -> None:
                 os.kill(os.getpid(), number)
         whole(self, trainer, *others)
 
-    monkeypatch.setattr(SaveLast, "on_train_batch_end", told)
+    monkeypatch.setattr(SaveCheckpoint, "on_train_batch_end", told)
 
 
 @pytest.fixture(scope="module")
@@ -91,9 +91,9 @@ def test_a_cluster_says_it_twice(tmp_path: Path, monkeypatch, commands: Commands
 
 def test_a_user_in_a_hurry_does_not_wait_for_the_checkpoint(tmp_path: Path, monkeypatch, commands: Commands):
     tell_at(monkeypatch, 7, signal.SIGINT)
-    whole = SaveLast.on_train_batch_end
+    whole = SaveCheckpoint.on_train_batch_end
     monkeypatch.setattr(
-        SaveLast,
+        SaveCheckpoint,
         "on_train_batch_end",
         lambda self, trainer, *a: (whole(self, trainer, *a), trainer.global_step == 7 and os.kill(os.getpid(), 2))[0],
     )
@@ -112,7 +112,7 @@ def told_twice() -> None:
 
 def test_what_is_not_training_stops_where_it_stands():
     before = signal.getsignal(signal.SIGUSR1)
-    with pytest.raises(Stopped, match=r"^stopped by SIGUSR1; the same command goes on") as stopped, heard():
+    with pytest.raises(Stopped, match=r"^stopped by SIGUSR1; the same command goes on") as stopped, stop_signals():
         told_twice()
     assert stopped.value.status == 138
     assert signal.getsignal(signal.SIGUSR1) == before
@@ -131,7 +131,7 @@ class Trained:
 def one_of_several(number: int, port: int, told: int, answers: multiprocessing.Queue) -> None:
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=number, world_size=2)
     trainer, saved = Trained(), []
-    stopping: Callback = Stopping(lambda trainer: saved.append(trainer.global_step))
+    stopping: Callback = StopOnSignal(lambda trainer: saved.append(trainer.global_step))
     stopping.on_train_start(trainer, None)  # type: ignore[arg-type]
     try:
         for trainer.global_step in range(1, 10 * MOST_STEPS):

@@ -14,9 +14,9 @@ from fewstep.diagnostics.probe import Probe, Starts
 from fewstep.diffusion.guidance import Guided
 from fewstep.diffusion.prediction import Condition, Denoise, Prediction, interpret
 from fewstep.diffusion.schedule import CosineSchedule
+from fewstep.methods import EncoderStage, GuidanceRange, GuidanceStage, ProgressiveStage, Stage, TeacherStage, Training
 from fewstep.networks import Denoiser, ResidualMLP
 from fewstep.system.seeds import starting_noise
-from fewstep.methods import EncoderStage, GuidanceRange, GuidanceStage, ProgressiveStage, Stage, TeacherStage, Training
 
 SCHEDULE = CosineSchedule()
 DATA = MixtureData(num_classes=3, dim=2, std=0.1, num_reference=10, batch_size=256, stream="probe")

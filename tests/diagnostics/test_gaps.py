@@ -20,8 +20,8 @@ from fewstep.diagnostics.gaps import Answers, answers, gap, gap_by
 from fewstep.diagnostics.probe import Probe, weight_bins
 from fewstep.diagnostics.steps import steps_of, taught_samples, walk
 from fewstep.diffusion.sampler import encode, sample
-from fewstep.system.seeds import fresh_noise
 from fewstep.methods import GuidanceRange, Stage
+from fewstep.system.seeds import fresh_noise
 
 STAGES: list[Callable[[], Stage]] = [
     guidance_stage,

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from fewstep.diagnostics.file import FILE, DiagnosticsFile, alert, log_look, numbers, read_diagnostics
-from fewstep.tracking.names import IMAGES, RUNG
 from fewstep.reports.diagnostics import seen
+from fewstep.tracking.names import IMAGES, RUNG
 from fewstep.tracking.wandb_run import WandbRun
 
 STATISTICS = {"contrast": 0.6, "saturation": 0.1, "excess": 0.01, "diversity": 0.3}

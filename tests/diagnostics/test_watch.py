@@ -12,10 +12,10 @@ from students import DATA, EXACT, Says, encoder, guidance_stage, perfect, rung, 
 
 from fewstep.data.mixture import MixtureData
 from fewstep.diagnostics import Diagnostics
+from fewstep.diagnostics.file import FILE, read_diagnostics
 from fewstep.diagnostics.watch import finite
 from fewstep.diffusion.prediction import Denoise
 from fewstep.methods import NonFiniteLossError, ProgressiveStage, Stage
-from fewstep.diagnostics.file import FILE, read_diagnostics
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 

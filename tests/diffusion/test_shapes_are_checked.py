@@ -6,9 +6,9 @@ import torch
 
 from fewstep.diffusion.guidance import guide
 from fewstep.diffusion.prediction import Prediction, diffuse
+from fewstep.methods import GuidanceRange
 from fewstep.networks import ResidualMLP
 from fewstep.system.seeds import starting_noise
-from fewstep.methods import GuidanceRange
 
 WRONG = jaxtyping.TypeCheckError
 

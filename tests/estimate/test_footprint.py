@@ -6,8 +6,8 @@ from running import config_of
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
-from fewstep.runs.build import Setup
 from fewstep.estimate.footprint import Footprint
+from fewstep.runs.build import Setup
 from fewstep.runs.pipeline import prepare, stage_of
 
 

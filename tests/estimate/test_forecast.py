@@ -7,13 +7,13 @@ from typing import Any, cast
 
 import pytest
 
-from fewstep.system.hardware import GIB
 from fewstep.estimate.attempts import Room
 from fewstep.estimate.footprint import Footprint
 from fewstep.estimate.forecast import Forecast, Machine, Needs, estimated, scaled
 from fewstep.estimate.request import Measured
 from fewstep.estimate.table import duration, size, summary, warnings_of
 from fewstep.estimate.work import Leg
+from fewstep.system.hardware import GIB
 
 LEG = Leg("progressive", 4, 1000, 10, 100, 2, 4, 1, 0, 4, averaged=False)
 SHAPES = Footprint(parameters=25, weight_bytes=100, fixed=0, kept=20, flops=1000)

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from running import ROOT, TINY, Commands, config_of, files_below
 
-from fewstep.runs.build import plain
 from fewstep.estimate.attempts import TOO_LARGE, tried
 from fewstep.estimate.request import Attempt
+from fewstep.runs.build import plain
 from fewstep.runs.pipeline import prepare
 
 pytest_plugins = ("running",)

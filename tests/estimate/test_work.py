@@ -3,9 +3,9 @@
 import pytest
 from running import TINY, config_of
 
-from fewstep.runs.build import Setup
 from fewstep.estimate.work import Grid, Leg, grid_of, legs_of
-from fewstep.evaluation.grid import Plan
+from fewstep.evaluation.grid import EvaluationPlan
+from fewstep.runs.build import Setup
 from fewstep.runs.pipeline import prepare, stage_of
 
 
@@ -44,7 +44,7 @@ def test_encoders_have_no_samples_to_look_at() -> None:
 
 @pytest.fixture
 def grid() -> Grid:
-    plan = Plan(
+    plan = EvaluationPlan(
         num_images=10,
         w=(0.0, 1.0),
         teacher_steps=(4, 1),
@@ -69,7 +69,9 @@ def test_a_grid_counts_cells_and_evaluations(grid: Grid) -> None:
 
 
 def test_a_grid_names_each_row_of_its_report() -> None:
-    plan = Plan(w=(0.0, 2.0), teacher_steps=(4,), guided_steps=(4,), num_images=10, batch_size=5, seed=0, baselines=())
+    plan = EvaluationPlan(
+        w=(0.0, 2.0), teacher_steps=(4,), guided_steps=(4,), num_images=10, batch_size=5, seed=0, baselines=()
+    )
     grid = grid_of(plan, [2, 1], guided_outside=False)
     own = [("teacher", 4, 8), ("guided", 4, 4), ("progressive", 2, 2), ("progressive", 1, 1)]
     assert grid.rows == [(*cell, w) for w in (0.0, 2.0) for cell in own]

@@ -9,14 +9,14 @@ from fewstep.data.facts import DataFacts
 from fewstep.diffusion.betas import BetaSchedule
 from fewstep.diffusion.guidance import Guided
 from fewstep.diffusion.schedule import CosineSchedule
-from fewstep.runs.evaluate import contenders_of
+from fewstep.evaluation.grid import EvaluationPlan
 from fewstep.inference.model import Model
 from fewstep.networks import Denoiser
 from fewstep.networks.backbones.mlp import ResidualMLP
-from fewstep.evaluation.grid import Plan
+from fewstep.runs.evaluate import candidates_of
 
 FACTS = DataFacts(name="points", shape=(2,), num_classes=3, low=-2.0, high=2.0)
-PLAN = Plan(num_images=4, w=(1.0,), baselines=())
+PLAN = EvaluationPlan(num_images=4, w=(1.0,), baselines=())
 
 
 def model(role: str, schedule: CosineSchedule | BetaSchedule, interval: tuple[float, float] | None) -> Model:
@@ -45,7 +45,7 @@ def test_a_teacher_is_guided_in_the_times_of_its_students_schedule() -> None:
         Path("teacher"): model("teacher", BetaSchedule(), None),
         Path("guided"): model("guided", CosineSchedule(), (0.25, 0.75)),
     }
-    teacher = contenders_of(models, PLAN, None)[0]
+    teacher = candidates_of(models, PLAN, None)[0]
     assert teacher.model == "teacher"
     assert isinstance(teacher.denoise, Guided)
     highest, lowest = CosineSchedule().log_snr(torch.tensor([0.25, 0.75])).tolist()

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from fewstep.data.facts import DataFacts
-from fewstep.evaluation.images import Reference, as_judged, image_path, tensor_digest, to_uint8
+from fewstep.evaluation.images import Reference, evaluation_tensor, image_path, tensor_digest, to_uint8
 
 DIGITS = DataFacts("digits", (1, 8, 8), 10, -1.0, 1.0)
 POINTS = DataFacts("mixture", (2,), 2, -3.0, 3.0)
@@ -25,8 +25,8 @@ def test_another_range_is_scaled_by_its_own_facts() -> None:
 
 def test_points_are_clamped_and_never_rounded() -> None:
     points = torch.randn(5, 2, dtype=torch.float64) * 10
-    assert torch.equal(as_judged(points, POINTS), points.float().clamp(-3, 3))
-    assert as_judged(points, POINTS).dtype == torch.float32
+    assert torch.equal(evaluation_tensor(points, POINTS), points.float().clamp(-3, 3))
+    assert evaluation_tensor(points, POINTS).dtype == torch.float32
     assert image_path(DIGITS) == "clamp to [-1, 1], round to uint8"
     assert image_path(POINTS) == "clamp to [-3, 3], float32"
 
@@ -36,7 +36,7 @@ def test_non_finite_samples_are_refused(facts: DataFacts, shape: tuple[int, ...]
     x = torch.zeros(shape)
     x[1].view(-1)[0] = torch.nan
     with pytest.raises(ValueError, match="1 of 3 are not"):
-        as_judged(x, facts)
+        evaluation_tensor(x, facts)
 
 
 def test_a_reference_has_one_label_per_image() -> None:

@@ -13,7 +13,7 @@ from fewstep.diffusion.mixture import GaussianMixture
 from fewstep.evaluation.features import DigitsFeatures, FeatureNet, MixtureFeatures
 from fewstep.evaluation.images import Reference, to_uint8
 from fewstep.evaluation.metrics import Figures, RunningFigures, diversity, final_figures
-from fewstep.evaluation.statistics import Known, class_distances
+from fewstep.evaluation.statistics import ReferenceStatistics, class_distances
 
 DIGITS = DataFacts("digits", (1, 8, 8), 10, -1.0, 1.0)
 
@@ -40,7 +40,7 @@ def figures(net: DigitsFeatures, split: DigitsSplit, reference: Reference) -> Fi
 
 
 def running(net: FeatureNet, images: Tensor, reference: Reference) -> dict[str, float]:
-    measure = RunningFigures(net, Known.of(net, reference))
+    measure = RunningFigures(net, ReferenceStatistics.of(net, reference))
     for batch in images.split(250):
         measure.update(batch)
     return measure.compute()
@@ -194,7 +194,7 @@ def test_figures_leave_no_trace(
 def test_running_figures_start_anew_and_keep_the_reference(
     net: DigitsFeatures, split: DigitsSplit, reference: Reference
 ) -> None:
-    measure = RunningFigures(net, Known.of(net, reference))
+    measure = RunningFigures(net, ReferenceStatistics.of(net, reference))
     measure.update(split.train_images[:300])
     first = measure.compute()
     measure.update(split.train_images[300:600])

@@ -14,10 +14,18 @@ from torch_fidelity.metric_prc import calculate_precision_recall_full
 from fewstep.data.digits import DigitsSplit
 from fewstep.evaluation import statistics
 from fewstep.evaluation.features import DigitsFeatures
-from fewstep.evaluation.images import Judged, Reference
+from fewstep.evaluation.images import EvaluationImages, Reference
 from fewstep.evaluation.metrics import final_figures
 from fewstep.evaluation.protocol import INCEPTION_SPLITS, NEIGHBOURHOOD
-from fewstep.evaluation.statistics import Known, Moments, Seen, frechet_distance, precision_and_recall, radii, square_root
+from fewstep.evaluation.statistics import (
+    Features,
+    Moments,
+    ReferenceStatistics,
+    frechet_distance,
+    precision_and_recall,
+    radii,
+    square_root,
+)
 
 
 class Registered(FeatureExtractorBase):
@@ -39,13 +47,13 @@ class Registered(FeatureExtractorBase):
     def can_be_compiled() -> bool:
         return False
 
-    def forward(self, input: Judged) -> tuple[Tensor, ...]:
+    def forward(self, input: EvaluationImages) -> tuple[Tensor, ...]:
         seen = dict(zip(("features", "logits"), self.net(input), strict=True))
         return tuple(seen[name] for name in self.features_list)
 
 
 class Images(Dataset[Tensor]):
-    def __init__(self, images: Judged) -> None:
+    def __init__(self, images: EvaluationImages) -> None:
         self.images = images
 
     def __len__(self) -> int:
@@ -55,7 +63,7 @@ class Images(Dataset[Tensor]):
         return self.images[index]
 
 
-def noisy(split: DigitsSplit, count: int = 500) -> Judged:
+def noisy(split: DigitsSplit, count: int = 500) -> EvaluationImages:
     images = split.train_images[:count].int()
     noise = torch.randint(-40, 41, images.shape, generator=torch.Generator().manual_seed(0))
     return (images + noise).clamp(0, 255).to(torch.uint8)
@@ -119,7 +127,7 @@ def test_the_distance_of_gaussians_that_share_axes_is_the_closed_form() -> None:
 
 def test_what_a_net_sees_does_not_depend_on_how_images_come(net: DigitsFeatures, split: DigitsSplit) -> None:
     images = split.train_images[:300]
-    whole, parts = Seen.of(net, images), Seen.joined(Seen.of(net, part) for part in images.split(110))
+    whole, parts = Features.of(net, images), Features.joined(Features.of(net, part) for part in images.split(110))
     assert torch.allclose(whole.features, parts.features, atol=1e-5)
     assert torch.allclose(whole.logits, parts.logits, atol=1e-5)
 
@@ -128,17 +136,17 @@ def test_a_reference_is_seen_once_by_each_net(
     net: DigitsFeatures, reference: Reference, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert not list(tmp_path.iterdir())
-    Known.of(net, reference, tmp_path)
+    ReferenceStatistics.of(net, reference, tmp_path)
     assert not list(tmp_path.iterdir())  # it was quick
     monkeypatch.setattr(statistics, "WORTH_KEEPING", -1.0)
-    first = Known.of(net, reference, tmp_path)
+    first = ReferenceStatistics.of(net, reference, tmp_path)
     (file,) = tmp_path.iterdir()
     calls = []
     monkeypatch.setattr(DigitsFeatures, "forward", lambda self, images: calls.append(1))
-    assert torch.equal(Known.of(net, reference, tmp_path).features, first.features)
+    assert torch.equal(ReferenceStatistics.of(net, reference, tmp_path).features, first.features)
     assert not calls
     monkeypatch.undo()
     file.write_bytes(file.read_bytes()[:-100])  # cut short: made anew
-    assert torch.equal(Known.of(net, reference, tmp_path).features, first.features)
+    assert torch.equal(ReferenceStatistics.of(net, reference, tmp_path).features, first.features)
     other = Reference("test", reference.images[:50], reference.labels[:50])
-    assert len(Known.of(net, other, tmp_path).features) == 50
+    assert len(ReferenceStatistics.of(net, other, tmp_path).features) == 50

@@ -11,11 +11,11 @@ from exporting import BETAS, companions, write_model
 from running import Commands, files_below
 
 import fewstep
+from fewstep.evaluation.grid import Row
 from fewstep.export import folder as folder_module
 from fewstep.export import onnx_file
 from fewstep.export.folder import Trial, difference_of, export, new_folder
 from fewstep.system.files import sha256_of
-from fewstep.evaluation.grid import Row
 
 pytest_plugins = ("running",)
 pytestmark = pytest.mark.usefixtures("as_users_run")

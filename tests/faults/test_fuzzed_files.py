@@ -23,7 +23,7 @@ from fewstep.artifacts.model_file import ModelCard, load_model, save_model
 from fewstep.data.facts import DataFacts
 from fewstep.diffusion.schedule import CosineSchedule
 from fewstep.networks import Denoiser, ResidualMLP
-from fewstep.training.checkpointing import AtomicCheckpoints, is_sealed, read_checkpoint, seal, to_go_on_from
+from fewstep.training.checkpointing import AtomicCheckpoints, checkpoint_to_resume, is_sealed, read_checkpoint, seal
 
 pytestmark = [pytest.mark.usefixtures("unchecked")]
 EXAMPLES = int(os.environ.get("FEWSTEP_FUZZ", "150"))
@@ -208,7 +208,7 @@ def test_a_checkpoint_that_cannot_be_read_now_is_not_taken_for_damaged(checkpoin
 
     monkeypatch.setattr(torch, "load", fails)
     with pytest.raises(type(error)):
-        to_go_on_from(checkpoint, "0/teacher from None")
+        checkpoint_to_resume(checkpoint, "0/teacher from None")
     assert checkpoint.exists()
 
 
@@ -226,7 +226,7 @@ def test_code_in_a_checkpoint_is_not_run_even_if_it_is_sealed(tmp_path, kind, se
     if sealed:
         seal(path)
     with pytest.raises(ValueError, match="is damaged or not a checkpoint") as refused:
-        to_go_on_from(path, "0/teacher from None")
+        checkpoint_to_resume(path, "0/teacher from None")
     assert not trace.exists()
     assert "\n" not in str(refused.value)
 

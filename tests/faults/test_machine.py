@@ -15,10 +15,10 @@ from running import TINY, config_of, train_as_typed
 from safetensors.torch import load_file
 
 from fewstep.artifacts import run_folder as run_folders
+from fewstep.artifacts.run_folder import locked, open_run
 from fewstep.data import workers
 from fewstep.data.batches import Batch
 from fewstep.data.digits import DigitsData
-from fewstep.artifacts.run_folder import locked, open_run
 from fewstep.training.checkpointing import read_checkpoint
 
 pytest_plugins = ("running",)

@@ -195,15 +195,15 @@ def test_a_chain_of_adapters_from_the_command_line(commands: Commands, tmp_path:
 
 
 def test_an_interrupted_adapter_goes_on_to_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from fewstep.training.checkpointing import SaveLast
     from fewstep.methods import Stage
+    from fewstep.training.checkpointing import SaveCheckpoint
 
     run_stage(tmp_path, "stage=teacher")
     (teacher,) = tmp_path.glob("*/teacher/*/model.safetensors")
     settings = ("stage=guidance", f"teacher={teacher}", "trainer.checkpoint_seconds=0", *LORA)
     run_stage(tmp_path / "whole", *settings)
 
-    step, save = Stage.training_step, SaveLast.on_train_end
+    step, save = Stage.training_step, SaveCheckpoint.on_train_end
 
     def stopped(self: Stage, *given: object) -> Tensor:
         if self.global_step == 4:
@@ -212,10 +212,10 @@ def test_an_interrupted_adapter_goes_on_to_the_same_weights(tmp_path: Path, monk
 
     with monkeypatch.context() as patched:
         patched.setattr(Stage, "training_step", stopped)
-        patched.setattr(SaveLast, "on_train_end", lambda *_: None)
+        patched.setattr(SaveCheckpoint, "on_train_end", lambda *_: None)
         with pytest.raises((KeyboardInterrupt, SystemExit)):
             run_stage(tmp_path / "halves", *settings)
-    assert SaveLast.on_train_end is save
+    assert SaveCheckpoint.on_train_end is save
     (last,) = (tmp_path / "halves").glob("*/guidance/*/last.ckpt")
     assert torch.load(last, weights_only=True)["global_step"] == 4
     run_stage(tmp_path / "halves", *settings)

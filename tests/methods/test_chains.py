@@ -15,10 +15,10 @@ from fewstep.diffusion.prediction import KINDS, Prediction, PredictionKind, inte
 from fewstep.diffusion.sampler import ddim_step, invert_ddim, sample
 from fewstep.diffusion.schedule import CosineSchedule, alpha, expand, sigma
 from fewstep.diffusion.target import clipped, progressive_target
-from fewstep.networks import Denoiser, Frozen
-from fewstep.system.seeds import reseed, seed_for
 from fewstep.methods import EncoderStage, GuidanceRange, GuidanceStage, ProgressiveStage, Stage, Training, check_chain
 from fewstep.methods.draws import Draws
+from fewstep.networks import Denoiser, Frozen
+from fewstep.system.seeds import reseed, seed_for
 
 MakeMixture = Callable[..., GaussianMixture]
 SCHEDULE = CosineSchedule()

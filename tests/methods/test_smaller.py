@@ -7,11 +7,11 @@ from torch import nn
 from fewstep.data.batches import Batch
 from fewstep.diffusion.guidance import Guided
 from fewstep.diffusion.schedule import CosineSchedule
+from fewstep.methods import GuidanceStage, Training
+from fewstep.methods.feature_matching import FeatureMatching, relative_error
 from fewstep.networks import Denoiser, DiT, Frozen, ResidualMLP, UNet, UNet2D, with_guidance_input
 from fewstep.networks.denoiser import arguments_of
 from fewstep.networks.smaller import middle, smaller_student
-from fewstep.methods import GuidanceStage, Training
-from fewstep.methods.feature_matching import FeatureMatching, relative_error
 
 IMAGES = {"shape": (3, 8, 8), "num_classes": 3}
 TEACHERS = {

@@ -13,7 +13,6 @@ from fewstep.data.mixture import MixtureData
 from fewstep.diffusion.guidance import Guided
 from fewstep.diffusion.mixture import GaussianMixture
 from fewstep.diffusion.schedule import CosineSchedule, alpha, angle, expand, sigma
-from fewstep.networks import Denoiser, Frozen, ResidualMLP, with_guidance_input
 from fewstep.methods import (
     GuidanceRange,
     GuidanceStage,
@@ -24,6 +23,7 @@ from fewstep.methods import (
     Training,
     check_ladder,
 )
+from fewstep.networks import Denoiser, Frozen, ResidualMLP, with_guidance_input
 
 MakeMixture = Callable[..., GaussianMixture]
 SCHEDULE = CosineSchedule()

@@ -9,8 +9,8 @@ from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from wrapped import UNET2D, lively, question, with_config
 
 from fewstep.networks import UNet2D, network_class
-from fewstep.networks.inputs import sinusoid
 from fewstep.networks.backbones.wrapping import TimeFeatures
+from fewstep.networks.inputs import sinusoid
 
 CONF = Path(__file__).parents[2] / "conf" / "model"
 

@@ -35,7 +35,14 @@ LOCAL = ("http://localhost:", "ws://localhost:", "data:", "blob:")
 @contextmanager
 def served(*arguments: object) -> Iterator[str]:
     """`fewstep ARGUMENTS --port 0` in a process of its own; gives the address it says."""
-    command = [sys.executable, "-c", "from fewstep.commands.main import main; main()", *map(str, arguments), "--port", "0"]
+    command = [
+        sys.executable,
+        "-c",
+        "from fewstep.commands.main import main; main()",
+        *map(str, arguments),
+        "--port",
+        "0",
+    ]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
         try:

@@ -10,9 +10,9 @@ from running import Commands, make_chain
 
 import fewstep
 from fewstep.artifacts.model_file import load_model, save_model
+from fewstep.evaluation.images import evaluation_tensor
 from fewstep.pages.drawing import Asked, Chain, Superseded
 from fewstep.pages.newest import Newest
-from fewstep.evaluation.images import as_judged
 from fewstep.reports.pictures import picture
 
 pytest_plugins = ("running",)
@@ -30,7 +30,7 @@ def test_the_student_is_drawn_as_sample_would(models):
     drawn = chain.draw_student(ASKED)
     facts = chain.card.data
     x = fewstep.load(models["2"]).sample([7] * 20, steps=2, w=2.0, seed=3)
-    expected = picture(as_judged(x, facts), torch.full((20,), 7), facts, 10)
+    expected = picture(evaluation_tensor(x, facts), torch.full((20,), 7), facts, 10)
     assert drawn.picture.tobytes() == expected.tobytes()
     assert (drawn.steps, drawn.evaluations, drawn.num, drawn.made_for) == (2, 2, 20, 2)
     assert drawn.seconds > 0
@@ -40,7 +40,10 @@ def test_all_classes_are_drawn_in_turn(models):
     chain = Chain(models["2"])
     every = chain.draw_student(replace(ASKED, wanted=None)).picture
     x = fewstep.load(models["2"]).sample([*range(10)] * 2, steps=2, w=2.0, seed=3)
-    assert every.tobytes() == picture(as_judged(x, chain.card.data), torch.arange(20), chain.card.data, 10).tobytes()
+    assert (
+        every.tobytes()
+        == picture(evaluation_tensor(x, chain.card.data), torch.arange(20), chain.card.data, 10).tobytes()
+    )
 
 
 def test_each_number_of_steps_has_its_own_rung(models):
@@ -59,7 +62,7 @@ def test_the_teacher_is_the_ancestor_of_the_card(models):
     x = teacher.sample([7] * 20, steps=64, w=2.0, seed=3)
     assert (
         drawn.picture.tobytes()
-        == picture(as_judged(x, chain.card.data), torch.zeros(20), chain.card.data, 10).tobytes()
+        == picture(evaluation_tensor(x, chain.card.data), torch.zeros(20), chain.card.data, 10).tobytes()
     )
     assert (drawn.steps, drawn.evaluations) == (64, 128)
 

@@ -91,10 +91,10 @@ def happen(step: int, what: str, *, here: bool) -> None:
     """Have something happen after that step."""
     from fewstep.data.batches import Batch
     from fewstep.data.digits import DigitsData
-    from fewstep.training.checkpointing import SaveLast
     from fewstep.system.signals import Stopped
+    from fewstep.training.checkpointing import SaveCheckpoint
 
-    save = SaveLast.on_train_batch_end
+    save = SaveCheckpoint.on_train_batch_end
 
     def after(self, trainer, *others):
         save(self, trainer, *others)
@@ -107,7 +107,7 @@ def happen(step: int, what: str, *, here: bool) -> None:
             if what == "fail":
                 raise RuntimeError("a cable came loose")
 
-    SaveLast.on_train_batch_end = after  # pyright: ignore[reportAttributeAccessIssue]
+    SaveCheckpoint.on_train_batch_end = after  # pyright: ignore[reportAttributeAccessIssue]
     if what == "nan" and here:
         rows = DigitsData.rows
 

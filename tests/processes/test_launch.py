@@ -11,10 +11,10 @@ import pytest
 import torch
 from running import ROOT, TINY
 
-from fewstep.distributed import launch
 from fewstep.data.batches import ImagesInMemory
-from fewstep.distributed.launch import is_one_of_several, start, status_of
-from fewstep.distributed.collectives import mine, part_of
+from fewstep.distributed import launch
+from fewstep.distributed.collectives import local_rows, local_slice
+from fewstep.distributed.launch import exit_status, is_worker_process, launch_workers
 from fewstep.training.settings import require_gpus
 
 pytest_plugins = ("running",)
@@ -41,7 +41,7 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
 
 def test_srun_is_understood_as_torchrun_is(environment):
     environment |= SRUN
-    assert is_one_of_several()
+    assert is_worker_process()
     assert [environment[name] for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")] == [
         "3",
         "4",
@@ -53,12 +53,12 @@ def test_srun_is_understood_as_torchrun_is(environment):
 
 def test_a_job_of_one_task_is_no_run_of_several(environment):
     environment |= SRUN | {"SLURM_STEP_NUM_TASKS": "1"}
-    assert not is_one_of_several()
+    assert not is_worker_process()
 
 
 def test_who_was_started_by_torchrun_is_left_so(environment):
     environment |= SRUN | {"RANK": "0", "WORLD_SIZE": "2"}
-    assert is_one_of_several()
+    assert is_worker_process()
     assert environment["RANK"] == "0"
 
 
@@ -68,7 +68,7 @@ def test_shares_are_even_and_of_all(environment):
             shares = []
             for rank in range(count):
                 environment |= {"RANK": str(rank), "WORLD_SIZE": str(count)}
-                shares.append(part_of(total))
+                shares.append(local_slice(total))
             assert [n for share in shares for n in range(total)[share]] == list(range(total))
             sizes = [share.stop - share.start for share in shares]
             assert max(sizes) - min(sizes) <= 1
@@ -76,9 +76,9 @@ def test_shares_are_even_and_of_all(environment):
 
 def test_rows_are_in_the_order_of_the_processes(environment):
     environment |= {"RANK": "1", "WORLD_SIZE": "2"}
-    assert mine(torch.arange(6)).tolist() == [3, 4, 5]
+    assert local_rows(torch.arange(6)).tolist() == [3, 4, 5]
     with pytest.raises(ValueError, match=r"a batch must divide over the processes, got 5 images for 2"):
-        mine(torch.arange(5))
+        local_rows(torch.arange(5))
 
 
 def test_more_processes_than_gpus_are_refused():
@@ -89,17 +89,17 @@ def test_more_processes_than_gpus_are_refused():
 
 
 def test_how_a_run_ended(capsys):
-    assert status_of({0: -15, 1: -9}) == 128 + 9  # the first was asked to end, since the second was gone
+    assert exit_status({0: -15, 1: -9}) == 128 + 9  # the first was asked to end, since the second was gone
     assert "rank 1 was ended by SIGKILL (is there enough memory?)" in capsys.readouterr().err
-    assert status_of({0: 1, 1: 2}) == 2
+    assert exit_status({0: 1, 1: 2}) == 2
     assert capsys.readouterr().err == ""
-    assert status_of({0: -11}) == 128 + 11
+    assert exit_status({0: -11}) == 128 + 11
     assert "SIGSEGV" in capsys.readouterr().err
 
 
 def test_several_machines_are_not_started_from_here():
     with pytest.raises(ValueError, match=r"trainer.num_nodes=2 machines are started by torchrun"):
-        start("train.py", [], 2, num_nodes=2)
+        launch_workers("train.py", [], 2, num_nodes=2)
 
 
 @pytest.mark.parametrize(

@@ -3,11 +3,11 @@
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from fewstep.sweeps.jobs import Line, name_of, quoted, shortened
+from fewstep.sweeps.jobs import SweepOverrides, name_of, quoted, shortened
 
 
-def line(*overrides: str) -> Line:
-    return Line.of(OverridesParser.create().parse_overrides(list(overrides)))
+def line(*overrides: str) -> SweepOverrides:
+    return SweepOverrides.of(OverridesParser.create().parse_overrides(list(overrides)))
 
 
 def test_every_combination_is_a_job_named_by_what_differs():

@@ -21,9 +21,9 @@ from fewstep.diffusion.mixture import GaussianMixture
 from fewstep.diffusion.prediction import PredictionKind, diffuse
 from fewstep.diffusion.sampler import integrate, sample
 from fewstep.diffusion.schedule import CosineSchedule, Schedule, alpha, sigma
+from fewstep.methods import GuidanceStage, Training
 from fewstep.networks import Denoiser, Frozen, ResidualMLP
 from fewstep.system.seeds import seed_for
-from fewstep.methods import GuidanceStage, Training
 
 CLOCK = BetaSchedule()  # Stable Diffusion's: alpha = 0.068 at its last timestep
 RESCALED = BetaSchedule(rescale_zero_snr=True)

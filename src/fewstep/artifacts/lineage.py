@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fewstep.artifacts.model_file import ModelCard, Parent, Role, Sampling, load_model
+from fewstep.artifacts.run_folder import CONFIG, MODEL, made_at, rung_file, settings_in
 from fewstep.data.facts import DataFacts
 from fewstep.diffusion.betas import BetaSchedule
 from fewstep.diffusion.schedule import CosineSchedule
-from fewstep.system.files import sha256_of
-from fewstep.artifacts.run_folder import CONFIG, MODEL, made_at, rung_file, settings_in
 from fewstep.inference.model import Model
 from fewstep.networks import Denoiser
 from fewstep.networks.denoiser import arguments_of
+from fewstep.system.files import sha256_of
 
 STAGE_OF: dict[Role, str] = {
     "teacher": "teacher",
@@ -22,7 +22,7 @@ STAGE_OF: dict[Role, str] = {
     "encoder": "encoder",
 }
 
-Fits = Callable[[Model], str | None]
+Compatibility = Callable[[Model], str | None]
 """Why a model does not fit, or None if it does."""
 ScheduleOf = Callable[[Denoiser], CosineSchedule | BetaSchedule]
 """What a student of a network lives on."""
@@ -44,7 +44,7 @@ class Rung:
         )
 
 
-def fits(
+def compatibility(
     role: Role,
     facts: DataFacts,
     student: Denoiser,
@@ -52,7 +52,7 @@ def fits(
     ladder: Rung | None = None,
     *,
     any_size: bool = False,
-) -> Fits:
+) -> Compatibility:
     """Whether a model can be the parent of this run's student: same data, network, prediction and schedule.
 
     A student is copied as it is: where it was named, `any_size`, its network need not be that of the settings.
@@ -94,14 +94,14 @@ def is_guided(parent: str | Path) -> bool:
     return Path(parent).suffix == ".safetensors" and load_model(Path(parent))[1].role == "guided"
 
 
-def models_in(folder: Path) -> list[Path]:
+def models_in_folder(folder: Path) -> list[Path]:
     """The finished models of a run folder, most steps first."""
     rungs = [p for p in folder.glob(rung_file(0).replace("0", "*")) if p.stem.removeprefix("model-").isdigit()]
     whole = [folder / MODEL] if (folder / MODEL).is_file() else []
     return whole + sorted(rungs, key=lambda p: -int(p.stem.removeprefix("model-")))
 
 
-def newest(outputs: Path, dataset: str, role: Role, fits: Fits) -> Path:
+def find_newest(outputs: Path, dataset: str, role: Role, compatibility: Compatibility) -> Path:
     """The newest model file of that role that fits; imported teachers are used where they are named.
 
     Raises:
@@ -110,9 +110,9 @@ def newest(outputs: Path, dataset: str, role: Role, fits: Fits) -> Path:
     refused = ""
     folders = (outputs / dataset / STAGE_OF[role]).glob("*/")
     for folder in sorted((f for f in folders if not f.name.startswith("imported-")), key=made_at, reverse=True):
-        for path in models_in(folder):
+        for path in models_in_folder(folder):
             try:
-                reason = fits(Model(*load_model(path)))
+                reason = compatibility(Model(*load_model(path)))
             except ValueError as error:  # damaged: an older one may do
                 reason = str(error)
             if reason is None:
@@ -124,7 +124,7 @@ def newest(outputs: Path, dataset: str, role: Role, fits: Fits) -> Path:
     )
 
 
-def newest_ladder(outputs: Path, dataset: str) -> list[Path]:
+def find_newest_ladder(outputs: Path, dataset: str) -> list[Path]:
     """The rungs of the newest ladder that has come down to its last rung, most steps first.
 
     Raises:
@@ -142,25 +142,25 @@ def newest_ladder(outputs: Path, dataset: str) -> list[Path]:
     )
 
 
-def named(path: Path, fits: Fits) -> Path:
+def resolve_parent(path: Path, compatibility: Compatibility) -> Path:
     """The model file at `path`, or the only one of the run folder at `path`.
 
     Raises:
         ValueError: it does not fit, or the folder holds none or several.
     """
     if path.is_dir():
-        found = models_in(path)
+        found = models_in_folder(path)
         if len(found) != 1:
             names = ", ".join(p.name for p in found) or "none"
             raise ValueError(f"teacher={path} must hold one model, and holds {names}; name the file")
         path = found[0]
-    reason = fits(Model(*load_model(path)))
+    reason = compatibility(Model(*load_model(path)))
     if reason is not None:
         raise ValueError(f"teacher={path} does not fit: {reason}")
     return path
 
 
-def as_parents(path: Path, card: ModelCard, child: Path) -> tuple[Parent, ...]:
+def lineage_of(path: Path, card: ModelCard, child: Path) -> tuple[Parent, ...]:
     """The ancestors that a child in the folder `child` has if its parent is the model at `path`."""
     here = Parent(card.role, os.path.relpath(path, child), sha256_of(path))
     older = (Parent(p.role, os.path.relpath(path.parent / p.path, child), p.sha256) for p in card.parents)

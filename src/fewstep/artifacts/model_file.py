@@ -17,10 +17,10 @@ from fewstep.data.facts import DataFacts, LatentFacts, TextFacts
 from fewstep.diffusion.betas import BetaSchedule
 from fewstep.diffusion.prediction import PredictionKind
 from fewstep.diffusion.schedule import CosineSchedule
-from fewstep.system.files import atomic, tensor_digest
 from fewstep.networks import Denoiser, network_class
 from fewstep.networks.denoiser import arguments_of
-from fewstep.system.validation import require_types
+from fewstep.system.files import atomic_write, tensor_digest
+from fewstep.system.validation import require_card_types
 
 FORMAT = 1
 KEY = "fewstep"
@@ -113,7 +113,7 @@ def save_model(path: Path, denoiser: Denoiser, card: ModelCard) -> None:
     }
     tensors = {key: value.detach().cpu().contiguous() for key, value in denoiser.network.state_dict().items()}
     description |= {CHECKSUM: checksum(description, tensors)}
-    with atomic(path) as temporary:
+    with atomic_write(path) as temporary:
         save_file(tensors, temporary, metadata={KEY: json.dumps(description)})
 
 
@@ -144,7 +144,7 @@ def load_model(path: Path) -> tuple[Denoiser, ModelCard]:
             clock=None if clock is None else BetaSchedule(**tuples(clock)),
             **tuples(description),
         )
-        require_types(card)
+        require_card_types(card)
         if (list(card.data.shape), card.data.num_classes) != (arguments["shape"], arguments["num_classes"]):
             raise ValueError(f"its network does not make {card.data}")
         if (blocks := most_blocks(arguments | arguments.get("config", {}))) > len(tensors):

@@ -12,7 +12,7 @@ from typing import IO, Any
 
 import yaml
 
-from fewstep.system.files import atomic, remove
+from fewstep.system.files import atomic_write, remove
 
 CONFIG = "config.yaml"
 MODEL = "model.safetensors"
@@ -121,7 +121,7 @@ def open_run(
                 )
             for leftover in [*path.rglob(".*.tmp")]:  # of a process that was killed while it wrote
                 remove(leftover)
-            with atomic(path / CONFIG) as temporary:
+            with atomic_write(path / CONFIG) as temporary:
                 temporary.write_text(config)
             try:
                 yield RunFolder(path, done(path))

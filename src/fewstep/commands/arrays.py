@@ -10,8 +10,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fewstep.data.facts import DataFacts
-from fewstep.system.files import atomic
-from fewstep.evaluation.images import as_judged
+from fewstep.evaluation.images import evaluation_tensor
+from fewstep.system.files import atomic_write
 
 
 def save_batches(
@@ -36,7 +36,7 @@ def save_batches(
 
     def arrays() -> Iterator[np.ndarray]:
         for batch in batches:
-            judged = as_judged(batch, facts)
+            judged = evaluation_tensor(batch, facts)
             yield np.ascontiguousarray((judged.permute(0, 2, 3, 1) if facts.is_image else judged).numpy())
 
     made = arrays()
@@ -46,7 +46,7 @@ def save_batches(
         "fortran_order": False,
         "shape": (count, *first.shape[1:]),
     }
-    with atomic(out) as temporary, ZipFile(temporary, "w", ZIP_DEFLATED) as archive:
+    with atomic_write(out) as temporary, ZipFile(temporary, "w", ZIP_DEFLATED) as archive:
         with archive.open("images.npy", "w", force_zip64=True) as file:
             np.lib.format.write_array_header_1_0(file, header)
             for array in chain([first], made):

@@ -36,8 +36,8 @@ def check(
     if num < 16:
         raise ValueError(f"--num must be at least 16, got {num}: fewer examples say too little")
     from fewstep.artifacts.model_file import load_model
-    from fewstep.runs.build import data_of
     from fewstep.networks import Frozen
+    from fewstep.runs.build import data_of
     from fewstep.teachers.checking import examine
     from fewstep.teachers.imported import is_foreign, read
 

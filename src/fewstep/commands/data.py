@@ -34,13 +34,13 @@ def check(
     picture_file = out or Path(f"{name}.png")
     if picture_file.suffix != ".png":
         raise ValueError(f"--out must end in .png, got {picture_file}")
-    from fewstep.runs.build import data_of
-    from fewstep.evaluation.images import as_judged
+    from fewstep.evaluation.images import evaluation_tensor
     from fewstep.reports.pictures import picture, save_png
+    from fewstep.runs.build import data_of
 
     opened = data_of(name, [*(settings or []), *([f"root={root}"] if root else [])], batch_size=SHOWN)
     for line in opened.check():
         typer.echo(line)
     x, labels = opened.preview()
-    save_png(picture(as_judged(x, opened.facts.pixels), labels, opened.facts.pixels, COLUMNS), picture_file)
+    save_png(picture(evaluation_tensor(x, opened.facts.pixels), labels, opened.facts.pixels, COLUMNS), picture_file)
     typer.echo(f"{picture_file}: {len(x)} training examples")

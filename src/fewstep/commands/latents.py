@@ -26,10 +26,10 @@ def latents(
     import torch
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from fewstep.runs.build import data_of
     from fewstep.data.batches import ImagesInMemory
     from fewstep.data.make_latents import make_latents
     from fewstep.networks.frozen.autoencoder import Autoencoder
+    from fewstep.runs.build import data_of
 
     if batch_size < 1 or (num is not None and num < 1):
         raise ValueError(f"--batch-size and --num must be at least 1, got {batch_size} and {num}")

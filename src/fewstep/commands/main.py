@@ -21,8 +21,8 @@ from fewstep.commands.export import export
 from fewstep.commands.latents import latents
 from fewstep.commands.play import play
 from fewstep.commands.wandb_sweep import wandb_sweep
+from fewstep.distributed.launch import is_silent_rank, is_worker_process
 from fewstep.system.files import is_out_of_memory
-from fewstep.distributed.launch import is_one_of_several, is_quiet
 from fewstep.system.signals import Stopped
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def sample(
     import time
 
     loaded = open_model(model, autoencoder=autoencoder, text_encoder=text_encoder)
-    asked = asked_for(loaded, label, prompt or [], num)
+    asked = requested_conditions(loaded, label, prompt or [], num)
     labels = loaded.condition(asked)
     w = loaded.default_w if w is None else w
     start = time.perf_counter()
@@ -93,7 +93,7 @@ def sample(
     )
 
 
-def asked_for(model: "Model", label: int | None, prompts: list[str], num: int) -> list[int] | list[str]:
+def requested_conditions(model: "Model", label: int | None, prompts: list[str], num: int) -> list[int] | list[str]:
     """`num` classes or prompts, in turn.
 
     Raises:
@@ -125,9 +125,9 @@ def evaluate(
     from dataclasses import replace
 
     from fewstep.data.digits import DigitsData
-    from fewstep.runs.evaluate import Judge
+    from fewstep.evaluation.grid import EvaluationPlan
+    from fewstep.runs.evaluate import Evaluator
     from fewstep.runs.evaluate import evaluate as judge_models
-    from fewstep.evaluation.grid import Plan
 
     card = open_model(model).card
     if card.role == "encoder":
@@ -138,9 +138,9 @@ def evaluate(
             f"fewstep evaluate knows the data set digits, and this model makes {facts.name}; use "
             f"`python train.py stage=evaluate dataset={facts.name} teacher={model}`"
         )
-    plan = replace(Plan(), num_images=num_images, seed=seed, w=tuple(w) if w else Plan().w)
+    plan = replace(EvaluationPlan(), num_images=num_images, seed=seed, w=tuple(w) if w else EvaluationPlan().w)
     folder = out or model.with_name(f"{model.stem}-quality")
-    judge_models([model], plan, Judge.of(DigitsData(batch_size=1, stream="facts")), folder, [])
+    judge_models([model], plan, Evaluator.of(DigitsData(batch_size=1, stream="facts")), folder, [])
     typer.echo(f"{folder / 'quality.json'}, {folder / 'report.html'}")
 
 
@@ -165,8 +165,8 @@ def info(model: tasks.ModelFile) -> None:
     """
     from dataclasses import asdict
 
-    from fewstep.system.files import sha256_of
     from fewstep.networks.denoiser import arguments_of
+    from fewstep.system.files import sha256_of
 
     loaded = open_model(model)
     network = loaded.denoiser.network
@@ -193,10 +193,10 @@ def open_model(path: Path, *, autoencoder: Path | None = None, text_encoder: Pat
     return load(path, autoencoder=autoencoder, text_encoder=text_encoder)
 
 
-def guarded(main: Callable[[], object]) -> int:
+def run_guarded(main: Callable[[], object]) -> int:
     """Run `main`; a user's mistake becomes one line and exit status 2 (FEWSTEP_TRACEBACK=1: a traceback too)."""
-    warnings.showwarning = lambda message, category, *_: is_quiet() or typer.echo(f"warning: {message}", err=True)
-    argparse.ArgumentParser.error = refuse  # Hydra's parser would print its usage
+    warnings.showwarning = lambda message, category, *_: is_silent_rank() or typer.echo(f"warning: {message}", err=True)
+    argparse.ArgumentParser.error = raise_usage_error  # Hydra's parser would print its usage
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then raises, and the line is ours
     try:
         main()
@@ -204,33 +204,33 @@ def guarded(main: Callable[[], object]) -> int:
         typer.echo("stopped; the same command goes on where it was", err=True)
         return 130
     except Stopped as stopped:
-        if (line := said_here(stopped, str(stopped))) is not None:
+        if (line := local_error_line(stopped, str(stopped))) is not None:
             typer.echo(line, err=True)
         return stopped.status
     except Exception as error:
-        if (line := said_here(error, f"error: {one_line(error)}")) is not None:
-            if os.environ.get("FEWSTEP_TRACEBACK") or not is_users(error):
+        if (line := local_error_line(error, f"error: {one_line(error)}")) is not None:
+            if os.environ.get("FEWSTEP_TRACEBACK") or not is_user_error(error):
                 traceback.print_exc()
             typer.echo(line, err=True)
-        return EXIT_BAD_INPUT if is_users(error) else getattr(error, "status", 1)
+        return EXIT_BAD_INPUT if is_user_error(error) else getattr(error, "status", 1)
     return 0
 
 
-def said_here(error: BaseException, line: str) -> str | None:
+def local_error_line(error: BaseException, line: str) -> str | None:
     """The line that this process prints of an error: of several that meet the same one, one speaks."""
-    if not is_one_of_several():
+    if not is_worker_process():
         return line
-    from fewstep.distributed.collectives import as_said_here
+    from fewstep.distributed.collectives import deduplicated_error_line
 
-    return as_said_here(error, line)
+    return deduplicated_error_line(error, line)
 
 
-def refuse(self: argparse.ArgumentParser, message: str) -> NoReturn:
+def raise_usage_error(self: argparse.ArgumentParser, message: str) -> NoReturn:
     """Raise what argparse would print with its usage, and end with."""
     raise ValueError(f"{message}; `python train.py --help` shows what there is")
 
 
-def is_users(error: BaseException) -> bool:
+def is_user_error(error: BaseException) -> bool:
     """Whether the error is one of input: ours (ValueError, OSError), Hydra's, or Typer's; or of a machine too small."""
     module = type(error).__module__.partition(".")[0]
     known = isinstance(error, ValueError | OSError) or module in ("hydra", "omegaconf", "typer", "click")
@@ -247,7 +247,7 @@ def raised_in(error: BaseException) -> str:
 
 def one_line(error: BaseException) -> str:
     """The error's own words in one line; Hydra wraps the cause in lines about where it was instantiated."""
-    if type(error).__module__.startswith("hydra") and error.__cause__ is not None and is_users(error.__cause__):
+    if type(error).__module__.startswith("hydra") and error.__cause__ is not None and is_user_error(error.__cause__):
         return one_line(error.__cause__)
     if is_out_of_memory(error):
         said = " ".join(str(error).partition("\n")[0].split()) or "an allocation failed"
@@ -267,4 +267,4 @@ def one_line(error: BaseException) -> str:
 def main() -> None:
     """Entry point of the `fewstep` command."""
     arguments = sys.argv[1:] or ["--help"]
-    sys.exit(guarded(lambda: app(arguments, prog_name=PROGRAM, standalone_mode=False)))
+    sys.exit(run_guarded(lambda: app(arguments, prog_name=PROGRAM, standalone_mode=False)))

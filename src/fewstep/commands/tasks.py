@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from fewstep.diffusion.prediction import Condition
-    from fewstep.inference.image_io import Given
+    from fewstep.inference.image_io import LoadedImages
     from fewstep.inference.model import Model
 
 ModelFile = Annotated[
@@ -240,7 +240,7 @@ def check_out(out: Path) -> None:
 
 def opened(
     model: Path, images: list[Path], out: Path, autoencoder: Path | None, text_encoder: Path | None
-) -> tuple["Model", "Given"]:
+) -> tuple["Model", "LoadedImages"]:
     """The model and the images, after a look at where the result goes."""
     check_out(out)
     import fewstep
@@ -270,7 +270,7 @@ def parsed(model: "Model", given: str | None, option: str) -> tuple[int | None, 
         ) from None
 
 
-def condition(model: "Model", label: int | None, prompt: str | None, given: "Given", option: str) -> "Condition":
+def condition(model: "Model", label: int | None, prompt: str | None, given: "LoadedImages", option: str) -> "Condition":
     """One condition for each image, checked: the class or prompt that was typed, or the labels that came with them."""
     data, count = model.card.data, len(given.images)
     if data.text is not None:
@@ -305,13 +305,13 @@ def save_images(
     import torch
     from PIL import Image
 
-    from fewstep.system.files import atomic
-    from fewstep.evaluation.images import as_judged
+    from fewstep.evaluation.images import evaluation_tensor
     from fewstep.reports.pictures import picture, save_png
+    from fewstep.system.files import atomic_write
 
     facts = model.card.data.pixels
     classes = None if wanted.is_floating_point() else wanted
-    judged = as_judged(x, facts)
+    judged = evaluation_tensor(x, facts)
     if out.suffix == ".png" and facts.is_image and len(x) == 1:
         pixels = judged[0].permute(1, 2, 0).numpy()
         save_png(Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels), out)
@@ -324,7 +324,7 @@ def save_images(
             arrays["labels"] = np.asarray(prompts if classes is None else classes)
         buffer = BytesIO()
         np.savez_compressed(buffer, **arrays)  # pyright: ignore[reportArgumentType]
-        with atomic(out) as temporary:
+        with atomic_write(out) as temporary:
             temporary.write_bytes(buffer.getvalue())
 
 

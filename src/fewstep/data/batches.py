@@ -12,7 +12,7 @@ from torch import Tensor
 from fewstep.data.facts import DataFacts
 from fewstep.diffusion.mixture import GaussianMixture
 from fewstep.diffusion.prediction import Condition
-from fewstep.distributed.collectives import mine, num_processes
+from fewstep.distributed.collectives import local_rows, world_size
 from fewstep.system.seeds import seed_for
 
 
@@ -61,7 +61,7 @@ class Data(lightning.LightningDataModule):
     def rows(self, step: int) -> Batch:
         """This process's rows of that step's batch."""
         x, label = self.batch(step)
-        return Batch(mine(x), mine(label))
+        return Batch(local_rows(x), local_rows(label))
 
     @abstractmethod
     def reference(self) -> Batch:
@@ -199,7 +199,7 @@ class ImagesInMemory(Data):
         return self.part(step)
 
     def rows(self, step: int) -> Batch:
-        return self.batch(step) if num_processes() == 1 else self.part(step, mine)
+        return self.batch(step) if world_size() == 1 else self.part(step, local_rows)
 
 
 def from_uint8(images: Tensor) -> Float[Tensor, "batch *shape"]:

@@ -26,7 +26,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from fewstep.data.split import Examples
-from fewstep.system.files import atomic
+from fewstep.system.files import atomic_write
 
 FORMAT = 2
 MANIFEST = "manifest.json"
@@ -250,7 +250,7 @@ def write(folder: Path, part: Part, progress: Progress, task: Any) -> dict[str, 
     converted: Counter[str] = Counter()
     path = folder / f"{part.name}.images"
     (folder / f"{part.name}.json").unlink(missing_ok=True)
-    with atomic(path) as temporary, temporary.open("wb") as file:
+    with atomic_write(path) as temporary, temporary.open("wb") as file:
         for chunk in part.chunks():
             file.write(np.ascontiguousarray(chunk.images).data)
             labels += chunk.labels.tolist()
@@ -298,5 +298,5 @@ def digest(path: Path, labels: Sequence[int]) -> str:
 
 
 def write_json(path: Path, value: Any) -> None:
-    with atomic(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(json.dumps(value) + "\n")

@@ -11,8 +11,8 @@ import torch
 
 from fewstep.data.batches import ImagesInMemory, from_uint8
 from fewstep.data.latents import FORMAT, LABELS, MANIFEST, REFERENCE, REFERENCE_LABELS
-from fewstep.system.files import atomic, sha256_of, tensor_digest
 from fewstep.networks.frozen.autoencoder import Autoencoder
+from fewstep.system.files import atomic_write, sha256_of, tensor_digest
 
 PER_FILE = 8192  # rows: 64 MiB a file at 4 x 32 x 32
 UNFINISHED = "unfinished.json"
@@ -122,11 +122,11 @@ def fingerprint(source: ImagesInMemory) -> str:
 
 def save_array(path: Path, array: np.ndarray) -> None:
     """Write a .npy file, whole or not at all."""
-    with atomic(path) as temporary, temporary.open("wb") as file:
+    with atomic_write(path) as temporary, temporary.open("wb") as file:
         np.save(file, array, allow_pickle=False)
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
     """Write `value` as JSON, whole or not at all."""
-    with atomic(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(json.dumps(value, indent=1) + "\n")

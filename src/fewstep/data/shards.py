@@ -16,7 +16,7 @@ from webdataset.filters import shuffle
 from webdataset.handlers import ignore_and_stop
 from webdataset.tariterators import base_plus_ext, group_by_keys, tar_file_expander
 
-from fewstep.system.files import atomic
+from fewstep.system.files import atomic_write
 from fewstep.system.seeds import seed_for
 
 INDEX = ".fewstep-index.json"
@@ -81,7 +81,7 @@ def read_index(path: Path) -> dict[str, Any]:
 def write_index(path: Path, index: dict[str, Any]) -> None:
     """Keep what is known of the shards, where the folder can be written."""
     try:
-        with atomic(path) as temporary:
+        with atomic_write(path) as temporary:
             temporary.write_text(json.dumps(index))
     except OSError as error:
         warnings.warn(f"the shards are counted anew each time, since {path} cannot be written: {error}", stacklevel=2)

@@ -7,7 +7,7 @@ from typing import Any
 
 from lightning.pytorch.loggers.logger import Logger
 
-from fewstep.system.files import atomic
+from fewstep.system.files import atomic_write
 from fewstep.tracking.names import (
     ALARMS,
     GAP,
@@ -50,7 +50,7 @@ class DiagnosticsFile:
             if look["images"] <= images and not (begins and look["rung"] == rung)
         ]
         if kept:
-            with atomic(self.path) as temporary:
+            with atomic_write(self.path) as temporary:
                 temporary.write_text("".join(json.dumps(look) + "\n" for look in kept), encoding="utf-8")
         else:
             self.path.unlink(missing_ok=True)

@@ -12,6 +12,7 @@ from lightning import Callback, LightningModule, Trainer
 
 from fewstep.data.batches import Data
 from fewstep.diagnostics.alarms import alarms
+from fewstep.diagnostics.file import DiagnosticsFile, alert, log_look
 from fewstep.diagnostics.gaps import answers, gap, gap_by
 from fewstep.diagnostics.gradients import gradient_norms
 from fewstep.diagnostics.probe import Bin, Probe, Starts
@@ -20,10 +21,9 @@ from fewstep.diagnostics.steps import taught_samples, walk
 from fewstep.diffusion.prediction import Condition
 from fewstep.diffusion.sampler import Fresh
 from fewstep.diffusion.schedule import Images
-from fewstep.distributed.collectives import num_processes
-from fewstep.system.seeds import fresh_noise, seed_for, starting_noise
+from fewstep.distributed.collectives import world_size
 from fewstep.methods import EncoderStage, GuidanceRange, Stage
-from fewstep.diagnostics.file import DiagnosticsFile, alert, log_look
+from fewstep.system.seeds import fresh_noise, seed_for, starting_noise
 
 SEED = 1  # of the noise that samples begin with: not that of the pictures and figures
 
@@ -92,7 +92,7 @@ class Diagnostics(Callback):
     def look(self, trainer: Trainer, stage: Stage) -> None:
         """Look at the model as it would be saved; write it down, and say what is wrong."""
         stage.check_finite()
-        with asked(stage, trainer):
+        with evaluation_mode(stage, trainer):
             found: dict[str, Any] = {
                 "images": self.images(trainer, stage),
                 "stage": stage.name,
@@ -181,11 +181,11 @@ def classes(label: Condition) -> torch.Tensor:
 
 def rows(stage: Stage) -> int:
     """How many examples are asked at once: as many as a training step of this process has, whose memory suffices."""
-    return max(1, stage.training_plan.batch_size // num_processes())
+    return max(1, stage.training_plan.batch_size // world_size())
 
 
 @contextmanager
-def asked(stage: Stage, trainer: Trainer) -> Iterator[None]:
+def evaluation_mode(stage: Stage, trainer: Trainer) -> Iterator[None]:
     """The model in eval mode and in training's precision; not compiled anew for these few calls of other sizes."""
     model = stage.model
     training = model.training

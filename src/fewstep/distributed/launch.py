@@ -11,7 +11,7 @@ SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1,SIGUSR2"  # passed on to the pr
 STOP_SECONDS = 45  # for a process to end when it is asked to, before it is killed
 
 
-def told_by_slurm() -> None:
+def translate_slurm_environment() -> None:
     """Translate what srun tells each of several processes to torchrun's names, which all else here and torch read."""
     told = os.environ
     if "RANK" in told or int(told.get("SLURM_STEP_NUM_TASKS", 1)) == 1:
@@ -27,18 +27,18 @@ def told_by_slurm() -> None:
         told["MASTER_PORT"] = str(15000 + (int(told["SLURM_JOB_ID"]) + 97 * int(told["SLURM_STEP_ID"])) % 10000)
 
 
-def is_one_of_several() -> bool:
+def is_worker_process() -> bool:
     """Whether this process was started as one of a run's."""
-    told_by_slurm()
+    translate_slurm_environment()
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
-def is_quiet() -> bool:
+def is_silent_rank() -> bool:
     """Whether another process says what both have to say."""
-    return is_one_of_several() and os.environ["RANK"] != "0"
+    return is_worker_process() and os.environ["RANK"] != "0"
 
 
-def start(program: str, arguments: Sequence[str], count: int, num_nodes: int = 1) -> int:
+def launch_workers(program: str, arguments: Sequence[str], count: int, num_nodes: int = 1) -> int:
     """Run a Python program in `count` processes on this machine, by torch's elastic launcher; give the exit status.
 
     Where one ends with an error the others are ended too. Signals are passed on.
@@ -77,13 +77,13 @@ def start(program: str, arguments: Sequence[str], count: int, num_nodes: int = 1
         return 128 + stopped.sigval
     except ChildFailedError as failed:
         ended = {rank: failure.exitcode for rank, failure in failed.failures.items()}
-        return status_of(ended)
+        return exit_status(ended)
     finally:
         logging.disable(logging.NOTSET)
     return 0
 
 
-def status_of(ended: dict[int, int]) -> int:
+def exit_status(ended: dict[int, int]) -> int:
     """The exit status of a run whose processes ended so: rank -> status, negative for a signal; says who was killed.
 
     Those ended by SIGTERM were asked to, after another one had failed.

@@ -9,13 +9,13 @@ from torch.distributed.tensor import DTensor
 from fewstep.networks.denoiser import Denoiser
 
 
-def divide(module: nn.Module, mesh: DeviceMesh) -> None:
+def shard_module(module: nn.Module, mesh: DeviceMesh) -> None:
     """Divide the weights of a module over a one-dimensional mesh.
 
     Its blocks, the members of its outermost lists, come together one after the other while it is called, and the rest
     for the whole call.
     """
-    for block in blocks(module):
+    for block in transformer_blocks(module):
         if any(True for _ in block.parameters()):
             fully_shard(block, mesh=mesh)
     # By torch's default what is outermost stays whole until a backward pass; a model that has none, like an average,
@@ -23,14 +23,14 @@ def divide(module: nn.Module, mesh: DeviceMesh) -> None:
     fully_shard(module, mesh=mesh, reshard_after_forward=True)
 
 
-def blocks(module: nn.Module) -> list[nn.Module]:
+def transformer_blocks(module: nn.Module) -> list[nn.Module]:
     """The members of the outermost module lists."""
     if isinstance(module, nn.ModuleList):
         return list(module)
-    return [block for child in module.children() for block in blocks(child)]
+    return [block for child in module.children() for block in transformer_blocks(child)]
 
 
-def assembled(divided: Denoiser, shape: Denoiser, *, here: bool) -> Denoiser:
+def gather_full_model(divided: Denoiser, shape: Denoiser, *, here: bool) -> Denoiser:
     """A divided denoiser as one on the CPU of the process where `here` is true, and without weights on the others.
 
     Called by all processes; `here` is true of the first alone.
@@ -44,6 +44,6 @@ def assembled(divided: Denoiser, shape: Denoiser, *, here: bool) -> Denoiser:
     return shape
 
 
-def whole_number(value: Tensor) -> Tensor:
+def full_scalar(value: Tensor) -> Tensor:
     """A number that is known in parts, as all of it; as it is where nothing is divided."""
     return value.full_tensor() if isinstance(value, DTensor) else value

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic, sleep
 
-from fewstep.system.hardware import memory_of
 from fewstep.estimate.footprint import Footprint
 from fewstep.estimate.request import MEASURED, Attempt, ask
+from fewstep.system.hardware import memory_of_process
 
 PACE = 0.2  # share of the speed of matrix products that a small network may reach
 UPDATE_SECONDS = 6.0  # an update that would take longer is tried with fewer rows, or not at all
@@ -98,7 +98,7 @@ def watched(
         if now != shown:
             say(now)
             shown = now
-        if memory_of(process.pid) > limit:
+        if memory_of_process(process.pid) > limit:
             return TOO_LARGE
         if monotonic() > until:
             return f"took longer than {DEADLINE / 60:.0f} minutes"

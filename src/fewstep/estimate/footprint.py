@@ -8,9 +8,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
-from fewstep.runs.build import Setup
 from fewstep.networks import Denoiser
 from fewstep.networks.memory import checkpoint_gradients
+from fewstep.runs.build import Setup
 
 # Copies of the weights while a stage trains. Student, its gradient and Adam's two moments; the average; the teacher.
 TRAINED, AVERAGED, TAUGHT = 4, 1, 1

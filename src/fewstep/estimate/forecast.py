@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from math import prod
 from typing import Literal
 
-from fewstep.runs.build import Setup
 from fewstep.estimate.attempts import Room
 from fewstep.estimate.footprint import FORWARDS, Footprint
 from fewstep.estimate.request import Measured
 from fewstep.estimate.work import Grid, Leg
+from fewstep.runs.build import Setup
 
 How = Literal["measured", "scaled", "estimated"]
 KEPT_CHECKPOINTS = 2  # the last and the one before

@@ -12,19 +12,19 @@ import torch
 from omegaconf import DictConfig
 from rich.console import Console
 
-from fewstep.runs.build import EXACT, Setup, plain, plan_of
-from fewstep.runs.evaluate import contenders_of, with_ancestors
-from fewstep.system.hardware import free_disk, free_memory, memory_now, product_rate
-from fewstep.artifacts.lineage import Rung, models_in, newest_ladder
+from fewstep.artifacts.lineage import Rung, find_newest_ladder, models_in_folder
+from fewstep.distributed.collectives import world_size
 from fewstep.estimate.attempts import Room, tried
 from fewstep.estimate.footprint import Footprint
 from fewstep.estimate.forecast import Forecast, Machine, Needs, estimated, judged, per_evaluation, scaled
 from fewstep.estimate.request import STAND_IN, Attempt, Measured, told
 from fewstep.estimate.table import show
 from fewstep.estimate.work import Grid, Leg, grid_among, grid_of, legs_of
-from fewstep.distributed.collectives import num_processes
 from fewstep.evaluation.features import INCEPTION_WEIGHTS
+from fewstep.runs.build import EXACT, Setup, plain, plan_of
+from fewstep.runs.evaluate import candidates_of, with_ancestors
 from fewstep.runs.pipeline import chain_of, check_pipeline, check_stage, is_guided, stage_of
+from fewstep.system.hardware import current_memory, free_disk, free_memory, product_rate
 from fewstep.teachers.imported import is_foreign
 
 GENERATED = ("cifar10", "imagenet64")  # of which generated files have the true shape
@@ -181,19 +181,19 @@ class Planner:
             return None
         setup = Setup.of(self.apart)
         if self.config.teacher in (None, EXACT):
-            models = newest_ladder(Path(self.config.outputs), self.config.dataset.name)
+            models = find_newest_ladder(Path(self.config.outputs), self.config.dataset.name)
         elif is_foreign(self.config.teacher):
             models = [setup.parent("teacher")]
         else:
             path = Path(self.config.teacher)
-            models = models_in(path) if path.is_dir() else [path]
+            models = models_in_folder(path) if path.is_dir() else [path]
             if not models:
                 raise ValueError(f"teacher={path} must be a model file or a folder that holds one, and holds none")
         self.apart.teacher = str(models[-1])
         grid = plan_of(stage, setup.settings)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the evaluation will say it
-            return grid_among(grid, contenders_of(with_ancestors(models), grid, setup.judge.exact))
+            return grid_among(grid, candidates_of(with_ancestors(models), grid, setup.judge.exact))
 
     def machine(self, steps: Sequence[Step]) -> Machine:
         """Where it is to run, and what a trial may use of it.
@@ -202,7 +202,7 @@ class Planner:
             ValueError: a batch does not divide over the processes.
         """
         settings = (steps[0].setup if steps else Setup.of(self.apart)).settings
-        processes = max(num_processes(), settings.processes * settings.num_nodes)
+        processes = max(world_size(), settings.processes * settings.num_nodes)
         for leg in (leg for step in steps for leg in step.legs if leg.batch_size % processes):
             raise ValueError(
                 f"a batch must divide over the processes, got stage.training.batch_size={leg.batch_size} for "
@@ -212,7 +212,7 @@ class Planner:
         rate = product_rate(settings.device, dtype)
         on_gpu = settings.device == "cuda"
         memory = free_memory(settings.device)
-        room = Room(memory, 0 if on_gpu else memory_now(), rate)
+        room = Room(memory, 0 if on_gpu else current_memory(), rate)
         return Machine(settings.device, processes, settings.processes, settings.strategy, room)
 
     def attempts(self, steps: Sequence[Step], grid: Grid | None, room: Room) -> list[Attempt]:
@@ -220,7 +220,7 @@ class Planner:
         attempts: list[Attempt] = []
         for step in steps:
             leg, footprint, settings = step.legs[0], step.footprint, step.setup.settings
-            share = leg.batch_size // max(num_processes(), settings.processes * settings.num_nodes)
+            share = leg.batch_size // max(world_size(), settings.processes * settings.num_nodes)
             rows = room.rows(footprint, leg.stage, share, averaged=leg.averaged)
             if not rows:
                 continue

@@ -5,8 +5,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from fewstep.system.hardware import GIB, cores
 from fewstep.estimate.forecast import Forecast, Needs
+from fewstep.system.hardware import GIB, cores
 
 WIDTH = 120  # where there is no terminal
 MARK = {"measured": "", "scaled": "~", "estimated": ">"}

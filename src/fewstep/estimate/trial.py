@@ -17,19 +17,19 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from fewstep.runs import pipeline as run
 from fewstep.artifacts.model_file import ModelCard, load_model, save_model
-from fewstep.commands.main import guarded
-from fewstep.runs.build import Setup
-from fewstep.diagnostics import Diagnostics
-from fewstep.runs.evaluate import write_json
 from fewstep.artifacts.run_folder import LAST, MODEL, QUALITY
-from fewstep.system.hardware import device_peak, forget_peaks, peak_memory
+from fewstep.commands.main import run_guarded
+from fewstep.diagnostics import Diagnostics
 from fewstep.estimate.request import STAND_IN, Attempt, Measured, asked, tell
-from fewstep.training.callbacks.snapshots import Snapshots
+from fewstep.reports.report import write_report
+from fewstep.runs import pipeline as run
+from fewstep.runs.build import Setup
+from fewstep.runs.evaluate import write_json
+from fewstep.system.hardware import peak_gpu_memory, peak_memory, reset_peak_memory
 from fewstep.tracking.metrics_file import FILE, read_metrics
 from fewstep.tracking.names import IMAGES_PER_SECOND
-from fewstep.reports.report import write_report
+from fewstep.training.callbacks.snapshots import Snapshots
 
 FIRST = 3  # updates that tell how many there is time for
 SECONDS = 2.0  # of updates, to be measured
@@ -56,7 +56,7 @@ def main(folder: Path) -> None:
         elif attempt.parent is not None:
             config["teacher"] = str(made[attempt.parent])
         gc.collect()
-        forget_peaks()
+        reset_peak_memory()
         if attempt.stage == "evaluate":
             tell(folder, evaluated(attempt, config))
         else:
@@ -105,11 +105,11 @@ def trained(attempt: Attempt, config: dict[str, Any]) -> tuple[Measured, Path]:
     updates = round(min(max(SECONDS / seconds, FIRST), MOST))
     spent.clear()
     gc.collect()  # Lightning's trainer and its stage hold each other, and a run has one of them
-    forget_peaks()
+    reset_peak_memory()
     start = perf_counter()
     model, seconds = run_for(attempt, config, "second", updates, looks=int(attempt.looks))
     around = perf_counter() - start - updates * seconds - sum(map(sum, spent.values()))
-    memory, on_device = peak_memory(), device_peak()
+    memory, on_device = peak_memory(), peak_gpu_memory()
     sizes: dict[str, int] = defaultdict(int)
     for file in model.parent.rglob("*"):
         kind = file.relative_to(model.parent).parts[0]
@@ -181,7 +181,7 @@ def evaluated(attempt: Attempt, config: dict[str, Any]) -> Measured:
         stage=attempt.stage,
         rows=attempt.rows,
         memory=peak_memory(),
-        device_memory=device_peak(),
+        device_memory=peak_gpu_memory(),
         seconds_around=max(0.0, around),
         picture_bytes=picture_bytes,
         seconds_per_evaluation=per_evaluation,
@@ -206,4 +206,4 @@ def report_whole(folder: Path, rows: Sequence[tuple[str, int, int, float]]) -> N
 
 
 if __name__ == "__main__":
-    sys.exit(guarded(lambda: main(Path(sys.argv[1]))))
+    sys.exit(run_guarded(lambda: main(Path(sys.argv[1]))))

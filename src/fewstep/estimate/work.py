@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from fewstep.runs.build import Setup
 from fewstep.diagnostics.probe import NUM_EXAMPLES, NUM_SAMPLES
 from fewstep.diagnostics.steps import COMPARED, MOST_STEPS, steps_of
-from fewstep.evaluation.grid import Contender, Plan
+from fewstep.evaluation.grid import Candidate, EvaluationPlan
+from fewstep.runs.build import Setup
 from fewstep.runs.pipeline import SNAPSHOT_STEPS, TWO_STUDENT
 
 
@@ -68,7 +68,7 @@ class Contestants:
 class Grid:
     """The evaluation."""
 
-    plan: Plan
+    plan: EvaluationPlan
     contestants: tuple[Contestants, ...]
 
     @property
@@ -121,7 +121,7 @@ def legs_of(setup: Setup) -> list[Leg]:
     return legs
 
 
-def grid_of(plan: Plan, rungs: Sequence[int], *, guided_outside: bool) -> Grid:
+def grid_of(plan: EvaluationPlan, rungs: Sequence[int], *, guided_outside: bool) -> Grid:
     """A pipeline's grid: teacher and guided student with all their samplers, then each rung at its own steps."""
     others = [tuple(plan.baseline_steps)] * len(plan.baselines)
     return Grid(
@@ -134,6 +134,6 @@ def grid_of(plan: Plan, rungs: Sequence[int], *, guided_outside: bool) -> Grid:
     )
 
 
-def grid_among(plan: Plan, contenders: Sequence[Contender]) -> Grid:
+def grid_among(plan: EvaluationPlan, contenders: Sequence[Candidate]) -> Grid:
     """The grid of models that are there."""
     return Grid(plan, tuple(Contestants(c.model, c.evaluations, (c.steps,)) for c in contenders))

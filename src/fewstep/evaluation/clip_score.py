@@ -10,8 +10,8 @@ from jaxtyping import UInt8
 from torch import Tensor, nn
 from torchmetrics.multimodal.clip_score import CLIPScore
 
-from fewstep.system.files import tensor_digest
 from fewstep.networks.frozen.loading import quiet, require_complete, require_weights
+from fewstep.system.files import tensor_digest
 
 AT_ONCE = 64
 WHAT = "CLIP scores need a local folder of a CLIPModel and its processor in safetensors"

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from fewstep.data.facts import DataFacts
 from fewstep.diffusion.mixture import GaussianMixture
-from fewstep.evaluation.images import Judged, tensor_digest
+from fewstep.evaluation.images import EvaluationImages, tensor_digest
 
 Features = Float[Tensor, "batch features"]
 Logits = Float[Tensor, "batch classes"]
@@ -44,14 +44,14 @@ class FeatureNet(nn.Module, ABC):
     batch_size: int = 256
 
     @abstractmethod
-    def forward(self, images: Judged) -> tuple[Features, Logits]:
+    def forward(self, images: EvaluationImages) -> tuple[Features, Logits]:
         """Features for distances and logits for scores, both float32.
 
         Raises:
             ValueError: `images` have not the type or shape that the net judges.
         """
 
-    def __call__(self, images: Judged) -> tuple[Features, Logits]:
+    def __call__(self, images: EvaluationImages) -> tuple[Features, Logits]:
         """`forward` in full precision, whatever precision trains around it."""
         with torch.autocast(images.device.type, enabled=False):
             return super().__call__(images)
@@ -114,7 +114,7 @@ class DigitsFeatures(FeatureNet):
         self.body.to(memory_format=torch.channels_last)  # a third faster on a CPU
         self.freeze()
 
-    def forward(self, images: Judged) -> tuple[Features, Logits]:
+    def forward(self, images: EvaluationImages) -> tuple[Features, Logits]:
         _require_uint8(images, "(B, 1, 8, 8)", images.shape[1:] == (1, 8, 8))
         features = self.body(pixels(images))
         return features, self.head(features)
@@ -163,7 +163,7 @@ class PatchesFeatures(FeatureNet):
         self.num_features, self.num_classes = 64, None if stands_in else PHOTOGRAPHS
         self.freeze()
 
-    def forward(self, images: Judged) -> tuple[Features, Logits]:
+    def forward(self, images: EvaluationImages) -> tuple[Features, Logits]:
         fits = images.ndim == 4 and images.shape[1] in (1, 3) and min(images.shape[2:]) >= 16
         _require_uint8(images, "(B, 1 or 3, H, W) of 16 pixels or more", fits)
         features = self.body(pixels(images).expand(-1, 3, -1, -1))
@@ -208,7 +208,7 @@ class InceptionFeatures(FeatureNet):
         self.num_features, self.num_classes = 2048, None
         self.freeze()
 
-    def forward(self, images: Judged) -> tuple[Features, Logits]:
+    def forward(self, images: EvaluationImages) -> tuple[Features, Logits]:
         _require_uint8(images, "(B, 1 or 3, H, W)", images.ndim == 4 and images.shape[1] in (1, 3))
         features, logits = self.net(images.expand(-1, 3, -1, -1))
         return features, logits
@@ -232,7 +232,7 @@ class MixtureFeatures(FeatureNet):
         self.num_features, self.num_classes = mixture.means.shape[1], mixture.num_classes
         self.freeze()
 
-    def forward(self, images: Judged) -> tuple[Features, Logits]:
+    def forward(self, images: EvaluationImages) -> tuple[Features, Logits]:
         if images.ndim != 2 or images.shape[1] != self.num_features or not images.is_floating_point():
             raise ValueError(
                 f"this mixture judges float points (B, {self.num_features}), got {images.dtype} {tuple(images.shape)}"

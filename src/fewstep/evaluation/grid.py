@@ -18,20 +18,20 @@ from fewstep.diffusion.mixture import GaussianMixture
 from fewstep.diffusion.prediction import Condition, Denoise
 from fewstep.diffusion.sampler import SAMPLERS, integrate, sample
 from fewstep.diffusion.schedule import Schedule
-from fewstep.distributed.collectives import agreed, gathered, num_processes, part_of, summed
+from fewstep.distributed.collectives import all_gather_rows, all_reduce_sum, local_slice, on_main_process, world_size
 from fewstep.evaluation.baselines import SOLVERS, sample_with
 from fewstep.evaluation.features import FeatureNet
-from fewstep.evaluation.images import Judged, as_judged
+from fewstep.evaluation.images import EvaluationImages, evaluation_tensor
 from fewstep.evaluation.metrics import Figures, figures_of
 from fewstep.evaluation.protocol import Protocol
-from fewstep.evaluation.statistics import Known, Seen
+from fewstep.evaluation.statistics import Features, ReferenceStatistics
 from fewstep.system.seeds import fresh_noise, starting_noise
 
 EXACT_STEPS = 256  # of the Runge-Kutta integrator; its error is below 1e-6, far under what is compared with it
 
 
 @dataclass(frozen=True)
-class Plan:
+class EvaluationPlan:
     """What is measured.
 
     Args:
@@ -69,7 +69,7 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Contender:
+class Candidate:
     """A model in the grid: who it is, how it denoises, at what cost per step, the steps and the sampler it is run with.
 
     `sampler` is one of SAMPLERS or SOLVERS.
@@ -131,21 +131,21 @@ class Row:
         return asdict(self)
 
 
-Show = Callable[[Contender, int, float, Judged, Int[Tensor, "count"]], None]
+Show = Callable[[Candidate, int, float, EvaluationImages, Int[Tensor, "count"]], None]
 Decode = Callable[[Tensor], Tensor]
 
 
 def quality_grid(
-    contenders: Sequence[Contender],
-    plan: Plan,
+    contenders: Sequence[Candidate],
+    plan: EvaluationPlan,
     *,
     facts: DataFacts,
     net: FeatureNet,
-    known: Known,
+    known: ReferenceStatistics,
     protocol: Protocol,
     labels: Condition,
     decode: Decode = lambda x: x,
-    clip_score: Callable[[Judged], float] | None = None,
+    clip_score: Callable[[EvaluationImages], float] | None = None,
     exact: GaussianMixture | None = None,
     device: torch.device | str = "cpu",
     show: Show = lambda *_: None,
@@ -162,17 +162,17 @@ def quality_grid(
     Raises:
         ValueError: fewer images than processes.
     """
-    if plan.num_images < num_processes():
+    if plan.num_images < world_size():
         raise ValueError(
-            f"each process makes a share of the images, got num_images={plan.num_images} for {num_processes()} of them"
+            f"each process makes a share of the images, got num_images={plan.num_images} for {world_size()} of them"
         )
     classes = torch.zeros(len(labels), dtype=torch.long) if labels.is_floating_point() else labels
-    own = part_of(plan.num_images)
+    own = local_slice(plan.num_images)
     noise = starting_noise(plan.seed, own.start, own.stop - own.start, facts.shape)
     wanted = labels[own]
     parts = [slice(start, min(start + plan.batch_size, len(noise))) for start in range(0, len(noise), plan.batch_size)]
 
-    def draw(contender: Contender, steps: int, w: float, part: slice) -> Float[Tensor, "count *shape"]:
+    def draw(contender: Candidate, steps: int, w: float, part: slice) -> Float[Tensor, "count *shape"]:
         z, label = noise[part].to(device), wanted[part].to(device)
         weight = torch.full((len(z),), float(w), device=device)
         if contender.sampler in SOLVERS:
@@ -183,7 +183,9 @@ def quality_grid(
         x = draw_with(contender.denoise, z, schedule=contender.schedule, num_steps=steps, label=label, w=weight)
         return x.cpu().clamp_(facts.low, facts.high)  # on the CPU it waits for the device
 
-    def judged(contender: Contender, steps: int, w: float, images: Judged, seen: Seen) -> tuple[Figures, float | None]:
+    def judged(
+        contender: Candidate, steps: int, w: float, images: EvaluationImages, seen: Features
+    ) -> tuple[Figures, float | None]:
         show(contender, steps, w, images, classes)
         found = figures_of(seen, classes, known, net.num_classes, kid=facts.text is not None)
         return found, None if clip_score is None else clip_score(images)
@@ -203,16 +205,16 @@ def quality_grid(
                     cell.seconds += time.perf_counter() - start
                     if number == len(base):
                         base.append(x)
-                    images = as_judged(decode(x.to(device)).cpu(), facts.pixels)
+                    images = evaluation_tensor(decode(x.to(device)).cpu(), facts.pixels)
                     cell.images.append(images)
-                    cell.seen.append(Seen.of(net, images))
-                    cell.square += square(x, base[number])
+                    cell.seen.append(Features.of(net, images))
+                    cell.square += squared_error(x, base[number])
                     if solution is not None and cell.exact_square is not None:
-                        cell.exact_square += square(x, solution[part])
+                        cell.exact_square += squared_error(x, solution[part])
                 images, seen = cell.everyones()
                 values = plan.num_images * prod(facts.shape)
 
-                found, fits = agreed(partial(judged, contender, steps, w, images, seen))
+                found, fits = on_main_process(partial(judged, contender, steps, w, images, seen))
                 yield Row(
                     model=contender.model,
                     sampler=contender.sampler_name,
@@ -241,19 +243,19 @@ class Cell:
     """
 
     exact_square: float | None
-    square: float = 0.0
+    squared_error: float = 0.0
     seconds: float = 0.0
-    images: list[Judged] = field(default_factory=list)
-    seen: list[Seen] = field(default_factory=list)
+    images: list[EvaluationImages] = field(default_factory=list)
+    seen: list[Features] = field(default_factory=list)
 
-    def everyones(self) -> tuple[Judged, Seen]:
+    def everyones(self) -> tuple[EvaluationImages, Features]:
         """The images of all processes, in order, and what was seen of them; sums and seconds become those of all."""
-        features, logits = Seen.joined(self.seen)
-        self.square = float(summed(torch.tensor(self.square, dtype=torch.float64)))
+        features, logits = Features.joined(self.seen)
+        self.square = float(all_reduce_sum(torch.tensor(self.square, dtype=torch.float64)))
         if self.exact_square is not None:
-            self.exact_square = float(summed(torch.tensor(self.exact_square, dtype=torch.float64)))
-        self.seconds = float(gathered(torch.tensor([self.seconds])).max())
-        return gathered(torch.cat(self.images)), Seen(gathered(features), gathered(logits))
+            self.exact_square = float(all_reduce_sum(torch.tensor(self.exact_square, dtype=torch.float64)))
+        self.seconds = float(all_gather_rows(torch.tensor([self.seconds])).max())
+        return all_gather_rows(torch.cat(self.images)), Features(all_gather_rows(features), all_gather_rows(logits))
 
 
 def exact_samples(
@@ -272,6 +274,6 @@ def exact_samples(
     ).float()
 
 
-def square(x: Tensor, y: Tensor) -> float:
+def squared_error(x: Tensor, y: Tensor) -> float:
     """Sum of all squared differences, in float64."""
     return (x - y).double().square_().sum().item()

@@ -9,7 +9,7 @@ from torch import Tensor
 from fewstep.data.facts import DataFacts
 from fewstep.system.files import tensor_digest
 
-Judged = UInt8[Tensor, "batch channels height width"] | Float[Tensor, "batch dim"]
+EvaluationImages = UInt8[Tensor, "batch channels height width"] | Float[Tensor, "batch dim"]
 
 
 def to_uint8(x: Float[Tensor, "batch channels height width"], facts: DataFacts) -> UInt8[Tensor, "..."]:
@@ -23,7 +23,7 @@ def to_uint8(x: Float[Tensor, "batch channels height width"], facts: DataFacts) 
     return unit.mul_(255).round_().to(torch.uint8)  # in place: a reference may be half a gigabyte
 
 
-def as_judged(x: Float[Tensor, "batch *shape"], facts: DataFacts) -> Judged:
+def evaluation_tensor(x: Float[Tensor, "batch *shape"], facts: DataFacts) -> EvaluationImages:
     """Samples as the quality code takes them: `to_uint8` of images, points clamped as float32.
 
     Raises:
@@ -57,7 +57,7 @@ class Reference:
     """
 
     split: str
-    images: Judged
+    images: EvaluationImages
     labels: Int[Tensor, "labels"]
 
     def __post_init__(self) -> None:

@@ -15,15 +15,15 @@ from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, kid_features_to_metri
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.inception import InceptionScore
 
-from fewstep.distributed.collectives import gathered
+from fewstep.distributed.collectives import all_gather_rows
 from fewstep.evaluation.features import FeatureNet
-from fewstep.evaluation.images import Judged, Reference
+from fewstep.evaluation.images import EvaluationImages, Reference
 from fewstep.evaluation.protocol import INCEPTION_SPLITS, NEIGHBOURHOOD
 from fewstep.evaluation.statistics import (
     ROWS,
-    Known,
+    Features,
     Moments,
-    Seen,
+    ReferenceStatistics,
     class_distances,
     frechet_distance,
     precision_and_recall,
@@ -59,18 +59,25 @@ class Figures:
 
 
 def final_figures(
-    net: FeatureNet, *, images: Judged, labels: Int[Tensor, "labels"], reference: Reference, kid: bool = False
+    net: FeatureNet, *, images: EvaluationImages, labels: Int[Tensor, "labels"], reference: Reference, kid: bool = False
 ) -> Figures:
     """Judge `images`, made for `labels`, against `reference`, on the net's device; `kid` too if asked for.
 
     Raises:
         ValueError: see `figures_of`.
     """
-    return figures_of(Seen.of(net, images), labels, Known.of(net, reference), net.num_classes, kid=kid)
+    return figures_of(
+        Features.of(net, images), labels, ReferenceStatistics.of(net, reference), net.num_classes, kid=kid
+    )
 
 
 def figures_of(
-    seen: Seen, labels: Int[Tensor, "labels"], known: Known, num_classes: int | None, *, kid: bool = False
+    seen: Features,
+    labels: Int[Tensor, "labels"],
+    known: ReferenceStatistics,
+    num_classes: int | None,
+    *,
+    kid: bool = False,
 ) -> Figures:
     """The figures of samples made for `labels`, of what a net saw of them and of the reference.
 
@@ -141,7 +148,7 @@ class RunningFigures:
     Not an nn.Module on purpose: held by a LightningModule it stays out of checkpoints and averages.
     """
 
-    def __init__(self, net: FeatureNet, known: Known) -> None:
+    def __init__(self, net: FeatureNet, known: ReferenceStatistics) -> None:
         self.net = net
         with warnings.catch_warnings():  # it warns that it keeps all logits in memory: a few thousand rows
             warnings.simplefilter("ignore", UserWarning)
@@ -151,9 +158,9 @@ class RunningFigures:
         for features in known.features.split(ROWS):
             self.distance.update(features, real=True)
 
-    def update(self, images: Judged) -> None:
+    def update(self, images: EvaluationImages) -> None:
         """Add generated images: each process looks at its own, and all have what all of them saw."""
-        features, logits = (gathered(part) for part in Seen.of(self.net, images))
+        features, logits = (all_gather_rows(part) for part in Features.of(self.net, images))
         self.distance.update(features, real=False)
         self.score.update(logits)
 

@@ -16,10 +16,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from fewstep.system.files import atomic
 from fewstep.evaluation.features import FeatureNet
-from fewstep.evaluation.images import Judged, Reference
+from fewstep.evaluation.images import EvaluationImages, Reference
 from fewstep.evaluation.protocol import NEIGHBOURHOOD
+from fewstep.system.files import atomic_write
 
 ROWS = 1024  # of a matrix of distances, or of features in float64, at a time
 WORTH_KEEPING = 2.0  # seconds; what a net saw of a reference faster than that is not written to a file
@@ -29,20 +29,20 @@ FEATURES = "features"
 Images = Float[Tensor, "count features"]
 
 
-class Seen(NamedTuple):
+class Features(NamedTuple):
     """What a net saw of some images, in their order, on the CPU."""
 
     features: Images
     logits: Float[Tensor, "count classes"]
 
     @classmethod
-    def of(cls, net: FeatureNet, images: Judged) -> "Seen":
+    def of(cls, net: FeatureNet, images: EvaluationImages) -> "Features":
         """`images`, in batches that suit the net, on its device."""
         parts = (net(part.to(net.device)) for part in images.split(net.batch_size))
         return cls.joined(cls(features.cpu(), logits.cpu()) for features, logits in parts)
 
     @classmethod
-    def joined(cls, parts: Iterable["Seen"]) -> "Seen":
+    def joined(cls, parts: Iterable["Features"]) -> "Features":
         """One after the other."""
         features, logits = zip(*parts, strict=True)
         return cls(torch.cat(features), torch.cat(logits))
@@ -106,14 +106,14 @@ def precision_and_recall(
 
 
 @dataclass(frozen=True)
-class Known:
+class ReferenceStatistics:
     """A reference as a net sees it, and all that figures need of it, worked out once and when first asked for."""
 
     features: Images
     labels: Int[Tensor, "count"]
 
     @classmethod
-    def of(cls, net: FeatureNet, reference: Reference, kept_in: Path | None = None) -> "Known":
+    def of(cls, net: FeatureNet, reference: Reference, kept_in: Path | None = None) -> "ReferenceStatistics":
         """What `net` sees of `reference`; read from the folder `kept_in`, and written there where it took long.
 
         A file's name is made of the hashes of net and reference, so what is there is of these; what cannot be read is
@@ -123,9 +123,9 @@ class Known:
         features = None if path is None else _read(path, (len(reference.images), net.num_features))
         if features is None:
             start = perf_counter()
-            features = Seen.of(net, reference.images).features.contiguous()
+            features = Features.of(net, reference.images).features.contiguous()
             if path is not None and perf_counter() - start > WORTH_KEEPING:
-                with atomic(path) as temporary:
+                with atomic_write(path) as temporary:
                     save_file({FEATURES: features}, temporary, {"net": net.name, "split": reference.split})
         return cls(features, reference.labels.cpu())
 

@@ -6,10 +6,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
-from fewstep.system.files import sha256_of
 from fewstep.artifacts.run_folder import QUALITY
 from fewstep.inference.model import Model
 from fewstep.networks.adapter import adapter_file
+from fewstep.system.files import sha256_of
 
 Format = Literal["diffusers", "safetensors", "onnx"]
 

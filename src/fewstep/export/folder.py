@@ -20,10 +20,10 @@ from fewstep.diffusion.prediction import Condition
 from fewstep.diffusion.sampler import SAMPLERS, sample
 from fewstep.export import UNKNOWN_LICENCE
 from fewstep.export.card import CARD, README, Format, readme
-from fewstep.system.files import is_full_disk, sha256_of
 from fewstep.inference.model import Model, load
 from fewstep.networks import Denoiser
 from fewstep.networks.adapter import adapter_file, guidance_file
+from fewstep.system.files import is_full_disk, sha256_of
 from fewstep.system.seeds import starting_noise
 
 FORMATS: tuple[Format, ...] = ("diffusers", "safetensors", "onnx")

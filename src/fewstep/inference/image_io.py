@@ -21,7 +21,7 @@ Size = tuple[int, int]  # width, height, as PIL has it
 MODES = {1: ("L", "grey"), 3: ("RGB", "RGB")}
 
 
-class Given(NamedTuple):
+class LoadedImages(NamedTuple):
     """`images` are in [-1, 1] (points in their own range); `sizes` as they were before conversion."""
 
     images: Float[Tensor, "count *image"]
@@ -29,7 +29,7 @@ class Given(NamedTuple):
     sizes: list[Size]
 
 
-def read_images(paths: Sequence[Path], facts: DataFacts) -> Given:
+def read_images(paths: Sequence[Path], facts: DataFacts) -> LoadedImages:
     """Images of any format that Pillow reads, and .npz files as `fewstep sample` writes them, one after the other.
 
     Images of another size are centre-cropped and resized, grey and RGB turned into each other, 16 bits into 8; a
@@ -57,7 +57,7 @@ def read_images(paths: Sequence[Path], facts: DataFacts) -> Given:
     stack = torch.from_numpy(np.stack([np.asarray(p).reshape(height, width, -1) for p in fitted]))
     images = stack.permute(0, 3, 1, 2).float() / 127.5 - 1
     complete = torch.tensor(labels) if len(labels) == len(images) else None
-    return Given(images, complete, [p.size for p in pictures])
+    return LoadedImages(images, complete, [p.size for p in pictures])
 
 
 def read_mask(given: str, sizes: Sequence[Size], facts: DataFacts) -> Bool[Tensor, "count *image"]:
@@ -175,7 +175,7 @@ def _labels_of(arrays: dict[str, np.ndarray], path: Path) -> list[int]:
     return labels.astype(np.int64).tolist()
 
 
-def _read_points(paths: Sequence[Path], facts: DataFacts) -> Given:
+def _read_points(paths: Sequence[Path], facts: DataFacts) -> LoadedImages:
     points, labels = [], []
     for path in paths:
         arrays = _arrays(path)
@@ -190,4 +190,4 @@ def _read_points(paths: Sequence[Path], facts: DataFacts) -> Given:
     if not len(images) or not bool(torch.isfinite(images).all()):
         raise ValueError(f"points must be finite and at least one, got {len(images)} from {paths[0]}")
     complete = torch.tensor(labels) if len(labels) == len(images) else None
-    return Given(images, complete, [(0, 0)] * len(images))
+    return LoadedImages(images, complete, [(0, 0)] * len(images))

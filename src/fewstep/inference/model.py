@@ -27,7 +27,7 @@ DEFAULT_TEACHER_STEPS = 64
 MOST_STEPS = 100_000  # a hundred times any teacher's
 MOST_W = 1e4  # hundreds of times any published; far above it float32 overflows, and a sound model seems to diverge
 
-Wanted = Condition | Sequence[int] | Sequence[str]
+Requested = Condition | Sequence[int] | Sequence[str]
 """What is asked for: classes, prompts, or embeddings of prompts."""
 
 
@@ -112,7 +112,7 @@ class Model:
         assert self.autoencoder is not None
         return self.autoencoder.encode_mean(images)
 
-    def condition(self, wanted: Wanted) -> Condition:
+    def condition(self, wanted: Requested) -> Condition:
         """Classes as a tensor, prompts as their embeddings; tensors are only checked.
 
         Raises:
@@ -215,7 +215,7 @@ class Model:
 
     def sample(
         self,
-        wanted: Wanted,
+        wanted: Requested,
         *,
         steps: int | None = None,
         w: float = 1.0,
@@ -239,7 +239,7 @@ class Model:
 
     def batches(
         self,
-        wanted: Wanted,
+        wanted: Requested,
         *,
         steps: int | None = None,
         w: float = 1.0,

@@ -16,7 +16,7 @@ from torch.nn.functional import max_pool2d
 from fewstep.diffusion import edit as tensors
 from fewstep.diffusion.prediction import Condition
 from fewstep.diffusion.sampler import encode, sample
-from fewstep.inference.model import DEFAULT_TEACHER_STEPS, MOST_STEPS, Model, Wanted, require_w
+from fewstep.inference.model import DEFAULT_TEACHER_STEPS, MOST_STEPS, Model, Requested, require_w
 from fewstep.system.seeds import starting_noise
 
 Pictures = Float[Tensor, "count *image"]
@@ -25,7 +25,7 @@ Pictures = Float[Tensor, "count *image"]
 def edit(
     model: Model,
     images: Pictures,
-    wanted: Wanted,
+    wanted: Requested,
     *,
     strength: float = 0.5,
     steps: int | None = None,
@@ -73,7 +73,7 @@ def inpaint(
     model: Model,
     images: Pictures,
     missing: Bool[Tensor, "count *image"],
-    wanted: Wanted,
+    wanted: Requested,
     *,
     steps: int | None = None,
     w: float = 1.0,
@@ -115,8 +115,8 @@ def inpaint(
 def transfer(
     model: Model,
     images: Pictures,
-    source: Wanted,
-    target: Wanted,
+    source: Requested,
+    target: Requested,
     *,
     encoder: Model | None = None,
     steps: int | None = None,
@@ -152,8 +152,8 @@ def interpolate(
     model: Model,
     first: Pictures,
     second: Pictures,
-    source: Wanted,
-    target: Wanted,
+    source: Requested,
+    target: Requested,
     *,
     num: int = 8,
     encoder: Model | None = None,
@@ -198,7 +198,7 @@ def interpolate(
 
 
 def _checked(
-    model: Model, images: Pictures, wanted: Wanted, steps: int | None, w: float, warn: bool = True
+    model: Model, images: Pictures, wanted: Requested, steps: int | None, w: float, warn: bool = True
 ) -> tuple[Condition, int]:
     """The condition of every image, and the steps of the model, after all checks of a request."""
     labels, shape = model.condition(wanted), model.card.data.pixels.shape
@@ -217,7 +217,7 @@ def _encoding(
     model: Model,
     encoder: Model | None,
     images: Pictures,
-    source: Wanted,
+    source: Requested,
     steps: int | None,
     w: float | None,
     warn: bool = True,

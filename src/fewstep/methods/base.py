@@ -20,13 +20,13 @@ from fewstep.data.batches import Batch
 from fewstep.diffusion.loss import GUIDANCE_WEIGHTS, WEIGHTS, weighted_error
 from fewstep.diffusion.prediction import Condition, Prediction
 from fewstep.diffusion.schedule import Schedule
+from fewstep.distributed.collectives import all_gather_rows, all_reduce_and, rank, world_size
+from fewstep.distributed.sharding import full_scalar, gather_full_model, shard_module
+from fewstep.methods.draws import Draws
 from fewstep.networks import Denoiser
 from fewstep.networks.adapter import trained_parameters
-from fewstep.distributed.sharding import assembled, divide, whole_number
 from fewstep.networks.memory import denoisers_in
-from fewstep.distributed.collectives import all_true, gathered, num_processes, rank
 from fewstep.system.seeds import reseed, seed_for
-from fewstep.methods.draws import Draws
 
 Draw = Literal["uniform", "log_uniform", "list"]
 
@@ -169,7 +169,7 @@ class Stage(lightning.LightningModule):
         self._shape = (deepcopy(self.student).to("meta"),)
         mesh = self.device_mesh["data_parallel"]
         for module in (*self.children(), *denoisers_in(getattr(self, "teacher", None))):
-            divide(module, mesh)
+            shard_module(module, mesh)
         self._list_weights()
         self._beside = [
             weight for name, child in self.named_children() if name not in NETWORKS for weight in child.parameters()
@@ -178,7 +178,7 @@ class Stage(lightning.LightningModule):
     def assemble(self) -> None:
         """After a training in parts: the model in one piece on the first process, and without weights elsewhere."""
         for shape in self._shape:
-            self.average = assembled(self.model, shape, here=rank() == 0)
+            self.average = gather_full_model(self.model, shape, here=rank() == 0)
 
     @property
     def model(self) -> Denoiser:
@@ -220,13 +220,13 @@ class Stage(lightning.LightningModule):
 
         Dropout is what depends on the number of processes, and all that does.
         """
-        if self.student.training and num_processes() > 1:
+        if self.student.training and world_size() > 1:
             reseed(seed_for(self.stream, self.global_step, "process", rank()), self.device)
 
     def configure_gradient_clipping(self, *_: Any, **__: Any) -> None:
         weights, most = [*self._weights, *self._beside], self.training_plan.gradient_clip
         norm = get_total_norm([weight.grad for weight in weights if weight.grad is not None])
-        self.gradient_norm = whole_number(norm)
+        self.gradient_norm = full_scalar(norm)
         # A GPU is not waited for; a CPU need not multiply all gradients by 1, as clipping does to short ones.
         if self.gradient_norm.device.type != "cpu" or not float(self.gradient_norm) + CLIP_EPS <= most:
             clip_grads_with_norm_(weights, most, norm)
@@ -257,11 +257,15 @@ class Stage(lightning.LightningModule):
         self._recent.clear()
         if not recent:
             return
-        good = all_true(torch.isfinite(torch.stack([watched.total for watched in recent])).cpu())
+        good = all_reduce_and(torch.isfinite(torch.stack([watched.total for watched in recent])).cpu())
         if bool(good.all()):
             return
         bad = recent[good.tolist().index(False)]
-        error, t, w = gathered(bad.error), gathered(bad.t), None if bad.w is None else gathered(bad.w)
+        error, t, w = (
+            all_gather_rows(bad.error),
+            all_gather_rows(bad.t),
+            None if bad.w is None else all_gather_rows(bad.w),
+        )
         worst = int(error.nan_to_num(nan=inf).argmax())
         place = f"t = {float(t[worst]):.4f}" + (f", w = {float(w[worst]):.4f}" if w is not None else "")
         norm = "" if bad.gradient_norm is None else f" (gradient norm {float(bad.gradient_norm)})"

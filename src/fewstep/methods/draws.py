@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from fewstep.distributed.collectives import mine, num_processes
+from fewstep.distributed.collectives import local_rows, world_size
 
 
 @dataclass(frozen=True)
@@ -28,16 +28,16 @@ class Draws:
     @property
     def whole(self) -> int:
         """Examples of the batch over all processes."""
-        return self.count * num_processes()
+        return self.count * world_size()
 
     def uniform(self) -> Float[Tensor, "batch"]:
         """U[0, 1), one per example."""
-        return mine(torch.rand(self.whole, device=self.device))
+        return local_rows(torch.rand(self.whole, device=self.device))
 
     def normal(self) -> Float[Tensor, "batch *shape"]:
         """N(0, 1), one per value."""
-        return mine(torch.randn(self.whole, *self.example, device=self.device))
+        return local_rows(torch.randn(self.whole, *self.example, device=self.device))
 
     def integers(self, low: int, high: int) -> Int[Tensor, "batch"]:
         """Uniform in low, ..., high - 1, one per example."""
-        return mine(torch.randint(low, high, (self.whole,), device=self.device))
+        return local_rows(torch.randint(low, high, (self.whole,), device=self.device))

@@ -2,10 +2,10 @@
 
 from fewstep.diffusion.prediction import Denoise
 from fewstep.diffusion.schedule import Schedule, time_grid
-from fewstep.networks import Denoiser
 from fewstep.methods.base import Training
 from fewstep.methods.draws import Draws
 from fewstep.methods.progressive import ProgressiveStage, Times
+from fewstep.networks import Denoiser
 
 
 class EncoderStage(ProgressiveStage):

@@ -9,10 +9,10 @@ from fewstep.data.batches import Batch
 from fewstep.diffusion.prediction import Condition, Denoise, Prediction, diffuse
 from fewstep.diffusion.schedule import Schedule
 from fewstep.diffusion.target import guided_target
-from fewstep.networks import Denoiser
 from fewstep.methods.base import Draw, GuidanceRange, Regression, Stage, Training
 from fewstep.methods.draws import Draws
 from fewstep.methods.feature_matching import FeatureMatching
+from fewstep.networks import Denoiser
 
 
 class GuidanceStage(Stage):

@@ -12,9 +12,9 @@ from fewstep.diffusion.guidance import nulls
 from fewstep.diffusion.prediction import Condition, Denoise, Prediction, diffuse
 from fewstep.diffusion.schedule import Schedule, time_grid
 from fewstep.diffusion.target import progressive_target
-from fewstep.networks import Denoiser
 from fewstep.methods.base import Draw, GuidanceRange, Regression, Stage, Training
 from fewstep.methods.draws import Draws
+from fewstep.networks import Denoiser
 
 RungSampler = Literal["deterministic", "stochastic"]
 Variant = Literal["joint", "two_student"]

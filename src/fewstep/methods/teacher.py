@@ -7,9 +7,9 @@ from fewstep.data.batches import Batch
 from fewstep.diffusion.guidance import nulls
 from fewstep.diffusion.prediction import Condition, Prediction, diffuse
 from fewstep.diffusion.schedule import Schedule
-from fewstep.networks import Denoiser
 from fewstep.methods.base import Regression, Stage, Training
 from fewstep.methods.draws import Draws
+from fewstep.networks import Denoiser
 
 
 class TeacherStage(Stage):

@@ -4,8 +4,8 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from fewstep.networks.denoiser import Denoiser, Frozen, with_guidance_input
 from fewstep.networks.backbones.mlp import ResidualMLP
+from fewstep.networks.denoiser import Denoiser, Frozen, with_guidance_input
 
 if TYPE_CHECKING:
     from fewstep.networks.backbones.dit import DiT

@@ -14,8 +14,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from fewstep.system.files import atomic
 from fewstep.networks.denoiser import Denoiser, arguments_of
+from fewstep.system.files import atomic_write
 
 ADAPTERS = ("lora",)
 ADAPTED = (nn.Linear, nn.Conv2d)
@@ -136,7 +136,7 @@ def save_adapter(path: Path, denoiser: Denoiser, base_sha256: str, older: Path |
     w_input = {name: own[name].detach().cpu().contiguous() for name in sorted(guidance_weights(denoiser.network))}
     for file, content in {path: tensors, guidance_file(path): w_input}.items():
         if content:
-            with atomic(file) as temporary:
+            with atomic_write(file) as temporary:
                 save_file(content, temporary, metadata={"base_sha256": base_sha256})
 
 

@@ -9,12 +9,12 @@ from time import perf_counter
 import torch
 from PIL import Image
 
+from fewstep.artifacts.lineage import ancestors, models_in_folder
 from fewstep.artifacts.model_file import load_model
 from fewstep.diffusion.guidance import Guided, log_snr_interval
 from fewstep.diffusion.prediction import Denoise
+from fewstep.evaluation.images import evaluation_tensor
 from fewstep.inference.model import DEFAULT_TEACHER_STEPS, Model, sample_batches
-from fewstep.artifacts.lineage import ancestors, models_in
-from fewstep.evaluation.images import as_judged
 from fewstep.reports.pictures import picture
 
 MOST_STEPS = 16  # of a slider, where no rung has more
@@ -75,7 +75,7 @@ class Chain:
         if card.role == "encoder":
             raise ValueError("this model is an encoder, which takes data to noise: play with the student it is of")
         self._rungs = {card.num_steps: path} if card.num_steps else {}
-        for other in models_in(path.parent) if card.num_steps else []:
+        for other in models_in_folder(path.parent) if card.num_steps else []:
             about = load_model(other)[1]
             if about.num_steps and replace(about, parents=(), num_steps=None, images=0) == replace(
                 card, parents=(), num_steps=None, images=0
@@ -168,7 +168,7 @@ class Chain:
             x = images(steps, asked.num)
             seconds = perf_counter() - start
         classes = torch.zeros(asked.num).long() if labels.is_floating_point() else labels
-        shown = picture(as_judged(x, facts.pixels), classes, facts.pixels, facts.in_a_row)
+        shown = picture(evaluation_tensor(x, facts.pixels), classes, facts.pixels, facts.in_a_row)
         evaluations = steps * model.evaluations_per_step
         return Drawn(shown, steps, evaluations, asked.w, asked.seed, asked.num, seconds, model.card.num_steps)
 

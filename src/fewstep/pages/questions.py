@@ -8,8 +8,8 @@ from statistics import mean
 from typing import Any
 
 from fewstep.pages.runs import LADDERS, Run, View
-from fewstep.tracking.names import IMAGES, RUNG, SAMPLE_STATISTICS
 from fewstep.reports.summary import TEACHER, Row
+from fewstep.tracking.names import IMAGES, RUNG, SAMPLE_STATISTICS
 
 STUDENT = "progressive"
 LESS_IS_BETTER = ("fid", "kid", "same_noise_rmse", "exact_rmse")

@@ -11,10 +11,10 @@ import yaml
 from fewstep.artifacts.run_folder import CONFIG, MODEL, QUALITY, rung_file
 from fewstep.diagnostics.file import FILE as DIAGNOSTICS
 from fewstep.diagnostics.file import read_diagnostics
+from fewstep.reports.summary import Row, read_rows
 from fewstep.tracking.metrics_file import FILE as METRICS
 from fewstep.tracking.metrics_file import read_metrics
 from fewstep.tracking.names import IMAGES, IMAGES_PER_SECOND
-from fewstep.reports.summary import Row, read_rows
 
 FINISHED, RUNNING, STOPPED = "finished", "running", "stopped"
 SWEEPS, SWEEP = "sweeps", "sweep.yaml"  # as fewstep.sweeps.sweep has them, which imports all of training

@@ -7,8 +7,8 @@ from markupsafe import Markup
 
 from fewstep.pages.questions import FIGURES, LESS_IS_BETTER, Chosen
 from fewstep.pages.runs import FINISHED, RUNNING, STOPPED, TRAINED, Run, View
-from fewstep.tracking.names import IMAGES_PER_SECOND, LOSS
 from fewstep.reports.summary import Row
+from fewstep.tracking.names import IMAGES_PER_SECOND, LOSS
 
 STATES = {FINISHED: "finished", RUNNING: "running", STOPPED: "stopped"}
 MOST_ROWS = 60

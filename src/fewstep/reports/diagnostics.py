@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 from markupsafe import Markup
 
-from fewstep.reports.charts import Line, shades, student_lines
 from fewstep.diagnostics.file import FILE, read_diagnostics
+from fewstep.reports.charts import Line, shades, student_lines
 from fewstep.tracking.names import SAMPLE_STATISTICS, span
 
 Look = Mapping[str, Any]

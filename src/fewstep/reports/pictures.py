@@ -11,7 +11,7 @@ from torch import Tensor
 from torchvision.utils import make_grid
 
 from fewstep.data.facts import DataFacts
-from fewstep.system.files import atomic
+from fewstep.system.files import atomic_write
 
 VISIBLE = 48  # pixels: images smaller than this are enlarged to about it
 
@@ -64,5 +64,5 @@ def picture(images: Tensor, labels: Int[Tensor, "batch"], facts: DataFacts, num_
 
 def save_png(image: Image.Image, path: Path) -> None:
     """Write a PNG, whole or not at all; the folder is made if need be."""
-    with atomic(path) as temporary:
+    with atomic_write(path) as temporary:
         image.save(temporary, format="PNG", optimize=True)

@@ -12,11 +12,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
-from fewstep.system.files import atomic
 from fewstep.reports.charts import INK, Curve, colours, fid_against_inception, fid_against_steps, loss_curves
-from fewstep.tracking.metrics_file import FILE as METRICS
-from fewstep.tracking.metrics_file import read_metrics
-from fewstep.tracking.names import IMAGES, LOSS, RUNG, SAMPLE_STATISTICS
 from fewstep.reports.diagnostics import Seen, seen
 from fewstep.reports.summary import (
     TEACHER,
@@ -28,6 +24,10 @@ from fewstep.reports.summary import (
     references,
     speed_table,
 )
+from fewstep.system.files import atomic_write
+from fewstep.tracking.metrics_file import FILE as METRICS
+from fewstep.tracking.metrics_file import read_metrics
+from fewstep.tracking.names import IMAGES, LOSS, RUNG, SAMPLE_STATISTICS
 
 PICTURE_BYTES = 3_000_000  # for all pictures together; one larger than its share becomes a JPEG, as high as fits
 JPEG_HEIGHTS = (64, 32, 16)
@@ -85,7 +85,7 @@ def write_report(run: Path) -> Path:
         )
     )
     path = run / "report.html"
-    with atomic(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(page, encoding="utf-8")
     return path
 

@@ -6,8 +6,8 @@ from typing import Any
 
 from markupsafe import Markup
 
-from fewstep.system.files import atomic
 from fewstep.reports.report import _environment
+from fewstep.system.files import atomic_write
 
 TEMPLATE = Path(__file__).with_name("sweep_report.html")
 
@@ -15,7 +15,7 @@ TEMPLATE = Path(__file__).with_name("sweep_report.html")
 def write_sweep_report(path: Path, content: Mapping[str, Any], charts: Sequence[Markup], front: Markup) -> None:
     """Write the page of a sweep: its settings best first, its charts, and what is worth its evaluations."""
     page = _environment().get_template(TEMPLATE.name).render(**content, charts=charts, front_chart=front, css=css())
-    with atomic(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(page, encoding="utf-8")
 
 

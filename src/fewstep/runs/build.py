@@ -12,8 +12,9 @@ from hydra.utils import instantiate
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 
+from fewstep.artifacts.lineage import Rung, compatibility, find_newest, resolve_parent
 from fewstep.artifacts.model_file import ModelCard, Parent, Role
-from fewstep.runs.overrides import conf_folder
+from fewstep.artifacts.run_folder import RunFolder
 from fewstep.data.batches import Batch, Data
 from fewstep.data.facts import DataFacts
 from fewstep.diagnostics import NUM_EXAMPLES, Diagnostics
@@ -22,22 +23,21 @@ from fewstep.diffusion.guidance import Guided, log_snr_interval
 from fewstep.diffusion.prediction import Denoise
 from fewstep.diffusion.schedule import CosineSchedule
 from fewstep.diffusion.target import clipped
-from fewstep.runs.evaluate import Judge
-from fewstep.training.loop import fit
-from fewstep.artifacts.run_folder import RunFolder
+from fewstep.distributed.collectives import main_process_first, on_main_process
+from fewstep.evaluation.grid import EvaluationPlan
+from fewstep.evaluation.metrics import RunningFigures
+from fewstep.methods import EncoderStage, GuidanceRange, Stage, Training
 from fewstep.networks import Denoiser
 from fewstep.networks.adapter import with_adapter
 from fewstep.networks.memory import checkpoint_gradients, denoisers_in, to_channels_last
 from fewstep.networks.smaller import smaller_student
-from fewstep.artifacts.lineage import Rung, fits, named, newest
-from fewstep.distributed.collectives import agreed, led
-from fewstep.evaluation.grid import Plan
-from fewstep.evaluation.metrics import RunningFigures
+from fewstep.runs.evaluate import Evaluator
+from fewstep.runs.overrides import conf_folder
 from fewstep.system.seeds import seed_for
 from fewstep.system.settings import require_data
-from fewstep.training.callbacks.snapshots import Snapshots
-from fewstep.methods import EncoderStage, GuidanceRange, Stage, Training
 from fewstep.teachers.imported import imported, is_foreign
+from fewstep.training.callbacks.snapshots import Snapshots
+from fewstep.training.loop import fit
 from fewstep.training.settings import TrainerSettings
 
 EXACT = "exact"
@@ -65,14 +65,14 @@ class Setup:
     config: DictConfig
     settings: TrainerSettings
     schedule: CosineSchedule
-    judge: Judge
+    judge: Evaluator
 
     @classmethod
     def of(cls, config: DictConfig) -> "Setup":
         # What a data set converts or generates is there when the other processes look.
-        data = led(lambda: cast(Data, instantiate(dataset_of(config), batch_size=1, stream="facts")))
+        data = main_process_first(lambda: cast(Data, instantiate(dataset_of(config), batch_size=1, stream="facts")))
         settings = TrainerSettings(**config.trainer)
-        judge = Judge.of(data, settings.features, Path(config.outputs, KNOWN))
+        judge = Evaluator.of(data, settings.features, Path(config.outputs, KNOWN))
         return cls(config, settings, instantiate(config.schedule), judge)
 
     @property
@@ -161,13 +161,15 @@ class Setup:
         """The parent model's file: the one named by teacher=PATH, else the newest that fits; see `fits`."""
         with torch.device("meta"):  # what is compared is its description
             ours = self.built()
-        reason = fits(role, self.facts, ours, self.schedule_of, ladder)
+        reason = compatibility(role, self.facts, ours, self.schedule_of, ladder)
         teacher, outputs = self.config.teacher, Path(self.config.outputs)
         if teacher in (None, EXACT):
-            return agreed(lambda: newest(outputs, self.facts.name, role, reason))
+            return on_main_process(lambda: find_newest(outputs, self.facts.name, role, reason))
         foreign = is_foreign(teacher)
-        reason = fits(role, self.facts, ours, self.schedule_of, ladder, any_size=True)
-        return agreed(lambda: named(imported(teacher, outputs, self.facts) if foreign else Path(teacher), reason))
+        reason = compatibility(role, self.facts, ours, self.schedule_of, ladder, any_size=True)
+        return on_main_process(
+            lambda: resolve_parent(imported(teacher, outputs, self.facts) if foreign else Path(teacher), reason)
+        )
 
     def training(self, factor: float = 1) -> Training:
         """The stage's training, its budget times `factor` and capped by trainer.max_images."""
@@ -338,8 +340,8 @@ def plain(config: DictConfig) -> dict[str, Any]:
     return cast(dict[str, Any], OmegaConf.to_container(config))
 
 
-def plan_of(stage: DictConfig, settings: TrainerSettings) -> Plan:
+def plan_of(stage: DictConfig, settings: TrainerSettings) -> EvaluationPlan:
     """The evaluation's plan, its images capped by trainer.max_images."""
     values = {key: value for key, value in plain(stage).items() if key != "name"}
-    plan = cast(Plan, instantiate(values, _convert_="all"))
+    plan = cast(EvaluationPlan, instantiate(values, _convert_="all"))
     return replace(plan, num_images=min(plan.num_images, settings.max_images or plan.num_images))

@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from fewstep.artifacts.lineage import ancestors, find_newest
+from fewstep.evaluation.cycle import Coder, cycle_rows
+from fewstep.inference.model import DEFAULT_TEACHER_STEPS, Model, load
 from fewstep.runs.build import Setup
 from fewstep.runs.evaluate import write_json
-from fewstep.inference.model import DEFAULT_TEACHER_STEPS, Model, load
-from fewstep.artifacts.lineage import ancestors, newest
-from fewstep.evaluation.cycle import Coder, cycle_rows
 
 CYCLE = "cycle.json"
 MOST_IMAGES = 1000
@@ -49,6 +49,6 @@ def decoder_of(setup: Setup, guided: str, steps: int) -> Model | None:
         return None if from_it and wanted else "another chain or number of steps"
 
     try:
-        return load(newest(Path(setup.config.outputs), setup.facts.name, "progressive", reason))
+        return load(find_newest(Path(setup.config.outputs), setup.facts.name, "progressive", reason))
     except ValueError:  # there is none
         return None

@@ -18,26 +18,26 @@ from lightning.pytorch.loggers import Logger
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
+from fewstep.artifacts.lineage import ancestors
 from fewstep.artifacts.model_file import ModelCard, load_model
+from fewstep.artifacts.run_folder import QUALITY
 from fewstep.data.batches import Data
 from fewstep.data.facts import DataFacts
 from fewstep.diffusion.guidance import Guided, log_snr_interval
 from fewstep.diffusion.mixture import GaussianMixture
 from fewstep.diffusion.prediction import Denoise
-from fewstep.system.files import atomic, sha256_of, tensor_digest
-from fewstep.artifacts.run_folder import QUALITY
-from fewstep.system.hardware import device_peak, peak_memory
-from fewstep.inference.model import Model
-from fewstep.artifacts.lineage import ancestors
-from fewstep.distributed.collectives import agreed, rank
+from fewstep.distributed.collectives import on_main_process, rank
 from fewstep.evaluation.features import FeatureNet, feature_net
-from fewstep.evaluation.grid import Contender, Plan, Row, quality_grid
-from fewstep.evaluation.images import Judged, Reference, as_judged
+from fewstep.evaluation.grid import Candidate, EvaluationPlan, Row, quality_grid
+from fewstep.evaluation.images import EvaluationImages, Reference, evaluation_tensor
 from fewstep.evaluation.metrics import KID_SUBSET_SIZE, KID_SUBSETS
 from fewstep.evaluation.protocol import Protocol
-from fewstep.evaluation.statistics import Known
+from fewstep.evaluation.statistics import ReferenceStatistics
+from fewstep.inference.model import Model
 from fewstep.reports.pictures import picture, save_png
 from fewstep.reports.report import write_report
+from fewstep.system.files import atomic_write, sha256_of, tensor_digest
+from fewstep.system.hardware import peak_gpu_memory, peak_memory
 from fewstep.tracking.wandb_run import log_quality
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ SAME_NOISE = Path("samples", "same-noise")
 
 
 @dataclass(frozen=True)
-class Judge:
+class Evaluator:
     """What samples of a data set are judged by."""
 
     facts: DataFacts
@@ -59,7 +59,7 @@ class Judge:
     kept_in: Path | None = None
 
     @classmethod
-    def of(cls, data: Data, features: str = "auto", kept_in: Path | None = None) -> "Judge":
+    def of(cls, data: Data, features: str = "auto", kept_in: Path | None = None) -> "Evaluator":
         """The judge of a data set, through the net that `feature_net` chooses when `features` is wanted.
 
         Args:
@@ -69,16 +69,16 @@ class Judge:
         return cls(
             facts=data.facts,
             net=feature_net(data.judged, mixture=data.exact, wanted=features),
-            reference=Reference(data.reference_split, as_judged(held_out.x, data.judged), held_out.label),
+            reference=Reference(data.reference_split, evaluation_tensor(held_out.x, data.judged), held_out.label),
             exact=data.exact,
             data=data,
             kept_in=kept_in,
         )
 
     @cached_property
-    def known(self) -> Known:
+    def known(self) -> ReferenceStatistics:
         """The reference as the net sees it, once for all that is judged."""
-        return Known.of(self.net, self.reference, self.kept_in)
+        return ReferenceStatistics.of(self.net, self.reference, self.kept_in)
 
     @cached_property
     def clip(self) -> "ClipScore | None":
@@ -117,9 +117,9 @@ def with_ancestors(paths: Sequence[Path]) -> dict[Path, Model]:
     )
 
 
-def contenders_of(
-    models: dict[Path, Model], plan: Plan, exact: GaussianMixture | None, device: str = "cpu"
-) -> list[Contender]:
+def candidates_of(
+    models: dict[Path, Model], plan: EvaluationPlan, exact: GaussianMixture | None, device: str = "cpu"
+) -> list[Candidate]:
     """Each model with the steps and the sampler it is judged at; the exact teacher where the chain has no trained one.
 
     A teacher is guided in the interval that its student was made for; teacher and guided student have the baselines
@@ -132,7 +132,7 @@ def contenders_of(
     between = log_snr_interval(own.schedule, own.guidance_interval)
     if "teacher" not in roles and exact is not None:
         guided = Guided(exact.denoise, exact.num_classes, between)
-        contenders += of_all_samplers("teacher", guided, guided.evaluations, cards[0], plan.teacher_steps, plan)
+        contenders += with_baselines("teacher", guided, guided.evaluations, cards[0], plan.teacher_steps, plan)
     for model in models.values():
         card = model.card
         if card.role == "encoder":
@@ -148,22 +148,22 @@ def contenders_of(
         if card.role == "progressive":
             steps = (card.num_steps or 1,)
             contenders.append(
-                Contender(card.role, denoise, model.evaluations_per_step, card.schedule, steps, card.sampling)
+                Candidate(card.role, denoise, model.evaluations_per_step, card.schedule, steps, card.sampling)
             )
         else:
             steps = plan.teacher_steps if card.role == "teacher" else plan.guided_steps
-            contenders += of_all_samplers(card.role, denoise, model.evaluations_per_step, card, steps, plan)
+            contenders += with_baselines(card.role, denoise, model.evaluations_per_step, card, steps, plan)
     return contenders
 
 
-def of_all_samplers(
-    model: str, denoise: Denoise, evaluations: int, card: ModelCard, steps: Sequence[int], plan: Plan
-) -> list[Contender]:
+def with_baselines(
+    model: str, denoise: Denoise, evaluations: int, card: ModelCard, steps: Sequence[int], plan: EvaluationPlan
+) -> list[Candidate]:
     """A model that was made for no number of steps: with DDIM, and with each baseline."""
     return [
-        Contender(model, denoise, evaluations, card.schedule, tuple(steps)),
+        Candidate(model, denoise, evaluations, card.schedule, tuple(steps)),
         *(
-            Contender(model, denoise, evaluations, card.schedule, tuple(plan.baseline_steps), sampler)
+            Candidate(model, denoise, evaluations, card.schedule, tuple(plan.baseline_steps), sampler)
             for sampler in plan.baselines
         ),
     ]
@@ -171,8 +171,8 @@ def of_all_samplers(
 
 def evaluate(
     paths: Sequence[Path],
-    plan: Plan,
-    judge: Judge,
+    plan: EvaluationPlan,
+    judge: Evaluator,
     folder: Path,
     loggers: Sequence[Logger],
     *,
@@ -198,7 +198,7 @@ def evaluate(
     if compiled:
         for model in models.values():
             model.to(device).compile()
-    contenders = contenders_of(models, plan, judge.exact, device)
+    contenders = candidates_of(models, plan, judge.exact, device)
     first = contenders[0]
     protocol = Protocol.of(
         judge.facts,
@@ -210,7 +210,9 @@ def evaluate(
         comparison=f"{first.model}, ddim, {first.steps[0]} steps",
     )
 
-    def show(contender: Contender, steps: int, w: float, images: Judged, labels: Int[Tensor, "count"]) -> None:
+    def show(
+        contender: Candidate, steps: int, w: float, images: EvaluationImages, labels: Int[Tensor, "count"]
+    ) -> None:
         columns = judge.facts.in_a_row
         shown = columns if judge.facts.is_image else len(images)
         name = f"{contender.name}-{steps}-w{w:g}.png"
@@ -238,11 +240,11 @@ def evaluate(
         log_quality(loggers, rows)
         write_report(folder)
 
-    agreed(write)
+    on_main_process(write)
     return rows
 
 
-def shown(cells: Iterator[Row], contenders: Sequence[Contender], plan: Plan) -> Iterator[Row]:
+def shown(cells: Iterator[Row], contenders: Sequence[Candidate], plan: EvaluationPlan) -> Iterator[Row]:
     """Pass the cells on, showing how far the grid is in network evaluations, and the images/s of the latest cell."""
     if rank() > 0:
         yield from cells
@@ -278,7 +280,7 @@ def provenance(models: dict[Path, Model], protocol: Protocol, folder: Path, devi
         "fewstep": version("fewstep"),
         "torch": torch.__version__,
         "device": torch.cuda.get_device_name() if device == "cuda" else cpu_name(),
-        "peak_memory": {"main": peak_memory(), "gpu": device_peak()},  # bytes, of the process that judged
+        "peak_memory": {"main": peak_memory(), "gpu": peak_gpu_memory()},  # bytes, of the process that judged
     }
 
 
@@ -292,5 +294,5 @@ def cpu_name() -> str:
 
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as JSON, whole or not at all."""
-    with atomic(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n")

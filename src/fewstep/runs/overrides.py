@@ -16,13 +16,13 @@ NEEDED = {  # what a launcher or sweeper needs: the package, and the extra that 
 }
 
 
-def as_hydra_reads(arguments: Sequence[str]) -> list[str]:
+def hydra_arguments(arguments: Sequence[str]) -> list[str]:
     """The arguments with W&B's made Hydra's, and those of a preset's sweep marked as one.
 
     Raises:
         ValueError: a launcher or sweeper is asked for whose package is not installed.
     """
-    read = [overriding(argument) for argument in arguments]
+    read = [hydra_override(argument) for argument in arguments]
     for argument in read:
         package, extra = NEEDED.get(argument.replace("hydra/", ""), ("", ""))
         if package and not is_installed(package):
@@ -32,7 +32,7 @@ def as_hydra_reads(arguments: Sequence[str]) -> list[str]:
     return [*read, "--multirun"] if has_preset and not says_how else read
 
 
-def overriding(argument: str) -> str:
+def hydra_override(argument: str) -> str:
     """--stage.w_max=4 as stage.w_max=4, and Python's None as null."""
     flag = re.match(r"--([A-Za-z_+~][\w.@/+~-]*)=(.*)", argument, flags=re.DOTALL)
     if flag is None or flag[1] in FLAGS_OF_HYDRA:

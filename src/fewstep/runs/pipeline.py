@@ -12,20 +12,13 @@ from hydra.utils import instantiate
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 
+from fewstep.artifacts.lineage import Rung, find_newest_ladder, is_guided, lineage_of, models_in_folder
 from fewstep.artifacts.model_file import ModelCard, load_model, save_model
-from fewstep.runs.build import EXACT, Setup, as_toy, plain, plan_of
-from fewstep.runs.cycle import CYCLE, write_cycle
+from fewstep.artifacts.run_folder import MODEL, QUALITY, REPORT, RunFolder, open_run, rung_file
 from fewstep.diffusion.guidance import log_snr_interval
 from fewstep.diffusion.prediction import KINDS
 from fewstep.diffusion.schedule import CosineSchedule
-from fewstep.runs.evaluate import evaluate
-from fewstep.system.files import sha256_of
-from fewstep.artifacts.run_folder import MODEL, QUALITY, REPORT, RunFolder, open_run, rung_file
-from fewstep.networks import Denoiser, Frozen, with_guidance_input
-from fewstep.networks.adapter import adapter_file, check_adapter, is_adapted, merged, save_adapter
-from fewstep.artifacts.lineage import Rung, as_parents, is_guided, models_in, newest_ladder
-from fewstep.distributed.collectives import agreed
-from fewstep.system.settings import FORCE, require_numbers, require_top
+from fewstep.distributed.collectives import on_main_process
 from fewstep.methods import (
     EncoderStage,
     GuidanceRange,
@@ -35,6 +28,13 @@ from fewstep.methods import (
     check_chain,
     check_ladder,
 )
+from fewstep.networks import Denoiser, Frozen, with_guidance_input
+from fewstep.networks.adapter import adapter_file, check_adapter, is_adapted, merged, save_adapter
+from fewstep.runs.build import EXACT, Setup, as_toy, plain, plan_of
+from fewstep.runs.cycle import CYCLE, write_cycle
+from fewstep.runs.evaluate import evaluate
+from fewstep.system.files import sha256_of
+from fewstep.system.settings import FORCE, require_numbers, require_top
 from fewstep.teachers.imported import is_foreign
 from fewstep.tracking.loggers import started
 from fewstep.training.settings import TrainerSettings
@@ -57,7 +57,7 @@ def run(config: DictConfig) -> None:
     if config.plan:
         from fewstep.estimate.plan import plan  # which uses all of this file
 
-        agreed(lambda: plan(config))
+        on_main_process(lambda: plan(config))
         return
     match config.stage.name:
         case "pipeline":
@@ -176,7 +176,7 @@ def run_guidance(config: DictConfig, name: str | None = None) -> Path:
             else:
                 path = setup.parent("teacher")
                 denoiser, card = load_model(path)
-                student, parents = with_guidance_input(denoiser), as_parents(path, card, folder.path)
+                student, parents = with_guidance_input(denoiser), lineage_of(path, card, folder.path)
                 teacher = setup.guided(Frozen(denoiser), denoiser.null, setup.schedule_of(denoiser))
             stage = setup.stage(setup.as_read(setup.resized(student)), teacher=teacher)
             with loggers(config, folder) as targets:
@@ -211,7 +211,7 @@ def run_ladder(config: DictConfig, name: str | None = None) -> list[Path]:
         with loggers(config, folder) as targets:
             for num_steps, rung in zip(ladder[1:], rungs, strict=True):
                 training = setup.training(config.stage.few_steps_factor if num_steps <= config.stage.few_steps else 1)
-                if not agreed(rung.is_file):
+                if not on_main_process(rung.is_file):
                     denoiser, card = load_model(parent)
                     inherited = {"w_min": card.w_min, "w_max": card.w_max, "w_draw": card.w_draw}
                     stage = setup.stage(
@@ -222,7 +222,7 @@ def run_ladder(config: DictConfig, name: str | None = None) -> list[Path]:
                         num_steps=num_steps,
                         **({} if encodes else inherited | {"w_values": card.w_values}),
                     )
-                    parents = as_parents(parent, card, folder.path)
+                    parents = lineage_of(parent, card, folder.path)
                     setup.train(
                         stage,
                         folder,
@@ -237,7 +237,7 @@ def run_ladder(config: DictConfig, name: str | None = None) -> list[Path]:
                 images_before += training.num_steps * training.batch_size
                 parent = rung
         if encodes:
-            agreed(lambda: write_cycle(folder.path / CYCLE, rungs, setup))
+            on_main_process(lambda: write_cycle(folder.path / CYCLE, rungs, setup))
         return rungs
 
 
@@ -250,14 +250,14 @@ def save_student(path: Path, stage: Stage, card: ModelCard, parent: Path | None 
     student = stage.model
     if is_adapted(student):
         older = None if parent is None else adapter_file(parent)
-        agreed(lambda: save_adapter(adapter_file(path), student, card.parents[0].sha256, older))
+        on_main_process(lambda: save_adapter(adapter_file(path), student, card.parents[0].sha256, older))
         student = merged(student)
     save(path, student, card)
 
 
 def save(path: Path, model: Denoiser, card: ModelCard) -> None:
     """Write a model's file, by the first process alone; the others go on when it is there."""
-    agreed(lambda: save_model(path, model, card))
+    on_main_process(lambda: save_model(path, model, card))
 
 
 def chain_of(stage: DictConfig) -> Rung:
@@ -288,11 +288,11 @@ def run_evaluate(config: DictConfig) -> None:
     """Judge the newest ladder, or what teacher=PATH names: a model file, or a run folder with all its models."""
     with opened(config, [QUALITY, REPORT]) as folder:
         if config.teacher in (None, EXACT):
-            models = newest_ladder(Path(config.outputs), config.dataset.name)
+            models = find_newest_ladder(Path(config.outputs), config.dataset.name)
         else:
             foreign = is_foreign(config.teacher)
             path = Setup.of(config).parent("teacher") if foreign else Path(config.teacher)
-            models = models_in(path) if path.is_dir() else [path]
+            models = models_in_folder(path) if path.is_dir() else [path]
             if not models:
                 raise ValueError(f"teacher={path} must be a model file or a folder that holds one, and holds none")
         judge(config, folder, models)
@@ -334,7 +334,7 @@ def opened(
             print(f"{stage}: {folder.path}" + (" (finished before)" if folder.finished else ""), flush=True)
             return folder
 
-        yield agreed(hold)
+        yield on_main_process(hold)
 
 
 def loggers(config: DictConfig, folder: RunFolder) -> AbstractContextManager[list[Logger]]:

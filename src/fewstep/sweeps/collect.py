@@ -4,12 +4,12 @@ import csv
 from pathlib import Path
 from typing import Any
 
-from fewstep.system.files import atomic
-from fewstep.sweeps.results import Collected, Setting, pareto, points, table
-from fewstep.sweeps.status import Objective
 from fewstep.reports.charts import colours
 from fewstep.reports.sweep_charts import Dot, Line, fid_against_evaluations, figure_against_value, shade
 from fewstep.reports.sweep_report import write_sweep_report
+from fewstep.sweeps.results import Collected, Setting, pareto, points, table
+from fewstep.sweeps.status import Objective
+from fewstep.system.files import atomic_write
 
 CSV, PAGE = "results.csv", "collect.html"
 
@@ -18,7 +18,7 @@ def write_csv(sweep: Collected) -> Path:
     """Write every figure of the sweep, best setting first."""
     lines = table(sweep)
     path = sweep.folder / CSV
-    with atomic(path) as temporary, temporary.open("w", newline="") as file:
+    with atomic_write(path) as temporary, temporary.open("w", newline="") as file:
         writer = csv.DictWriter(file, list(lines[0]))
         writer.writeheader()
         writer.writerows(lines)

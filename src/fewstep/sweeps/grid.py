@@ -16,12 +16,12 @@ from omegaconf import DictConfig, open_dict
 
 from fewstep.runs.overrides import require_known_recipe
 from fewstep.runs.pipeline import prepare
-from fewstep.sweeps.jobs import Line
+from fewstep.sweeps.jobs import SweepOverrides
 from fewstep.sweeps.parents import Step, planned
 from fewstep.sweeps.process import JobProcess
-from fewstep.sweeps.running import Result, Sweep, Way
-from fewstep.sweeps.status import FINISHED, Objective, Outcome, folder_of, is_done, products_of
-from fewstep.sweeps.sweep import SWEEPS, describe, held, placed, with_parents
+from fewstep.sweeps.running import LaunchMode, Result, Sweep
+from fewstep.sweeps.status import FINISHED, JobState, Objective, folder_of, is_done, products_of
+from fewstep.sweeps.sweep import SWEEPS, describe, locked_sweep, place_jobs, with_parents
 
 BASIC = "hydra._internal.core_plugins.basic_launcher"
 WORDS = {"teacher": "a teacher of several, trained once", "guidance": "a guided student of several, trained once"}
@@ -59,7 +59,7 @@ class Hydra:
         """The name of the preset, if there is one."""
         return self.config.hydra.runtime.choices.get("sweeps")
 
-    def require_one_preset(self, line: Line) -> None:
+    def require_one_preset(self, line: SweepOverrides) -> None:
         """Refuse two presets at once, and a preset for a stage by itself.
 
         Raises:
@@ -75,7 +75,7 @@ class Hydra:
                 "away, or sweep over a stage by --multirun KEY=VALUES"
             )
 
-    def folder(self, line: Line) -> Path:
+    def folder(self, line: SweepOverrides) -> Path:
         """Where the sweep lives: by the name that it was given, else by its question and what is fixed."""
         question = self.preset or str(self.config.hydra.runtime.choices.get("stage"))
         own = self.config.name or "-".join(filter(None, (question, line.digest)))
@@ -91,7 +91,7 @@ class Hydra:
         """Whether jobs run on other machines, which need not be like this one."""
         return "slurm" in self.target.lower()
 
-    def launcher(self, folder: Path) -> tuple[Launcher, Way]:
+    def launcher(self, folder: Path) -> tuple[Launcher, LaunchMode]:
         """What `launcher=` chose, and how it is given jobs."""
         with open_dict(self.config):
             self.config.hydra.sweep.dir = str(folder)
@@ -100,27 +100,33 @@ class Hydra:
         launcher = Plugins.instance().instantiate_launcher(
             hydra_context=self.context, task_function=JobProcess(self.script, one_gpu), config=self.config
         )
-        way = Way.EACH if target.startswith(BASIC) else Way.THREADS if target.startswith(SUBMITIT) else Way.TOGETHER
+        way = (
+            LaunchMode.EACH
+            if target.startswith(BASIC)
+            else LaunchMode.THREADS
+            if target.startswith(SUBMITIT)
+            else LaunchMode.TOGETHER
+        )
         return launcher, way
 
 
-def sweep_grid(hydra: Hydra, arguments: Sequence[str], objective: Objective, at_once: int) -> list[Outcome]:
+def sweep_grid(hydra: Hydra, arguments: Sequence[str], objective: Objective, at_once: int) -> list[JobState]:
     """Run what is missing of the sweep that `arguments` ask for.
 
     Raises:
         ValueError: a job's settings cannot be; nothing was started.
         SystemExit: with status 1: a job failed.
     """
-    line = Line.of(hydra.overrides(arguments))
+    line = SweepOverrides.of(hydra.overrides(arguments))
     hydra.require_one_preset(line)
     folder = hydra.folder(line)
-    jobs, configs = placed(line.jobs(), hydra.compose, folder, elsewhere=hydra.is_elsewhere)
+    jobs, configs = place_jobs(line.jobs(), hydra.compose, folder, elsewhere=hydra.is_elsewhere)
     jobs, teachers = with_parents(jobs, configs, Path(hydra.config.outputs), folder)
     steps = planned(jobs, configs, folder)
     if hydra.config.plan:
         show_plan(folder, steps)
         return []
-    with held(folder):
+    with locked_sweep(folder):
         describe(folder, about(hydra, line, steps, objective) | {"teachers": teachers})
         sweep = Sweep([outcome_of(step, hydra, objective) for step in steps], objective)
         finished = sum(outcome.state == FINISHED for outcome in sweep.outcomes)
@@ -140,7 +146,7 @@ class Launched:
 
     sweep: Sweep
     launcher: Launcher
-    way: Way
+    way: LaunchMode
     at_once: int
 
     @classmethod
@@ -151,7 +157,7 @@ class Launched:
         """Launch what is not finished."""
         self.sweep.run(self.launch, self.way, self.at_once)
 
-    def launch(self, outcomes: Sequence[Outcome]) -> Sequence[Result]:
+    def launch(self, outcomes: Sequence[JobState]) -> Sequence[Result]:
         """Have Hydra's launcher run these jobs."""
         number = next(n for n, outcome in enumerate(self.sweep.outcomes) if outcome is outcomes[0])
         overrides = [list(outcome.step.job.overrides) for outcome in outcomes]
@@ -172,17 +178,17 @@ def result_of(returned: JobReturn) -> Result:
     return value if returned.status == JobStatus.COMPLETED else {"status": 1, "words": str(value)}
 
 
-def outcome_of(step: Step, hydra: Hydra, objective: Objective) -> Outcome:
+def outcome_of(step: Step, hydra: Hydra, objective: Objective) -> JobState:
     """How a step stands before anything is launched."""
     config = hydra.compose(step.job.overrides)
     prepare(config)
-    outcome = Outcome(step, folder_of(config, step), products_of(config, step))
+    outcome = JobState(step, folder_of(config, step), products_of(config, step))
     if is_done(config, step):
         outcome.state, outcome.figure = FINISHED, objective.of(outcome.folder)
     return outcome
 
 
-def about(hydra: Hydra, line: Line, steps: Sequence[Step], objective: Objective) -> dict[str, Any]:
+def about(hydra: Hydra, line: SweepOverrides, steps: Sequence[Step], objective: Objective) -> dict[str, Any]:
     """What sweep.yaml says."""
     return {
         "preset": hydra.preset,

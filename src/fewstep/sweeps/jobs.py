@@ -29,14 +29,14 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Line:
+class SweepOverrides:
     """A sweep's line, parsed: the fixed overrides, and for each swept key its overrides in the order given."""
 
     fixed: Mapping[str, str]
     swept: Mapping[str, tuple[str, ...]]
 
     @classmethod
-    def of(cls, overrides: Iterable[Override]) -> "Line":
+    def of(cls, overrides: Iterable[Override]) -> "SweepOverrides":
         """Sort overrides into what is fixed and what differs; of one key the last counts.
 
         Raises:

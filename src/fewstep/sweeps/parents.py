@@ -7,8 +7,8 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from fewstep.artifacts.run_folder import MODEL, flat, is_the_experiment
 from fewstep.artifacts.lineage import is_guided
+from fewstep.artifacts.run_folder import MODEL, flat, is_the_experiment
 from fewstep.runs.pipeline import stage_of
 from fewstep.sweeps.jobs import Job, digest, quoted
 

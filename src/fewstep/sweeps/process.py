@@ -19,8 +19,8 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from fewstep.system.signals import Stopped
 from fewstep.sweeps.requeue import begin_again
+from fewstep.system.signals import Stopped
 
 LOGS = "logs"
 PASSED_ON = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)

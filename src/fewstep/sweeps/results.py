@@ -7,9 +7,9 @@ from statistics import mean, stdev
 from typing import Any
 
 from fewstep.artifacts.run_folder import QUALITY
+from fewstep.reports.summary import Row, read_rows
 from fewstep.sweeps.status import Objective
 from fewstep.sweeps.sweep import described
-from fewstep.reports.summary import Row, read_rows
 
 SEED = "seed"
 FIGURES = ("fid", "inception_score", "precision", "recall", "accuracy", "diversity", "kid", "clip_score", "exact_rmse")

@@ -12,15 +12,15 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from fewstep.sweeps.status import DONE, FAILED, FINISHED, HELD_BACK, WAITING, Objective, Outcome
+from fewstep.sweeps.status import DONE, FAILED, FINISHED, HELD_BACK, WAITING, JobState, Objective
 
 Result = Mapping[str, Any]
 """The exit status and the last words of a job."""
-Launch = Callable[[Sequence[Outcome]], Sequence[Result]]
+Launch = Callable[[Sequence[JobState]], Sequence[Result]]
 """Have the launcher run some jobs to their ends."""
 
 
-class Way(Enum):
+class LaunchMode(Enum):
     """How a launcher is given its jobs."""
 
     EACH = "one after another"
@@ -32,26 +32,26 @@ class Way(Enum):
 class Sweep:
     """The jobs and parents of a sweep, and what has come of each."""
 
-    outcomes: list[Outcome]
+    outcomes: list[JobState]
     objective: Objective
 
-    def run(self, launch: Launch, way: Way, at_once: int) -> None:
+    def run(self, launch: Launch, way: LaunchMode, at_once: int) -> None:
         """Launch everything that is not finished.
 
         Args:
             at_once: how many threads; each waits for one job.
         """
-        if way is Way.THREADS:
+        if way is LaunchMode.THREADS:
             self.run_in_threads(launch, at_once)
         while ready := self.ready():
-            batch = ready if way is Way.TOGETHER else ready[:1]
+            batch = ready if way is LaunchMode.TOGETHER else ready[:1]
             start = time.monotonic()
             for outcome, result in zip(batch, launch(batch), strict=True):
                 self.settle(outcome, result, time.monotonic() - start)
 
     def run_in_threads(self, launch: Launch, at_once: int) -> None:
         """Have each job waited for by a thread of its own, so that its children begin as soon as it is done."""
-        running: dict[Future[Result], tuple[Outcome, float]] = {}
+        running: dict[Future[Result], tuple[JobState, float]] = {}
         while True:
             waiting = [o for o in self.ready() if not any(o is other for other, _ in running.values())]
             for outcome in waiting[: at_once - len(running)]:
@@ -64,7 +64,7 @@ class Sweep:
                 result = {"status": 1, "words": str(error)} if error else future.result()
                 self.settle(outcome, result, time.monotonic() - start)
 
-    def ready(self) -> list[Outcome]:
+    def ready(self) -> list[JobState]:
         """What can begin: its parents are done. What waits for a failed one is held back."""
         parents = {outcome.step.job.name: outcome for outcome in self.outcomes if outcome.step.until}
         can = []
@@ -79,7 +79,7 @@ class Sweep:
                 can.append(outcome)
         return can
 
-    def settle(self, outcome: Outcome, result: Result, seconds: float) -> None:
+    def settle(self, outcome: JobState, result: Result, seconds: float) -> None:
         """Note how a job ended, and say it."""
         missing = outcome.missing()
         outcome.state = FAILED if result["status"] or missing else DONE
@@ -91,7 +91,7 @@ class Sweep:
         print(f"{settled}/{number} {outcome.step.job.name}: {outcome.state} in {seconds:,.0f} s{said}", flush=True)
 
     @property
-    def failures(self) -> list[Outcome]:
+    def failures(self) -> list[JobState]:
         return [outcome for outcome in self.outcomes if outcome.state in (FAILED, HELD_BACK)]
 
     def show(self) -> None:
@@ -106,7 +106,7 @@ class Sweep:
         Console(soft_wrap=True, highlight=False, markup=False).print(table)
 
 
-def in_thread(launch: Launch, outcome: Outcome) -> Future[Result]:
+def in_thread(launch: Launch, outcome: JobState) -> Future[Result]:
     """A job's result, when it is there. The thread does not keep the program from ending."""
     future: Future[Result] = Future()
 

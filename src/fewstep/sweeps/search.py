@@ -10,12 +10,12 @@ from omegaconf import DictConfig
 
 from fewstep.runs.overrides import is_installed
 from fewstep.sweeps.grid import Hydra, Launched, about, outcome_of, show_plan
-from fewstep.sweeps.jobs import Job, Line, name_of, shortened
+from fewstep.sweeps.jobs import Job, SweepOverrides, name_of, shortened
 from fewstep.sweeps.parents import Step, child_of, planned
 from fewstep.sweeps.running import Sweep
 from fewstep.sweeps.space import Choices, Dimension, Range, space_of, texts
 from fewstep.sweeps.status import FAILED, Objective
-from fewstep.sweeps.sweep import describe, held, placed
+from fewstep.sweeps.sweep import describe, locked_sweep, place_jobs
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -56,7 +56,7 @@ def sweep_search(hydra: Hydra, arguments: Sequence[str], objective: Objective, s
     folder = hydra.folder(line)
     # What the first and the last values share, all share. Their settings are checked before anything is started.
     probes = [job_of(f"end-{end}", line, texts(space, end)) for end in (0, -1)]
-    jobs, configs = placed(probes, hydra.compose, folder, elsewhere=hydra.is_elsewhere)
+    jobs, configs = place_jobs(probes, hydra.compose, folder, elsewhere=hydra.is_elsewhere)
     for config in configs.values():
         require_figure(config.stage, objective)
     steps = planned(jobs, configs, folder)
@@ -65,14 +65,14 @@ def sweep_search(hydra: Hydra, arguments: Sequence[str], objective: Objective, s
         show_plan(folder, parents)
         print(f"search: {search.trials} trials")
         return Sweep([], objective)
-    with held(folder):
+    with locked_sweep(folder):
         sweep = Sweep([outcome_of(step, hydra, objective) for step in parents], objective)
         print(f"search: {folder}: {search.trials} trials, {len(parents)} shared parents", flush=True)
         launched = Launched.of(hydra, folder, sweep, search.at_once)
         launched.run()
         study = opened_study(folder, objective, search.seed)
         for number, values in told(study, space):
-            (job,), _ = placed([job_of(f"trial={number}", line, values)], hydra.compose, folder, elsewhere=True)
+            (job,), _ = place_jobs([job_of(f"trial={number}", line, values)], hydra.compose, folder, elsewhere=True)
             sweep.outcomes.append(outcome_of(trial_step(job, example, parents), hydra, objective))
         while not sweep.failures or parents_are_done(sweep):
             asked = ask(study, space, search)
@@ -80,7 +80,7 @@ def sweep_search(hydra: Hydra, arguments: Sequence[str], objective: Objective, s
                 break
             for number, values in asked:
                 own = job_of(f"trial={number}", line, values)
-                (job,), _ = placed([own], hydra.compose, folder, elsewhere=hydra.is_elsewhere)
+                (job,), _ = place_jobs([own], hydra.compose, folder, elsewhere=hydra.is_elsewhere)
                 sweep.outcomes.append(outcome_of(trial_step(job, example, parents), hydra, objective))
             describe(folder, about(hydra, line, [o.step for o in sweep.outcomes], objective))
             launched.run()
@@ -107,7 +107,7 @@ def require_figure(stage: DictConfig, objective: Objective) -> None:
         )
 
 
-def job_of(name: str, line: Line, values: Mapping[str, str]) -> Job:
+def job_of(name: str, line: SweepOverrides, values: Mapping[str, str]) -> Job:
     """The job of a trial."""
     short = {shorter: values[key] for key, shorter in shortened(list(values)).items()}
     overrides = (*line.fixed.values(), *(f"{key}={value}" for key, value in values.items()))

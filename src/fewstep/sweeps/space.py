@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 
-from fewstep.sweeps.jobs import Line
+from fewstep.sweeps.jobs import SweepOverrides
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Choices:
 Dimension = Range | Choices
 
 
-def space_of(overrides: Iterable[Override]) -> tuple[Line, dict[str, Dimension]]:
+def space_of(overrides: Iterable[Override]) -> tuple[SweepOverrides, dict[str, Dimension]]:
     """The fixed part of a sweep's line, and by key what is searched.
 
     Raises:
@@ -59,7 +59,7 @@ def space_of(overrides: Iterable[Override]) -> tuple[Line, dict[str, Dimension]]
             space[key] = dimension(override)
         else:
             fixed.append(override)
-    return Line.of(fixed), space
+    return SweepOverrides.of(fixed), space
 
 
 def dimension(override: Override) -> Dimension:

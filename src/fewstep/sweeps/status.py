@@ -7,8 +7,8 @@ from statistics import mean
 
 from omegaconf import DictConfig, OmegaConf
 
-from fewstep.runs.cycle import CYCLE
 from fewstep.artifacts.run_folder import CONFIG, MODEL, QUALITY, REPORT, differences, rung_file, settings_in
+from fewstep.runs.cycle import CYCLE
 from fewstep.sweeps.parents import Step
 
 WAITING, FINISHED, DONE, FAILED, HELD_BACK = "waiting", "finished before", "done", "failed", "held back"
@@ -51,7 +51,7 @@ class Objective:
 
 
 @dataclass
-class Outcome:
+class JobState:
     """One line of a sweep's table."""
 
     step: Step

@@ -10,12 +10,12 @@ from typing import Any
 import yaml
 from omegaconf import DictConfig
 
-from fewstep.runs.build import Setup, plan_of
-from fewstep.system.files import atomic
+from fewstep.artifacts.lineage import find_newest_ladder
 from fewstep.artifacts.run_folder import locked
-from fewstep.artifacts.lineage import newest_ladder
+from fewstep.runs.build import Setup, plan_of
 from fewstep.runs.pipeline import chain_of, check_pipeline, check_stage, prepare
 from fewstep.sweeps.jobs import Job, quoted
+from fewstep.system.files import atomic_write
 from fewstep.training.settings import TrainerSettings
 
 SWEEPS = "sweeps"
@@ -25,7 +25,7 @@ Compose = Callable[[Sequence[str]], DictConfig]
 
 
 @contextmanager
-def held(folder: Path) -> Iterator[None]:
+def locked_sweep(folder: Path) -> Iterator[None]:
     """Hold the sweep's folder as long as its jobs run.
 
     Raises:
@@ -39,7 +39,7 @@ def held(folder: Path) -> Iterator[None]:
 
 def describe(folder: Path, about: Mapping[str, Any]) -> None:
     """Say in the sweep's folder what it is."""
-    with atomic(folder / SWEEP) as temporary:
+    with atomic_write(folder / SWEEP) as temporary:
         temporary.write_text(yaml.safe_dump(dict(about), sort_keys=False, width=120))
 
 
@@ -55,7 +55,7 @@ def described(folder: Path) -> dict[str, Any]:
     return yaml.safe_load(file.read_text())
 
 
-def placed(
+def place_jobs(
     jobs: Sequence[Job], compose: Compose, folder: Path, *, elsewhere: bool
 ) -> tuple[list[Job], dict[str, DictConfig]]:
     """The jobs in the sweep's folder, and the settings of each, all of them checked before any is started.
@@ -117,7 +117,7 @@ def parent_below(outputs: Path, config: DictConfig) -> Path:
     own = copy.deepcopy(config)
     own.outputs = str(outputs)
     if own.stage.name == "evaluate":
-        return newest_ladder(outputs, own.dataset.name)[0].parent
+        return find_newest_ladder(outputs, own.dataset.name)[0].parent
     if own.stage.name == "guidance":
         return Setup.of(own).parent("teacher")
     chain = chain_of(own.stage)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def atomic(path: Path, *, keep: Path | None = None) -> Iterator[Path]:
+def atomic_write(path: Path, *, keep: Path | None = None) -> Iterator[Path]:
     """Give a temporary name beside `path`; on success flush it to disk and rename it to `path`, on failure remove it.
 
     What is written there may be a file or a folder.

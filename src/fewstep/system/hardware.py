@@ -19,24 +19,24 @@ def peak_memory() -> int:
     return in_bytes(STATUS, "VmHWM")
 
 
-def device_peak() -> int:
+def peak_gpu_memory() -> int:
     """The most bytes that torch has allocated on this process's GPU; 0 where it uses none."""
     return torch.cuda.max_memory_allocated() if torch.cuda.is_initialized() else 0
 
 
-def memory_now() -> int:
+def current_memory() -> int:
     """Bytes of main memory that this process holds."""
     return in_bytes(STATUS, "VmRSS")
 
 
-def memory_of(pid: int) -> int:
+def memory_of_process(pid: int) -> int:
     """Bytes of main memory that another process holds; 0 for one that is gone."""
     with suppress(OSError):
         return in_bytes(Path("/proc", str(pid), "status"), "VmRSS")
     return 0
 
 
-def forget_peaks() -> None:
+def reset_peak_memory() -> None:
     """Count both peaks from now on. Where the system forbids it, that of main memory stays the process's."""
     if torch.cuda.is_initialized():
         torch.cuda.reset_peak_memory_stats()
@@ -54,7 +54,7 @@ def free_memory(device: str = "cpu") -> int:
     limits = [in_bytes(STATISTICS, "MemAvailable")]
     for path in CGROUPS:
         with suppress(OSError, ValueError):  # there is none, or it says max
-            limits.append(int(path.read_text()) - memory_now())
+            limits.append(int(path.read_text()) - current_memory())
     return max(0, min(limits))
 
 

@@ -32,14 +32,14 @@ class Stopped(BaseException):
         return BY_SIGNAL + self.number
 
 
-def stop(number: int, frame: FrameType | None) -> None:
+def raise_stopped(number: int, frame: FrameType | None) -> None:
     """Handler that ends the run where it stands: files appear whole or not at all, so that any moment is a good one."""
     if not isinstance(sys.exc_info()[1], Stopped):  # else it is ending: clusters and launchers say it twice
         raise Stopped(number)
 
 
 @contextmanager
-def heard(handler: Callable[[int, FrameType | None], Any] = stop) -> Iterator[None]:
+def stop_signals(handler: Callable[[int, FrameType | None], Any] = raise_stopped) -> Iterator[None]:
     """Give the four signals to `handler`, then to whom they went before. Threads cannot: there nothing is changed."""
     if threading.current_thread() is not threading.main_thread():
         yield

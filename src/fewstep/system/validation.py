@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", NoneType: "null"}
 
 
-def require_types(made: Any) -> None:
+def require_card_types(made: Any) -> None:
     """Refuse a dataclass of JSON whose values are not what its annotations say, down to those inside it.
 
     Raises:
@@ -21,7 +21,7 @@ def require_types(made: Any) -> None:
             raise ValueError(f"its {name} must be {known}, got {value!r:.80}")
         for part in value if isinstance(value, tuple) else (value,):
             if is_dataclass(part):
-                require_types(part)
+                require_card_types(part)
 
 
 def require_settings(made: Any, group: str) -> None:

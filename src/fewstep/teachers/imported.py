@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from fewstep.artifacts.model_file import KEY, ModelCard, load_model, save_model
 from fewstep.data.facts import DataFacts
-from fewstep.system.files import atomic
 from fewstep.networks import Denoiser, network_class
+from fewstep.system.files import atomic_write
 from fewstep.teachers.adm import is_adm, read_adm
 from fewstep.teachers.diffusers_folder import is_diffusers_folder, read_diffusers_folder
 from fewstep.teachers.foreign import Foreign
@@ -303,7 +303,7 @@ def imported(source: str | Path, outputs: Path, facts: DataFacts) -> Path:
         parents=(),
         clock=clock,
     )
-    with atomic(path.with_name("source.json")) as temporary:
+    with atomic_write(path.with_name("source.json")) as temporary:
         temporary.write_text(json.dumps({"teacher": str(source), "digest": digest}, indent=1) + "\n")
     save_model(path, read_now.denoiser, card)
     print(f"teacher: {path} (from {source})", flush=True)

@@ -9,7 +9,7 @@ from typing import Any
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
-from fewstep.system.files import atomic
+from fewstep.system.files import atomic_write
 from fewstep.tracking.names import COLUMNS, IMAGES
 
 FILE = "metrics.csv"
@@ -68,7 +68,7 @@ class MetricsFile(Logger):
         if not kept:
             self.path.unlink(missing_ok=True)
             return
-        with atomic(self.path) as temporary, temporary.open("w", newline="") as file:
+        with atomic_write(self.path) as temporary, temporary.open("w", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(COLUMNS)
             writer.writerows(["" if c not in row else _plain(row[c]) for c in COLUMNS] for row in kept)

@@ -16,16 +16,16 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.fabric.plugins import TorchCheckpointIO
 
-from fewstep.system.files import atomic, is_out_of_memory, move
 from fewstep.artifacts.run_folder import DAMAGED, PREVIOUS
-from fewstep.distributed.sharded_checkpoint import check_parts, whole
-from fewstep.distributed.collectives import agreed, joined
+from fewstep.distributed.collectives import is_distributed, on_main_process
+from fewstep.distributed.sharded_checkpoint import consolidated, verify_shards
+from fewstep.system.files import atomic_write, is_out_of_memory, move
 
 ORIGIN = "origin"  # key of a checkpoint: which stage and rung it belongs to, and the hash of its parent
 SEAL = b"fewstep sha256 "  # begins the comment at the end of a checkpoint, which is a zip file
 SEAL_BYTES = len(SEAL) + 64
 CHUNK = 2**20
-MOST_STEPS = 50  # between looks at the clock where there are several processes
+MAX_STEPS_BETWEEN_CHECKS = 50  # between looks at the clock where there are several processes
 
 
 class AtomicCheckpoints(TorchCheckpointIO):
@@ -33,7 +33,7 @@ class AtomicCheckpoints(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         path = Path(path)
-        with atomic(path, keep=path.with_name(PREVIOUS)) as temporary:
+        with atomic_write(path, keep=path.with_name(PREVIOUS)) as temporary:
             with temporary.open("wb") as file:  # a file of Python's, whose errors say what was wrong
                 torch.save(checkpoint, file)
             seal(temporary)
@@ -41,7 +41,7 @@ class AtomicCheckpoints(TorchCheckpointIO):
     def load_checkpoint(
         self, path: str | Path, map_location: Any = None, weights_only: bool | None = True
     ) -> dict[str, Any]:
-        return whole(read_checkpoint(Path(path)), Path(path).parent)
+        return consolidated(read_checkpoint(Path(path)), Path(path).parent)
 
 
 def seal(path: Path) -> None:
@@ -90,7 +90,7 @@ def read_checkpoint(path: Path, *, with_parts: bool = False) -> dict[str, Any]:
         if not isinstance(checkpoint, dict):
             raise ValueError("it holds no dictionary")
         if with_parts:
-            check_parts(checkpoint, path.parent)
+            verify_shards(checkpoint, path.parent)
         return checkpoint
     except Exception as error:  # torch raises many kinds for a damaged file; all mean the same here
         if is_out_of_memory(error) or (isinstance(error, OSError) and error.errno != errno.ENOENT):  # a part is gone
@@ -104,7 +104,7 @@ def read_checkpoint(path: Path, *, with_parts: bool = False) -> dict[str, Any]:
         ) from error
 
 
-def to_go_on_from(last: Path, origin: str) -> Path | None:
+def checkpoint_to_resume(last: Path, origin: str) -> Path | None:
     """`last`, if it is a checkpoint of this stage or rung; one that is damaged is replaced by the one before it.
 
     Args:
@@ -138,7 +138,7 @@ def to_go_on_from(last: Path, origin: str) -> Path | None:
     return last
 
 
-class SaveLast(Callback):
+class SaveCheckpoint(Callback):
     """Writes last.ckpt at most `every_seconds` apart and at the end."""
 
     def __init__(self, path: Path, every_seconds: float, origin: str) -> None:
@@ -161,11 +161,11 @@ class SaveLast(Callback):
 
     def _is_time(self, step: int) -> bool:
         """Whether to save now: the same answer for all processes, by the clock of the first."""
-        if not joined():
+        if not is_distributed():
             return time.monotonic() - self._saved >= self.every_seconds
         if step < self._next_look:
             return False
-        due, wait = agreed(lambda: self._look(step))
+        due, wait = on_main_process(lambda: self._look(step))
         self._looked_at, self._next_look = step, step + wait
         return due
 
@@ -174,7 +174,9 @@ class SaveLast(Callback):
         now = time.monotonic()
         pace, self._looked = max(1e-9, (now - self._looked) / max(1, step - self._looked_at)), now
         left = self.every_seconds - (now - self._saved)
-        return left <= 0, max(1, min(MOST_STEPS, int((left if left > 0 else self.every_seconds) / pace / 2)))
+        return left <= 0, max(
+            1, min(MAX_STEPS_BETWEEN_CHECKS, int((left if left > 0 else self.every_seconds) / pace / 2))
+        )
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         trainer.save_checkpoint(self.path)

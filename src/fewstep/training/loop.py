@@ -9,17 +9,17 @@ from lightning import Callback, Trainer
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.profilers import PassThroughProfiler
 
-from fewstep.data.batches import Data
 from fewstep.artifacts.run_folder import LAST, RunFolder
-from fewstep.networks.memory import compile_calls
-from fewstep.distributed.collectives import agreed, num_processes, require_shares
-from fewstep.training.checkpointing import AtomicCheckpoints, SaveLast, to_go_on_from
+from fewstep.data.batches import Data
+from fewstep.distributed.collectives import on_main_process, require_divisible_batch, world_size
 from fewstep.methods import NonFiniteLossError, Stage
-from fewstep.training.preemption import Stopping
-from fewstep.training.strategy import environment, per_machine, strategy_of
+from fewstep.networks.memory import compile_calls
 from fewstep.training.callbacks.progress import Progress
 from fewstep.training.callbacks.training_log import TrainingLog
+from fewstep.training.checkpointing import AtomicCheckpoints, SaveCheckpoint, checkpoint_to_resume
+from fewstep.training.preemption import StopOnSignal
 from fewstep.training.settings import TrainerSettings
+from fewstep.training.strategy import build_strategy, cluster_environment, processes_per_node
 
 # Lightning has torch look for GPUs through NVML, and torch's optimisers look every step: on a machine without a driver
 # that opens a library each time, half a millisecond. CUDA's own count is remembered; no data worker of ours is forked.
@@ -60,10 +60,10 @@ def fit(
         OSError: the disk is full or outputs cannot be written.
     """
     training = stage.training_plan
-    require_shares(training.batch_size)
+    require_divisible_batch(training.batch_size)
     last = folder.path / LAST
     origin = f"{stage.stream} from {parent_sha256}"
-    resume = agreed(lambda: to_go_on_from(last, origin))
+    resume = on_main_process(lambda: checkpoint_to_resume(last, origin))
     progress = Progress(stage=stage.name, batch_size=training.batch_size, rung=rung)
     log = TrainingLog(
         batch_size=training.batch_size,
@@ -72,19 +72,19 @@ def fit(
         rung=rung,
         on_loss=progress.show_loss,
     )
-    save = SaveLast(last, settings.checkpoint_seconds, origin)
-    stopping = Stopping(lambda trainer: trainer.save_checkpoint(last))
+    save = SaveCheckpoint(last, settings.checkpoint_seconds, origin)
+    stopping = StopOnSignal(lambda trainer: trainer.save_checkpoint(last))
     trainer = Trainer(
         accelerator=settings.accelerator,
-        devices=per_machine(),
-        num_nodes=num_processes() // per_machine(),
-        strategy=strategy_of(settings),
+        devices=processes_per_node(),
+        num_nodes=world_size() // processes_per_node(),
+        strategy=build_strategy(settings),
         precision=settings.precision,
         max_steps=training.num_steps,
         max_epochs=-1,
         logger=list(loggers),
         callbacks=[log, progress, *watchers, save, stopping],
-        plugins=[AtomicCheckpoints(), environment()],
+        plugins=[AtomicCheckpoints(), cluster_environment()],
         default_root_dir=folder.path,
         enable_checkpointing=False,
         enable_progress_bar=False,

@@ -11,14 +11,14 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from torch import distributed as dist
 
-from fewstep.distributed.collectives import joined
+from fewstep.distributed.collectives import is_distributed
 from fewstep.system.signals import SIGNALS, Stopped
 
 LOOK_SECONDS = 2.0  # about so often the processes tell each other; SLURM gives 30 s between SIGTERM and SIGKILL
 MOST_STEPS = 50
 
 
-class Stopping(Callback):
+class StopOnSignal(Callback):
     """Remembers a signal until the end of the batch, has `save` write the checkpoint and raises `Stopped`.
 
     The signal may reach one process of many, or each at another step, and they must stop at the same one. They tell
@@ -65,7 +65,7 @@ class Stopping(Callback):
 
     def _agreed(self, step: int) -> int:
         """The signal that some process has got, the same answer on all; 0 if none has, or it is not yet time to ask."""
-        if not joined():
+        if not is_distributed():
             return self._number
         if step < self._next_look:
             return 0

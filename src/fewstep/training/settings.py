@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from fewstep.distributed.collectives import require_shares
+from fewstep.distributed.collectives import require_divisible_batch
 from fewstep.system.validation import require_settings
 
 ACCELERATORS = ("cpu", "gpu")
@@ -67,7 +67,7 @@ class TrainerSettings:
 
     def check_batch(self, batch_size: int) -> None:
         """Refuse a batch, as max_images caps it, that does not divide over the processes."""
-        require_shares(min(batch_size, self.max_images or batch_size))
+        require_divisible_batch(min(batch_size, self.max_images or batch_size))
 
     @property
     def device(self) -> str:

@@ -16,56 +16,56 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
-from fewstep.distributed.sharded_checkpoint import PARTS, read_into, remove_parts, write_parts
-from fewstep.distributed.collectives import PATIENCE, agreed, joined, num_processes
+from fewstep.distributed.collectives import TIMEOUT, is_distributed, on_main_process, world_size
+from fewstep.distributed.sharded_checkpoint import SHARDS, load_shards_into, remove_unused_shards, save_shards
 from fewstep.training.checkpointing import AtomicCheckpoints, read_checkpoint
 from fewstep.training.settings import AUTO, TrainerSettings, require_gpus
 
 
-def environment() -> ClusterEnvironment:
+def cluster_environment() -> ClusterEnvironment:
     """Who starts processes, as Lightning asks: nobody, or somebody before it; it shall not look around for SLURM."""
-    return TorchElasticEnvironment() if joined() else LightningEnvironment()
+    return TorchElasticEnvironment() if is_distributed() else LightningEnvironment()
 
 
-def per_machine() -> int:
+def processes_per_node() -> int:
     """Processes of this run on this machine."""
-    return int(os.environ["LOCAL_WORLD_SIZE"]) if joined() else 1
+    return int(os.environ["LOCAL_WORLD_SIZE"]) if is_distributed() else 1
 
 
-def strategy_of(settings: TrainerSettings) -> Strategy | str:
+def build_strategy(settings: TrainerSettings) -> Strategy | str:
     """Lightning's strategy for the processes that there are.
 
     Raises:
         ValueError: a machine has fewer GPUs than processes.
     """
     if settings.accelerator == "gpu":
-        require_gpus(per_machine(), torch.cuda.device_count())
-    if settings.strategy == "fsdp" and joined():
-        return InParts()
-    if num_processes() == 1:
+        require_gpus(processes_per_node(), torch.cuda.device_count())
+    if settings.strategy == "fsdp" and is_distributed():
+        return FSDP2Strategy()
+    if world_size() == 1:
         return AUTO
     # Buffers are constants; gradients live in what is sent.
-    return DDPStrategy(timeout=PATIENCE, broadcast_buffers=False, gradient_as_bucket_view=True)
+    return DDPStrategy(timeout=TIMEOUT, broadcast_buffers=False, gradient_as_bucket_view=True)
 
 
-class InParts(ModelParallelStrategy):
+class FSDP2Strategy(ModelParallelStrategy):
     """FSDP2: `Stage.configure_model` divides the networks. Checkpoints are as everywhere, with the tensors in parts."""
 
     def __init__(self) -> None:
         warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view")  # nobody writes into predictions
-        super().__init__(data_parallel_size=num_processes(), tensor_parallel_size=1, timeout=PATIENCE)
+        super().__init__(data_parallel_size=world_size(), tensor_parallel_size=1, timeout=TIMEOUT)
         self._files = AtomicCheckpoints()
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None) -> None:
         path = Path(filepath)
-        write_parts(checkpoint, path)
+        save_shards(checkpoint, path)
 
         def replace() -> None:
-            before = read_checkpoint(path).get(PARTS, {}) if path.is_file() else {}
+            before = read_checkpoint(path).get(SHARDS, {}) if path.is_file() else {}
             self._files.save_checkpoint(checkpoint, path)
-            remove_parts(path.parent, {each["folder"] for each in (before, checkpoint[PARTS]) if each})
+            remove_unused_shards(path.parent, {each["folder"] for each in (before, checkpoint[SHARDS]) if each})
 
-        agreed(replace)
+        on_main_process(replace)
 
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
         path = Path(checkpoint_path)
@@ -73,7 +73,7 @@ class InParts(ModelParallelStrategy):
         assert self.model is not None
         optimizers = [get_optimizer_state_dict(self.model, optimizer) for optimizer in self.optimizers]
         target = {"state_dict": get_model_state_dict(self.model), "optimizer_states": optimizers}
-        read_into(target, checkpoint, path.parent)
+        load_shards_into(target, checkpoint, path.parent)
         for optimizer, state in zip(self.optimizers, optimizers, strict=True):
             set_optimizer_state_dict(self.model, optimizer, optim_state_dict=state)
         return checkpoint

@@ -65,15 +65,15 @@ class FewstepSweeper(Sweeper):
 
     def sweep(self, arguments: list[str]) -> Any:
         """Run the sweep of the preset's parameters and of the command line; the latter count more."""
-        from fewstep.system.signals import heard
         from fewstep.sweeps.grid import Hydra, sweep_grid
         from fewstep.sweeps.status import Objective
+        from fewstep.system.signals import stop_signals
 
         assert self.hydra_context is not None
         assert self.config is not None
         hydra = Hydra(self.hydra_context, self.config, self.script)
         objective = Objective(self.objective.figure, self.objective.steps, self.objective.w)
-        with heard():
+        with stop_signals():
             return sweep_grid(hydra, [*self.parameters(), *arguments], objective, self.at_once)
 
 
@@ -86,15 +86,15 @@ class FewstepSearch(FewstepSweeper):
 
     def sweep(self, arguments: list[str]) -> Any:
         """Search in the preset's parameters and those of the command line; the latter count more."""
-        from fewstep.system.signals import heard
         from fewstep.sweeps.grid import Hydra
         from fewstep.sweeps.search import Search, sweep_search
         from fewstep.sweeps.status import Objective
+        from fewstep.system.signals import stop_signals
 
         assert self.hydra_context is not None
         assert self.config is not None
         hydra = Hydra(self.hydra_context, self.config, self.script)
         objective = Objective(self.objective.figure, self.objective.steps, self.objective.w)
         search = Search(self.trials, self.at_once, self.seed)
-        with heard():
+        with stop_signals():
             return sweep_search(hydra, [*self.parameters(), *arguments], objective, search)

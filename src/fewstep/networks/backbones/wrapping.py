@@ -10,8 +10,8 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from fewstep.networks.inputs import sinusoid
 from fewstep.networks.backbones.mlp import zeroed
+from fewstep.networks.inputs import sinusoid
 
 DEFAULT_LEVELS = range(4)  # of diffusers' U-Nets without block_out_channels
 

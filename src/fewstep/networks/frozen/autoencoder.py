@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from fewstep.data.facts import LatentFacts
-from fewstep.networks.frozen.loading import freeze, open_companion, require_complete, require_digest, require_weights
+from fewstep.networks.frozen.loading import freeze, load_frozen, require_complete, require_digest, require_weights
 
 WHAT = "an AutoencoderKL"
 PIXELS_AT_ONCE = 16 * 256 * 256  # decoded or encoded in one call: a few GiB at Stable Diffusion's width
@@ -67,7 +67,7 @@ class Autoencoder:
         Raises:
             ValueError: it is not there, or has other weights; see `open`.
         """
-        autoencoder = open_companion(cls.open, facts.autoencoder, folder, "--autoencoder", WHAT)
+        autoencoder = load_frozen(cls.open, facts.autoencoder, folder, "--autoencoder", WHAT)
         require_digest(autoencoder.digest, facts.sha256, autoencoder.folder, "--autoencoder", WHAT)
         return autoencoder
 

@@ -67,7 +67,7 @@ def freeze(network: nn.Module) -> str:
 Companion = TypeVar("Companion")
 
 
-def open_companion(
+def load_frozen(
     open: Callable[[str | Path], Companion], known: str, folder: str | Path | None, option: str, what: str
 ) -> Companion:
     """What lies in `folder`, or else where it was `known` to lie.

@@ -13,15 +13,15 @@ from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from fewstep.data.facts import TextFacts
-from fewstep.system.files import atomic
 from fewstep.networks.frozen.loading import (
     freeze,
-    open_companion,
+    load_frozen,
     quiet,
     require_complete,
     require_digest,
     require_weights,
 )
+from fewstep.system.files import atomic_write
 
 WHAT = "a CLIP text encoder"
 PROMPTS_AT_ONCE = 64
@@ -78,7 +78,7 @@ class TextEncoder:
         Raises:
             ValueError: it is not there, or has other weights; see `open`.
         """
-        encoder = open_companion(cls.open, facts.encoder, folder, "--text-encoder", WHAT)
+        encoder = load_frozen(cls.open, facts.encoder, folder, "--text-encoder", WHAT)
         require_digest(encoder.digest, facts.sha256, encoder.folder, "--text-encoder", WHAT)
         return encoder
 
@@ -187,7 +187,7 @@ def write_tiny_tokenizer(folder: Path, *, tokens: int) -> None:
         "tokenizer_config.json": json.dumps(settings),
     }
     for name, text in files.items():
-        with atomic(folder / name) as temporary:
+        with atomic_write(folder / name) as temporary:
             temporary.write_text(text, encoding="utf-8")
 
 

@@ -9,15 +9,15 @@ from lightning import Callback, LightningModule, Trainer
 from fewstep.data.batches import Data
 from fewstep.diffusion.guidance import Guided
 from fewstep.diffusion.sampler import SAMPLERS, sample
-from fewstep.distributed.collectives import gathered, num_processes, part_of, rank
-from fewstep.evaluation.images import as_judged
+from fewstep.distributed.collectives import all_gather_rows, local_slice, rank, world_size
+from fewstep.evaluation.images import evaluation_tensor
 from fewstep.evaluation.metrics import RunningFigures
-from fewstep.system.seeds import fresh_noise, starting_noise
 from fewstep.methods import Stage
-from fewstep.tracking.names import SAMPLE_FID, SAMPLE_GRID, SAMPLE_INCEPTION_SCORE
 from fewstep.reports.pictures import picture, save_png
-from fewstep.training.callbacks.training_log import log_row
+from fewstep.system.seeds import fresh_noise, starting_noise
+from fewstep.tracking.names import SAMPLE_FID, SAMPLE_GRID, SAMPLE_INCEPTION_SCORE
 from fewstep.tracking.wandb_run import log_picture
+from fewstep.training.callbacks.training_log import log_row
 
 ROWS = 8  # of classes in turn, in the picture
 
@@ -52,10 +52,10 @@ class Snapshots(Callback):
         images_before: int = 0,
         rung: int | None = None,
     ) -> None:
-        if num_images < num_processes():
+        if num_images < world_size():
             raise ValueError(
                 f"each process makes a share of the snapshots, got trainer.snapshot_images={num_images} for "
-                f"{num_processes()} processes; raise it"
+                f"{world_size()} processes; raise it"
             )
         self.folder, self.data, self.figures = folder, data, figures
         self.count, self.num_images, self.num_steps, self.w, self.guided = (
@@ -82,7 +82,7 @@ class Snapshots(Callback):
         model, facts = stage.model, self.data.facts
         training = model.training
         model.eval()
-        own = part_of(self.num_images)
+        own = local_slice(self.num_images)
         count = own.stop - own.start
         labels = self.data.conditions(self.num_images)
         x = sample(
@@ -97,10 +97,10 @@ class Snapshots(Callback):
         )
         model.train(training)
         stage.check_finite()
-        judged = as_judged(self.data.decode(x.clamp(facts.low, facts.high)).cpu(), facts.pixels)
+        judged = evaluation_tensor(self.data.decode(x.clamp(facts.low, facts.high)).cpu(), facts.pixels)
         self.figures.update(judged)
         shown = min(self.num_images, ROWS * facts.in_a_row) if facts.is_image else self.num_images
-        judged = gathered(judged[: max(0, shown - own.start)])
+        judged = all_gather_rows(judged[: max(0, shown - own.start)])
         if rank() > 0:
             return
         scores = self.figures.compute()

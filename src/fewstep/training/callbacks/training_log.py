@@ -10,7 +10,7 @@ from lightning.pytorch.loggers.logger import Logger
 from torch import Tensor
 from torch.optim import Optimizer
 
-from fewstep.distributed.collectives import mean_over_processes
+from fewstep.distributed.collectives import all_reduce_mean
 from fewstep.tracking.metrics_file import MetricsFile
 from fewstep.tracking.names import GRADIENT_NORM, IMAGES, IMAGES_PER_SECOND, LEARNING_RATE, LOSS, RUNG
 
@@ -89,7 +89,7 @@ class TrainingLog(Callback):
         self._log(trainer, pl_module)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"total": mean_over_processes(self._total), "logged": self._logged}
+        return {"total": all_reduce_mean(self._total), "logged": self._logged}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._total, self._logged = state_dict["total"], state_dict["logged"]
@@ -99,7 +99,7 @@ class TrainingLog(Callback):
         if step == self._logged:
             return
         # Lightning divides each loss by the batches accumulated into a step, so the sum counts steps.
-        loss = mean_over_processes(self._total / (step - self._logged)).item()
+        loss = all_reduce_mean(self._total / (step - self._logged)).item()
         norm = getattr(pl_module, "gradient_norm", None)
         metrics = {
             LOSS: loss,
