@@ -1,57 +1,90 @@
-"""Values that come from outside, from JSON or from a command line, held against the annotations of a dataclass."""
+"""Values from outside, a command line or JSON, checked by pydantic against the annotations of what they build."""
 
-from dataclasses import is_dataclass
-from math import isfinite
+import json
+from collections.abc import Mapping, Sequence
+from functools import cache
+from inspect import Parameter, signature
 from types import NoneType, UnionType
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
-WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", NoneType: "null"}
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-
-def require_card_types(made: Any) -> None:
-    """Refuse a dataclass of JSON whose values are not what its annotations say, down to those inside it.
-
-    Raises:
-        ValueError: names the first such value.
-    """
-    for name, hint in get_type_hints(type(made)).items():
-        value = getattr(made, name)
-        if not is_a(value, hint):
-            known = f"one of {', '.join(get_args(hint))}" if get_origin(hint) is Literal else "of its own type"
-            raise ValueError(f"its {name} must be {known}, got {value!r:.80}")
-        for part in value if isinstance(value, tuple) else (value,):
-            if is_dataclass(part):
-                require_card_types(part)
+T = TypeVar("T")
+STRICT = ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
+EXPECTED = {int: "a whole number", float: "a number", bool: "true or false", str: "text", NoneType: "null"}
 
 
-def require_settings(made: Any, group: str) -> None:
-    """Refuse settings whose values are not what the annotations of their dataclass say.
+def build(constructor: type[T], settings: Mapping[str, Any], group: str) -> T:
+    """An object of its settings, each checked against the annotation of the constructor's parameter.
+
+    Args:
+        group: where the settings stand, for messages: "stage.training".
 
     Raises:
-        ValueError: names the first such setting.
+        ValueError: a setting is unknown, missing or of another type, or the constructor refuses its value.
     """
-    for name, hint in get_type_hints(type(made)).items():
-        value = getattr(made, name)
-        if not is_a(value, hint):
-            kinds = get_args(hint) if isinstance(hint, UnionType) else (hint,)
-            known = " or ".join(WORDS.get(kind, "a list of numbers") for kind in kinds)
-            raise ValueError(f"{group}.{name} must be {known}, got {value!r:.80}")
+    parameters, hints = signature(constructor).parameters, annotations(constructor)
+    if unknown := [key for key in settings if key not in parameters]:
+        raise ValueError(f"{group}.{unknown[0]} is no setting; {group} has {', '.join(parameters)}")
+    if missing := [k for k, p in parameters.items() if p.default is Parameter.empty and k not in settings]:
+        raise ValueError(f"{group}.{missing[0]} must be given, {expected(hints[missing[0]])}, and is missing")
+    return constructor(**{key: checked(value, hints[key], f"{group}.{key}") for key, value in settings.items()})
 
 
-def is_a(value: Any, hint: Any) -> bool:
-    """Whether a value is what an annotation says; numbers are finite, and true is no number."""
-    arguments = get_args(hint)
-    if hint is Any:
-        return True
-    if isinstance(hint, UnionType):
-        return any(is_a(value, each) for each in arguments)
-    if get_origin(hint) is Literal:
-        return isinstance(value, str) and value in arguments
-    if get_origin(hint) is tuple:
-        kinds = [arguments[0]] * len(value) if arguments[-1] is ... and isinstance(value, tuple) else arguments
-        return isinstance(value, tuple) and len(value) == len(kinds) and all(map(is_a, value, kinds))
-    if hint in (int, float):
-        return (
-            not isinstance(value, bool) and isinstance(value, int if hint is int else int | float) and isfinite(value)
-        )
-    return isinstance(value, hint)
+def checked(value: Any, hint: Any, name: str) -> Any:
+    """`value` as what the annotation says: lists become tuples where it says so; numbers are finite, true is no number.
+
+    Raises:
+        ValueError: it is of another type; one line with the name, the rule and the value.
+    """
+    try:
+        return validated(value, hint)
+    except ValidationError as error:
+        first = error.errors()[0]
+        if "error" in first.get("ctx", {}):  # the words of a __post_init__
+            raise ValueError(str(first["ctx"]["error"])) from error
+        finite = any(each["type"] == "finite_number" for each in error.errors())
+        raise ValueError(f"{name} must be {'finite' if finite else expected(hint)}, got {value!r:.80}") from error
+
+
+def validated(value: Any, hint: Any) -> Any:
+    """`value` through pydantic, strictly: as JSON where it is plain, else as the object that it is.
+
+    Raises:
+        ValidationError: pydantic's.
+    """
+    try:
+        text = json.dumps(value)
+    except TypeError:
+        return adapter(hint).validate_python(value, strict=True)
+    return adapter(hint).validate_json(text, strict=True)
+
+
+@cache
+def adapter(hint: Any) -> TypeAdapter[Any]:
+    """Pydantic's validator of an annotation; a dataclass brings its own configuration."""
+    return TypeAdapter(hint) if hasattr(hint, "__pydantic_config__") else TypeAdapter(hint, config=config_of(hint))
+
+
+def config_of(hint: Any) -> ConfigDict | None:
+    """The strict configuration, which pydantic takes for everything but a bare dataclass."""
+    return None if hasattr(hint, "__dataclass_fields__") else STRICT
+
+
+def annotations(constructor: type) -> dict[str, Any]:
+    """Parameter -> annotation, of a dataclass or of __init__."""
+    is_dataclass = hasattr(constructor, "__dataclass_fields__")
+    return get_type_hints(constructor if is_dataclass else constructor.__init__)
+
+
+def expected(hint: Any) -> str:
+    """An annotation in the words of a user."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin is UnionType or (arguments and NoneType in arguments):
+        return " or ".join(dict.fromkeys(expected(each) for each in arguments))
+    if origin is Literal:
+        return f"one of {', '.join(map(str, arguments))}"
+    if isinstance(origin, type) and issubclass(origin, Sequence):
+        inner = arguments[0] if arguments else str
+        return "a list of texts" if inner is str else "a list of numbers, like [1]"
+    return EXPECTED.get(hint, "a group of settings")
