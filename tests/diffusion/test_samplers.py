@@ -13,15 +13,15 @@ from fewstep.diffusion.sampler import (
     SAMPLERS,
     ancestral,
     ddim_step,
+    diffuse_further,
     encode,
     integrate,
     invert_ddim,
-    renoise,
     sample,
     stochastic,
     trajectory,
 )
-from fewstep.diffusion.schedule import CosineSchedule, alpha, expand, sigma
+from fewstep.diffusion.schedule import CosineSchedule, alpha, expand, sigma, uniform_times
 from fewstep.seeds import fresh_noise
 
 MakeMixture = Callable[..., GaussianMixture]
@@ -88,6 +88,7 @@ PERFECT = {
     "deterministic": lambda n: student(lambda i: 1, n),
     "stochastic": lambda n: student(lambda i: min(i, 2), n),
     "ancestral": ancestral_student,
+    "renoise": lambda n: student(lambda i: i, n),
 }
 
 
@@ -109,7 +110,7 @@ def test_each_sampler_keeps_the_moments_for_every_number_of_steps(name: str, num
         counted,
         noise[0],
         schedule=SCHEDULE,
-        num_steps=num_steps,
+        times=uniform_times(num_steps),
         label=label,
         w=None,
         sampler=sampler,
@@ -126,7 +127,7 @@ def test_a_student_of_the_wrong_chain_loses_the_variance() -> None:
         PERFECT["deterministic"](4),
         noise[0],
         schedule=SCHEDULE,
-        num_steps=4,
+        times=uniform_times(4),
         label=label,
         w=None,
         sampler=stochastic,
@@ -151,7 +152,7 @@ def test_the_stochastic_sampler_keeps_the_moments_of_the_mixture(make_mixture: M
         denoise,
         noise[0],
         schedule=SCHEDULE,
-        num_steps=num_steps,
+        times=uniform_times(num_steps),
         label=torch.zeros(count, dtype=torch.long),
         w=None,
         sampler=stochastic,
@@ -178,7 +179,7 @@ def test_with_many_steps_the_exact_denoiser_keeps_the_moments_of_the_mixture(
         mixture.denoise,
         torch.randn(count, 1, generator=generator, dtype=torch.float64),
         schedule=SCHEDULE,
-        num_steps=100,
+        times=uniform_times(100),
         label=torch.zeros(count, dtype=torch.long),
         w=None,
         sampler=SAMPLERS[name],
@@ -207,7 +208,7 @@ def test_the_ancestral_bounds_are_exact_for_a_point_and_for_standard_normal_data
         denoise,
         noise[0],
         schedule=SCHEDULE,
-        num_steps=num_steps,
+        times=uniform_times(num_steps),
         label=label,
         w=None,
         sampler=sampler,
@@ -217,14 +218,14 @@ def test_the_ancestral_bounds_are_exact_for_a_point_and_for_standard_normal_data
         assert float(prediction.z.var(correction=0)) == pytest.approx(float(expected), rel=1e-6)
 
 
-def test_renoising_is_the_forward_process() -> None:
+def test_diffusing_further_is_the_forward_process() -> None:
     noise, label = whitened(), torch.tensor([0.2, 0.7], dtype=torch.float64)
     there, back = SCHEDULE.log_snr(label)
     z = alpha(there) * MEAN + deviation(there) * noise[0]
-    again = renoise(z, log_snr=there.expand(COUNT), log_snr_next=back.expand(COUNT), noise=noise[1])
+    again = diffuse_further(z, log_snr=there.expand(COUNT), log_snr_next=back.expand(COUNT), noise=noise[1])
     assert float(again.mean()) == pytest.approx(float(alpha(back)) * MEAN)
     assert float(again.std(correction=0)) == pytest.approx(float(deviation(back)))
-    still = renoise(z, log_snr=there.expand(COUNT), log_snr_next=there.expand(COUNT), noise=noise[1])
+    still = diffuse_further(z, log_snr=there.expand(COUNT), log_snr_next=there.expand(COUNT), noise=noise[1])
     torch.testing.assert_close(still, z)
 
 
@@ -237,10 +238,10 @@ def test_a_perfect_encoder_and_a_perfect_decoder_undo_each_other(num_steps: int)
         following = SCHEDULE.log_snr(SCHEDULE.time(log_snr) + 1 / num_steps)
         return invert_ddim(z=z, z_next=flow(z, log_snr, following), log_snr=log_snr, log_snr_next=following)
 
-    code = encode(encoder, x, schedule=SCHEDULE, num_steps=num_steps, label=label, w=None)
+    code = encode(encoder, x, schedule=SCHEDULE, times=uniform_times(num_steps), label=label, w=None)
     torch.testing.assert_close(code, noise[0], rtol=0, atol=1e-3)
     decoder = PERFECT["deterministic"](num_steps)
-    again = sample(decoder, code, schedule=SCHEDULE, num_steps=num_steps, label=label, w=None)
+    again = sample(decoder, code, schedule=SCHEDULE, times=uniform_times(num_steps), label=label, w=None)
     torch.testing.assert_close(again, x, rtol=0, atol=1e-3)
 
 
@@ -250,7 +251,7 @@ def test_the_guided_encoder_nears_the_exact_solution_with_order_one(make_mixture
     ends = SCHEDULE.log_snr(torch.tensor([0.0, 1.0]))
     truth = integrate(denoise, x, log_snr=ends[0], log_snr_next=ends[1], num_steps=60, label=label, w=w)
     errors = [
-        float((encode(denoise, x, schedule=SCHEDULE, num_steps=n, label=label, w=w) - truth).abs().mean())
+        float((encode(denoise, x, schedule=SCHEDULE, times=uniform_times(n), label=label, w=w) - truth).abs().mean())
         for n in (16, 32, 64)
     ]
     assert errors[0] / errors[1] == pytest.approx(2, abs=0.4)
@@ -272,7 +273,7 @@ def test_the_stochastic_move_is_a_double_jump_and_noise_back(make_mixture: MakeM
         denoise,
         noise[0],
         schedule=SCHEDULE,
-        num_steps=2,
+        times=uniform_times(2),
         label=label,
         w=None,
         sampler=stochastic,

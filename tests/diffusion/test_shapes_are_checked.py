@@ -8,7 +8,6 @@ from fewstep.diffusion.guidance import guide
 from fewstep.diffusion.prediction import Prediction, diffuse
 from fewstep.networks import ResidualMLP
 from fewstep.seeds import starting_noise
-from fewstep.stages import GuidanceRange
 
 WRONG = jaxtyping.TypeCheckError
 
@@ -42,6 +41,8 @@ def test_every_package_is_hooked() -> None:
     network = ResidualMLP(shape=(2,), num_classes=3, width=4, num_blocks=1, embedding_dim=4)
     with pytest.raises(WRONG):
         network(torch.ones(4, 2), torch.zeros(4), torch.zeros(4), None)  # labels are no floats
+    from fewstep.stages import GuidanceRange
+
     with pytest.raises(WRONG):
         GuidanceRange(0.0, 4.0).at(torch.zeros(4, dtype=torch.long))
     with pytest.raises(WRONG):
