@@ -281,3 +281,44 @@ def test_slerp_keeps_dtype_shape_and_blends_norms() -> None:
     assert (between.dtype, between.shape) == (a.dtype, a.shape)
     norms = [v.flatten(1).norm(dim=1) for v in (a, between, b)]
     torch.testing.assert_close(norms[1], (norms[0] + norms[2]) / 2)
+
+
+UNEVEN = torch.tensor([0.9, 0.5, 0.3, 0.2], dtype=torch.float64)
+
+
+@pytest.mark.parametrize(("strength", "times"), [(0.25, [0.2]), (0.5, [0.3, 0.2]), (1.0, [0.9, 0.5, 0.3, 0.2])])
+def test_an_edit_takes_the_last_of_the_given_times_from_the_noised_source(strength: float, times: list[float]) -> None:
+    """Only at t = 1 there is nothing of the source left."""
+    starts: list[Tensor] = []
+    denoise, seen = asked(GAUSSIANS.denoise)
+
+    def started(z: Tensor, log_snr: Tensor, label: Tensor, w: Tensor | None) -> Prediction:
+        starts.append(z)
+        return denoise(z, log_snr, label, w)
+
+    x, eps, label = noise(4), noise(4, seed=1), torch.zeros(4).long()
+    edit(started, x, eps, schedule=SCHEDULE, times=UNEVEN, strength=strength, label=label, w=None)
+    assert seen == times
+    a, s = at(times[0])
+    torch.testing.assert_close(starts[0], a * x + s * eps, rtol=0, atol=1e-12)
+
+
+def test_inpainting_and_transfer_follow_the_given_times() -> None:
+    denoise, seen = asked(GAUSSIANS.denoise)
+    x, eps, label, missing = noise(4), noise(4, seed=1), torch.zeros(4).long(), torch.ones(4, 2).bool()
+    inpaint(denoise, x, missing, eps, schedule=SCHEDULE, times=UNEVEN, label=label, w=None)
+    assert seen == UNEVEN.tolist()
+    seen.clear()
+    transfer(
+        denoise,
+        x,
+        encoder=denoise,
+        schedule=SCHEDULE,
+        times=UNEVEN,
+        encode_times=UNEVEN[:2],
+        source=label,
+        target=label,
+        w=None,
+        encode_w=None,
+    )
+    assert seen == [0.0, 0.5, *UNEVEN.tolist()]

@@ -41,9 +41,12 @@ def test_every_package_is_hooked() -> None:
     network = ResidualMLP(shape=(2,), num_classes=3, width=4, num_blocks=1, embedding_dim=4)
     with pytest.raises(WRONG):
         network(torch.ones(4, 2), torch.zeros(4), torch.zeros(4), None)  # labels are no floats
+    with pytest.raises(WRONG):
+        starting_noise("0", 0, 1, (2,))  # pyright: ignore[reportArgumentType]
+
+
+def test_the_package_of_the_methods_is_hooked() -> None:
     from fewstep.stages import GuidanceRange
 
     with pytest.raises(WRONG):
         GuidanceRange(0.0, 4.0).at(torch.zeros(4, dtype=torch.long))
-    with pytest.raises(WRONG):
-        starting_noise("0", 0, 1, (2,))  # pyright: ignore[reportArgumentType]
