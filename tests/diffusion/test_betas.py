@@ -10,7 +10,7 @@ from torch import Tensor
 from fewstep.diffusion.betas import BetaSchedule
 from fewstep.diffusion.prediction import Prediction, interpret
 from fewstep.diffusion.sampler import sample, trajectory
-from fewstep.diffusion.schedule import Schedule, alpha, time_grid
+from fewstep.diffusion.schedule import Schedule, alpha, uniform_times
 
 TRAINED = tuple(float(beta) for beta in torch.linspace(0.001, 0.03, 60, dtype=torch.float64))
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # ours, theirs
@@ -75,7 +75,7 @@ def test_the_grid_visits_the_trailing_timesteps_of_diffusers(num_steps: int) -> 
     theirs = DDIMScheduler(timestep_spacing="trailing")
     theirs.set_timesteps(num_steps)
     schedule = BetaSchedule()
-    ours = schedule.timestep(schedule.log_snr(time_grid(num_steps)[:-1]))
+    ours = schedule.timestep(schedule.log_snr(uniform_times(num_steps)))
     torch.testing.assert_close(ours, theirs.timesteps.double(), rtol=0, atol=1e-9)
 
 
@@ -101,12 +101,12 @@ def test_ddim_is_that_of_diffusers_step_by_step(case: str, kind: str, theirs: st
 
     noise = torch.randn(4, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     label = torch.zeros(4, dtype=torch.long)
-    steps = trajectory(denoise, noise, schedule=schedule, num_steps=10, label=label, w=None)
+    steps = trajectory(denoise, noise, schedule=schedule, times=uniform_times(10), label=label, w=None)
     z = noise
     for step, prediction in zip(scheduler.timesteps, steps, strict=True):
         torch.testing.assert_close(prediction.z, z, rtol=1e-5, atol=1e-4)
         z = scheduler.step(wavy(z, step.double().expand(len(z))), int(step), z).prev_sample
-    ended = sample(denoise, noise, schedule=schedule, num_steps=10, label=label, w=None)
+    ended = sample(denoise, noise, schedule=schedule, times=uniform_times(10), label=label, w=None)
     torch.testing.assert_close(ended, z, rtol=1e-5, atol=1e-4)
 
 

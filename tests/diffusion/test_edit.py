@@ -13,7 +13,7 @@ from fewstep.diffusion.guidance import Guided
 from fewstep.diffusion.mixture import GaussianMixture
 from fewstep.diffusion.prediction import Denoise, Prediction
 from fewstep.diffusion.sampler import encode, sample
-from fewstep.diffusion.schedule import CosineSchedule, alpha, sigma
+from fewstep.diffusion.schedule import CosineSchedule, alpha, sigma, uniform_times
 
 MakeMixture = Callable[..., GaussianMixture]
 SCHEDULE = CosineSchedule()
@@ -46,7 +46,9 @@ def asked(denoise: Denoise) -> tuple[Denoise, list[float]]:
 @pytest.mark.parametrize("strength", [0.25, 0.5, 0.75])
 def test_an_edit_follows_the_gaussian_flow_from_the_noised_source(strength: float) -> None:
     x, eps, label = noise(64), noise(64, seed=1), torch.arange(64) % 3
-    edited = edit(GAUSSIANS.denoise, x, eps, schedule=SCHEDULE, num_steps=512, strength=strength, label=label, w=None)
+    edited = edit(
+        GAUSSIANS.denoise, x, eps, schedule=SCHEDULE, times=uniform_times(512), strength=strength, label=label, w=None
+    )
     a, s = at(strength)
     deviation = ((a * STDS[label]).square() + s.square()).sqrt()
     expected = MEANS[label] + STDS[label] / deviation * (a * x + s * eps - a * MEANS[label])
@@ -58,10 +60,12 @@ def test_strength_zero_is_the_source_and_strength_one_is_sampling(make_mixture: 
     x, eps, w = 3 * noise(8), noise(8, seed=1), torch.full((8,), 2.0, dtype=torch.float64)
 
     def at_strength(strength: float) -> Tensor:
-        return edit(denoise, x, eps, schedule=SCHEDULE, num_steps=4, strength=strength, label=label, w=w)
+        return edit(denoise, x, eps, schedule=SCHEDULE, times=uniform_times(4), strength=strength, label=label, w=w)
 
     assert torch.equal(at_strength(0.0), x)
-    assert torch.equal(at_strength(1.0), sample(denoise, eps, schedule=SCHEDULE, num_steps=4, label=label, w=w))
+    assert torch.equal(
+        at_strength(1.0), sample(denoise, eps, schedule=SCHEDULE, times=uniform_times(4), label=label, w=w)
+    )
     distance = [float((at_strength(strength) - x).square().mean()) for strength in (0.25, 0.5, 0.75, 1.0)]
     assert distance == sorted(distance), "a stronger edit keeps less of the source"
 
@@ -75,7 +79,16 @@ def test_an_edit_is_asked_in_the_times_of_the_n_step_sampler(
 ) -> None:
     denoise, seen = asked(GAUSSIANS.denoise)
     label = torch.zeros(2).long()
-    edit(denoise, noise(2), noise(2), schedule=SCHEDULE, num_steps=num_steps, strength=strength, label=label, w=None)
+    edit(
+        denoise,
+        noise(2),
+        noise(2),
+        schedule=SCHEDULE,
+        times=uniform_times(num_steps),
+        strength=strength,
+        label=label,
+        w=None,
+    )
     assert seen == times
     assert steps_for(strength, num_steps) == len(times)
 
@@ -90,8 +103,8 @@ def test_inpainting_keeps_the_known_part_bit_for_bit_and_samples_the_rest() -> N
     """Where one coordinate says nothing of the other, the missing one is what sampling makes of its noise."""
     x, eps, label = 2 * noise(64), noise(64, seed=1), torch.arange(64) % 3
     missing = torch.tensor([False, True]).expand(64, 2)
-    filled = inpaint(GAUSSIANS.denoise, x, missing, eps, schedule=SCHEDULE, num_steps=4, label=label, w=None)
-    sampled = sample(GAUSSIANS.denoise, eps, schedule=SCHEDULE, num_steps=4, label=label, w=None)
+    filled = inpaint(GAUSSIANS.denoise, x, missing, eps, schedule=SCHEDULE, times=uniform_times(4), label=label, w=None)
+    sampled = sample(GAUSSIANS.denoise, eps, schedule=SCHEDULE, times=uniform_times(4), label=label, w=None)
     assert torch.equal(filled[:, 0], x[:, 0])
     torch.testing.assert_close(filled[:, 1], sampled[:, 1], rtol=0, atol=1e-9)
 
@@ -100,9 +113,9 @@ def test_inpainting_with_all_missing_is_sampling_and_with_none_the_source(make_m
     mixture, label, x, eps = make_mixture(), torch.arange(8) % 3, noise(8), noise(8, seed=1)
 
     def fill(missing: Tensor) -> Tensor:
-        return inpaint(mixture.denoise, x, missing, eps, schedule=SCHEDULE, num_steps=4, label=label, w=None)
+        return inpaint(mixture.denoise, x, missing, eps, schedule=SCHEDULE, times=uniform_times(4), label=label, w=None)
 
-    sampled = sample(mixture.denoise, eps, schedule=SCHEDULE, num_steps=4, label=label, w=None)
+    sampled = sample(mixture.denoise, eps, schedule=SCHEDULE, times=uniform_times(4), label=label, w=None)
     torch.testing.assert_close(fill(torch.ones(8, 2).bool()), sampled, rtol=0, atol=1e-9)
     assert torch.equal(fill(torch.zeros(8, 2).bool()), x)
 
@@ -116,7 +129,7 @@ def test_every_step_of_inpainting_sees_the_known_part_noised() -> None:
         seen.append((z - (a * x + s * eps))[:, 0].abs().max())
         return GAUSSIANS.denoise(z, log_snr, label, w)
 
-    inpaint(denoise, x, missing, eps, schedule=SCHEDULE, num_steps=4, label=torch.zeros(4).long(), w=None)
+    inpaint(denoise, x, missing, eps, schedule=SCHEDULE, times=uniform_times(4), label=torch.zeros(4).long(), w=None)
     assert len(seen) == 4
     assert max(map(float, seen)) < 1e-12
 
@@ -135,7 +148,12 @@ def test_inpainting_uses_what_is_known() -> None:
     start = noise(512, seed=1)
     right = [
         float(
-            (inpaint(pair.denoise, x, missing, start, schedule=SCHEDULE, num_steps=n, label=label, w=None).prod(1) > 0)
+            (
+                inpaint(
+                    pair.denoise, x, missing, start, schedule=SCHEDULE, times=uniform_times(n), label=label, w=None
+                ).prod(1)
+                > 0
+            )
             .double()
             .mean()
         )
@@ -155,8 +173,8 @@ def moved(x: Tensor, source: Tensor, target: Tensor, num_steps: int) -> Tensor:
         x,
         encoder=GAUSSIANS.denoise,
         schedule=SCHEDULE,
-        num_steps=num_steps,
-        encode_steps=num_steps,
+        times=uniform_times(num_steps),
+        encode_times=uniform_times(num_steps),
         source=source,
         target=target,
         w=None,
@@ -184,8 +202,8 @@ def test_transfer_to_itself_is_the_cycle_and_converges_to_the_source(make_mixtur
             x,
             encoder=denoise,
             schedule=SCHEDULE,
-            num_steps=num_steps,
-            encode_steps=num_steps,
+            times=uniform_times(num_steps),
+            encode_times=uniform_times(num_steps),
             source=label,
             target=label,
             w=w,
@@ -215,8 +233,8 @@ def test_transfer_encodes_with_the_encoder_and_the_source_alone() -> None:
         noise(2),
         encoder=named("encoder"),
         schedule=SCHEDULE,
-        num_steps=2,
-        encode_steps=4,
+        times=uniform_times(2),
+        encode_times=uniform_times(4),
         source=torch.tensor([0, 0]),
         target=torch.tensor([1, 1]),
         w=torch.tensor([2.0, 2.0]),
@@ -229,7 +247,7 @@ def test_transfer_encodes_with_the_encoder_and_the_source_alone() -> None:
 def test_the_ends_of_a_blend_are_the_encodings(make_mixture: MakeMixture) -> None:
     mixture, label = make_mixture(), torch.arange(4) % 3
     first, second = (
-        encode(mixture.denoise, noise(4, seed=seed), schedule=SCHEDULE, num_steps=16, label=label, w=None)
+        encode(mixture.denoise, noise(4, seed=seed), schedule=SCHEDULE, times=uniform_times(16), label=label, w=None)
         for seed in (0, 1)
     )
     torch.testing.assert_close(slerp(first, second, torch.zeros(4)), first, rtol=0, atol=1e-12)
@@ -263,3 +281,44 @@ def test_slerp_keeps_dtype_shape_and_blends_norms() -> None:
     assert (between.dtype, between.shape) == (a.dtype, a.shape)
     norms = [v.flatten(1).norm(dim=1) for v in (a, between, b)]
     torch.testing.assert_close(norms[1], (norms[0] + norms[2]) / 2)
+
+
+UNEVEN = torch.tensor([0.9, 0.5, 0.3, 0.2], dtype=torch.float64)
+
+
+@pytest.mark.parametrize(("strength", "times"), [(0.25, [0.2]), (0.5, [0.3, 0.2]), (1.0, [0.9, 0.5, 0.3, 0.2])])
+def test_an_edit_takes_the_last_of_the_given_times_from_the_noised_source(strength: float, times: list[float]) -> None:
+    """Only at t = 1 there is nothing of the source left."""
+    starts: list[Tensor] = []
+    denoise, seen = asked(GAUSSIANS.denoise)
+
+    def started(z: Tensor, log_snr: Tensor, label: Tensor, w: Tensor | None) -> Prediction:
+        starts.append(z)
+        return denoise(z, log_snr, label, w)
+
+    x, eps, label = noise(4), noise(4, seed=1), torch.zeros(4).long()
+    edit(started, x, eps, schedule=SCHEDULE, times=UNEVEN, strength=strength, label=label, w=None)
+    assert seen == times
+    a, s = at(times[0])
+    torch.testing.assert_close(starts[0], a * x + s * eps, rtol=0, atol=1e-12)
+
+
+def test_inpainting_and_transfer_follow_the_given_times() -> None:
+    denoise, seen = asked(GAUSSIANS.denoise)
+    x, eps, label, missing = noise(4), noise(4, seed=1), torch.zeros(4).long(), torch.ones(4, 2).bool()
+    inpaint(denoise, x, missing, eps, schedule=SCHEDULE, times=UNEVEN, label=label, w=None)
+    assert seen == UNEVEN.tolist()
+    seen.clear()
+    transfer(
+        denoise,
+        x,
+        encoder=denoise,
+        schedule=SCHEDULE,
+        times=UNEVEN,
+        encode_times=UNEVEN[:2],
+        source=label,
+        target=label,
+        w=None,
+        encode_w=None,
+    )
+    assert seen == [0.0, 0.5, *UNEVEN.tolist()]

@@ -98,3 +98,14 @@ def test_a_prompts_null_is_the_embedding_of_the_empty_prompt() -> None:
     v = Guided(denoise, empty)(z, log_snr, prompts, torch.full((4,), 2.0)).v
     assert torch.equal(asked[0], torch.cat([prompts, empty.expand(4, 3, 5)]))
     torch.testing.assert_close(v[:, 0], 3 * prompts.mean((1, 2)) - 2 * empty.mean())
+
+
+@pytest.mark.parametrize("dim", [1, 2, 5])
+def test_the_guided_mixture_is_the_closed_form(make_mixture: Callable[..., GaussianMixture], dim: int) -> None:
+    mixture, label = make_mixture(dim=dim), torch.arange(16) % 3
+    z, w = torch.randn(16, dim, dtype=torch.float64), torch.linspace(0, 4, 16, dtype=torch.float64)
+    log_snr = CosineSchedule().log_snr(torch.linspace(0.02, 1, 16))
+    guided = Guided(mixture.denoise, 3)(z, log_snr, label, w)
+    conditional = mixture.denoise(z, log_snr, label).x
+    unconditional = mixture.denoise(z, log_snr, torch.full_like(label, 3)).x
+    torch.testing.assert_close(guided.x, (1 + w[:, None]) * conditional - w[:, None] * unconditional)

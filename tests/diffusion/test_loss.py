@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fewstep.diffusion.loss import GUIDANCE_WEIGHTS, WEIGHTS, weighted_error
+from fewstep.diffusion.loss import GUIDANCE_WEIGHTS, METRICS, WEIGHTS, weighted_error
 from fewstep.diffusion.prediction import Prediction
 from fewstep.diffusion.schedule import CosineSchedule
 
@@ -13,12 +13,14 @@ OF_X_ERROR: dict[str, Callable[[Tensor], Tensor]] = {
     "snr": lambda ratio: ratio,
     "truncated_snr": lambda ratio: ratio.clamp(min=1),
     "snr_plus_one": lambda ratio: ratio + 1,
+    "uniform_x": lambda ratio: torch.ones_like(ratio),
 }
 # ... and what the errors in x, eps and v then add up to, which is how the paper introduces them.
 OF_ALL_ERRORS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "snr": lambda x, eps, v: eps,
     "truncated_snr": lambda x, eps, v: torch.maximum(x, eps),
     "snr_plus_one": lambda x, eps, v: v,
+    "uniform_x": lambda x, eps, v: x,
 }
 
 
@@ -67,3 +69,47 @@ def test_weights_of_w() -> None:
         "uniform": [1, 1, 1],
         "relative": [1, 1 / 4, 1 / 16],
     }
+
+
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_the_metric_is_l2_unless_named(name: str) -> None:
+    prediction, target = pair(torch.linspace(0, 1, 9), torch.float32)
+    expected = WEIGHTS[name](prediction.log_snr).float() * squared(prediction.v, target.v)
+    assert torch.equal(weighted_error(prediction, target, WEIGHTS[name]), expected)
+    assert torch.equal(weighted_error(prediction, target, WEIGHTS[name], metric="l2"), expected)
+
+
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_pseudo_huber_is_of_the_norm_of_the_whole_example(name: str) -> None:
+    """sqrt(omega |x - x'|^2 + c^2) - c with c = 0.00054 sqrt(D), not a sum of such terms over the entries."""
+    prediction, target = pair(torch.linspace(0.05, 0.95, 40))
+    square = OF_X_ERROR[name](prediction.log_snr.exp()) * (prediction.x - target.x).square().flatten(1).sum(1)
+    c = 0.00054 * 9**0.5
+    expected = (square + c**2).sqrt() - c
+    torch.testing.assert_close(weighted_error(prediction, target, WEIGHTS[name], metric="pseudo_huber"), expected)
+
+
+@pytest.mark.parametrize(("scale", "power"), [(1e-9, 2), (1e3, 1)])
+def test_pseudo_huber_is_the_square_near_zero_and_the_norm_far_away(scale: float, power: int) -> None:
+    difference = scale * torch.ones(1, 3072, dtype=torch.float64)
+    c, norm = 0.00054 * 3072**0.5, scale * 3072**0.5
+    assert c == pytest.approx(0.0299, abs=5e-5)
+    expected = norm**2 / (2 * c) if power == 2 else norm - c
+    error = METRICS["pseudo_huber"](difference, torch.ones(1, dtype=torch.float64))
+    assert float(error) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_a_metric_at_no_error_is_zero_and_has_a_finite_gradient(name: str) -> None:
+    difference = torch.zeros(2, 5, requires_grad=True)
+    error = METRICS[name](difference, torch.ones(2))
+    error.sum().backward()
+    assert not error.any()
+    assert difference.grad is not None
+    assert not difference.grad.any()
+
+
+def test_an_unknown_metric_is_refused() -> None:
+    prediction, target = pair(torch.rand(5))
+    with pytest.raises(ValueError, match="metric must be one of l2, pseudo_huber, got 'l3'"):
+        weighted_error(prediction, target, WEIGHTS["snr"], metric="l3")

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fewstep.diffusion.prediction import KINDS, Prediction, PredictionKind, diffuse, interpret
+from fewstep.diffusion.prediction import KINDS, Prediction, PredictionKind, clipped, diffuse, interpret
 from fewstep.diffusion.schedule import CosineSchedule, alpha, expand, sigma
 
 
@@ -72,3 +72,14 @@ def test_predictions_cannot_be_changed() -> None:
     z, v, log_snr = drawn()
     with pytest.raises(AttributeError):
         Prediction(z=z, v=v, log_snr=log_snr).v = z  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_a_clipped_teacher_clips_its_predictions_alone() -> None:
+    z, v, log_snr = drawn()
+
+    def teacher(z: Tensor, log_snr: Tensor, label: Tensor, w: Tensor | None) -> Prediction:
+        return Prediction(z=z, v=v, log_snr=log_snr)
+
+    held = clipped(teacher, -0.5, 0.5)(z, log_snr, torch.zeros(6).long(), None)
+    torch.testing.assert_close(held.x, Prediction(z=z, v=v, log_snr=log_snr).x.clamp(-0.5, 0.5))
+    assert torch.equal(held.z, z)

@@ -9,7 +9,7 @@ from fewstep.diffusion.guidance import Guided
 from fewstep.diffusion.mixture import GaussianMixture
 from fewstep.diffusion.prediction import Denoise, Prediction, diffuse, interpret
 from fewstep.diffusion.sampler import ddim_step, integrate, invert_ddim, sample, trajectory
-from fewstep.diffusion.schedule import CosineSchedule, alpha, sigma, time_grid
+from fewstep.diffusion.schedule import CosineSchedule, alpha, append_zero, sigma, uniform_times
 
 MakeMixture = Callable[..., GaussianMixture]
 SCHEDULE = CosineSchedule()
@@ -40,7 +40,7 @@ def test_ddim_converges_with_order_one_on_the_exact_guided_mixture(make_mixture:
     steps = [16, 32, 64, 128, 256]
     errors = [
         float(
-            (sample(denoise, start, schedule=TO_THE_DATA, num_steps=n, label=label, w=weight) - truth)
+            (sample(denoise, start, schedule=TO_THE_DATA, times=uniform_times(n), label=label, w=weight) - truth)
             .square()
             .mean()
             .sqrt()
@@ -133,10 +133,10 @@ def point_mass(position: float) -> Denoise:
 @pytest.mark.parametrize("num_steps", [1, 2, 5, 64])
 def test_a_point_mass_is_sampled_exactly_and_encoded_back(num_steps: int) -> None:
     denoise, start, label = point_mass(0.3), noise(6), torch.zeros(6, dtype=torch.long)
-    *_, last = trajectory(denoise, start, schedule=SCHEDULE, num_steps=num_steps, label=label, w=None)
+    *_, last = trajectory(denoise, start, schedule=SCHEDULE, times=uniform_times(num_steps), label=label, w=None)
     torch.testing.assert_close(last.x, torch.full_like(start, 0.3), rtol=0, atol=1e-12)
     z = ddim_step(last, SCHEDULE.log_snr(torch.zeros(6)))
-    for t, following in pairwise(time_grid(num_steps).flip(0).tolist()):
+    for t, following in pairwise(append_zero(uniform_times(num_steps)).flip(0).tolist()):
         z = ddim_step(denoise(z, at(t), label, None), at(following))
     torch.testing.assert_close(z, start, rtol=0, atol=1e-7)  # eps is read at sigma(0) = 4.5e-5
 
@@ -148,7 +148,7 @@ def test_sampling_evaluates_once_a_step_from_one_to_one_nth(make_mixture: MakeMi
         times.append(SCHEDULE.time(log_snr))
         return mixture.denoise(z, log_snr, label, w)
 
-    sample(denoise, noise(3), schedule=SCHEDULE, num_steps=5, label=torch.arange(3), w=None)
+    sample(denoise, noise(3), schedule=SCHEDULE, times=uniform_times(5), label=torch.arange(3), w=None)
     expected = torch.tensor([1.0, 0.8, 0.6, 0.4, 0.2], dtype=torch.float64)[:, None].expand(5, 3)
     torch.testing.assert_close(torch.stack(times), expected, rtol=0, atol=1e-12)
 
@@ -158,20 +158,26 @@ def test_clipping_holds_every_x_inside(make_mixture: MakeMixture, num_steps: int
     mixture, label = make_mixture(), torch.arange(32) % 3
     denoise, w = Guided(mixture.denoise, 3), torch.full((32,), 8.0, dtype=torch.float64)
     free, clipped = (
-        list(trajectory(denoise, noise(32), schedule=SCHEDULE, num_steps=num_steps, label=label, w=w, clip=clip))
+        list(
+            trajectory(
+                denoise, noise(32), schedule=SCHEDULE, times=uniform_times(num_steps), label=label, w=w, clip=clip
+            )
+        )
         for clip in (None, (-0.5, 0.5))
     )
     assert max(float(p.x.abs().max()) for p in free) > 0.6
     for prediction in clipped:
         assert prediction.x.abs().max() <= 0.5 + 1e-9
-    x = sample(denoise, noise(32), schedule=SCHEDULE, num_steps=num_steps, label=label, w=w, clip=(-0.5, 0.5))
+    x = sample(
+        denoise, noise(32), schedule=SCHEDULE, times=uniform_times(num_steps), label=label, w=w, clip=(-0.5, 0.5)
+    )
     assert torch.equal(x, clipped[-1].x)
 
 
 def test_samples_of_the_exact_denoiser_have_the_moments_of_the_data(make_mixture: MakeMixture) -> None:
     mixture, count = make_mixture(), 8_000
     start, label = noise(count), torch.full((count,), 3)
-    x = sample(mixture.denoise, start, schedule=SCHEDULE, num_steps=64, label=label, w=None)
+    x = sample(mixture.denoise, start, schedule=SCHEDULE, times=uniform_times(64), label=label, w=None)
     weight = mixture.weights[:, None]
     mean = (weight * mixture.means).sum(0)
     variance = (weight * (mixture.means.square() + mixture.stds.square())).sum(0) - mean.square()
@@ -181,10 +187,12 @@ def test_samples_of_the_exact_denoiser_have_the_moments_of_the_data(make_mixture
 
 def test_samples_keep_the_dtype_and_shape_of_the_noise() -> None:
     start = torch.randn(4, 3, 2, 2)
-    x = sample(point_mass(0.1), start, schedule=SCHEDULE, num_steps=3, label=torch.zeros(4).long(), w=None)
+    x = sample(point_mass(0.1), start, schedule=SCHEDULE, times=uniform_times(3), label=torch.zeros(4).long(), w=None)
     assert (x.dtype, x.shape) == (start.dtype, start.shape)
 
 
 def test_no_steps_are_refused() -> None:
     with pytest.raises(ValueError, match="at least 1 step, got 0"):
-        sample(point_mass(0.0), noise(2), schedule=SCHEDULE, num_steps=0, label=torch.zeros(2).long(), w=None)
+        sample(
+            point_mass(0.0), noise(2), schedule=SCHEDULE, times=uniform_times(0), label=torch.zeros(2).long(), w=None
+        )

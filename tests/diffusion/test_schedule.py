@@ -1,7 +1,18 @@
 import pytest
 import torch
 
-from fewstep.diffusion.schedule import CosineSchedule, Schedule, alpha, angle, expand, network_time, sigma, time_grid
+from fewstep.diffusion.schedule import (
+    CosineSchedule,
+    Schedule,
+    alpha,
+    angle,
+    append_zero,
+    check_times,
+    expand,
+    network_time,
+    sigma,
+    uniform_times,
+)
 
 LIMITS = [(-20.0, 20.0), (-20.0, 40.0), (-5.0, 12.0), (1.0, 3.0)]
 TIMES = torch.linspace(0, 1, 1001, dtype=torch.float64)
@@ -65,13 +76,35 @@ def test_bad_limits_are_refused(limits: tuple[float, float]) -> None:
 
 
 @pytest.mark.parametrize("num_steps", [1, 2, 7, 1024])
-def test_grids_run_from_noise_to_data(num_steps: int) -> None:
-    grid = time_grid(num_steps)
-    assert grid.dtype == torch.float64
-    assert grid.tolist() == [i / num_steps for i in range(num_steps, -1, -1)]
+def test_uniform_times_run_from_noise_to_data(num_steps: int) -> None:
+    times = uniform_times(num_steps)
+    assert times.dtype == append_zero(times).dtype == torch.float64
+    assert times.tolist() == [i / num_steps for i in range(num_steps, 0, -1)]
+    assert append_zero(times).tolist() == [*times.tolist(), 0]
+    check_times(times)
+    assert torch.equal(torch.tensor(tuple(times.tolist()), dtype=torch.float64), times)
 
 
 @pytest.mark.parametrize("num_steps", [0, -3])
 def test_a_sampler_without_steps_is_refused(num_steps: int) -> None:
     with pytest.raises(ValueError, match=f"at least 1 step, got {num_steps}"):
-        time_grid(num_steps)
+        uniform_times(num_steps)
+
+
+@pytest.mark.parametrize(
+    ("times", "got"),
+    [
+        ([], r"at least one of them, got shape \(0,\)"),
+        ([1.0, 0.0], "got 0 at index 1"),
+        ([1.5, 0.5], "got 1.5 at index 0"),
+        ([0.5, -0.1], "got -0.1 at index 1"),
+        ([0.5, 0.5], "got 0.5 after 0.5 at index 1"),
+        ([0.25, 0.5], "got 0.5 after 0.25 at index 1"),
+        ([1.0, float("nan")], "got nan at index 1"),
+        ([float("inf"), 0.5], "got inf at index 0"),
+    ],
+)
+def test_other_times_are_refused(times: list[float], got: str) -> None:
+    with pytest.raises(ValueError, match=rf"must lie in \(0, 1\] and strictly decrease, {got}; use .*") as refused:
+        check_times(torch.tensor(times, dtype=torch.float64))
+    assert "\n" not in str(refused.value)

@@ -6,9 +6,8 @@ import torch
 
 from fewstep.diffusion.guidance import guide
 from fewstep.diffusion.prediction import Prediction, diffuse
-from fewstep.methods import GuidanceRange
 from fewstep.networks import ResidualMLP
-from fewstep.system.seeds import starting_noise
+from fewstep.seeds import starting_noise
 
 WRONG = jaxtyping.TypeCheckError
 
@@ -43,6 +42,11 @@ def test_every_package_is_hooked() -> None:
     with pytest.raises(WRONG):
         network(torch.ones(4, 2), torch.zeros(4), torch.zeros(4), None)  # labels are no floats
     with pytest.raises(WRONG):
-        GuidanceRange(0.0, 4.0).at(torch.zeros(4, dtype=torch.long))
-    with pytest.raises(WRONG):
         starting_noise("0", 0, 1, (2,))  # pyright: ignore[reportArgumentType]
+
+
+def test_the_package_of_the_methods_is_hooked() -> None:
+    from fewstep.stages import GuidanceRange
+
+    with pytest.raises(WRONG):
+        GuidanceRange(0.0, 4.0).at(torch.zeros(4, dtype=torch.long))

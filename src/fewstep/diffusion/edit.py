@@ -1,7 +1,7 @@
 """Few-step tasks on given data: edit it, fill in what is missing, transfer it to another condition, blend two.
 
 Meng et al. 2023 show these tasks (image-to-image, inpainting, style transfer), without formulas in what we could read;
-each function says which published method it is. `label` and `w` are as in `sampler.sample`.
+each function says which published method it is. `times`, `label` and `w` are as in `sampler.sample`.
 """
 
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fewstep.diffusion.prediction import Condition, Denoise, Prediction, diffuse, interpret
 from fewstep.diffusion.sampler import ddim_step, encode, sample
-from fewstep.diffusion.schedule import Images, Schedule, time_grid
+from fewstep.diffusion.schedule import Images, Schedule, check_times
 
 
 def steps_for(strength: float, num_steps: int) -> int:
@@ -54,26 +54,27 @@ def edit(
     noise: Images,
     *,
     schedule: Schedule,
-    num_steps: int,
+    times: Float[Tensor, "times"],
     strength: float,
     label: Condition,
     w: Float[Tensor, "batch"] | None,
 ) -> Images:
-    """Noise x to t = round(strength N) / N, then take the N-step sampler's last steps from there (SDEdit, Meng et al.
-    2022, in an N-step student's own times).
+    """Noise x to the time from which round(strength N) of the N `times` are left, then take those last steps (SDEdit,
+    Meng et al. 2022, in an N-step student's own times; for uniform ones it starts at t = round(strength N) / N).
 
-    Strength 0 is x itself, strength 1 is `sample` from `noise`, which then has nothing of x in it, even where the
+    Strength 0 is x itself. From t = 1 it is `sample` from `noise`, which then has nothing of x in it, even where the
     schedule keeps some signal at t = 1.
 
     Raises:
-        ValueError: a strength outside [0, 1] or fewer than one step.
+        ValueError: a strength outside [0, 1]; see `check_times`.
     """
-    steps = steps_for(strength, num_steps)
+    check_times(times)
+    steps = steps_for(strength, len(times))
     if steps == 0:
         return x
-    times = time_grid(num_steps)[-1 - steps : -1]
+    times = times[-steps:]
     log_snr = schedule.log_snr(times[:1]).to(x.device).expand(len(x))
-    z = noise if steps == num_steps else diffuse(x=x, eps=noise, log_snr=log_snr).z
+    z = noise if float(times[0]) == 1 else diffuse(x=x, eps=noise, log_snr=log_snr).z
     return _descend(denoise, z, schedule=schedule, times=times, label=label, w=w)
 
 
@@ -85,7 +86,7 @@ def inpaint(
     noise: Images,
     *,
     schedule: Schedule,
-    num_steps: int,
+    times: Float[Tensor, "times"],
     label: Condition,
     w: Float[Tensor, "batch"] | None,
 ) -> Images:
@@ -94,13 +95,16 @@ def inpaint(
     The known part of z is then alpha_t x + sigma_t noise at every t, the data on their way to one fixed noise
     (replacement, Song et al. 2021, appendix I.2, with the noise of DDIM in place of fresh noise). The known part of the
     result is x itself, bit for bit.
+
+    Raises:
+        ValueError: see `check_times`.
     """
+    check_times(times)
 
     def amend(prediction: Prediction) -> Prediction:
         mended = torch.where(missing, prediction.x, x)
         return interpret("x", mended, z=prediction.z, log_snr=prediction.log_snr)
 
-    times = time_grid(num_steps)[:-1]
     log_snr = schedule.log_snr(times[:1]).to(x.device).expand(len(x))
     z = torch.where(missing, noise, diffuse(x=x, eps=noise, log_snr=log_snr).z)
     filled = _descend(denoise, z, schedule=schedule, times=times, label=label, w=w, amend=amend)
@@ -114,8 +118,8 @@ def transfer(
     *,
     encoder: Denoise,
     schedule: Schedule,
-    num_steps: int,
-    encode_steps: int,
+    times: Float[Tensor, "times"],
+    encode_times: Float[Tensor, "encode_times"],
     source: Condition,
     target: Condition,
     w: Float[Tensor, "batch"] | None,
@@ -127,10 +131,10 @@ def transfer(
     equal w gives x back, and p(x | source) becomes p(x | target).
 
     Args:
-        encoder: asked at t = 0, 1/M, ..., 1 - 1/M for M = `encode_steps`: `denoise` itself, or a student of `encode`.
+        encoder: called as `encode` with `encode_times` does: `denoise` itself, or a student of `encode`.
     """
-    z = encode(encoder, x, schedule=schedule, num_steps=encode_steps, label=source, w=encode_w)
-    return sample(denoise, z, schedule=schedule, num_steps=num_steps, label=target, w=w)
+    z = encode(encoder, x, schedule=schedule, times=encode_times, label=source, w=encode_w)
+    return sample(denoise, z, schedule=schedule, times=times, label=target, w=w)
 
 
 def slerp(first: Images, second: Images, fraction: Float[Tensor, "batch"]) -> Images:

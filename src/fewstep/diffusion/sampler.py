@@ -1,7 +1,7 @@
-"""Samplers: DDIM, the stochastic few-step sampler, ancestral; the encoder; and an integrator as ground truth.
+"""Samplers: DDIM, stochastic few-step, ancestral, re-noising; the encoder; and an integrator as ground truth.
 
-Each sampler evaluates at t = 1, 1 - 1/N, ..., 1/N and answers the last predicted x. They differ in one move: where they
-go from a prediction at one time of the grid to z at the next.
+Each sampler evaluates once at each of the given `times`, falling in (0, 1] (`uniform_times`: 1, 1 - 1/N, ..., 1/N), and
+returns the last predicted x, at t = 0. They differ in one move: from a prediction at one time to z at the next.
 """
 
 from collections import deque
@@ -13,8 +13,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fewstep.diffusion.prediction import Condition, Denoise, Prediction
-from fewstep.diffusion.schedule import Batch, Images, Schedule, alpha, angle, expand, sigma, time_grid
+from fewstep.diffusion.prediction import Condition, Denoise, Prediction, diffuse
+from fewstep.diffusion.schedule import (
+    Batch,
+    Images,
+    Schedule,
+    alpha,
+    angle,
+    append_zero,
+    check_times,
+    expand,
+    sigma,
+)
 
 Fresh = Callable[[int], Images]
 """Standard normal noise for the move number 1, 2, ... of a sampler, in the shape of its images."""
@@ -43,7 +53,7 @@ def invert_ddim(*, z: Images, z_next: Images, log_snr: Batch, log_snr_next: Batc
     return Prediction(z=z, v=(torch.cos(step) * z - z_next) / torch.sin(step), log_snr=log_snr)
 
 
-def renoise(z: Images, *, log_snr: Batch, log_snr_next: Batch, noise: Images) -> Images:
+def diffuse_further(z: Images, *, log_snr: Batch, log_snr_next: Batch, noise: Images) -> Images:
     """Diffuse z on to a noisier time: z_s = (alpha_s / alpha) z + sigma_{s|} noise.
 
     sigma_{s|}^2 = (1 - e^(log_snr_next - log_snr)) sigma_s^2 (Salimans & Ho 2022, section 2).
@@ -70,11 +80,11 @@ def stochastic(
     """A deterministic jump of two steps, then one step of noise back (Meng et al. 2023, section 3.3).
 
     It needs a student of its own, made by `stage.sampler=stochastic`, whose native jump is two steps long. The move is
-    taken from t > 1/N alone; at t = 1/N there is one plain jump to 0. (Stated from a review of the paper; that its
+    taken from all times but the last, where there is one plain jump to 0. (Stated from a review of the paper; that its
     books balance was checked on Gaussian data.)
     """
     landed = ddim_step(prediction, log_snr_after)
-    return renoise(landed, log_snr=log_snr_after, log_snr_next=log_snr_next, noise=fresh())
+    return diffuse_further(landed, log_snr=log_snr_after, log_snr_next=log_snr_next, noise=fresh())
 
 
 def ancestral(
@@ -98,7 +108,15 @@ def ancestral(
     return mean + expand(deviation, z) * fresh()
 
 
-SAMPLERS: dict[str, Sampler] = {f.__name__: f for f in (deterministic, stochastic, ancestral)}
+def renoise(prediction: Prediction, log_snr_next: Batch, log_snr_after: Batch, fresh: Callable[[], Images]) -> Images:
+    """z_s = alpha_s x + sigma_s noise: the predicted x, noised afresh (Song et al. 2023, algorithm 1; LCM; DMD2).
+
+    For a student that goes to t = 0 from any level, as consistency models do: x is then a sample at every step.
+    """
+    return diffuse(x=prediction.x, eps=fresh(), log_snr=log_snr_next).z
+
+
+SAMPLERS: dict[str, Sampler] = {f.__name__: f for f in (deterministic, stochastic, ancestral, renoise)}
 
 
 def trajectory(
@@ -106,23 +124,27 @@ def trajectory(
     noise: Images,
     *,
     schedule: Schedule,
-    num_steps: int,
+    times: Float[Tensor, "times"],
     label: Condition,
     w: Float[Tensor, "batch"] | None,
     clip: tuple[float, float] | None = None,
     sampler: Sampler = deterministic,
     fresh: Fresh | None = None,
 ) -> Iterator[Prediction]:
-    """Yield the prediction of each of the `num_steps` steps from t = 1 towards t = 0, one evaluation each.
+    """Yield the prediction of each step, at each of `times`, one evaluation each.
 
     `clip` holds each predicted x inside the data's range (low, high); see `sample` for the rest.
+
+    Raises:
+        ValueError: see `check_times`.
     """
-    times = schedule.log_snr(time_grid(num_steps)).to(noise.device)
+    check_times(times)
+    log_snrs = schedule.log_snr(append_zero(times)).to(noise.device)
     z, prediction = noise, None
-    for step, log_snr in enumerate(times[:-1]):
+    for step, log_snr in enumerate(log_snrs[:-1]):
         if prediction is not None:
             draw = partial(_drawn, fresh, step, noise)
-            z = sampler(prediction, log_snr.expand(len(z)), times[step + 1].expand(len(z)), draw)
+            z = sampler(prediction, log_snr.expand(len(z)), log_snrs[step + 1].expand(len(z)), draw)
         prediction = denoise(z, log_snr.expand(len(z)), label, w)
         prediction = prediction.clip(*clip) if clip else prediction
         yield prediction
@@ -139,27 +161,31 @@ def sample(
     noise: Images,
     *,
     schedule: Schedule,
-    num_steps: int,
+    times: Float[Tensor, "times"],
     label: Condition,
     w: Float[Tensor, "batch"] | None,
     clip: tuple[float, float] | None = None,
     sampler: Sampler = deterministic,
     fresh: Fresh | None = None,
 ) -> Images:
-    """Sample with `num_steps` evaluations at t = 1, 1 - 1/N, ..., 1/N; the result is the last predicted x.
+    """Sample with one evaluation at each of `times`; the result is the last predicted x.
 
     Args:
         denoise: network, exact mixture or `Guided`; called once a step.
-        noise: z at t = 1, N(0, I); fixes the result of the deterministic sampler.
+        noise: z at times[0], which is 1 as a rule, N(0, I); fixes the result of the deterministic sampler.
+        times: evaluation times, strictly decreasing in (0, 1]; `uniform_times(N)` are 1, 1 - 1/N, ..., 1/N.
         label: class of each example; w: guidance weight of each example, >= 0, None for a plain conditional model.
         clip: as in `trajectory`.
-        sampler: one of SAMPLERS; all but the deterministic one need `fresh`, see `fewstep.system.seeds.fresh_noise`.
+        sampler: one of SAMPLERS; all but the deterministic one need `fresh`, see `fewstep.seeds.fresh_noise`.
+
+    Raises:
+        ValueError: see `check_times`.
     """
     predictions = trajectory(
         denoise,
         noise,
         schedule=schedule,
-        num_steps=num_steps,
+        times=times,
         label=label,
         w=w,
         clip=clip,
@@ -175,17 +201,22 @@ def encode(
     x: Images,
     *,
     schedule: Schedule,
-    num_steps: int,
+    times: Float[Tensor, "times"],
     label: Condition,
     w: Float[Tensor, "batch"] | None,
 ) -> Images:
-    """DDIM backwards: data x to its noise z at t = 1 with `num_steps` evaluations at t = 0, 1/N, ..., 1 - 1/N.
+    """DDIM backwards through the sampler's `times`: data x to its noise z at times[0], with as many evaluations.
 
-    Sampling from z with the same condition gives x back up to the error of both, which is the probability-flow ODE's
-    discretisation (Meng et al. 2023, section on encoding; Song et al. 2021).
+    The evaluations are at t = 0 and then upwards at all of `times` but the first: for uniform times at 0, 1/N, ...,
+    1 - 1/N. Sampling from z with the same condition gives x back up to the error of both, which is the
+    probability-flow ODE's discretisation (Meng et al. 2023, section on encoding; Song et al. 2021).
+
+    Raises:
+        ValueError: see `check_times`.
     """
+    check_times(times)
     z = x
-    for log_snr, following in pairwise(schedule.log_snr(time_grid(num_steps).flip(0)).to(x.device)):
+    for log_snr, following in pairwise(schedule.log_snr(append_zero(times).flip(0)).to(x.device)):
         z = ddim_step(denoise(z, log_snr.expand(len(z)), label, w), following.expand(len(z)))
     return z
 

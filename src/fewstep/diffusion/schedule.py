@@ -83,15 +83,37 @@ class CosineSchedule:
         return (angle(log_snr.double()) - offset) / slope
 
 
-def time_grid(num_steps: int) -> Float[Tensor, "times"]:
-    """The num_steps + 1 times 1, 1 - 1/N, ..., 1/N, 0 of an N-step sampler, float64.
+def uniform_times(num_steps: int) -> Float[Tensor, "times"]:
+    """The evaluation times 1, 1 - 1/N, ..., 1/N of an N-step sampler, float64.
 
     Raises:
         ValueError: fewer than one step.
     """
     if num_steps < 1:
         raise ValueError(f"a sampler needs at least 1 step, got {num_steps}")
-    return torch.arange(num_steps, -1, -1, dtype=torch.float64) / num_steps
+    return torch.arange(num_steps, 0, -1, dtype=torch.float64) / num_steps
+
+
+def check_times(times: Float[Tensor, "times"]) -> None:
+    """Check that these are evaluation times of a sampler: in (0, 1], strictly decreasing, at least one.
+
+    Raises:
+        ValueError: they are not.
+    """
+    rule, remedy = "evaluation times must lie in (0, 1] and strictly decrease", "use uniform_times(N) or a model's own"
+    if times.ndim != 1 or not len(times):
+        raise ValueError(f"{rule}, at least one of them, got shape {tuple(times.shape)}; {remedy}")
+    values = times.tolist()
+    for index, t in enumerate(values):
+        if not 0 < t <= 1:  # nor is NaN
+            raise ValueError(f"{rule}, got {t:g} at index {index}; {remedy}")
+        if index and t >= values[index - 1]:
+            raise ValueError(f"{rule}, got {t:g} after {values[index - 1]:g} at index {index}; {remedy}")
+
+
+def append_zero(times: Float[Tensor, "times"]) -> Float[Tensor, "times_and_zero"]:
+    """Evaluation times and the time 0 at which sampling ends, float64."""
+    return torch.cat([times.double(), times.new_zeros(1, dtype=torch.float64)])
 
 
 def network_time(log_snr: Batch) -> Batch:

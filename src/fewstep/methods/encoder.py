@@ -1,63 +1,81 @@
-"""The reversed chain, one rung: two steps of the teacher from data towards noise into one step of the student."""
+"""The reversed chain: two steps of the teacher from data towards noise into one step of the student."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from jaxtyping import Float
+from torch import Tensor
 
 from fewstep.diffusion.prediction import Denoise
-from fewstep.diffusion.schedule import Schedule, time_grid
-from fewstep.methods.base import Training
+from fewstep.diffusion.sampling import Sampling
+from fewstep.diffusion.schedule import Schedule
+from fewstep.methods.base import Networks, Parent, Phase, Times
 from fewstep.methods.draws import Draws
-from fewstep.methods.progressive import ProgressiveStage, Times
+from fewstep.methods.guidance_range import GuidanceRange
+from fewstep.methods.progressive import Progressive
 from fewstep.networks import Denoiser
 
 
-class EncoderStage(ProgressiveStage):
-    """An encoder of `num_steps` steps from one of twice as many (Meng et al. 2023, on encoding and style transfer).
+@dataclass(frozen=True, kw_only=True)
+class Encoder(Progressive):
+    """An encoder of N steps from one of 2N, for each N of a ladder (Meng et al. 2023, on encoding and style transfer).
 
-    Times are i / N, i uniform in 0..N-1 for N = `num_steps`, and the step from t ends at t + 1/N; t = 0 is among them,
-    where encoding begins. The target is that of `ProgressiveStage` with the steps taken towards noise: the same formula
-    with negative angles. Deterministic, by its nature. How the paper sets it up beyond "the reverse-direction DDIM,
-    distilled in the same way" we could not read; the rest is ours.
+    Times are i / N, i uniform in 0..N-1, and the step from t ends at t + 1/N; t = 0 is among them, where encoding
+    begins. The target is that of `Progressive` with the steps taken towards noise: the same formula with negative
+    angles. Deterministic, by its nature. How the paper sets it up beyond "the reverse-direction DDIM, distilled in the
+    same way" we could not read; the rest is ours.
 
-    Args: see `ProgressiveStage`; w_min, w_max are the encoder's own, inside the parent's range.
+    Args:
+        w_min, w_max: of the encoder, inside the parent's range.
+        The rest: see `Progressive`, less its sampler and variant.
 
     Raises:
         ValueError: the network predicts x.
     """
 
-    name = "encoder"
+    paper: ClassVar[str] = "Meng et al. 2023 (2210.03142), encoding"
+    certainty: ClassVar[str] = "our reconstruction, from the paper's one sentence"
 
-    def __init__(
-        self,
-        *,
-        student: Denoiser,
-        teacher: Denoise,
-        schedule: Schedule,
-        training: Training,
-        stream: str,
-        num_steps: int,
-        w_min: float,
-        w_max: float,
-    ) -> None:
+    w_min: float
+    w_max: float
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        GuidanceRange(self.w_min, self.w_max)
+        if (self.sampler, self.variant) != ("deterministic", "joint"):
+            raise ValueError(
+                f"an encoder is deterministic and has a w input, got stage.sampler={self.sampler} and "
+                f"stage.variant={self.variant}"
+            )
+
+    def sampling(self, num_steps: int) -> Sampling:
+        return Sampling.uniform(num_steps, guidance="input", direction="encode")
+
+    def parent(self) -> Parent:
+        return Parent(guidance=("input",), continues=self.sampling(self.ladder[0]))
+
+    def guidance(self, parent: GuidanceRange | None) -> GuidanceRange:
+        assert parent is not None, "an encoder's parent has a w input"
+        return parent.narrowed(self.w_min, self.w_max)
+
+    def networks(
+        self, student: Denoiser, teacher: Denoise | None, schedule: Schedule, guidance: GuidanceRange | None, stream: str
+    ) -> Networks:
         if student.prediction == "x":
             raise ValueError(
                 "an encoder begins at data without noise, where a predicted x says nothing of the noise to come, and "
                 "this parent predicts x; use one that predicts v or eps"
             )
-        super().__init__(
-            student=student,
-            teacher=teacher,
-            schedule=schedule,
-            training=training,
-            stream=stream,
-            num_steps=num_steps,
-            w_min=w_min,
-            w_max=w_max,
-        )
+        return super().networks(student, teacher, schedule, guidance, stream)
 
-    @property
-    def times(self) -> Times:
-        return time_grid(self.num_steps).flip(0)[:-1]
+    def times(self, phase: Phase) -> Float[Tensor, "times"]:
+        assert phase.num_steps is not None, "a rung has its steps"
+        return 1 - phase.sampling.grid()
 
-    def jump(self, t: Times) -> tuple[Times, Times]:
-        return t + 0.5 / self.num_steps, t + 1 / self.num_steps
+    def draw_times(self, draws: Draws, phase: Phase) -> Times:
+        assert phase.num_steps is not None, "a rung has its steps"
+        return draws.integers(0, phase.num_steps).double() / phase.num_steps
 
-    def draw_times(self, draws: Draws) -> Times:
-        return draws.integers(0, self.num_steps).double() / self.num_steps
+    def hops(self, t: Times, phase: Phase) -> tuple[Times, Times]:
+        assert phase.num_steps is not None, "a rung has its steps"
+        return t + 0.5 / phase.num_steps, t + 1 / phase.num_steps

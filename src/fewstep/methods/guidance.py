@@ -1,72 +1,89 @@
-"""Stage one: the two evaluations of guidance into one w-conditioned student."""
+"""Guidance distillation: the two evaluations of guidance into one w-conditioned student."""
 
 from collections.abc import Sequence
-
-from jaxtyping import Float
-from torch import Tensor
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from fewstep.data.batches import Batch
-from fewstep.diffusion.prediction import Condition, Denoise, Prediction, diffuse
+from fewstep.diffusion.guidance import check_interval
+from fewstep.diffusion.prediction import Condition, Denoise, Prediction
+from fewstep.diffusion.sampling import Sampling
 from fewstep.diffusion.schedule import Schedule
-from fewstep.diffusion.target import guided_target
-from fewstep.methods.base import Draw, GuidanceRange, Regression, Stage, Training
+from fewstep.methods.base import Networks, Parent, Phase, Regression, StudentSettings, Times, Weights
 from fewstep.methods.draws import Draws
 from fewstep.methods.feature_matching import FeatureMatching
+from fewstep.methods.guidance_range import Draw, GuidanceRange
+from fewstep.methods.losses import Loss
+from fewstep.methods.training import STUDENT
 from fewstep.networks import Denoiser
 
+PROJECTION = "projection"  # the role of what feature matching trains beside the student
 
-class GuidanceStage(Stage):
+
+@dataclass(frozen=True, kw_only=True)
+class Guidance(StudentSettings, Regression):
     """Regress to the guided teacher over t ~ U[0, 1] and w of the guidance range (Meng et al. 2023, section 3.1).
 
     Args:
-        student: has a w input.
-        teacher: `Guided`, around a frozen network or the exact mixture.
-        feature_matching: weight of `FeatureMatching`'s error; 0 is none.
-        The rest: see `Stage` and `GuidanceRange`.
+        w_min, w_max, w_draw, w_values: see `GuidanceRange`.
+        guidance_interval: (low, high), the times t between which the teacher is guided; None is all of them.
+        feature_matching: weight of the error of the student's features, see `FeatureMatching`; 0 is none.
+        The rest: see `Method` and `StudentSettings`.
 
     Raises:
-        ValueError: a negative weight, or features wanted of a teacher that is no network, or is clipped.
+        ValueError: a negative weight, a bad range or interval.
     """
 
-    name = "guidance"
+    paper: ClassVar[str] = "Meng et al. 2023 (2210.03142), stage one"
+    certainty: ClassVar[str] = "sure: the formula; loss weights and draws of w are ours to choose"
 
-    def __init__(
-        self,
-        *,
-        student: Denoiser,
-        teacher: Denoise,
-        schedule: Schedule,
-        training: Training,
-        stream: str,
-        w_min: float,
-        w_max: float,
-        w_draw: Draw = "uniform",
-        w_values: Sequence[float] | None = None,
-        feature_matching: float = 0.0,
-    ) -> None:
-        if feature_matching < 0:
-            raise ValueError(f"stage.feature_matching must be at least 0, got {feature_matching}; 0 is none")
-        super().__init__(student=student, schedule=schedule, training=training, stream=stream)
-        self.teacher = teacher
-        self.guidance = GuidanceRange(w_min, w_max, w_draw, w_values)
-        self.feature_matching = feature_matching
-        self.features = FeatureMatching.between(student, teacher, stream) if feature_matching else None
-        if self.features is not None:
-            self._beside = [*self.features.parameters()]
+    w_min: float
+    w_max: float
+    w_draw: Draw = "uniform"
+    w_values: Sequence[float] | None = None
+    guidance_interval: tuple[float, ...] | None = None
+    feature_matching: float = 0.0
 
-    def regression(self, batch: Batch) -> Regression:
-        x, label = batch
-        draws = Draws.like(x)
-        t, eps, w = draws.uniform(), draws.normal(), self.guidance.draw(draws)
-        noised = diffuse(x=x, eps=eps, log_snr=self.schedule.log_snr(t))
-        target = self.target(noised, t, label, w)
-        return Regression(self.student(noised.z, noised.log_snr, label, w), target, t, w)
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.feature_matching < 0:
+            raise ValueError(f"stage.feature_matching must be at least 0, got {self.feature_matching}; 0 is none")
+        self.guidance(None)
+        check_interval(self.guidance_interval)
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        return (STUDENT, PROJECTION) if self.feature_matching else (STUDENT,)
+
+    def parent(self) -> Parent:
+        return Parent(guidance=("two_evaluations",))
+
+    def phases(self) -> tuple[Phase, ...]:
+        return (Phase(Sampling(guidance="input")),)
+
+    def guidance(self, parent: GuidanceRange | None) -> GuidanceRange:
+        return GuidanceRange(self.w_min, self.w_max, self.w_draw, self.w_values)
+
+    def networks(
+        self, student: Denoiser, teacher: Denoise | None, schedule: Schedule, guidance: GuidanceRange | None, stream: str
+    ) -> Networks:
+        nets = super().networks(student, teacher, schedule, guidance, stream)
+        if not self.feature_matching:
+            return nets
+        assert teacher is not None, "a guided student has a teacher"
+        return replace(nets, trained={PROJECTION: FeatureMatching.between(student, teacher, stream)})
+
+    def losses(self, batch: Batch, nets: Networks, draws: Draws, *, step: int, phase: Phase) -> dict[str, Loss]:
+        losses = super().losses(batch, nets, draws, step=step, phase=phase)
+        if PROJECTION in nets.trained:
+            own = losses[STUDENT]
+            losses[PROJECTION] = Loss(self.feature_matching * nets.trained[PROJECTION](), own.t, own.w)
+        return losses
 
     def target(
-        self, noised: Prediction, t: Float[Tensor, "batch"], label: Condition, w: Float[Tensor, "batch"] | None
+        self, noised: Prediction, *, t: Times, label: Condition, w: Weights | None, nets: Networks, phase: Phase
     ) -> Prediction:
-        assert w is not None, "a guided student is taught at some w"
-        return guided_target(teacher=self.teacher, z=noised.z, log_snr=noised.log_snr, label=label, w=w)
+        assert nets.teacher is not None, "a guided student has a teacher"
+        return nets.teacher(noised.z, noised.log_snr, label, w)
 
-    def hint(self) -> Float[Tensor, "batch"] | None:
-        return None if self.features is None else self.feature_matching * self.features()
+

@@ -72,3 +72,19 @@ class GuidanceRange:
                 f"{low:g} and {high:g}"
             )
         return part
+
+
+def chosen_weights(parent: GuidanceRange | None, w_min: float | None, w_max: float | None) -> GuidanceRange:
+    """The weights of a student: its parent's, or those of them that are asked for; of a teacher's, all that are.
+
+    Raises:
+        ValueError: a part outside the parent's range, or no range where the parent has none.
+    """
+    if parent is not None:
+        return parent.narrowed(w_min, w_max)
+    if w_min is None or w_max is None:
+        raise ValueError(
+            "stage.w_min and stage.w_max must be given where the parent is a teacher guided by two evaluations, which "
+            f"has no range of its own, got {w_min} and {w_max}; 0 and 4 are usual"
+        )
+    return GuidanceRange(w_min, w_max)

@@ -1,0 +1,110 @@
+"""How a model is sampled: what a model file says, and all that a reader of a model needs to know."""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from fewstep.diffusion.guidance import Guided
+from fewstep.diffusion.prediction import Denoise
+from fewstep.diffusion.sampler import SAMPLERS
+from fewstep.diffusion.schedule import check_times, uniform_times
+
+GuidanceKind = Literal["two_evaluations", "input", "none"]
+Direction = Literal["decode", "encode"]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """The sampler, evaluation times, guidance and direction that a model was made for.
+
+    Args:
+        sampler: one of SAMPLERS.
+        times: evaluation times in (0, 1], strictly decreasing; None: any number of uniform steps.
+        guidance: two_evaluations (conditional and unconditional, combined by `guide`), input (the network takes w; one
+            evaluation), or none (there is no w).
+        direction: decode (noise to data), or encode (data to noise).
+
+    Raises:
+        ValueError: an unknown sampler, guidance or direction, bad times, or an encoder whose sampler adds noise.
+    """
+
+    sampler: str = "deterministic"
+    times: tuple[float, ...] | None = None
+    guidance: GuidanceKind = "two_evaluations"
+    direction: Direction = "decode"
+
+    def __post_init__(self) -> None:
+        _check_choice("sampler", self.sampler, tuple(SAMPLERS))
+        _check_choice("guidance", self.guidance, get_args(GuidanceKind))
+        _check_choice("direction", self.direction, get_args(Direction))
+        if self.direction == "encode" and self.sampler != "deterministic":
+            raise ValueError(
+                f"an encoder must have the deterministic sampler, got {self.sampler!r}; noise would be lost"
+            )
+        if self.times is not None:
+            check_times(torch.tensor(self.times, dtype=torch.float64))
+
+    @classmethod
+    def uniform(
+        cls,
+        num_steps: int,
+        *,
+        sampler: str = "deterministic",
+        guidance: GuidanceKind = "two_evaluations",
+        direction: Direction = "decode",
+    ) -> "Sampling":
+        """Sampling at t = 1, 1 - 1/N, ..., 1/N, and at no other number of steps."""
+        times = tuple(uniform_times(num_steps).tolist())
+        return cls(sampler=sampler, times=times, guidance=guidance, direction=direction)
+
+    @property
+    def steps(self) -> tuple[int, ...]:
+        """The step counts that the model was made for, rising; empty: any.
+
+        With the sampler `renoise` every prediction goes to t = 0, so that a subset of the n levels is as good as all of
+        them: every divisor of n is one, by every (n / k)-th level from the first.
+        """
+        if self.times is None:
+            return ()
+        count = len(self.times)
+        if self.sampler != "renoise":
+            return (count,)
+        return tuple(k for k in range(1, count + 1) if count % k == 0)
+
+    def is_made_for(self, num_steps: int) -> bool:
+        """Whether `grid(num_steps)` consists of times that the model has seen in training."""
+        return self.times is None or num_steps in self.steps
+
+    def grid(self, num_steps: int | None = None) -> Float[Tensor, "times"]:
+        """The evaluation times of `num_steps` steps, float64: the model's own where it has them, else uniform.
+
+        Raises:
+            ValueError: no number of steps for a model without times of its own, or fewer than one step.
+        """
+        if num_steps is None and self.times is None:
+            raise ValueError("a model without times of its own needs a number of steps, got none; give num_steps")
+        if self.times is None or (num_steps is not None and num_steps not in self.steps):
+            assert num_steps is not None
+            return uniform_times(num_steps)
+        own = torch.tensor(self.times, dtype=torch.float64)
+        return own if num_steps is None else own[:: len(own) // num_steps]
+
+    def guided(self, denoise: Denoise, null: int | Tensor, interval: tuple[float, float] | None = None) -> Denoise:
+        """The denoiser that a sampler calls: `Guided` for two evaluations, else `denoise` itself, which has w inside.
+
+        `null` and `interval` are those of `Guided`, and mean nothing to the other two kinds.
+        """
+        return Guided(denoise, null, interval) if self.guidance == "two_evaluations" else denoise
+
+    @property
+    def evaluations(self) -> int:
+        """Network evaluations per step and image."""
+        return Guided.evaluations if self.guidance == "two_evaluations" else 1
+
+
+def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
