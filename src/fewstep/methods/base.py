@@ -9,7 +9,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from fewstep.data.batches import Batch
-
 from fewstep.diffusion.prediction import Condition, Denoise, Prediction, diffuse
 from fewstep.diffusion.sampling import GuidanceKind, Sampling
 from fewstep.diffusion.schedule import Schedule
@@ -140,7 +139,12 @@ class Method(ABC):
         return parent
 
     def networks(
-        self, student: Denoiser, teacher: Denoise | None, schedule: Schedule, guidance: GuidanceRange | None, stream: str
+        self,
+        student: Denoiser,
+        teacher: Denoise | None,
+        schedule: Schedule,
+        guidance: GuidanceRange | None,
+        stream: str,
     ) -> Networks:
         """The networks of a phase around its student.
 

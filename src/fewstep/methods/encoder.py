@@ -59,7 +59,12 @@ class Encoder(Progressive):
         return parent.narrowed(self.w_min, self.w_max)
 
     def networks(
-        self, student: Denoiser, teacher: Denoise | None, schedule: Schedule, guidance: GuidanceRange | None, stream: str
+        self,
+        student: Denoiser,
+        teacher: Denoise | None,
+        schedule: Schedule,
+        guidance: GuidanceRange | None,
+        stream: str,
     ) -> Networks:
         if student.prediction == "x":
             raise ValueError(

@@ -5,10 +5,10 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from fewstep.data.batches import Batch
-from fewstep.diffusion.guidance import check_interval
+from fewstep.diffusion.guidance import log_snr_interval
 from fewstep.diffusion.prediction import Condition, Denoise, Prediction
 from fewstep.diffusion.sampling import Sampling
-from fewstep.diffusion.schedule import Schedule
+from fewstep.diffusion.schedule import CosineSchedule, Schedule
 from fewstep.methods.base import Networks, Parent, Phase, Regression, StudentSettings, Times, Weights
 from fewstep.methods.draws import Draws
 from fewstep.methods.feature_matching import FeatureMatching
@@ -49,7 +49,7 @@ class Guidance(StudentSettings, Regression):
         if self.feature_matching < 0:
             raise ValueError(f"stage.feature_matching must be at least 0, got {self.feature_matching}; 0 is none")
         self.guidance(None)
-        check_interval(self.guidance_interval)
+        log_snr_interval(CosineSchedule(), self.guidance_interval)  # refuses what is no interval
 
     @property
     def roles(self) -> tuple[str, ...]:
@@ -65,7 +65,12 @@ class Guidance(StudentSettings, Regression):
         return GuidanceRange(self.w_min, self.w_max, self.w_draw, self.w_values)
 
     def networks(
-        self, student: Denoiser, teacher: Denoise | None, schedule: Schedule, guidance: GuidanceRange | None, stream: str
+        self,
+        student: Denoiser,
+        teacher: Denoise | None,
+        schedule: Schedule,
+        guidance: GuidanceRange | None,
+        stream: str,
     ) -> Networks:
         nets = super().networks(student, teacher, schedule, guidance, stream)
         if not self.feature_matching:
@@ -85,5 +90,3 @@ class Guidance(StudentSettings, Regression):
     ) -> Prediction:
         assert nets.teacher is not None, "a guided student has a teacher"
         return nets.teacher(noised.z, noised.log_snr, label, w)
-
-

@@ -42,9 +42,7 @@ def regress(
     return Loss(error, t, w)
 
 
-def pull(
-    x: Images, direction: Images, *, t: Float[Tensor, "batch"], w: Float[Tensor, "batch"] | None
-) -> Loss:
+def pull(x: Images, direction: Images, *, t: Float[Tensor, "batch"], w: Float[Tensor, "batch"] | None) -> Loss:
     """Half the squared distance of x to sg(x - direction), whose gradient in x is `direction` over the values' number.
 
     A generator so moves along -direction, whatever that was computed from (Yin et al. 2024, eq. 7).
@@ -58,9 +56,7 @@ def judge_generated(logits: Float[Tensor, "batch"]) -> Float[Tensor, "batch"]:
     return functional.softplus(-logits)
 
 
-def judge(
-    real: Float[Tensor, "batch"], generated: Float[Tensor, "batch"]
-) -> Float[Tensor, "batch"]:
+def judge(real: Float[Tensor, "batch"], generated: Float[Tensor, "batch"]) -> Float[Tensor, "batch"]:
     """softplus(-real) + softplus(generated): the judge's own loss, log 2 + log 2 where it cannot tell them apart."""
     return functional.softplus(-real) + functional.softplus(generated)
 
@@ -81,5 +77,3 @@ def frozen(*modules: nn.Module) -> Iterator[None]:
 def no_gradient(prediction: Prediction) -> Prediction:
     """The prediction as a constant."""
     return Prediction(z=prediction.z.detach(), v=prediction.v.detach(), log_snr=prediction.log_snr)
-
-

@@ -61,9 +61,7 @@ class Tract(StudentSettings, Regression):
                 f"{list(steps)}"
             )
         if not 0 <= self.self_teacher_decay < 1:
-            raise ValueError(
-                f"stage.self_teacher_decay must be at least 0 and below 1, got {self.self_teacher_decay}"
-            )
+            raise ValueError(f"stage.self_teacher_decay must be at least 0 and below 1, got {self.self_teacher_decay}")
         if self.few_steps_factor <= 0:
             raise ValueError(f"stage.few_steps_factor must be positive, got {self.few_steps_factor}")
 
@@ -85,7 +83,12 @@ class Tract(StudentSettings, Regression):
         return chosen_weights(parent, self.w_min, self.w_max)
 
     def networks(
-        self, student: Denoiser, teacher: Denoise | None, schedule: Schedule, guidance: GuidanceRange | None, stream: str
+        self,
+        student: Denoiser,
+        teacher: Denoise | None,
+        schedule: Schedule,
+        guidance: GuidanceRange | None,
+        stream: str,
     ) -> Networks:
         nets = super().networks(student, teacher, schedule, guidance, stream)
         self_teacher = Average(student, bias_corrected(self.self_teacher_decay))

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from copy import deepcopy
-from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -18,13 +17,14 @@ DecayRule = Callable[[int], float]
 """Number of updates so far -> decay of the next one."""
 
 
+def constant(decay: float) -> DecayRule:
+    """The same decay at every update."""
+    return lambda updates: decay
+
+
 def ramped(decay: float) -> DecayRule:
     """min(decay, (1 + k) / (10 + k)) at update k: a young average follows quickly."""
-    return partial(_ramped, decay)
-
-
-def _ramped(decay: float, updates: int) -> float:
-    return min(decay, (1 + updates) / (10 + updates))
+    return lambda updates: min(decay, (1 + updates) / (10 + updates))
 
 
 def bias_corrected(decay: float) -> DecayRule:
@@ -32,11 +32,7 @@ def bias_corrected(decay: float) -> DecayRule:
 
     The first update copies the weights; later ones approach `decay`.
     """
-    return partial(_bias_corrected, decay)
-
-
-def _bias_corrected(decay: float, updates: int) -> float:
-    return 1 - (1 - decay) / (1 - decay ** (updates + 1))
+    return lambda updates: 1 - (1 - decay) / (1 - decay ** (updates + 1))
 
 
 class Average(nn.Module):

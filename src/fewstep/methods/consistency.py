@@ -1,0 +1,154 @@
+"""Consistency models: a student that goes from any level to t = 0 in one evaluation, along the teacher or the data."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import ClassVar, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from fewstep.diffusion.hop import two_hop
+from fewstep.diffusion.prediction import Condition, Denoise, Prediction
+from fewstep.diffusion.sampling import Sampling
+from fewstep.diffusion.schedule import Schedule
+from fewstep.methods.base import Networks, Parent, Phase, Regression, StudentSettings, Times, Weights
+from fewstep.methods.draws import Draws
+from fewstep.methods.guidance_range import GuidanceRange, chosen_weights
+from fewstep.networks import Denoiser
+from fewstep.networks.ema import Average, constant
+
+SELF_TEACHER = "self_teacher"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Consistency(StudentSettings, Regression):
+    """Consistency distillation (Song et al. 2023, algorithm 2): f(z_t, t) shall be what f says one grid level further on.
+
+    From t = i / N the teacher makes one DDIM step to u = t - 1/N, where the self-teacher, an average of the student or
+    the student itself without gradient, predicts x; that is the target at t (`two_hop` with s = 0). f is the student's
+    predicted x: read from v or eps it is the identity at t = 0, which the paper's boundary scalings are for.
+
+    The student is sampled by noising its x afresh to each of the chosen levels (algorithm 1), or to every second, ...
+
+    Args:
+        num_levels: N, of the training grid.
+        levels: where the sampler evaluates, falling in (0, 1].
+        metric: l2, or pseudo_huber of the whole example (Song & Dhariwal 2024).
+        self_teacher_decay: per step; 0 is the student itself.
+        w_min, w_max: guidance weights trained at, null for the parent's range.
+        The rest: see `Method` and `StudentSettings`.
+
+    Raises:
+        ValueError: fewer than two levels of the grid, bad sampling levels, a decay outside [0, 1).
+    """
+
+    paper: ClassVar[str] = "Song et al. 2023 (2303.01469); Song & Dhariwal 2024 (2310.14189)"
+    certainty: ClassVar[str] = "sure: read in the authors' code; the schedule and w as an input are ours"
+
+    num_levels: int
+    levels: Sequence[float]
+    metric: Literal["l2", "pseudo_huber"] = "l2"
+    self_teacher_decay: float = 0.0
+    w_min: float | None = None
+    w_max: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.num_levels < 2:
+            raise ValueError(f"stage.num_levels must be at least 2, got {self.num_levels}; 18 and 40 are published")
+        if not 0 <= self.self_teacher_decay < 1:
+            raise ValueError(f"stage.self_teacher_decay must be at least 0 and below 1, got {self.self_teacher_decay}")
+        self.phases()
+
+    @property
+    def metric_name(self) -> str:
+        return self.metric
+
+    def parent(self) -> Parent | None:
+        return Parent(guidance=("input", "two_evaluations"))
+
+    def without_teacher(self) -> "ConsistencyTraining":
+        own = {each.name: getattr(self, each.name) for each in fields(self)}
+        return ConsistencyTraining(**own)
+
+    def phases(self) -> tuple[Phase, ...]:
+        return (Phase(renoising(self.levels, "input")),)
+
+    def guidance(self, parent: GuidanceRange | None) -> GuidanceRange | None:
+        return chosen_weights(parent, self.w_min, self.w_max)
+
+    def networks(
+        self,
+        student: Denoiser,
+        teacher: Denoise | None,
+        schedule: Schedule,
+        guidance: GuidanceRange | None,
+        stream: str,
+    ) -> Networks:
+        if student.prediction == "x":
+            raise ValueError(
+                f"stage={self.name} needs a student that predicts v or eps, whose x is the identity at t = 0, and this "
+                "one predicts x; use stage.prediction=v"
+            )
+        nets = super().networks(student, teacher, schedule, guidance, stream)
+        if not self.self_teacher_decay:
+            return nets
+        self_teacher = Average(student, constant(self.self_teacher_decay))
+        return replace(nets, averages={**nets.averages, SELF_TEACHER: self_teacher})
+
+    def times(self, phase: Phase) -> Float[Tensor, "times"]:
+        return torch.arange(self.num_levels, 0, -1, dtype=torch.float64) / self.num_levels
+
+    def draw_times(self, draws: Draws, phase: Phase) -> Times:
+        return draws.integers(1, self.num_levels + 1).double() / self.num_levels
+
+    def first_hop(self, noised: Prediction, label: Condition, w: Weights | None, nets: Networks) -> Prediction:
+        """What the step to the next level follows: the teacher's prediction."""
+        assert nets.teacher is not None, "distillation has a teacher"
+        return nets.teacher(noised.z, noised.log_snr, label, w)
+
+    def target(
+        self, noised: Prediction, *, t: Times, label: Condition, w: Weights | None, nets: Networks, phase: Phase
+    ) -> Prediction:
+        return two_hop(
+            first=self.first_hop(noised, label, w, nets),
+            second=nets.averages.get(SELF_TEACHER, nets.student),
+            log_snr_mid=nets.schedule.log_snr(t - 1 / self.num_levels),
+            log_snr_end=nets.schedule.log_snr(torch.zeros_like(t)),
+            label=label,
+            w=w,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConsistencyTraining(Consistency):
+    """Consistency training (Song et al. 2023, algorithm 3), stage=consistency with teacher=none.
+
+    The step to the next level follows the data: x and eps of the example itself. There is no guidance to distil, so the
+    student has no w.
+    """
+
+    def parent(self) -> None:
+        return None
+
+    def phases(self) -> tuple[Phase, ...]:
+        return (Phase(renoising(self.levels, "none")),)
+
+    def guidance(self, parent: GuidanceRange | None) -> None:
+        return None
+
+    def first_hop(self, noised: Prediction, label: Condition, w: Weights | None, nets: Networks) -> Prediction:
+        return noised
+
+
+def renoising(levels: Sequence[float], guidance: Literal["input", "none"]) -> Sampling:
+    """The sampling of a student that goes from each of the levels to t = 0.
+
+    Raises:
+        ValueError: levels outside (0, 1], or not falling.
+    """
+    try:
+        return Sampling(sampler="renoise", times=tuple(float(t) for t in levels), guidance=guidance)
+    except ValueError as error:
+        raise ValueError(f"stage.levels are no levels to sample at, like [1.0, 0.5]: {error}") from error

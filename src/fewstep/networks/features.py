@@ -1,0 +1,48 @@
+"""The features of a network in its middle, watched while it is called."""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from fewstep.networks.denoiser import Denoiser, arguments_of
+from fewstep.networks.smaller import middle
+
+
+class MiddleFeatures:
+    """What the middle of a denoiser's network (`middle`) gave at its latest call.
+
+    Being no Module it is no part of a model. It adds a forward hook and calls the network once, on one empty example,
+    to learn how many channels there are.
+    """
+
+    def __init__(self, denoiser: Denoiser) -> None:
+        self._latest: Tensor | None = None
+        middle(denoiser.network).register_forward_hook(self._keep)
+        call_once(denoiser)
+        self.channels = self.take().shape[-1]
+
+    def _keep(self, module: nn.Module, arguments: Any, output: Any) -> None:
+        self._latest = output[0] if isinstance(output, tuple) else output
+
+    def take(self) -> Float[Tensor, "batch *places channels"]:
+        """The features of the latest call, once; maps (batch, channels, height, width) get their channels last."""
+        features, self._latest = self._latest, None
+        assert features is not None, "the network has not been called since its features were taken"
+        return features.movedim(1, -1) if features.ndim == 4 else features
+
+    def pooled(self) -> Float[Tensor, "batch channels"]:
+        """The features of the latest call, their mean over places."""
+        features = self.take()
+        return features.flatten(1, -2).mean(1) if features.ndim > 2 else features
+
+
+@torch.no_grad()
+def call_once(denoiser: Denoiser) -> None:
+    """Call a denoiser on one empty example without a condition."""
+    weight = next(denoiser.parameters())
+    null = denoiser.null
+    label = null[None].to(weight.device) if isinstance(null, Tensor) else torch.tensor([null], device=weight.device)
+    nothing = torch.zeros(1, device=weight.device)
+    denoiser(nothing.new_zeros(1, *arguments_of(denoiser.network)["shape"]), nothing, label, nothing)
