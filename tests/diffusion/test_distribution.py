@@ -43,16 +43,17 @@ def whitened(count: int = 64) -> tuple[Tensor, Tensor]:
     return first, second
 
 
-def trained(direction: Direction, *, steps: int = 1500, rate: float = 0.05) -> Tensor:
+def trained(direction: Direction, *, steps: int = 600, rate: float = 0.2) -> Tensor:
     """Mean and std of the generator a + b noise after descent along g, one example for each omega."""
     first, second = whitened()
     a, b = torch.zeros(len(OMEGAS), dtype=torch.float64), torch.full((len(OMEGAS),), 0.8, dtype=torch.float64)
     log_snr = torch.full((len(OMEGAS),), LOG_SNR, dtype=torch.float64)
-    for _ in range(steps):
+    for step in range(steps):
         x = a[:, None] + b[:, None] * first
         z = diffuse(x=x, eps=second.expand_as(x), log_snr=log_snr).z
         g = direction(x, gaussian(z, a, b), gaussian(z, MEAN, CONDITIONAL), gaussian(z, 0.0, UNCONDITIONAL))
-        a, b = a - rate * g.mean(1), b - rate * (g * first).mean(1)
+        falling = rate * (1 - step / steps)  # at a point the normalised direction keeps its length
+        a, b = a - falling * g.mean(1), b - falling * (g * first).mean(1)
     return torch.stack([a, b.abs()])
 
 

@@ -299,7 +299,8 @@ def test_an_edit_takes_the_last_of_the_given_times_from_the_noised_source(streng
     x, eps, label = noise(4), noise(4, seed=1), torch.zeros(4).long()
     edit(started, x, eps, schedule=SCHEDULE, times=UNEVEN, strength=strength, label=label, w=None)
     assert seen == times
-    a, s = at(times[0])
+    log_snr = SCHEDULE.log_snr(UNEVEN[-len(times)])
+    a, s = alpha(log_snr), sigma(log_snr)
     torch.testing.assert_close(starts[0], a * x + s * eps, rtol=0, atol=1e-12)
 
 

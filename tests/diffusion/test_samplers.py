@@ -293,7 +293,7 @@ UNEVEN = torch.tensor([1.0, 0.7, 0.65, 0.2], dtype=torch.float64)
 
 
 def test_the_renoising_move_is_the_predicted_x_with_fresh_noise(make_mixture: MakeMixture) -> None:
-    noise, label = whitened(6, 12)[:, :, 0].reshape(6, 2, 6).transpose(1, 2).contiguous(), torch.arange(6) % 3
+    noise, label = whitened(12, 6).reshape(6, 6, 2), torch.arange(6) % 3
     drawn: list[int] = []
 
     def fresh(step: int) -> Tensor:
