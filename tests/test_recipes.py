@@ -67,8 +67,8 @@ def test_latents(dataset: str, w_min: float) -> None:
 
 
 def test_text_models_have_stable_diffusions_clock() -> None:
-    assert config_of("dataset=text").model.clock.kind == "scaled_linear"
-    assert "clock" not in config_of("dataset=latents").model
+    assert config_of("dataset=text").model.native_schedule.kind == "scaled_linear"
+    assert "native_schedule" not in config_of("dataset=latents").model
 
 
 @pytest.mark.parametrize("dataset", [*PIXELS, *LATENTS])

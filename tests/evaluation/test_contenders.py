@@ -32,7 +32,7 @@ def model(role: str, schedule: CosineSchedule | BetaSchedule, interval: tuple[fl
         num_steps=None,
         images=0,
         parents=(),
-        clock=BetaSchedule(),
+        native_schedule=BetaSchedule(),
         guidance_interval=interval,
     )
     network = ResidualMLP(shape=[2], num_classes=3, width=8, num_blocks=1, embedding_dim=4, guidance_input=student)

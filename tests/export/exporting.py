@@ -99,5 +99,5 @@ def write_model(
     network = lively(network_class(name)(**sizes))
     if text is not None:
         network.empty_prompt = TextEncoder.open(text.encoder).empty_prompt
-    save_model(path, Denoiser(network, made.prediction, made.clock), made)
+    save_model(path, Denoiser(network, made.prediction, made.native_schedule), made)
     return path

@@ -122,7 +122,7 @@ def test_models_that_diffusers_cannot_hold(commands: Commands, tmp_path: Path) -
 
 def test_companions_that_are_gone_or_others(commands: Commands, tmp_path: Path) -> None:
     latent, text = companions(tmp_path / "sd")
-    clocked = {"schedule": BETAS, "clock": BETAS}
+    clocked = {"schedule": BETAS, "native_schedule": BETAS}
     path = write_model(tmp_path / "model.safetensors", "TextUNet", latent=latent, text=text, **clocked)
     (tmp_path / "sd").rename(tmp_path / "moved")
     commands.fewstep("export", path, tmp_path / "out").is_one_error("--autoencoder")

@@ -80,7 +80,7 @@ def opened(folder: Path, kind: Any = DiffusionPipeline, **how: Any) -> Any:
 )
 def test_a_text_student_opens_in_stable_diffusion(made: Companions, tmp_path: Path, schedule, prediction) -> None:
     latent, text = made
-    clocked = {"schedule": schedule, "clock": schedule, "prediction": prediction, "num_steps": None, "role": "guided"}
+    clocked = {"schedule": schedule, "native_schedule": schedule, "prediction": prediction, "num_steps": None, "role": "guided"}
     path = write_model(tmp_path / "model.safetensors", "TextUNet", latent=latent, text=text, **clocked)
     assert export(path, tmp_path / "out") < 1e-4
     model, noise = fewstep.load(path), starting_noise(1, 0, 2, (4, 8, 8))
@@ -105,7 +105,7 @@ def test_a_text_student_opens_in_stable_diffusion(made: Companions, tmp_path: Pa
 def test_a_text_teacher_is_guided_from_outside(made: Companions, tmp_path: Path) -> None:
     latent, text = made
     path = write_model(
-        tmp_path / "model.safetensors", "TextUNet", w=None, latent=latent, text=text, schedule=BETAS, clock=BETAS
+        tmp_path / "model.safetensors", "TextUNet", w=None, latent=latent, text=text, schedule=BETAS, native_schedule=BETAS
     )
     assert export(path, tmp_path / "out") < 1e-4
     assert opened(tmp_path / "out", StableDiffusionPipeline).unet.config.time_cond_proj_dim is None
@@ -115,16 +115,16 @@ def test_a_text_teacher_is_guided_from_outside(made: Companions, tmp_path: Path)
     ("change", "words"),
     [
         ({"schedule": COSINE}, "its schedule is CosineSchedule"),
-        ({"clock": None}, "not the one its network was trained with"),
+        ({"native_schedule": None}, "not the one its network was trained with"),
         ({"sampling": "stochastic"}, "stochastic sampler, which no stock scheduler has"),
-        ({"schedule": ZERO_SNR, "clock": ZERO_SNR, "prediction": "eps"}, "it predicts eps where .* divides by"),
+        ({"schedule": ZERO_SNR, "native_schedule": ZERO_SNR, "prediction": "eps"}, "it predicts eps where .* divides by"),
     ],
 )
 def test_text_students_that_no_stock_scheduler_samples_are_refused(
     made: Companions, tmp_path: Path, change: dict[str, Any], words: str
 ) -> None:
     latent, text = made
-    own = {"schedule": BETAS, "clock": BETAS} | change
+    own = {"schedule": BETAS, "native_schedule": BETAS} | change
     path = write_model(tmp_path / "model.safetensors", "TextUNet", latent=latent, text=text, **own)
     with pytest.raises(ValueError, match=words):
         export(path, tmp_path / "out")
@@ -142,11 +142,11 @@ def test_text_students_that_no_stock_scheduler_samples_are_refused(
         ("UNet2D", {}, 1),
         ("DiT", {}, 1),
         ("UNet", {"w": None}, 2),
-        ("UNet2D", {"schedule": BETAS, "clock": BETAS, "prediction": "eps"}, 1),
-        ("UNet", {"clock": BETAS, "prediction": "x"}, 1),
+        ("UNet2D", {"schedule": BETAS, "native_schedule": BETAS, "prediction": "eps"}, 1),
+        ("UNet", {"native_schedule": BETAS, "prediction": "x"}, 1),
         ("UNet2D", {"sampling": "stochastic"}, 1),
     ],
-    ids=["unet", "unet2d", "dit-latent", "teacher", "eps-betas", "x-cosine-with-clock", "stochastic"],
+    ids=["unet", "unet2d", "dit-latent", "teacher", "eps-betas", "x-cosine-with-native_schedule", "stochastic"],
 )
 @pytest.mark.filterwarnings("ignore:this model has no w input", "ignore:made for")
 def test_a_class_conditional_model_opens_through_its_own_pipeline(
@@ -218,7 +218,7 @@ def test_the_adapter_goes_along(tmp_path: Path) -> None:
 @pytest.mark.filterwarnings("ignore:this model has no w input")
 def test_stable_diffusion_with_the_adapter_is_the_student(made: Companions, tmp_path: Path) -> None:
     """The steps of the exported README.md, on the teacher's own pipeline."""
-    own = {"latent": made[0], "text": made[1], "schedule": BETAS, "clock": BETAS}
+    own = {"latent": made[0], "text": made[1], "schedule": BETAS, "native_schedule": BETAS}
     teacher = write_model(tmp_path / "teacher.safetensors", "TextUNet", w=None, **own)
     export(teacher, tmp_path / "base")
     student = with_adapter(with_guidance_input(fewstep.load(teacher).denoiser), rank=2, alpha=3.0)

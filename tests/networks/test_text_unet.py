@@ -1,4 +1,4 @@
-"""TextUNet: Stable Diffusion's U-Net, its clock, its empty prompt."""
+"""TextUNet: Stable Diffusion's U-Net, its native_schedule, its empty prompt."""
 
 from pathlib import Path
 
@@ -32,15 +32,15 @@ def test_a_student_is_asked_as_stock_pipelines_ask_it() -> None:
 
 
 def test_the_clock_of_the_settings_is_stable_diffusions() -> None:
-    clock = instantiate(SD15.clock)
+    native_schedule = instantiate(SD15.native_schedule)
     scheduler = DDIMScheduler(1000, beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
     alphas = scheduler.alphas_cumprod.double()
     log_snr = (alphas / (1 - alphas)).log()
-    torch.testing.assert_close(clock.log_snr((torch.arange(1000) + 1) / 1000), log_snr, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(native_schedule.log_snr((torch.arange(1000) + 1) / 1000), log_snr, rtol=1e-4, atol=1e-4)
 
     network = lively(TextUNet(**TEXT))
     z, _, prompt, _ = question(TEXT)
-    denoiser = Denoiser(network, "eps", clock)
+    denoiser = Denoiser(network, "eps", native_schedule)
     steps = torch.tensor([0, 10, 500, 999])
     asked = denoiser(z, log_snr[steps], prompt, None)
     torch.testing.assert_close(asked.eps, network(z, steps / 1000, prompt, None), rtol=1e-3, atol=1e-3)

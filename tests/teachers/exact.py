@@ -10,7 +10,7 @@ from fewstep.diffusion.schedule import CosineSchedule
 
 
 class ExactNetwork(nn.Module):
-    """Says `kind` of the exact mixture, told the time of its clock, timestep / 1000, or ours.
+    """Says `kind` of the exact mixture, told the time of its native_schedule, timestep / 1000, or ours.
 
     Args:
         null_is: the label that "no class" is answered like: itself, or a class where the null does not work.
@@ -20,7 +20,7 @@ class ExactNetwork(nn.Module):
         self,
         mixture: GaussianMixture,
         kind: PredictionKind,
-        clock: BetaSchedule | None = None,
+        native_schedule: BetaSchedule | None = None,
         null_is: int | None = None,
     ) -> None:
         super().__init__()
@@ -29,18 +29,18 @@ class ExactNetwork(nn.Module):
             "num_classes": mixture.num_classes,
             "guidance_input": False,
         }
-        self.mixture, self.kind, self.clock = mixture, kind, clock
+        self.mixture, self.kind, self.native_schedule = mixture, kind, native_schedule
         self.null_is = mixture.num_classes if null_is is None else null_is
         self.nothing = nn.Parameter(torch.zeros(1))
 
     def forward(self, z: Tensor, time: Tensor, label: Tensor, w: Tensor | None) -> Tensor:
-        if self.clock is None:  # network_time, the angle over pi / 2
+        if self.native_schedule is None:  # network_time, the angle over pi / 2
             log_snr = -2 * torch.log(torch.tan(time.double() * torch.pi / 2))
         else:
-            log_snr = self.clock.log_snr((1000 * time.double() + 1) / self.clock.num_timesteps)
+            log_snr = self.native_schedule.log_snr((1000 * time.double() + 1) / self.native_schedule.num_timesteps)
         label = label.where(label != self.mixture.num_classes, self.null_is)
         return getattr(self.mixture.denoise(z, log_snr, label), self.kind)
 
 
-def schedule_of(clock: BetaSchedule | None) -> BetaSchedule | CosineSchedule:
-    return clock or CosineSchedule()
+def schedule_of(native_schedule: BetaSchedule | None) -> BetaSchedule | CosineSchedule:
+    return native_schedule or CosineSchedule()

@@ -228,8 +228,8 @@ def test_an_imported_adm_says_what_adm_says(tmp_path: Path, case: str) -> None:
     assert is_foreign(path)
     denoiser, card = load_model(imported(path, tmp_path, FACTS))
     assert (card.prediction, denoiser.null) == ("eps", 4)
-    assert card.clock is not None
-    assert card.clock.kind == ("squaredcos_cap_v2" if flags.get("noise_schedule") == "cosine" else "linear")
+    assert card.native_schedule is not None
+    assert card.native_schedule.kind == ("squaredcos_cap_v2" if flags.get("noise_schedule") == "cosine" else "linear")
     own = FLAGS | flags
     z = torch.randn(5, 3, 8, 8, generator=torch.Generator().manual_seed(1))
     steps, label = torch.tensor([0, 1, 250, 998, 999]), torch.tensor([0, 1, 2, 3, 4])
@@ -248,8 +248,8 @@ def test_the_two_published_shapes_need_no_settings(tmp_path: Path) -> None:
         path = tmp_path / f"{size}.pt"
         torch.save(Plan(64, mults, attend=(2, 3)).tensors(), path)
         found = read_adm(path)
-        assert (found.config["sample_size"], found.config["attention_head_dim"], found.clock.kind) == (size, 64, kind)
-    linear = found.clock  # 1e-4 to 0.02 over a thousand timesteps
+        assert (found.config["sample_size"], found.config["attention_head_dim"], found.native_schedule.kind) == (size, 64, kind)
+    linear = found.native_schedule  # 1e-4 to 0.02 over a thousand timesteps
     assert (linear.beta_start, linear.beta_end) == pytest.approx((1e-4, 0.02))
 
 

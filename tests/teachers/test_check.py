@@ -25,27 +25,27 @@ def found_of(
     mixture: GaussianMixture,
     is_really: PredictionKind,
     says: PredictionKind,
-    clock: BetaSchedule | None = None,
+    native_schedule: BetaSchedule | None = None,
     null_is: int | None = None,
     has_null: bool = True,
 ) -> Findings:
-    teacher = Frozen(Denoiser(ExactNetwork(mixture, is_really, clock, null_is), says, clock))
+    teacher = Frozen(Denoiser(ExactNetwork(mixture, is_really, native_schedule, null_is), says, native_schedule))
     label = torch.arange(300) % mixture.num_classes
     x = mixture.draw(label, torch.Generator().manual_seed(0))
-    return examine(teacher, x, label, schedule=schedule_of(clock), has_null=has_null)
+    return examine(teacher, x, label, schedule=schedule_of(native_schedule), has_null=has_null)
 
 
-@pytest.mark.parametrize("clock", [None, BetaSchedule(), LINEAR], ids=["ours", "stable diffusion", "linear"])
+@pytest.mark.parametrize("native_schedule", [None, BetaSchedule(), LINEAR], ids=["ours", "stable diffusion", "linear"])
 @pytest.mark.parametrize("says", KINDS)
 @pytest.mark.parametrize("is_really", KINDS)
 def test_the_reading_that_denoises_is_found(
     make_mixture: Callable[..., GaussianMixture],
     is_really: PredictionKind,
     says: PredictionKind,
-    clock: BetaSchedule | None,
+    native_schedule: BetaSchedule | None,
 ) -> None:
     mixture = make_mixture(dim=4)
-    found = found_of(mixture, is_really, says, clock)
+    found = found_of(mixture, is_really, says, native_schedule)
     assert (found.reads_as, found.says) == (is_really, says)
     assert found.denoises
     assert found.null_works

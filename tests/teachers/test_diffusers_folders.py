@@ -69,12 +69,12 @@ def test_an_imported_teacher_says_what_diffusers_says(tmp_path: Path, kind: str,
     path = imported(tmp_path / "folder", tmp_path / "outputs", FACTS)
     assert path == tmp_path / "outputs" / "tiny" / "teacher" / path.parent.name / "model.safetensors"
     denoiser, card = load_model(path)
-    assert (card.role, card.prediction, card.data, card.schedule) == ("teacher", reading, FACTS, card.clock)
+    assert (card.role, card.prediction, card.data, card.schedule) == ("teacher", reading, FACTS, card.native_schedule)
     check_parity(original, denoiser, torch.tensor([0, 1, 2, 3, 4, 4]), 4)
     student = with_guidance_input(denoiser)  # starts as its teacher
-    clock = card.clock
-    assert clock is not None
-    log_snr = clock.log_snr((TIMESTEPS + 1) / 1000)
+    native_schedule = card.native_schedule
+    assert native_schedule is not None
+    log_snr = native_schedule.log_snr((TIMESTEPS + 1) / 1000)
     question = torch.randn(6, 3, 8, 8), log_snr, torch.tensor([0, 1, 2, 3, 4, 4])
     torch.testing.assert_close(student(*question, torch.ones(6)).v, denoiser(*question).v)
 
@@ -82,9 +82,9 @@ def test_an_imported_teacher_says_what_diffusers_says(tmp_path: Path, kind: str,
 @torch.no_grad()
 def check_parity(original: Any, denoiser: Any, label: Tensor, null: int) -> None:
     """The output as the network's own, at whole timesteps, to 1e-5."""
-    clock = denoiser.clock
+    native_schedule = denoiser.native_schedule
     z = torch.randn(6, *FACTS.shape, generator=torch.Generator().manual_seed(1))
-    log_snr = clock.log_snr((TIMESTEPS + 1) / 1000)
+    log_snr = native_schedule.log_snr((TIMESTEPS + 1) / 1000)
     theirs = [
         original(z[i : i + 1], TIMESTEPS[i : i + 1], **arguments(original, label[i : i + 1]), return_dict=False)[0]
         for i in range(6)
@@ -93,7 +93,7 @@ def check_parity(original: Any, denoiser: Any, label: Tensor, null: int) -> None
     said = getattr(denoiser(z, log_snr, label), denoiser.prediction)
     scale = expected.abs().max()
     assert scale > 0.05
-    told = denoiser.network(z, clock.timestep(log_snr) / 1000, label, None)
+    told = denoiser.network(z, native_schedule.timestep(log_snr) / 1000, label, None)
     torch.testing.assert_close(told, expected, rtol=0, atol=1e-5 * float(scale))
     torch.testing.assert_close(said, expected, rtol=1e-5, atol=1e-4 * float(scale))  # through v, which divides by alpha
     assert denoiser.null == null
@@ -117,12 +117,12 @@ def test_the_schedule_is_that_of_the_scheduler(tmp_path: Path) -> None:
         folder = tmp_path / str(number)
         write(unet2d(), folder, "v", **told)
         theirs = DDIMScheduler(**told).alphas_cumprod.double()  # pyright: ignore
-        clock = read(folder, FACTS).denoiser.clock
-        assert clock is not None
+        native_schedule = read(folder, FACTS).denoiser.native_schedule
+        assert native_schedule is not None
         steps = len(theirs)
         t = (torch.arange(steps) + 1).double() / steps
-        torch.testing.assert_close(torch.sigmoid(clock.log_snr(t)), theirs, rtol=0, atol=2e-6)
-        assert clock.has_zero_terminal_snr == has_zero
+        torch.testing.assert_close(torch.sigmoid(native_schedule.log_snr(t)), theirs, rtol=0, atol=2e-6)
+        assert native_schedule.has_zero_terminal_snr == has_zero
 
 
 def test_a_teacher_is_written_once_and_again_when_it_changes(tmp_path: Path) -> None:
@@ -235,8 +235,8 @@ def test_a_whole_pipeline_says_what_its_unet_says(pipeline: tuple[Path, Any, Dat
     path = imported(folder, tmp_path, facts)
     denoiser, card = load_model(path)
     assert (card.prediction, card.data.text, card.data.latent) == ("eps", facts.text, facts.latent)
-    assert card.clock is not None
-    assert (card.clock.kind, card.clock.beta_end) == ("scaled_linear", 0.012)
+    assert card.native_schedule is not None
+    assert (card.native_schedule.kind, card.native_schedule.beta_end) == ("scaled_linear", 0.012)
     encoder = TextEncoder.open(folder)
     prompts = encoder.encode(["a temple", "", "two cats", "rain"])
     torch.testing.assert_close(denoiser.null, encoder.encode([""])[0])

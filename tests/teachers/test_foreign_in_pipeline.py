@@ -36,7 +36,7 @@ def test_a_student_of_a_foreign_teacher_lives_on_its_schedule(commands: Commands
     guided = only(outputs, "digits/guidance/*/model.safetensors")
     denoiser, card = load_model(guided)
     assert type(denoiser.network).__name__ == "UNet2D"  # the teacher's, not that of model=digits
-    assert (card.prediction, card.schedule, card.clock) == ("eps", CLOCK, CLOCK)
+    assert (card.prediction, card.schedule, card.native_schedule) == ("eps", CLOCK, CLOCK)
     imported = guided.parent / card.parents[0].path
     assert imported.resolve() == only(outputs, "digits/teacher/imported-*/model.safetensors").resolve()
     own = (f"outputs={outputs}", "stage.ladder=[4,2]", *FAST)
@@ -57,7 +57,7 @@ def test_zero_terminal_snr_and_another_reading(commands: Commands, tmp_path: Pat
     assert done.status == 0, done
     guided = only(outputs, "digits/guidance/*/model.safetensors")
     card = load_model(guided)[1]
-    assert (card.prediction, card.schedule, card.clock) == ("v", CosineSchedule(), CLOCK)
+    assert (card.prediction, card.schedule, card.native_schedule) == ("v", CosineSchedule(), CLOCK)
     ladder = ("stage=progressive", f"teacher={guided}", "stage.ladder=[4,2]", *own)
     commands.train(*ladder).is_one_error("does not fit", "its schedule is CosineSchedule", "this run's BetaSchedule")
     done = commands.train(*ladder, "zero_terminal_snr=true")

@@ -30,8 +30,8 @@ RESCALED = BetaSchedule(rescale_zero_snr=True)
 MakeMixture = Callable[..., GaussianMixture]
 
 
-def teacher_of(mixture: GaussianMixture, clock: BetaSchedule = CLOCK) -> Frozen:
-    return Frozen(Denoiser(ExactNetwork(mixture, "eps", clock), "eps", clock))
+def teacher_of(mixture: GaussianMixture, native_schedule: BetaSchedule = CLOCK) -> Frozen:
+    return Frozen(Denoiser(ExactNetwork(mixture, "eps", native_schedule), "eps", native_schedule))
 
 
 def test_ddim_on_its_own_schedule_converges_to_the_exact_guided_ode(make_mixture: MakeMixture) -> None:
@@ -166,8 +166,8 @@ def test_a_v_student_learns_the_guided_eps_teacher(make_mixture: MakeMixture, ze
 @pytest.mark.parametrize("kind", ["eps", "v"])
 def test_the_error_of_an_eps_teacher_does_not_explode_at_zero_snr(make_mixture: MakeMixture, kind: str) -> None:
     """ADM's cosine schedule ends at alpha = 5e-5: an eps that errs by 0.01 would there say an x of 200."""
-    mixture, clock = make_mixture(), BetaSchedule("squaredcos_cap_v2")
-    assert clock.has_zero_terminal_snr
+    mixture, native_schedule = make_mixture(), BetaSchedule("squaredcos_cap_v2")
+    assert native_schedule.has_zero_terminal_snr
 
     class Erring(ExactNetwork):
         def forward(self, z: Tensor, time: Tensor, label: Tensor, w: Tensor | None) -> Tensor:
@@ -177,12 +177,12 @@ def test_the_error_of_an_eps_teacher_does_not_explode_at_zero_snr(make_mixture: 
     prediction: PredictionKind = "eps" if kind == "eps" else "v"
 
     def sampled(network: ExactNetwork) -> Tensor:
-        teacher = Frozen(Denoiser(network, prediction, clock))
-        return sample(teacher, noise, schedule=clock, num_steps=50, label=label, w=None)
+        teacher = Frozen(Denoiser(network, prediction, native_schedule))
+        return sample(teacher, noise, schedule=native_schedule, num_steps=50, label=label, w=None)
 
-    good, erring = (sampled(kind(mixture, prediction, clock)) for kind in (ExactNetwork, Erring))
+    good, erring = (sampled(kind(mixture, prediction, native_schedule)) for kind in (ExactNetwork, Erring))
     assert (good - erring).abs().max() < 0.15
-    exact = sample(mixture.denoise, noise, schedule=clock, num_steps=50, label=label, w=None)
+    exact = sample(mixture.denoise, noise, schedule=native_schedule, num_steps=50, label=label, w=None)
     assert (good - exact).abs().max() < 0.05
 
 

@@ -4,103 +4,101 @@ Loading one executes nothing: the network is one of a fixed list, its arguments 
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from fewstep.data.facts import DataFacts, LatentFacts, TextFacts
+from fewstep.artifacts.format_1 import from_format_1
+from fewstep.data.facts import DataFacts
 from fewstep.diffusion.betas import BetaSchedule
 from fewstep.diffusion.prediction import PredictionKind
+from fewstep.diffusion.sampling import Sampling
 from fewstep.diffusion.schedule import CosineSchedule
 from fewstep.networks import Denoiser, network_class
 from fewstep.networks.denoiser import arguments_of
 from fewstep.system.files import atomic_write, tensor_digest
-from fewstep.system.validation import require_card_types
+from fewstep.system.validation import build
 
-FORMAT = 1
+FORMAT = 2
 KEY = "fewstep"
 CHECKSUM = "checksum"
-
-Role = Literal["teacher", "guided", "progressive", "encoder"]
-Sampling = Literal["deterministic", "stochastic"]
 SCHEDULES: dict[str, type[CosineSchedule] | type[BetaSchedule]] = {
     c.__name__: c for c in (CosineSchedule, BetaSchedule)
 }
-
-
 BLOCKS = ("num_blocks", "num_layers", "layers_per_block", "transformer_layers_per_block")  # of networks' arguments
 
 
 @dataclass(frozen=True)
-class Parent:
-    """A model that this one was made from: where it lay, relative to this file's folder, and its SHA-256."""
+class Ancestor:
+    """A model that this one was made from: its method, its path relative to this file's folder, and its SHA-256."""
 
-    role: Role
+    method: str
     path: str
     sha256: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ModelCard:
-    """What a model file says of itself.
+    """What a model file says of itself, and all that its readers go by.
 
     Args:
-        role: teacher, guided (stage one), progressive (a rung) or encoder (a rung of the reversed chain).
+        method: the stage that made it, its name alone: nothing is decided by it.
         data: facts of the data it makes.
         prediction: how its network's output reads. schedule: of its diffusion.
-        w_min, w_max: guidance range it was made for, None for a teacher and for a rung without w input: such models are
-            guided by two evaluations a step.
-        num_steps: steps it was made for, None for any.
-        sampling: the sampler it was made for. clock: see `Denoiser`.
-        w_draw, w_values: how w was drawn; see `GuidanceRange`.
+        native_schedule: see `Denoiser`.
+        sampling: how it is sampled and guided.
+        w_min, w_max, w_draw, w_values: guidance weights it was made for, see `GuidanceRange`; None without a w input.
         guidance_interval: the times between which its teacher was guided, None for all.
-        images: training images of its last stage or rung.
+        images: training images of its last phase.
+        evaluations: network evaluations that its last phase cost (forward 1, backward 2); None where nobody counted.
         parents: its ancestors, nearest first.
 
     Raises:
-        ValueError: an unknown role, or a guidance range, steps or value range that no model has.
+        ValueError: a guidance range, or a range of values, that no model has.
     """
 
-    role: Role
+    method: str
     data: DataFacts
     prediction: PredictionKind
     schedule: CosineSchedule | BetaSchedule
-    w_min: float | None
-    w_max: float | None
-    num_steps: int | None
+    sampling: Sampling
     images: int
-    parents: tuple[Parent, ...]
-    sampling: Sampling = "deterministic"
-    clock: BetaSchedule | None = None
+    parents: tuple[Ancestor, ...]
+    native_schedule: BetaSchedule | None = None
+    w_min: float | None = None
+    w_max: float | None = None
     w_draw: Literal["uniform", "log_uniform", "list"] = "uniform"
     w_values: tuple[float, ...] | None = None
     guidance_interval: tuple[float, float] | None = None
+    evaluations: int | None = None
 
     def __post_init__(self) -> None:
-        if self.role not in get_args(Role) or self.sampling not in get_args(Sampling):
-            raise ValueError(
-                f"role must be one of {', '.join(get_args(Role))} and sampling one of {', '.join(get_args(Sampling))}, "
-                f"got {self.role!r} and {self.sampling!r}"
-            )
         if self.w_min is None or self.w_max is None:
-            good = self.w_min is self.w_max and self.role in ("teacher", "progressive")
+            has_range = self.w_min is not self.w_max
+            good = not has_range and self.sampling.guidance != "input"
         else:
-            good = self.role != "teacher" and 0 <= self.w_min <= self.w_max
-        if not (good and (self.num_steps is None or self.num_steps >= 1) and self.data.low < self.data.high):
+            good = self.sampling.guidance == "input" and 0 <= self.w_min <= self.w_max
+        if not (good and self.data.low < self.data.high):
             raise ValueError(
-                "a student has a guidance range 0 <= w_min <= w_max and a teacher none, steps are at least 1 and data "
-                f"has low < high, got {self.w_min}, {self.w_max}, {self.num_steps} and {self.data}"
+                "a model with a w input has a guidance range 0 <= w_min <= w_max and others have none, and data has "
+                f"low < high, got {self.sampling}, {self.w_min}, {self.w_max} and {self.data}"
             )
 
     @property
-    def is_guided_outside(self) -> bool:
-        """Whether guidance takes two evaluations a step, for want of a w input."""
-        return self.w_min is None
+    def num_steps(self) -> int | None:
+        """The most steps that it was made for; None for any number."""
+        return None if self.sampling.times is None else len(self.sampling.times)
+
+    @property
+    def encodes(self) -> bool:
+        """Whether it takes data to noise."""
+        return self.sampling.direction == "encode"
 
 
 def save_model(path: Path, denoiser: Denoiser, card: ModelCard) -> None:
@@ -133,37 +131,55 @@ def load_model(path: Path) -> tuple[Denoiser, ModelCard]:
     try:
         written = description.pop(CHECKSUM, None)  # files of before it was have none
         found = written and checksum(description, tensors)
-        if description.pop("format") != FORMAT:
-            raise ValueError("its format is of another version of fewstep")
-        name, arguments = description.pop("network"), description.pop("arguments")
-        clock = description.pop("clock", None)
-        card = ModelCard(
-            data=data_facts(description.pop("data")),
-            schedule=schedule_of(description.pop("schedule")),
-            parents=tuple(Parent(**parent) for parent in description.pop("parents")),
-            clock=None if clock is None else BetaSchedule(**tuples(clock)),
-            **tuples(description),
-        )
-        require_card_types(card)
-        if (list(card.data.shape), card.data.num_classes) != (arguments["shape"], arguments["num_classes"]):
+        description = up_to_date(description)
+        network = described_network(description.pop("network"), description.pop("arguments"), tensors)
+        card = described_card(description)
+        if (list(card.data.shape), card.data.num_classes) != (
+            arguments_of(network)["shape"],
+            arguments_of(network)["num_classes"],
+        ):
             raise ValueError(f"its network does not make {card.data}")
-        if (blocks := most_blocks(arguments | arguments.get("config", {}))) > len(tensors):
-            raise ValueError(f"{blocks} blocks are more than the {len(tensors)} tensors it holds")
-        with torch.device("meta"):  # shapes only: a file cannot make us allocate more than it holds
-            network = network_class(name)(**arguments)
-        network.load_state_dict(tensors, assign=True)
         if written != found:
             raise ValueError(
                 "it is damaged, its checksum is not that of what it holds; once it is deleted, the same command makes "
                 "it again"
             )
         # a file of `fewstep export --half` holds float16, which is for keeping, not for computing
-        return Denoiser(network.float(), card.prediction, card.clock).eval(), card
+        return Denoiser(network.float(), card.prediction, card.native_schedule).eval(), card
     except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, ArithmeticError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(
             f"{path} is not a model that this fewstep can read: {reason}; make it again or ask its maker"
         ) from error
+
+
+def up_to_date(description: dict[str, Any]) -> dict[str, Any]:
+    """A file's description in the words of this format, without its number.
+
+    Raises:
+        ValueError: a format of another version of fewstep.
+    """
+    match description.pop("format"):
+        case 1:
+            return from_format_1(description)
+        case number if number == FORMAT:
+            return description
+        case _:
+            raise ValueError("its format is of another version of fewstep")
+
+
+def described_network(name: str, arguments: dict[str, Any], tensors: dict[str, torch.Tensor]) -> torch.nn.Module:
+    """A network of the fixed list with these weights.
+
+    Raises:
+        ValueError, TypeError, RuntimeError: no such network, or weights that are not its.
+    """
+    if (blocks := most_blocks(arguments | arguments.get("config", {}))) > len(tensors):
+        raise ValueError(f"{blocks} blocks are more than the {len(tensors)} tensors it holds")
+    with torch.device("meta"):  # shapes only: a file cannot make us allocate more than it holds
+        network = network_class(name)(**arguments)
+    network.load_state_dict(tensors, assign=True)
+    return network
 
 
 def most_blocks(arguments: Any) -> int:
@@ -173,28 +189,21 @@ def most_blocks(arguments: Any) -> int:
     return max(map(most_blocks, arguments), default=0) if isinstance(arguments, list) else int(arguments)
 
 
-def data_facts(described: dict[str, Any]) -> DataFacts:
-    """DataFacts of their JSON."""
-    latent, text = described.get("latent"), described.get("text")
-    parts = {
-        "shape": tuple(described["shape"]),
-        "latent": None if latent is None else LatentFacts(**latent | {"image_shape": tuple(latent["image_shape"])}),
-        "text": None if text is None else TextFacts(**text),
-    }
-    return DataFacts(**described | parts)
+def described_card(description: Mapping[str, Any]) -> ModelCard:
+    """A card of its JSON, every value of the type that its annotation says.
+
+    Raises:
+        ValueError: names the first that is not.
+    """
+    return build(ModelCard, {**description, "schedule": described_schedule(description["schedule"])}, "its card")
 
 
-def schedule_of(described: dict[str, Any]) -> CosineSchedule | BetaSchedule:
+def described_schedule(described: Any) -> CosineSchedule | BetaSchedule:
     """A schedule of its JSON: its name and its arguments."""
     if not isinstance(described, dict):
         raise ValueError(f"its schedule must be a mapping, got {described!r}")
-    arguments = tuples(described)
-    return SCHEDULES[arguments.pop("name", CosineSchedule.__name__)](**arguments)
-
-
-def tuples(described: dict[str, Any]) -> dict[str, Any]:
-    """Lists, as JSON has them, made tuples, as frozen dataclasses do."""
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in described.items()}
+    arguments = {key: value for key, value in described.items() if key != "name"}
+    return build(SCHEDULES[described.get("name", CosineSchedule.__name__)], arguments, "its schedule")
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
@@ -224,3 +233,5 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     if not isinstance(description, dict):
         raise ValueError(f"{path} is damaged: its description is no JSON object; make it again")
     return description, tensors
+
+

@@ -1,6 +1,7 @@
 """The folder of a run: outputs/<dataset>/<stage>/<time>/, found again when the same command is given again."""
 
 import fcntl
+import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,6 +23,7 @@ DAMAGED = "damaged.ckpt"  # one that could not be used
 LOCK = ".lock"
 QUALITY = "quality.json"
 REPORT = "report.html"
+PRODUCTS = "products.json"  # the files that the run makes, once it has finished
 TIME = "%Y-%m-%d_%H-%M-%S"  # names of folders
 TIME_LENGTH = 19
 
@@ -123,6 +125,8 @@ def open_run(
                 remove(leftover)
             with atomic_write(path / CONFIG) as temporary:
                 temporary.write_text(config)
+            with atomic_write(path / PRODUCTS) as temporary:
+                temporary.write_text(json.dumps([*products]) + "\n")
             try:
                 yield RunFolder(path, done(path))
             finally:
@@ -163,7 +167,13 @@ def made_at(folder: Path) -> tuple[datetime, str]:
 
 def made_anything(folder: Path) -> bool:
     """Whether a run has left more in `folder` than its settings."""
-    return any(file.is_file() and file.name not in (CONFIG, LOCK) for file in folder.rglob("*"))
+    return any(file.is_file() and file.name not in (CONFIG, PRODUCTS, LOCK) for file in folder.rglob("*"))
+
+
+def products_of(folder: Path) -> list[str]:
+    """The files that the run in `folder` makes; of runs that did not say, none."""
+    file = folder / PRODUCTS
+    return json.loads(file.read_text()) if file.is_file() else []
 
 
 def settings_in(folder: Path) -> dict[str, Any]:

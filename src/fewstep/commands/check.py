@@ -58,7 +58,7 @@ def check(
     if denoiser is None or card is None:
         source = read(teacher, data.facts)
         denoiser, has_null, conditional = source.denoiser, source.has_null, source.conditional
-    schedule = denoiser.clock or (card.schedule if card else None)
+    schedule = denoiser.native_schedule or (card.schedule if card else None)
     assert schedule is not None
     x, label = data.batch(0)
     found = examine(Frozen(denoiser), x.float(), label, schedule=schedule, has_null=has_null)

@@ -106,7 +106,7 @@ def usage(path: Path, model: Model, format: Format) -> str:
         )
         if card.is_guided_outside and not card.data.text:
             names += f" (without a class: label {card.data.num_classes})"
-        told = "the timestep over 1000" if card.clock else "2 / pi * arctan(sigma / alpha)"
+        told = "the timestep over 1000" if card.native_schedule else "2 / pi * arctan(sigma / alpha)"
         return (
             f"`model.onnx` is the bare network: {names} -> output. `time` is {told}; the output reads as "
             f"{card.prediction}."

@@ -120,7 +120,7 @@ def ddim_scheduler(model: Model) -> DDIMScheduler:
     """
     card = model.card
     schedule = card.schedule
-    if not isinstance(schedule, BetaSchedule) or schedule != card.clock:
+    if not isinstance(schedule, BetaSchedule) or schedule != card.native_schedule:
         reason = f"its schedule is {type(schedule).__name__}, and not the one its network was trained with"
     elif card.sampling != "deterministic":
         reason = "it was made for the stochastic sampler, which no stock scheduler has"
@@ -204,7 +204,7 @@ def settings_of(model: Model) -> dict[str, Any]:
         "schedule": table_of(schedule)
         if isinstance(schedule, BetaSchedule)
         else {"log_snr_min": schedule.log_snr_min, "log_snr_max": schedule.log_snr_max},
-        "clock": card.clock and table_of(card.clock),
+        "native_schedule": card.native_schedule and table_of(card.native_schedule),
         "sampling": card.sampling,
         "num_steps": model.default_steps,
         "made_for_steps": card.num_steps,

@@ -132,7 +132,7 @@ def write_safetensors(temporary: Path, folder: Path, model: Model, path: Path, h
     parents = tuple(Parent(p.role, os.path.relpath(path.parent / p.path, folder), p.sha256) for p in model.card.parents)
     network = deepcopy(model.denoiser.network).half() if half else model.denoiser.network
     own = temporary / "model.safetensors"
-    save_model(own, Denoiser(network, model.card.prediction, model.card.clock), replace(model.card, parents=parents))
+    save_model(own, Denoiser(network, model.card.prediction, model.card.native_schedule), replace(model.card, parents=parents))
     for file in (adapter_file(path), guidance_file(adapter_file(path))):
         if file.is_file():
             shutil.copyfile(file, temporary / file.name)

@@ -120,9 +120,9 @@ class FewStepPipeline(DiffusionPipeline):
     def predict(self, z: torch.Tensor, log_snr: float, label: torch.Tensor, w: float) -> torch.Tensor:
         """x predicted at z: one evaluation, or two of a model that is guided from outside."""
         about = self.about
-        clock = None if about["clock"] is None else torch.tensor(about["clock"]["table"], dtype=torch.float64)
-        known = log_snr if clock is None else max(log_snr, float(clock[-1]))  # noisier than it has ever seen
-        timestep = 1000 * angle(known) / (math.pi / 2) if clock is None else timestep_at(clock, known)
+        native_schedule = None if about["native_schedule"] is None else torch.tensor(about["native_schedule"]["table"], dtype=torch.float64)
+        known = log_snr if native_schedule is None else max(log_snr, float(native_schedule[-1]))  # noisier than it has ever seen
+        timestep = 1000 * angle(known) / (math.pi / 2) if native_schedule is None else timestep_at(native_schedule, known)
         if about["guided_outside"]:
             unconditional = self.output(z, timestep, torch.full_like(label, about["num_classes"]), w)
             output = (1 + w) * self.output(z, timestep, label, w) - w * unconditional

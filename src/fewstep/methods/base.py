@@ -2,9 +2,10 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal, Self
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -108,6 +109,11 @@ class Method(ABC):
         return "data"
 
     @property
+    def interval(self) -> tuple[float, ...] | None:
+        """The times between which the teacher is guided; None is all of them."""
+        return None
+
+    @property
     def roles(self) -> tuple[str, ...]:
         """All that is trained, the student first."""
         return (STUDENT,)
@@ -138,22 +144,14 @@ class Method(ABC):
         """
         return parent
 
-    def networks(
-        self,
-        student: Denoiser,
-        teacher: Denoise | None,
-        schedule: Schedule,
-        guidance: GuidanceRange | None,
-        stream: str,
-    ) -> Networks:
-        """The networks of a phase around its student.
+    def networks(self, nets: Networks, stream: str) -> Networks:
+        """Add to a phase's student and teacher what else the method trains or averages.
 
         Args:
-            stream: names the random numbers that new weights are drawn from.
+            nets: the student and its teacher alone. stream: names the random numbers that new weights are drawn from.
         """
         decay = self.training.ema_decay
-        averages = {MODEL: Average(student, ramped(decay))} if decay else {}
-        return Networks(student, teacher, schedule, guidance, averages=averages)
+        return replace(nets, averages={MODEL: Average(nets.student, ramped(decay))}) if decay else nets
 
     def moving(self, step: int) -> tuple[str, ...]:
         """The roles that an optimiser step trains."""
@@ -206,7 +204,8 @@ class Regression(Method):
         if nets.student.training:
             draws.separate_ranks()
         noised = diffuse(x=x, eps=eps, log_snr=nets.schedule.log_snr(t))
-        target = self.target(noised, t=t, label=label, w=w, nets=nets, phase=phase)
+        with torch.no_grad():
+            target = self.target(noised, t=t, label=label, w=w, nets=nets, phase=phase)
         prediction = nets.student(noised.z, noised.log_snr, label, w)
         return {STUDENT: regress(prediction, target, self.training, t=t, w=w, metric=self.metric_name)}
 

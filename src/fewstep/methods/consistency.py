@@ -23,7 +23,7 @@ SELF_TEACHER = "self_teacher"
 
 @dataclass(frozen=True, kw_only=True)
 class Consistency(StudentSettings, Regression):
-    """Consistency distillation (Song et al. 2023, algorithm 2): f(z_t, t) shall be what f says one grid level further on.
+    """Consistency distillation (Song et al. 2023, algorithm 2): f at one grid level shall be f at the next.
 
     From t = i / N the teacher makes one DDIM step to u = t - 1/N, where the self-teacher, an average of the student or
     the student itself without gradient, predicts x; that is the target at t (`two_hop` with s = 0). f is the student's
@@ -78,23 +78,16 @@ class Consistency(StudentSettings, Regression):
     def guidance(self, parent: GuidanceRange | None) -> GuidanceRange | None:
         return chosen_weights(parent, self.w_min, self.w_max)
 
-    def networks(
-        self,
-        student: Denoiser,
-        teacher: Denoise | None,
-        schedule: Schedule,
-        guidance: GuidanceRange | None,
-        stream: str,
-    ) -> Networks:
-        if student.prediction == "x":
+    def networks(self, nets: Networks, stream: str) -> Networks:
+        if nets.student.prediction == "x":
             raise ValueError(
                 f"stage={self.name} needs a student that predicts v or eps, whose x is the identity at t = 0, and this "
                 "one predicts x; use stage.prediction=v"
             )
-        nets = super().networks(student, teacher, schedule, guidance, stream)
+        nets = super().networks(nets, stream)
         if not self.self_teacher_decay:
             return nets
-        self_teacher = Average(student, constant(self.self_teacher_decay))
+        self_teacher = Average(nets.student, constant(self.self_teacher_decay))
         return replace(nets, averages={**nets.averages, SELF_TEACHER: self_teacher})
 
     def times(self, phase: Phase) -> Float[Tensor, "times"]:

@@ -38,8 +38,8 @@ class DMD2(StudentSettings, Method):
     two predictions, of the *fake* score, which learns the student's samples, and of the guided teacher, says where to
     move it (`matching_direction`). The fake score learns in every step, the student in one of `fake_updates`.
 
-    With `gan_weight` a critic, a head on the fake score's features in the middle, tells noised samples from noised data;
-    without it the method needs no data.
+    With `gan_weight` a critic, a head on the fake score's features in the middle, tells noised samples from noised
+    data; without it the method needs no data.
 
     Args:
         levels: where the sampler evaluates, falling in (0, 1].
@@ -97,16 +97,9 @@ class DMD2(StudentSettings, Method):
     def guidance(self, parent: GuidanceRange | None) -> GuidanceRange:
         return chosen_weights(parent, self.w_min, self.w_max)
 
-    def networks(
-        self,
-        student: Denoiser,
-        teacher: Denoise | None,
-        schedule: Schedule,
-        guidance: GuidanceRange | None,
-        stream: str,
-    ) -> Networks:
-        nets = super().networks(student, teacher, schedule, guidance, stream)
-        fake = deepcopy(student)
+    def networks(self, nets: Networks, stream: str) -> Networks:
+        nets = super().networks(nets, stream)
+        fake = deepcopy(nets.student)
         trained: dict[str, nn.Module] = {FAKE: fake}
         if self.gan_weight:
             reseed(seed_for(stream, CRITIC), torch.device("cpu"))

@@ -58,20 +58,13 @@ class Encoder(Progressive):
         assert parent is not None, "an encoder's parent has a w input"
         return parent.narrowed(self.w_min, self.w_max)
 
-    def networks(
-        self,
-        student: Denoiser,
-        teacher: Denoise | None,
-        schedule: Schedule,
-        guidance: GuidanceRange | None,
-        stream: str,
-    ) -> Networks:
-        if student.prediction == "x":
+    def networks(self, nets: Networks, stream: str) -> Networks:
+        if nets.student.prediction == "x":
             raise ValueError(
                 "an encoder begins at data without noise, where a predicted x says nothing of the noise to come, and "
                 "this parent predicts x; use one that predicts v or eps"
             )
-        return super().networks(student, teacher, schedule, guidance, stream)
+        return super().networks(nets, stream)
 
     def times(self, phase: Phase) -> Float[Tensor, "times"]:
         assert phase.num_steps is not None, "a rung has its steps"

@@ -52,6 +52,10 @@ class Guidance(StudentSettings, Regression):
         log_snr_interval(CosineSchedule(), self.guidance_interval)  # refuses what is no interval
 
     @property
+    def interval(self) -> tuple[float, ...] | None:
+        return self.guidance_interval
+
+    @property
     def roles(self) -> tuple[str, ...]:
         return (STUDENT, PROJECTION) if self.feature_matching else (STUDENT,)
 
@@ -64,19 +68,12 @@ class Guidance(StudentSettings, Regression):
     def guidance(self, parent: GuidanceRange | None) -> GuidanceRange:
         return GuidanceRange(self.w_min, self.w_max, self.w_draw, self.w_values)
 
-    def networks(
-        self,
-        student: Denoiser,
-        teacher: Denoise | None,
-        schedule: Schedule,
-        guidance: GuidanceRange | None,
-        stream: str,
-    ) -> Networks:
-        nets = super().networks(student, teacher, schedule, guidance, stream)
+    def networks(self, nets: Networks, stream: str) -> Networks:
+        nets = super().networks(nets, stream)
         if not self.feature_matching:
             return nets
-        assert teacher is not None, "a guided student has a teacher"
-        return replace(nets, trained={PROJECTION: FeatureMatching.between(student, teacher, stream)})
+        assert nets.teacher is not None, "a guided student has a teacher"
+        return replace(nets, trained={PROJECTION: FeatureMatching.between(nets.student, nets.teacher, stream)})
 
     def losses(self, batch: Batch, nets: Networks, draws: Draws, *, step: int, phase: Phase) -> dict[str, Loss]:
         losses = super().losses(batch, nets, draws, step=step, phase=phase)

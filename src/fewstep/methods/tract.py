@@ -82,16 +82,9 @@ class Tract(StudentSettings, Regression):
     def guidance(self, parent: GuidanceRange | None) -> GuidanceRange:
         return chosen_weights(parent, self.w_min, self.w_max)
 
-    def networks(
-        self,
-        student: Denoiser,
-        teacher: Denoise | None,
-        schedule: Schedule,
-        guidance: GuidanceRange | None,
-        stream: str,
-    ) -> Networks:
-        nets = super().networks(student, teacher, schedule, guidance, stream)
-        self_teacher = Average(student, bias_corrected(self.self_teacher_decay))
+    def networks(self, nets: Networks, stream: str) -> Networks:
+        nets = super().networks(nets, stream)
+        self_teacher = Average(nets.student, bias_corrected(self.self_teacher_decay))
         return replace(nets, averages={**nets.averages, SELF_TEACHER: self_teacher})
 
     def times(self, phase: Phase) -> Float[Tensor, "times"]:

@@ -20,9 +20,12 @@ class Denoiser(nn.Module):
 
     Args:
         prediction: how its output reads.
-        clock: the schedule it was trained with, if it is told timesteps (over 1000) instead of `network_time`. Noisier
-            than its last timestep it is asked as if at that one, and its x is kept: what every sampler does that
-            starts such a network from pure noise. See `lowest_asked`.
+        native_schedule: the schedule it was trained with, if its time input is a timestep (over 1000) instead of
+            `network_time`. At noise beyond its last timestep it is evaluated at that one and its x is kept: what every
+            sampler does that starts such a network from pure noise. See `lowest_log_snr`.
+
+    Attributes:
+        evaluated: examples evaluated so far, each counted 1, and 3 where a backward pass may follow.
 
     Raises:
         ValueError: `prediction` is none of x, eps, v.
@@ -30,13 +33,16 @@ class Denoiser(nn.Module):
 
     evaluations = 1  # network evaluations per call and image
 
-    def __init__(self, network: nn.Module, prediction: PredictionKind = "v", clock: BetaSchedule | None = None) -> None:
+    def __init__(
+        self, network: nn.Module, prediction: PredictionKind = "v", native_schedule: BetaSchedule | None = None
+    ) -> None:
         super().__init__()
         if prediction not in KINDS:
             raise ValueError(f"prediction must be one of {', '.join(KINDS)}, got {prediction!r}")
         self.network = network
         self.prediction: PredictionKind = prediction
-        self.clock = clock
+        self.native_schedule = native_schedule
+        self.evaluated = 0
 
     @property
     def null(self) -> int | Tensor:
@@ -55,12 +61,18 @@ class Denoiser(nn.Module):
         label: Condition,
         w: Float[Tensor, "batch"] | None = None,
     ) -> Prediction:
-        w = w if self.has_guidance_input else None
-        if self.clock is None:
+        prediction = self.predict(z, log_snr, label, w if self.has_guidance_input else None)
+        self.evaluated += len(z) * (3 if prediction.v.requires_grad else 1)
+        return prediction
+
+    def predict(self, z: Images, log_snr: Batch, label: Condition, w: Float[Tensor, "batch"] | None) -> Prediction:
+        """The network's output, read as a prediction at z."""
+        if self.native_schedule is None:
             output = self.network(z, network_time(log_snr).to(z.dtype), label, w)
             return interpret(self.prediction, output.to(z.dtype), z=z, log_snr=log_snr)
-        known = log_snr.clamp(min=lowest_asked(self.prediction, self.clock))
-        time = self.clock.timestep(known.double()) / 1000  # float64: 1000 * time is a timestep again, and whole
+        known = log_snr.clamp(min=lowest_log_snr(self.prediction, self.native_schedule))
+        timestep = self.native_schedule.timestep(known.double())
+        time = timestep / 1000  # float64: 1000 * time is a timestep again, and whole
         output = self.network(z, time, label, w)
         there = interpret(self.prediction, output.to(z.dtype), z=z, log_snr=known)
         here = interpret("x", there.x, z=z, log_snr=log_snr)
@@ -68,16 +80,16 @@ class Denoiser(nn.Module):
         return Prediction(z=z, v=here.v.where(beyond, there.v), log_snr=log_snr)
 
 
-def lowest_asked(prediction: PredictionKind, clock: BetaSchedule) -> float:
-    """The noisiest log-SNR at which a network of that clock is asked: that of its last timestep.
+def lowest_log_snr(prediction: PredictionKind, native_schedule: BetaSchedule) -> float:
+    """The noisiest log-SNR at which a network of that native_schedule is asked: that of its last timestep.
 
     One of eps whose schedule goes on to zero SNR, like ADM's cosine, is asked no noisier than EPS_FLOOR: at the last
     timestep its x would be its error divided by alpha = 5e-5, which ADM's own sampler hides by clipping x (our choice).
     """
     return (
-        max(clock.lowest_log_snr, EPS_FLOOR)
-        if prediction == "eps" and clock.has_zero_terminal_snr
-        else clock.lowest_log_snr
+        max(native_schedule.lowest_log_snr, EPS_FLOOR)
+        if prediction == "eps" and native_schedule.has_zero_terminal_snr
+        else native_schedule.lowest_log_snr
     )
 
 
@@ -95,7 +107,7 @@ def with_guidance_input(teacher: Denoiser) -> Denoiser:
     new = network.state_dict()
     assert not unexpected, "the copy lost a weight"
     assert not any(new[key].any() for key in missing), "the w input must start at zero"
-    return Denoiser(network, teacher.prediction, teacher.clock)
+    return Denoiser(network, teacher.prediction, teacher.native_schedule)
 
 
 class Frozen:

@@ -31,7 +31,7 @@ def smaller_student(teacher: Denoiser, changes: Mapping[str, Any]) -> Denoiser:
     own = network.state_dict()
     kept = {name: w for name, w in teacher.network.state_dict().items() if name in own and own[name].shape == w.shape}
     network.load_state_dict(kept, strict=False)
-    return Denoiser(network, teacher.prediction, teacher.clock)
+    return Denoiser(network, teacher.prediction, teacher.native_schedule)
 
 
 def merged_arguments(arguments: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,347 +1,293 @@
-"""The settings of one stage, made into objects. Beside run.py the only place where Hydra instantiates."""
+"""The objects of a stage, built from its settings. The only place where classes are found by name."""
 
-import gc
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, cast
+import copy
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
 
 import torch
-from hydra import compose, initialize_config_dir
-from hydra.utils import instantiate
-from lightning.pytorch.loggers import Logger
-from omegaconf import DictConfig, OmegaConf
+from hydra.utils import get_class, instantiate
 
-from fewstep.artifacts.lineage import Rung, compatibility, find_newest, resolve_parent
-from fewstep.artifacts.model_file import ModelCard, Parent, Role
-from fewstep.artifacts.run_folder import RunFolder
-from fewstep.data.batches import Batch, Data
+from fewstep.artifacts.lineage import Compatibility
+from fewstep.artifacts.model_file import ModelCard
+from fewstep.data.batches import Data
 from fewstep.data.facts import DataFacts
-from fewstep.diagnostics import NUM_EXAMPLES, Diagnostics
 from fewstep.diffusion.betas import BetaSchedule
 from fewstep.diffusion.guidance import Guided, log_snr_interval
-from fewstep.diffusion.prediction import Denoise
+from fewstep.diffusion.prediction import Denoise, clipped
+from fewstep.diffusion.sampling import Sampling
 from fewstep.diffusion.schedule import CosineSchedule
-from fewstep.diffusion.target import clipped
-from fewstep.distributed.collectives import main_process_first, on_main_process
+from fewstep.distributed.collectives import main_process_first
+from fewstep.evaluation.evaluator import Evaluator
 from fewstep.evaluation.grid import EvaluationPlan
-from fewstep.evaluation.metrics import RunningFigures
-from fewstep.methods import EncoderStage, GuidanceRange, Stage, Training
-from fewstep.networks import Denoiser
+from fewstep.inference.model import Model
+from fewstep.methods.base import Method, Parent, Phase, StudentSettings
+from fewstep.methods.guidance_range import GuidanceRange
+from fewstep.methods.training import Training
+from fewstep.networks import Denoiser, Frozen, with_guidance_input
 from fewstep.networks.adapter import with_adapter
-from fewstep.networks.memory import checkpoint_gradients, denoisers_in, to_channels_last
+from fewstep.networks.denoiser import arguments_of
+from fewstep.networks.memory import checkpoint_gradients, to_channels_last
 from fewstep.networks.smaller import smaller_student
-from fewstep.runs.evaluate import Evaluator
-from fewstep.runs.overrides import conf_folder
+from fewstep.runs.config import Settings
 from fewstep.system.seeds import seed_for
-from fewstep.system.settings import require_data
-from fewstep.teachers.imported import imported, is_foreign
-from fewstep.training.callbacks.snapshots import Snapshots
-from fewstep.training.loop import fit
+from fewstep.system.validation import build
 from fewstep.training.settings import TrainerSettings
 
-EXACT = "exact"
-KNOWN = ".reference"  # below outputs: features of reference images, where they took long to compute
-NOT_OF_THE_STAGE = (
-    "name",
-    "training",
-    "ladder",
-    "few_steps",
-    "few_steps_factor",
-    "guidance_interval",
-    "clip_target",
-    "prediction",
-    "student",
-    "adapter",
-    "adapter_rank",
-    "adapter_alpha",
-)
+REFERENCE_CACHE = ".reference"  # below outputs: features of reference images, where they took long to compute
+AnySchedule = CosineSchedule | BetaSchedule
 
 
-@dataclass(frozen=True)
-class Setup:
-    """What the settings of one stage are made into."""
-
-    config: DictConfig
-    settings: TrainerSettings
-    schedule: CosineSchedule
-    judge: Evaluator
-
-    @classmethod
-    def of(cls, config: DictConfig) -> "Setup":
-        # What a data set converts or generates is there when the other processes look.
-        data = main_process_first(lambda: cast(Data, instantiate(dataset_of(config), batch_size=1, stream="facts")))
-        settings = TrainerSettings(**config.trainer)
-        judge = Evaluator.of(data, settings.features, Path(config.outputs, KNOWN))
-        return cls(config, settings, instantiate(config.schedule), judge)
-
-    @property
-    def facts(self) -> DataFacts:
-        return self.judge.facts
-
-    def examples(self, count: int) -> Batch:
-        """The first `count` held-out examples; of latents, whose held-out part is images, training ones."""
-        data = cast(Data, instantiate(dataset_of(self.config), batch_size=count, stream="examples"))
-        x, label = data.batch(0) if self.facts.latent or self.facts.text else data.reference()
-        return Batch(x[:count], label[:count])
-
-    def network(self, guidance_input: bool = False) -> Denoiser:
-        """A fresh network for the data's shape and classes, or with the embedding of the empty prompt."""
-        denoiser = self.built(guidance_input)
-        if self.facts.text is not None:
-            empty = self.judge.data.empty_prompt
-            assert empty is not None
-            denoiser.network.get_buffer("empty_prompt").copy_(empty)
-        return denoiser
-
-    def built(self, guidance_input: bool = False) -> Denoiser:
-        """The network of the settings, on torch's default device."""
-        torch.manual_seed(seed_for(self.config.seed, self.config.stage.name, "init"))
-        arguments: dict[str, Any] = {"guidance_input": True} if guidance_input else {}
-        model = self.config.model
-        shape: dict[str, Any] = {"shape": list(self.facts.shape), "num_classes": self.facts.num_classes}
-        if self.facts.text is not None:
-            shape |= {"tokens": self.facts.text.tokens, "features": self.facts.text.features}
-        network = instantiate(model.network, _convert_="all", **shape, **arguments)
-        return Denoiser(network, model.prediction, instantiate(model.get("clock")))
-
-    def exact_teacher(self) -> Guided:
-        """The closed-form guided teacher.
-
-        Raises:
-            ValueError: the data have none.
-        """
-        if self.judge.exact is None:
-            raise ValueError(
-                f"teacher=exact needs data with a closed form, and {self.facts.name} has none; use dataset=mixture"
-            )
-        if self.config.stage.get("adapter") is not None:
-            raise ValueError(
-                "stage.adapter=lora adds to a teacher's weights, and teacher=exact has none; use stage.adapter=null"
-            )
-        return self.guided(self.judge.exact.denoise, self.facts.num_classes, self.schedule)
-
-    def guided(self, denoise: Denoise, null: int | torch.Tensor, schedule: CosineSchedule | BetaSchedule) -> Guided:
-        """A teacher guided in the stage's interval of the student's times."""
-        return Guided(denoise, null, log_snr_interval(schedule, self.guidance_interval))
-
-    def schedule_of(self, denoiser: Denoiser) -> CosineSchedule | BetaSchedule:
-        """What a student of this network lives on: the network's own clock if it has one, else `schedule`.
-
-        On its own clock a student of Stable Diffusion is asked no noise that its teacher has not seen, and sampling
-        starts, as with every sampler of such models, from pure noise where alpha is still 0.068: a bias of the mean of
-        about alpha times it (Lin et al. 2024, section 3). zero_terminal_snr=true puts the student on `schedule`, which
-        ends without signal: its teacher's x at the last timestep then stands for all that is noisier. An eps student
-        there divides by that last alpha; stage.prediction=v makes one that does not.
-        """
-        return self.schedule if denoiser.clock is None or self.config.zero_terminal_snr else denoiser.clock
-
-    def resized(self, student: Denoiser) -> Denoiser:
-        """The student, or one of another size where stage.student says so."""
-        changes = self.config.stage.get("student")
-        if changes is None:
-            return student
-        torch.manual_seed(seed_for(self.config.seed, self.config.stage.name, "init"))
-        return smaller_student(student, plain(changes))
-
-    def as_read(self, student: Denoiser) -> Denoiser:
-        """The student, its output read as stage.prediction says, null as its teacher's.
-
-        Of another reading it starts with its teacher's weights but not as its teacher: it has more to learn.
-        """
-        return Denoiser(student.network, self.config.stage.prediction or student.prediction, student.clock)
-
-    @property
-    def guidance_interval(self) -> tuple[float, float] | None:
-        """The stage's own."""
-        times = self.config.stage.get("guidance_interval")
-        return None if times is None else tuple(times)
-
-    def parent(self, role: Role, ladder: Rung | None = None) -> Path:
-        """The parent model's file: the one named by teacher=PATH, else the newest that fits; see `fits`."""
-        with torch.device("meta"):  # what is compared is its description
-            ours = self.built()
-        reason = compatibility(role, self.facts, ours, self.schedule_of, ladder)
-        teacher, outputs = self.config.teacher, Path(self.config.outputs)
-        if teacher in (None, EXACT):
-            return on_main_process(lambda: find_newest(outputs, self.facts.name, role, reason))
-        foreign = is_foreign(teacher)
-        reason = compatibility(role, self.facts, ours, self.schedule_of, ladder, any_size=True)
-        return on_main_process(
-            lambda: resolve_parent(imported(teacher, outputs, self.facts) if foreign else Path(teacher), reason)
-        )
-
-    def training(self, factor: float = 1) -> Training:
-        """The stage's training, its budget times `factor` and capped by trainer.max_images."""
-        training = cast(Training, instantiate(self.config.stage.training))
-        images = round(training.images * factor)
-        images = min(images, self.settings.max_images or images)
-        return replace(training, images=images, batch_size=min(training.batch_size, images))
-
-    def stage(
-        self, student: Denoiser, *, training: Training | None = None, rung: int | None = None, **own: Any
-    ) -> Stage:
-        """The stage of the settings, around a student; `own` is what this kind of stage needs besides.
-
-        Raises:
-            ValueError: targets are to be clipped to data whose range is not known.
-        """
-        if self.settings.gradient_checkpointing:
-            checkpoint_gradients(student.network)
-        if self.settings.channels_last:
-            for denoiser in (student, *denoisers_in(own.get("teacher"))):
-                to_channels_last(denoiser.network)
-        if self.config.stage.get("clip_target"):
-            if self.facts.latent is not None:
-                raise ValueError(f"stage.clip_target needs data of a known range, and latents have none: {self.facts}")
-            own["teacher"] = clipped(own["teacher"], self.facts.low, self.facts.high)
-        values = {key: value for key, value in self.config.stage.items() if key not in NOT_OF_THE_STAGE}
-        stream = "/".join(str(part) for part in (self.config.seed, self.config.stage.name, rung) if part is not None)
-        build = instantiate(values, _partial_=True)
-        if self.config.stage.get("adapter") is not None:
-            torch.manual_seed(seed_for(stream, "adapter"))
-            student = with_adapter(student, self.config.stage.adapter_rank, self.config.stage.adapter_alpha)
-        return build(
-            student=student,
-            schedule=self.schedule_of(student),
-            training=training or self.training(),
-            stream=stream,
-            **own,
-        )
-
-    def train(
-        self,
-        stage: Stage,
-        folder: RunFolder,
-        targets: Sequence[Logger],
-        parents: tuple[Parent, ...],
-        *,
-        num_steps: int,
-        rung: int | None = None,
-        images_before: int = 0,
-    ) -> None:
-        """Fit the stage on its data, with snapshots of `num_steps` steps of its sampler; an encoder has no samples."""
-        gc.collect()  # the stage or rung before: it and its trainer hold each other, and its memory is needed now
-        data = instantiate(dataset_of(self.config), batch_size=stage.training_plan.batch_size, stream=stage.stream)
-        own: GuidanceRange | None = getattr(stage, "guidance", None)
-        guidance = own or GuidanceRange(0.0, 1.0)
-        snapshots = (
-            None
-            if isinstance(stage, EncoderStage)
-            else Snapshots(
-                folder=folder.path,
-                data=self.judge.data,
-                figures=RunningFigures(self.judge.net, self.judge.known),
-                count=self.settings.snapshots,
-                num_images=self.settings.snapshot_images,
-                num_steps=num_steps,
-                w=min(max(1.0, guidance.w_min), guidance.w_max),
-                guided=own is None,
-                sampler=getattr(stage, "sampling", "deterministic"),
-                images_before=images_before,
-                rung=rung,
-            )
-        )
-        diagnostics = Diagnostics(
-            folder=folder.path,
-            data=instantiate(dataset_of(self.config), batch_size=NUM_EXAMPLES, stream="diagnostics"),
-            count=self.settings.diagnostics,
-            images_before=images_before,
-            rung=rung,
-            alarming=not self.settings.toy,
-        )
-        fit(
-            stage,
-            data,
-            folder,
-            self.settings,
-            parent_sha256=parents[0].sha256 if parents else None,
-            loggers=targets,
-            watchers=[diagnostics] if snapshots is None else [snapshots, diagnostics],
-            rung=rung,
-            images_before=images_before,
-        )
-
-    def card(
-        self, role: Role, stage: Stage, parents: tuple[Parent, ...] = (), num_steps: int | None = None
-    ) -> ModelCard:
-        """What the stage's model file says of itself."""
-        guidance = getattr(stage, "guidance", None)
-        return ModelCard(
-            role=role,
-            data=self.facts,
-            prediction=stage.model.prediction,
-            schedule=self.schedule_of(stage.model),
-            clock=stage.model.clock,
-            w_min=guidance.w_min if guidance else None,
-            w_max=guidance.w_max if guidance else None,
-            w_draw=guidance.w_draw if guidance else "uniform",
-            w_values=guidance.w_values if guidance else None,
-            guidance_interval=self.guidance_interval,
-            sampling=getattr(stage, "sampling", "deterministic"),
-            num_steps=num_steps,
-            images=stage.training_plan.num_steps * stage.training_plan.batch_size,
-            parents=parents,
-        )
-
-
-TOY_STEPS = 8
-
-
-def as_toy(config: DictConfig) -> None:
-    """What trainer.toy makes of the settings: the model's toy variant, and few steps and w in ladders and grids.
-
-    Of the steps in a list those up to 8 are kept, and all where that leaves nothing to do; of the w the first and the
-    last. A network without such a variant stays as it is.
-    """
-    toy = config.model.get("toy", {})
-    if toy.get("network"):  # the changes were to the real one
-        for stage in (config.stage, *(s for s in config.stage.values() if isinstance(s, DictConfig))):
-            if "student" in stage:
-                stage.student = None
-    config.model.network = OmegaConf.merge(config.model.network, toy.get("network", {}))
-    most = [n for n in (config.trainer.max_images, toy.get("max_images")) if n is not None]
-    config.trainer.max_images = min(most, default=None)
-    config.trainer.snapshot_images = min([config.trainer.snapshot_images, *most])
-    for stage in (config.stage, *(s for s in config.stage.values() if isinstance(s, DictConfig))):
-        for key, least in (("ladder", 2), ("teacher_steps", 1), ("guided_steps", 1)):
-            few = [n for n in stage.get(key, []) if n <= TOY_STEPS]
-            if key in stage and len(few) >= least:
-                stage[key] = few
-        if len(weights := list(stage.get("w", []))) > 2:
-            stage.w = [weights[0], weights[-1]]
-
-
-def dataset_of(config: DictConfig) -> dict[str, Any]:
-    """The data set's settings, less its name.
+def build_method(stage: Mapping[str, Any]) -> Method:
+    """The method of a stage's settings.
 
     Raises:
-        ValueError: one is of another type.
+        ValueError: a setting that the method does not have, or a value that it refuses.
     """
-    settings = {str(key): value for key, value in config.dataset.items() if key != "name"}
-    require_data(settings)
-    return settings
+    if not isinstance(target := stage.get("_target_"), str) or not issubclass(method := get_class(target), Method):
+        raise ValueError(f"stage._target_ must be the path of a subclass of fewstep.methods.Method, got {target!r}")
+    values = {key: value for key, value in stage.items() if key != "_target_"}
+    if not isinstance(training := values.get("training"), dict):
+        raise ValueError(f"stage.training must be a group of settings, got {training!r}")
+    return build(method, values | {"training": build_training(training)}, "stage")
 
 
-def data_of(name: str, settings: Sequence[str], batch_size: int) -> Data:
-    """The data set of conf/dataset/NAME.yaml by its name alone, with `settings` of it changed, like "size=32".
+def build_training(settings: Mapping[str, Any]) -> Training:
+    """The training of a stage; its optimiser and its decay are `_partial_` in the settings.
 
     Raises:
-        ValueError: there is no folder conf, neither beside the source nor here.
+        ValueError: a setting that there is not, or a value that is refused.
     """
-    with initialize_config_dir(str(conf_folder()), version_base="1.3"):
-        config = compose("config", [f"dataset={name}", *(f"dataset.{setting}" for setting in settings)])
-    OmegaConf.resolve(config.dataset)
-    return cast(Data, instantiate(dataset_of(config), batch_size=batch_size, stream="data"))
+    values = {key: value for key, value in settings.items() if key != "_target_"}
+    for key in ("optimizer", "decay"):
+        if isinstance(values.get(key), dict):
+            values[key] = instantiate(values[key], _convert_="all")
+    return build(Training, values, "stage.training")
 
 
-def plain(config: DictConfig) -> dict[str, Any]:
-    """The settings as plain dictionaries and lists."""
-    return cast(dict[str, Any], OmegaConf.to_container(config))
-
-
-def plan_of(stage: DictConfig, settings: TrainerSettings) -> EvaluationPlan:
+def build_plan(stage: Mapping[str, Any], trainer: TrainerSettings) -> EvaluationPlan:
     """The evaluation's plan, its images capped by trainer.max_images."""
-    values = {key: value for key, value in plain(stage).items() if key != "name"}
-    plan = cast(EvaluationPlan, instantiate(values, _convert_="all"))
-    return replace(plan, num_images=min(plan.num_images, settings.max_images or plan.num_images))
+    values = {key: value for key, value in stage.items() if key not in ("name", "_target_")}
+    plan = build(EvaluationPlan, values, "stage")
+    return replace(plan, num_images=min(plan.num_images, trainer.max_images or plan.num_images))
+
+
+def build_data(settings: Settings, batch_size: int, stream: str) -> Data:
+    """The data set.
+
+    Raises:
+        ValueError: a setting that it does not have, or of another type, or files that are not there.
+    """
+    return data_from(settings.values["dataset"], batch_size, stream)
+
+
+def data_from(dataset: Mapping[str, Any], batch_size: int, stream: str) -> Data:
+    """The data set of the group's settings; see `build_data`."""
+    values = {key: value for key, value in dataset.items() if key not in ("name", "_target_")}
+    return build(get_class(dataset["_target_"]), values | {"batch_size": batch_size, "stream": stream}, "dataset")
+
+
+def build_evaluator(settings: Settings) -> Evaluator:
+    """What judges samples of the data set; files that the data set converts are there when the other ranks look."""
+    data = main_process_first(lambda: build_data(settings, 1, "facts"))
+    return Evaluator.of(data, settings.trainer.features, settings.outputs / REFERENCE_CACHE)
+
+
+def build_network(settings: Settings, facts: DataFacts, *, guidance_input: bool = False) -> Denoiser:
+    """A fresh network for the data's shape and classes, on torch's default device."""
+    torch.manual_seed(seed_for(settings.seed, settings.name, "init"))
+    model: dict[str, Any] = settings.values["model"]
+    given: dict[str, Any] = {"shape": list(facts.shape), "num_classes": facts.num_classes}
+    if facts.text is not None:
+        given |= {"tokens": facts.text.tokens, "features": facts.text.features}
+    if guidance_input:
+        given["guidance_input"] = True
+    network = instantiate(model["network"], _convert_="all", **given)
+    return Denoiser(network, model["prediction"], instantiate(model.get("native_schedule"), _convert_="all"))
+
+
+def build_fresh_student(settings: Settings, data: Data, *, guidance_input: bool) -> Denoiser:
+    """A network to train from nothing, which knows the embedding of the empty prompt where there are prompts."""
+    denoiser = build_network(settings, data.facts, guidance_input=guidance_input)
+    if data.facts.text is not None:
+        assert data.empty_prompt is not None, "data with prompts have the empty one"
+        denoiser.network.get_buffer("empty_prompt").copy_(data.empty_prompt)
+    return denoiser
+
+
+def schedule_of(settings: Settings, denoiser: Denoiser) -> AnySchedule:
+    """The schedule of a student of this network: the network's native one if it has one, else `schedule`.
+
+    On the native schedule a student of Stable Diffusion is evaluated at no noise that its teacher has not seen, and
+    sampling starts, as with every sampler of such models, from pure noise where alpha is still 0.068: a bias of the
+    mean of about alpha times it (Lin et al. 2024, section 3). zero_terminal_snr=true puts the student on `schedule`,
+    which ends without signal: its teacher's x at the last timestep then stands for all that is noisier. An eps student
+    there divides by that last alpha; stage.prediction=v makes one that does not.
+    """
+    native = denoiser.native_schedule
+    return settings.schedule if native is None or settings.values["zero_terminal_snr"] else native
+
+
+def build_student(
+    settings: Settings, method: Method, phase: Phase, parent: Denoiser, *, is_first: bool, stream: str
+) -> Denoiser:
+    """A student that starts as its parent, changed as the method's `StudentSettings` say.
+
+    Args:
+        is_first: whether it is the method's first phase, whose student may be smaller than its parent.
+        stream: names the random numbers of new weights.
+    """
+    student = copy.deepcopy(parent)
+    if phase.sampling.guidance == "input" and not student.has_guidance_input:
+        student = with_guidance_input(parent)
+    if isinstance(method, StudentSettings):
+        if method.student is not None and is_first:
+            torch.manual_seed(seed_for(settings.seed, settings.name, "init"))
+            student = smaller_student(student, method.student)
+        # Of another reading it starts with its parent's weights but not as its parent: it has more to learn.
+        student = Denoiser(student.network, method.prediction or student.prediction, student.native_schedule)
+    if settings.trainer.gradient_checkpointing:
+        checkpoint_gradients(student.network)
+    if settings.trainer.channels_last:
+        to_channels_last(student.network)
+    if isinstance(method, StudentSettings) and method.adapter is not None:
+        torch.manual_seed(seed_for(stream, "adapter"))
+        student = with_adapter(student, method.adapter_rank, method.adapter_alpha)
+    return student
+
+
+def build_teacher(
+    settings: Settings, method: Method, phase: Phase, denoiser: Denoiser, sampling: Sampling, facts: DataFacts
+) -> Denoise:
+    """The frozen parent as the method's teacher; guided by two evaluations where its student shall need but one."""
+    if settings.trainer.channels_last:
+        to_channels_last(denoiser.network)
+    teacher: Denoise = Frozen(denoiser)
+    if phase.sampling.guidance != "two_evaluations":
+        interval = log_snr_interval(schedule_of(settings, denoiser), method.interval)
+        teacher = sampling.guided(teacher, denoiser.null, interval)
+    return clip_teacher(method, teacher, facts)
+
+
+def build_exact_teacher(settings: Settings, method: Method, data: Data) -> Denoise:
+    """The closed-form guided teacher.
+
+    Raises:
+        ValueError: the data have none, or the method needs a trained one.
+    """
+    if data.exact is None:
+        raise ValueError(
+            f"teacher=exact needs data with a closed form, and {data.facts.name} has none; use dataset=mixture"
+        )
+    if any(phase.sampling.guidance == "two_evaluations" for phase in method.phases()):
+        raise ValueError(
+            "stage.progressive.variant=two_student distils a trained teacher, and teacher=exact is none; use "
+            "teacher=null or stage.progressive.variant=joint"
+        )
+    if isinstance(method, StudentSettings) and method.adapter is not None:
+        raise ValueError(
+            "stage.adapter=lora adds to a teacher's weights, and teacher=exact has none; use stage.adapter=null"
+        )
+    interval = log_snr_interval(settings.schedule, method.interval)
+    return clip_teacher(method, Guided(data.exact.denoise, data.facts.num_classes, interval), data.facts)
+
+
+def clip_teacher(method: Method, teacher: Denoise, facts: DataFacts) -> Denoise:
+    """The teacher, its predicted x held inside the data's range where the method asks for it.
+
+    Raises:
+        ValueError: the range is not known.
+    """
+    if not (isinstance(method, StudentSettings) and method.clip_target):
+        return teacher
+    if facts.latent is not None:
+        raise ValueError(f"stage.clip_target needs data of a known range, and latents have none: {facts}")
+    return clipped(teacher, facts.low, facts.high)
+
+
+def phase_training(training: Training, phase: Phase, trainer: TrainerSettings) -> Training:
+    """The training of one phase, its budget capped by trainer.max_images."""
+    images = round(training.images * phase.budget)
+    images = min(images, trainer.max_images or images)
+    return replace(training, images=images, batch_size=min(training.batch_size, images))
+
+
+def guidance_of(card: ModelCard) -> GuidanceRange | None:
+    """The weights that a model was made for."""
+    if card.w_min is None or card.w_max is None:
+        return None
+    return GuidanceRange(card.w_min, card.w_max, card.w_draw, card.w_values)
+
+
+def compatibility_of(
+    settings: Settings, parent: Parent, facts: DataFacts | None, *, named: bool = False, preferred: bool = False
+) -> Compatibility:
+    """Whether a model can be a method's parent: what it makes, how it is sampled, its network and its schedule.
+
+    A student is copied as it is: where its file was named, its network need not be that of the settings. A model with
+    a native schedule, foreign or of text, brings its own network and prediction, which its student copies.
+
+    Args:
+        facts: of the data, None to take the parent's.
+        named: whether the user named the file. preferred: take the first of the method's kinds of parent alone.
+    """
+    if facts is None:
+        ours = None
+    else:
+        with torch.device("meta"):  # what is compared is its description
+            ours = build_network(settings, facts)
+    kinds = parent.guidance[:1] if preferred else parent.guidance
+
+    def reason(model: Model) -> str | None:
+        card = model.card
+        if card.data.name != settings.dataset_name or (facts is not None and card.data != facts):
+            made = f"{facts.name} {facts.shape}" if facts else settings.dataset_name
+            return f"it makes {card.data.name} {card.data.shape}, this run {made}"
+        if problem := sampling_problem(card, kinds, parent.continues):
+            return problem
+        return network_problem(settings, model, ours, named=named)
+
+    return reason
+
+
+def sampling_problem(card: ModelCard, kinds: tuple[str, ...], continues: Sampling | None) -> str | None:
+    """Why a model is not sampled as a parent must be, or None."""
+    own = card.sampling
+    if own.times is None and own.direction == "decode" and own.guidance in kinds:
+        return None
+    if own == continues:
+        return None
+    if own.times is not None and continues is not None and own.direction == continues.direction:
+        if (own.sampler, own.guidance) != (continues.sampler, continues.guidance):
+            return (
+                f"it is a student of another chain (sampler {own.sampler}, guidance {own.guidance}) than this run's "
+                f"({continues.sampler}, {continues.guidance})"
+            )
+        assert continues.times is not None, "a chain has its steps"
+        return f"it is a student of {len(own.times)} steps, and this run begins at {len(continues.times)}"
+    made = f", for {len(own.times)} steps" if own.times else ""
+    return (
+        f"it is a {card.method} model (guidance: {own.guidance}, direction: {own.direction}{made}), and this stage needs "
+        f"one of any number of steps with guidance: {' or '.join(kinds)}"
+    )
+
+
+def network_problem(settings: Settings, model: Model, ours: Denoiser | None, *, named: bool) -> str | None:
+    """Why a model's network or schedule is not that of the settings, or None."""
+    card, network = model.card, model.denoiser.network
+    is_teacher = card.sampling.guidance == "two_evaluations" and card.sampling.times is None
+    native = card.native_schedule is not None
+    if ours is not None and not native:
+        if card.prediction != ours.prediction and is_teacher:
+            return f"it predicts {card.prediction}, model.prediction is {ours.prediction}"
+        same_arguments = arguments_of(network) | {"guidance_input": False} == arguments_of(ours.network)
+        same = type(network) is type(ours.network) and same_arguments
+        if not same and not (named and not is_teacher):
+            hint = "" if is_teacher else "; a smaller student is taken where teacher=PATH names it"
+            return f"its network is another than model= says, and a student copies its teacher's{hint}"
+    schedule = schedule_of(settings, model.denoiser)
+    if card.schedule != schedule and not (native and is_teacher):
+        return f"its schedule is {card.schedule}, this run's {schedule}"
+    return None
+
+

@@ -86,12 +86,12 @@ def read_adm(path: Path) -> Foreign:
     named = renamed(tensors, len(channels), config["layers_per_block"], head, bool(flags["use_new_attention_order"]))
     match flags["noise_schedule"]:
         case "cosine":
-            clock = BetaSchedule("squaredcos_cap_v2", num_timesteps=steps)
+            native_schedule = BetaSchedule("squaredcos_cap_v2", num_timesteps=steps)
         case "linear":
-            clock = BetaSchedule("linear", beta_start=0.1 / steps, beta_end=20 / steps, num_timesteps=steps)
+            native_schedule = BetaSchedule("linear", beta_start=0.1 / steps, beta_end=20 / steps, num_timesteps=steps)
         case other:
             raise ValueError(f"noise_schedule must be cosine or linear, got {other!r}; correct {told}")
-    return Foreign("UNet2DModel", config, named, "eps", clock, None, sha256_of(path) + str(sorted(flags.items())))
+    return Foreign("UNet2DModel", config, named, "eps", native_schedule, None, sha256_of(path) + str(sorted(flags.items())))
 
 
 def architecture(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Any]:

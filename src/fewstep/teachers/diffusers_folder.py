@@ -47,14 +47,14 @@ def read_diffusers_folder(path: Path) -> Foreign:
         raise ValueError(f"a teacher must be one of {', '.join(NETWORKS)}, and {folder / CONFIG} says {kind!r}")
     places = [folder / SCHEDULER, *([pipeline / "scheduler" / SCHEDULER] if pipeline else [])]
     found = next((place for place in places if place.is_file()), places[-1])
-    clock, prediction = noise_of(read_json(found), found)
+    native_schedule, prediction = noise_of(read_json(found), found)
     tensors, files = weights_of(folder)
     return Foreign(
         kind=str(kind),
         config={name: value for name, value in config.items() if not name.startswith("_")},
         tensors=tensors,
         prediction=prediction,
-        clock=clock,
+        native_schedule=native_schedule,
         pipeline=pipeline,
         digest="".join(sha256_of(file) for file in [*files, folder / CONFIG, found]),
     )
@@ -73,7 +73,7 @@ def noise_of(config: dict[str, Any], path: Path) -> tuple[BetaSchedule, Predicti
         raise ValueError(f"prediction_type must be one of {', '.join(READINGS)}, and {path} says {prediction!r}")
     trained = config.get("trained_betas")
     try:
-        clock = BetaSchedule(
+        native_schedule = BetaSchedule(
             kind="trained" if trained else config.get("beta_schedule", "linear"),
             beta_start=float(config.get("beta_start", 0.0001)),
             beta_end=float(config.get("beta_end", 0.02)),
@@ -83,7 +83,7 @@ def noise_of(config: dict[str, Any], path: Path) -> tuple[BetaSchedule, Predicti
         )
     except (TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"{path} has no schedule that can be used here: {error}") from error
-    return clock, READINGS[prediction]
+    return native_schedule, READINGS[prediction]
 
 
 def weights_of(folder: Path) -> tuple[dict[str, Tensor], list[Path]]:

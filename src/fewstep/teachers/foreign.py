@@ -22,7 +22,7 @@ class Foreign:
 
     Args:
         kind: diffusers' class. config: its settings. tensors: its weights by diffusers' names, float32.
-        prediction: how its output reads. clock: its beta schedule.
+        prediction: how its output reads. native_schedule: its beta schedule.
         pipeline: the folder that also holds its vae/ and text_encoder/, if there is one.
         digest: sha256 over what was read; the same teacher has the same.
     """
@@ -31,7 +31,7 @@ class Foreign:
     config: Mapping[str, Any]
     tensors: Mapping[str, Tensor]
     prediction: PredictionKind
-    clock: BetaSchedule
+    native_schedule: BetaSchedule
     pipeline: Path | None
     digest: str
 

@@ -106,7 +106,7 @@ def read(source: str | Path, facts: DataFacts) -> Source:
     load(network, tensors, source)
     classes = num_rows(foreign)
     return Source(
-        Denoiser(network, foreign.prediction, foreign.clock).eval(),
+        Denoiser(network, foreign.prediction, foreign.native_schedule).eval(),
         has_null=name == "TextUNet" or classes == facts.num_classes + 1,
         conditional=name == "TextUNet" or classes > 0,
         digest=foreign.digest,
@@ -289,19 +289,19 @@ def imported(source: str | Path, outputs: Path, facts: DataFacts) -> Path:
     path = outputs / facts.name / "teacher" / f"imported-{digest[:8]}" / "model.safetensors"
     if path.is_file() and load_model(path)[1].data == facts:
         return path
-    clock = read_now.denoiser.clock
-    assert clock is not None
+    native_schedule = read_now.denoiser.native_schedule
+    assert native_schedule is not None
     card = ModelCard(
         role="teacher",
         data=facts,
         prediction=read_now.denoiser.prediction,
-        schedule=clock,
+        schedule=native_schedule,
         w_min=None,
         w_max=None,
         num_steps=None,
         images=0,
         parents=(),
-        clock=clock,
+        native_schedule=native_schedule,
     )
     with atomic_write(path.with_name("source.json")) as temporary:
         temporary.write_text(json.dumps({"teacher": str(source), "digest": digest}, indent=1) + "\n")

@@ -1,4 +1,4 @@
-"""A network with a clock: asked at any log-SNR, in the timesteps it was trained with."""
+"""A network with a native_schedule: asked at any log-SNR, in the timesteps it was trained with."""
 
 from collections.abc import Callable
 

@@ -1,0 +1,168 @@
+"""The settings of a run as plain values, once: nothing below this room sees Hydra's configuration."""
+
+import copy
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+
+from fewstep.diffusion.schedule import CosineSchedule
+from fewstep.system.validation import build, checked
+from fewstep.training.settings import TrainerSettings
+
+PIPELINE, EVALUATE = "pipeline", "evaluate"
+EXACT, NO_TEACHER = "exact", "none"
+FORCE = "force"
+FOLDER_NAME = r"[\w.,=+-]*\w[\w.,=+-]*"
+TOY_STEPS = 8
+GROUPS = ("dataset", "model", "stage", "trainer", "schedule", "logger")
+TOP = {
+    "seed": int,
+    "teacher": str | None,
+    "outputs": str,
+    "plan": bool,
+    "zero_terminal_snr": bool,
+    "resume": Literal["auto", "force"],
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The composed settings, checked at the top; a stage's own are checked when it is built.
+
+    Attributes:
+        values: all of them, plain. trainer, schedule: built of theirs.
+    """
+
+    values: dict[str, Any]
+    trainer: TrainerSettings
+    schedule: CosineSchedule
+
+    @classmethod
+    def read(cls, config: DictConfig) -> "Settings":
+        """Resolve what Hydra composed.
+
+        Raises:
+            ValueError: a top-level value of another type, or a setting of the trainer or schedule that cannot be.
+        """
+        values = cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
+        check_top(values)
+        if values["trainer"].get("toy"):
+            values = as_toy(values)
+        return cls.of(values)
+
+    @classmethod
+    def of(cls, values: dict[str, Any]) -> "Settings":
+        """Settings of plain values, resolved already."""
+        schedule = {key: value for key, value in values["schedule"].items() if key != "_target_"}
+        trainer = build(TrainerSettings, values["trainer"], "trainer")
+        return cls(values, trainer, build(CosineSchedule, schedule, "schedule"))
+
+    def with_values(self, **changes: Any) -> "Settings":
+        """The same settings with other top-level values."""
+        return replace(self, values=copy.deepcopy(self.values) | changes)
+
+    def of_stage(self, stage: str, teacher: str | Path | None = None) -> "Settings":
+        """The settings of one stage of a pipeline.
+
+        Raises:
+            ValueError: the pipeline has no such stage.
+        """
+        if not isinstance(own := self.stage.get(stage), dict):
+            known = [name for name, value in self.stage.items() if isinstance(value, dict)]
+            raise ValueError(
+                f"stage.stages must be of the stages that are composed, {', '.join(known)}, got {stage!r}; "
+                f"method={stage} composes one"
+            )
+        return self.with_values(stage=copy.deepcopy(own), teacher=None if teacher is None else str(teacher))
+
+    @property
+    def stage(self) -> dict[str, Any]:
+        return self.values["stage"]
+
+    @property
+    def name(self) -> str:
+        """Of the stage."""
+        return self.stage["name"]
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """A pipeline's stages, in their order."""
+        return checked(self.stage.get("stages"), tuple[str, ...], "stage.stages")
+
+    @property
+    def dataset_name(self) -> str:
+        return self.values["dataset"]["name"]
+
+    @property
+    def teacher(self) -> str | None:
+        return self.values["teacher"]
+
+    @property
+    def seed(self) -> int:
+        return self.values["seed"]
+
+    @property
+    def outputs(self) -> Path:
+        return Path(self.values["outputs"])
+
+    @property
+    def run_name(self) -> str | None:
+        return None if self.values["name"] is None else str(self.values["name"])
+
+    @property
+    def text(self) -> str:
+        """As config.yaml keeps them."""
+        return yaml.safe_dump(self.values, sort_keys=False, width=120)
+
+
+def check_top(values: Mapping[str, Any]) -> None:
+    """Refuse top-level settings of another type.
+
+    Raises:
+        ValueError: names the setting and its value.
+    """
+    for group in GROUPS:
+        if not isinstance(values.get(group), dict):
+            raise ValueError(f"{group} must be one of its options or a group of settings, got {values.get(group)!r}")
+    for key, hint in TOP.items():
+        checked(values[key], hint, key)
+    checked(values["stage"].get("name"), str, "stage.name")
+    checked(values["dataset"].get("name"), str, "dataset.name")
+    for key, value in values["logger"].items():
+        checked(value, bool, f"logger.{key}")
+    for key, value in {"name": values["name"], "dataset.name": values["dataset"]["name"]}.items():
+        if value is not None and not re.fullmatch(FOLDER_NAME, str(value)):
+            or_null = " or null" if key == "name" else ""
+            raise ValueError(f"{key} must be a folder's name of letters, digits and .,=+-_{or_null}, got {value!r}")
+
+
+def as_toy(values: dict[str, Any]) -> dict[str, Any]:
+    """What trainer.toy makes of the settings: the model's toy variant, and few steps and w in ladders and grids.
+
+    Of the steps in a list those up to 8 are kept, and all where that leaves nothing to do; of the w the first and the
+    last. A network without such a variant stays as it is.
+    """
+    values = copy.deepcopy(values)
+    toy, trainer, model = values["model"].get("toy") or {}, values["trainer"], values["model"]
+    stages = [values["stage"], *(each for each in values["stage"].values() if isinstance(each, dict))]
+    if toy.get("network"):  # the changes were to the real one
+        for stage in stages:
+            if "student" in stage:
+                stage["student"] = None
+        model["network"] = OmegaConf.to_container(OmegaConf.merge(model["network"], toy["network"]))
+    most = [n for n in (trainer["max_images"], toy.get("max_images")) if n is not None]
+    trainer["max_images"] = min(most, default=None)
+    trainer["snapshot_images"] = min([trainer["snapshot_images"], *most])
+    for stage in stages:
+        for key, least in (("ladder", 2), ("time_schedule", 2), ("teacher_steps", 1), ("guided_steps", 1)):
+            few = [n for n in stage.get(key, []) if n <= TOY_STEPS]
+            if key in stage and len(few) >= least:
+                stage[key] = few
+        if len(weights := list(stage.get("w", []))) > 2:
+            stage["w"] = [weights[0], weights[-1]]
+    return values

@@ -1,0 +1,209 @@
+"""The LightningModule that trains any method: seeds, losses by role, clipping, averages, the watch on the loss."""
+
+from collections import deque
+from collections.abc import Mapping
+from copy import deepcopy
+from dataclasses import dataclass, field
+from math import inf
+from typing import Any
+
+import lightning
+import torch
+from jaxtyping import Float
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+
+from fewstep.data.batches import Batch
+from fewstep.distributed.collectives import all_gather_rows, all_reduce_and, rank, world_size
+from fewstep.distributed.sharding import full_scalar, gather_full_model, shard_module
+from fewstep.methods.base import Method, Networks, Phase
+from fewstep.methods.draws import Draws
+from fewstep.methods.losses import Loss
+from fewstep.methods.training import STUDENT, Training
+from fewstep.networks import Denoiser
+from fewstep.networks.adapter import trained_parameters
+from fewstep.networks.memory import denoisers_in
+
+CLIP_EPS = 1e-6  # which torch adds to the norm
+CHECK_EVERY = 50  # optimiser steps between looks at the loss; each look waits for the device
+
+
+class NonFiniteLossError(ValueError):
+    """The loss or its gradient became infinite or NaN, at `step`."""
+
+    step: int = 0
+
+
+@dataclass
+class StepRecord:
+    """The losses and gradient norms of a step, by role, kept on the device until somebody looks."""
+
+    step: int
+    losses: Mapping[str, Loss]
+    gradient_norms: dict[str, Float[Tensor, ""]] = field(default_factory=dict)
+
+    def total(self, role: str) -> Float[Tensor, ""]:
+        """Finite if and only if the role's loss and gradient were."""
+        loss = self.losses[role].error.mean()
+        return loss + self.gradient_norms[role] if role in self.gradient_norms else loss
+
+    @property
+    def sum(self) -> Float[Tensor, ""]:
+        return torch.stack([self.total(role) for role in self.losses]).sum()
+
+
+class DistillationModule(lightning.LightningModule):
+    """One phase of a method. Optimisation is Lightning's automatic one, so that global_step counts steps.
+
+    One optimiser has a parameter group for each role. Roles that do not move in a step have no gradients in its graph,
+    so the optimiser skips them; the loss is the sum of the others'.
+
+    Args:
+        method, phase: what is trained. nets: its networks.
+        training: the budget of this phase.
+        stream: names the random numbers of this stage and phase, with the run's seed.
+    """
+
+    def __init__(self, *, method: Method, phase: Phase, nets: Networks, training: Training, stream: str) -> None:
+        super().__init__()
+        self.method, self.phase, self.nets, self.training_plan, self.stream = method, phase, nets, training, stream
+        self.student = nets.student.train(method.has_dropout).requires_grad_(False)
+        self.averages = nn.ModuleDict(dict(nets.averages))
+        self.trained = nn.ModuleDict(dict(nets.trained))
+        for weight in trained_parameters(self.student):
+            weight.requires_grad_(True)
+        self.list_weights()
+        self._full_shape: Denoiser | None = None  # of the student, once it is sharded; no module of this one
+        self.gradient_norms: dict[str, Tensor] = {}
+        self.student_updates = 0
+        self.evaluations = 0  # of networks, on this process
+        self._recent: deque[StepRecord] = deque(maxlen=CHECK_EVERY)
+
+    def list_weights(self) -> None:
+        """Find the trained weights of each role, again once they are sharded: walking the modules takes time."""
+        beside = {role: [*module.parameters()] for role, module in self.trained.items()}
+        self.weights: dict[str, list[nn.Parameter]] = {STUDENT: trained_parameters(self.student), **beside}
+        for average in self.nets.averages.values():
+            average.list_weights()
+
+    def configure_model(self) -> None:
+        """Shard all networks over the processes, where Lightning's strategy has a mesh of them (FSDP2)."""
+        if self.device_mesh is None or self._full_shape is not None:
+            return
+        self._full_shape = deepcopy(self.student).to("meta")
+        mesh = self.device_mesh["data_parallel"]
+        averaged = [average.network for average in self.nets.averages.values()]
+        for module in (self.student, *averaged, *self.trained.values(), *denoisers_in(self.nets.teacher)):
+            shard_module(module, mesh)
+        self.list_weights()
+
+    def model_in_full(self) -> Denoiser:
+        """The model; after a sharded training whole on the first process, and without weights elsewhere."""
+        if self._full_shape is None:
+            return self.nets.model
+        return gather_full_model(self.nets.model, self._full_shape, here=rank() == 0)
+
+    def training_step(self, batch: Batch, batch_index: int) -> Float[Tensor, ""]:
+        step = self.global_step
+        moving = self.method.moving(step)
+        for role, weights in self.weights.items():
+            if len(self.weights) > 1:
+                for weight in weights:
+                    weight.requires_grad_(role in moving)
+        draws = Draws.begin(batch.x, self.stream, step)
+        before = self._evaluated()
+        losses = self.method.losses(batch, self.nets, draws, step=step, phase=self.phase)
+        self.evaluations += self._evaluated() - before
+        assert set(losses) == set(moving), f"{self.method.name} moves {moving} and has losses of {tuple(losses)}"
+        detached = {role: Loss(loss.error.detach(), loss.t, loss.w) for role, loss in losses.items()}
+        self._recent.append(StepRecord(step, detached))
+        return sum((loss.error.mean() for loss in losses.values()), torch.zeros((), device=self.device))
+
+    def _evaluated(self) -> int:
+        """Network evaluations of one example each so far, by all networks of the phase; a backward pass counts 2."""
+        others = [each for module in (*self.averages.values(), *self.trained.values()) for each in module.modules()]
+        found = [*denoisers_in(self.nets.teacher), self.student, *(e for e in others if isinstance(e, Denoiser))]
+        return sum(denoiser.evaluated for denoiser in found)
+
+    def configure_gradient_clipping(self, *_: Any, **__: Any) -> None:
+        for role in self.method.moving(self.global_step):
+            weights, most = self.weights[role], self.training_plan.of_role(role).gradient_clip
+            norm = get_total_norm([weight.grad for weight in weights if weight.grad is not None])
+            self.gradient_norms[role] = full_scalar(norm)
+            # A GPU is not waited for; a CPU need not multiply all gradients by 1, as clipping does to short ones.
+            if norm.device.type != "cpu" or not float(self.gradient_norms[role]) + CLIP_EPS <= most:
+                clip_grads_with_norm_(weights, most, norm)
+            self._recent[-1].gradient_norms[role] = self.gradient_norms[role]
+
+    def optimizer_step(self, *step: Any, **named: Any) -> None:
+        # Not in on_train_batch_end: Lightning calls it after the callbacks', one of which saves student and average.
+        moving = self.method.moving(self.global_step)
+        super().optimizer_step(*step, **named)
+        if STUDENT in moving:
+            for average in self.nets.averages.values():
+                average.update(self.weights[STUDENT], self.student_updates)
+            self.student_updates += 1
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if self.global_step % CHECK_EVERY == 0:
+            self.check_finite()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.check_finite()  # what is saved is good, so the file before this one stays the last good one
+        checkpoint["progress"] = {
+            "student_updates": self.student_updates,
+            "evaluations": self.evaluations * world_size(),
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        progress = checkpoint["progress"]
+        self.student_updates = progress["student_updates"]
+        self.evaluations = progress["evaluations"] // world_size()
+
+    def check_finite(self) -> None:
+        """Look at the losses and gradients of the recent steps, in one wait for the device.
+
+        Raises:
+            NonFiniteLossError: one is infinite or NaN; names the role, the step, and t and w of the example of the
+                largest error.
+        """
+        recent = list(self._recent)
+        self._recent.clear()
+        if not recent:
+            return
+        good = all_reduce_and(torch.isfinite(torch.stack([record.sum for record in recent])).cpu())
+        if bool(good.all()):
+            return
+        record = recent[good.tolist().index(False)]
+        finite = {role: all_reduce_and(torch.isfinite(record.total(role)).cpu()[None]) for role in record.losses}
+        role = next((role for role, good in finite.items() if not bool(good)), STUDENT)
+        raise non_finite(record, role, self.method.name, self.training_plan)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        plan = self.training_plan
+        groups = [{"params": weights, **plan.group(role)} for role, weights in self.weights.items()]
+        optimizer = plan.optimizer(groups, lr=plan.learning_rate)
+        # A plain function, of which LambdaLR puts nothing into checkpoints.
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: plan.learning_rate_scale(step))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+def non_finite(record: StepRecord, role: str, stage: str, training: Training) -> NonFiniteLossError:
+    """The error of a step whose loss was not finite. Called by all processes."""
+    loss = record.losses[role]
+    error, t = all_gather_rows(loss.error), all_gather_rows(loss.t)
+    w = None if loss.w is None else all_gather_rows(loss.w)
+    worst = int(error.nan_to_num(nan=inf).argmax())
+    place = f"t = {float(t[worst]):.4f}" + (f", w = {float(w[worst]):.4f}" if w is not None else "")
+    norm = f" (gradient norm {float(record.gradient_norms[role])})" if role in record.gradient_norms else ""
+    setting = "learning_rate" if role == STUDENT else f"roles.{role}.learning_rate"
+    whose = "" if role == STUDENT else f" of the {role} network"
+    refusal = NonFiniteLossError(
+        f"the loss{whose} must stay finite, got {float(error[worst])}{norm} in stage {stage} at step {record.step}, "
+        f"{place}; lower stage.training.{setting} (now {training.of_role(role).learning_rate:g})"
+    )
+    refusal.step = record.step
+    return refusal
+
+
