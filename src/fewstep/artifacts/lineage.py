@@ -7,10 +7,10 @@ from pathlib import Path
 from fewstep.artifacts.model_file import Ancestor, ModelCard, load_model
 from fewstep.artifacts.run_folder import CONFIG, MODEL, made_at, products_of, rung_file
 from fewstep.diffusion.sampling import GuidanceKind
-from fewstep.inference.model import Model
+from fewstep.networks import Denoiser
 from fewstep.system.files import sha256_of
 
-Compatibility = Callable[[Model], str | None]
+Compatibility = Callable[[Denoiser, ModelCard], str | None]
 """Why a model cannot be the parent, or None if it can."""
 
 MAKERS: dict[GuidanceKind, tuple[str, str]] = {  # what a model of any number of steps is called, and the stage of one
@@ -47,7 +47,7 @@ def find_newest(outputs: Path, dataset: str, kind: GuidanceKind, compatibility: 
     for folder in run_folders(outputs, dataset):
         for path in models_in_folder(folder):
             try:
-                reason = compatibility(Model(*load_model(path)))
+                reason = compatibility(*load_model(path))
             except ValueError as error:  # damaged: an older one may do
                 reason = str(error)
             if reason is None:
@@ -91,7 +91,7 @@ def resolve_parent(path: Path, compatibility: Compatibility) -> Path:
             names = ", ".join(p.name for p in found) or "none"
             raise ValueError(f"teacher={path} must hold one model, and holds {names}; name the file")
         path = found[0]
-    reason = compatibility(Model(*load_model(path)))
+    reason = compatibility(*load_model(path))
     if reason is not None:
         raise ValueError(f"teacher={path} does not fit: {reason}")
     return path

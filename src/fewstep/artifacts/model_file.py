@@ -91,6 +91,13 @@ class ModelCard:
             )
 
     @property
+    def label(self) -> str:
+        """What it is called in tables and charts: teacher, guided, or for a few-step student its method."""
+        if self.sampling.times is not None or self.encodes:
+            return self.method
+        return {"two_evaluations": "teacher", "input": "guided"}.get(self.sampling.guidance, self.method)
+
+    @property
     def num_steps(self) -> int | None:
         """The most steps that it was made for; None for any number."""
         return None if self.sampling.times is None else len(self.sampling.times)
@@ -233,5 +240,3 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     if not isinstance(description, dict):
         raise ValueError(f"{path} is damaged: its description is no JSON object; make it again")
     return description, tensors
-
-

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fewstep.diffusion.prediction import Condition, Denoise
-from fewstep.diffusion.schedule import Images, Schedule, alpha, time_grid
+from fewstep.diffusion.schedule import Images, Schedule, alpha, uniform_times
 
 Scheduler = DDIMScheduler | DPMSolverMultistepScheduler | UniPCMultistepScheduler
 
@@ -29,7 +29,7 @@ def scheduler_of(solver: str, schedule: Schedule, num_steps: int) -> Any:
     Made for N training timesteps, which are these, and given their alpha^2: of betas, the last would be rounded away.
     """
     made: Any = SOLVERS[solver](num_train_timesteps=num_steps, timestep_spacing="trailing", prediction_type="sample")
-    made.alphas_cumprod = alpha(schedule.log_snr(time_grid(num_steps)[:-1].flip(0))).square()
+    made.alphas_cumprod = alpha(schedule.log_snr(uniform_times(num_steps).flip(0))).square()
     made.set_timesteps(num_steps)
     return made
 
@@ -47,7 +47,7 @@ def sample_with(
 ) -> Images:
     """Sample with a solver of diffusers, one of SOLVERS; one evaluation a step, else as `fewstep.diffusion.sample`."""
     scheduler, z = scheduler_of(solver, schedule, num_steps), noise
-    times = schedule.log_snr(time_grid(num_steps)[:-1]).to(noise.device)
+    times = schedule.log_snr(uniform_times(num_steps)).to(noise.device)
     for log_snr, timestep in zip(times, scheduler.timesteps, strict=True):
         x = denoise(z, log_snr.expand(len(z)), label, w).x
         z = scheduler.step(x, timestep, z).prev_sample.to(noise)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fewstep.diffusion.prediction import Condition, Denoise
 from fewstep.diffusion.sampler import encode, sample
-from fewstep.diffusion.schedule import Schedule
+from fewstep.diffusion.schedule import Schedule, uniform_times
 
 Examples = Float[Tensor, "batch *shape"]
 
@@ -66,8 +66,9 @@ def cycle_rows(
     weight = torch.full((len(x),), float(w), device=x.device)
     first: tuple[Tensor, float] | None = None
     for encoder, decoder in pairs:
-        code = encode(encoder.denoise, x, schedule=schedule, num_steps=encoder.steps, label=label, w=weight)
-        again = sample(decoder.denoise, code, schedule=schedule, num_steps=decoder.steps, label=label, w=weight)
+        times = uniform_times(encoder.steps), uniform_times(decoder.steps)
+        code = encode(encoder.denoise, x, schedule=schedule, times=times[0], label=label, w=weight)
+        again = sample(decoder.denoise, code, schedule=schedule, times=times[1], label=label, w=weight)
         error = rmse(again.clamp(*clip), x)
         first = first or (code, error)
         yield CycleRow(

@@ -17,6 +17,7 @@ from fewstep.diffusion.guidance import Guided
 from fewstep.diffusion.mixture import GaussianMixture
 from fewstep.diffusion.prediction import Condition, Denoise
 from fewstep.diffusion.sampler import SAMPLERS, integrate, sample
+from fewstep.diffusion.sampling import Sampling
 from fewstep.diffusion.schedule import Schedule
 from fewstep.distributed.collectives import all_gather_rows, all_reduce_sum, local_slice, on_main_process, world_size
 from fewstep.evaluation.baselines import SOLVERS, sample_with
@@ -70,9 +71,12 @@ class EvaluationPlan:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A model in the grid: who it is, how it denoises, at what cost per step, the steps and the sampler it is run with.
+    """A model in the grid: its label, how it denoises, at what cost per step, and how it is run.
 
-    `sampler` is one of SAMPLERS or SOLVERS.
+    Args:
+        steps: each is run, with the evaluation times that `sampling` has for it.
+        solver: one of SOLVERS or SAMPLERS in the place of its own sampler; a baseline.
+        weights: the guidance weights at which it is run; None for all of the plan.
     """
 
     model: str
@@ -80,13 +84,19 @@ class Candidate:
     evaluations: int
     schedule: Schedule
     steps: tuple[int, ...]
-    sampler: str = "deterministic"
+    sampling: Sampling
+    solver: str | None = None
+    weights: tuple[float, ...] | None = None
+
+    @property
+    def sampler(self) -> str:
+        """What it is run with, of SAMPLERS or SOLVERS."""
+        return self.solver or self.sampling.sampler
 
     @property
     def name(self) -> str:
         """The model, and the sampler where it is not the one it was made for."""
-        own = self.sampler == "deterministic" or self.model == "progressive"
-        return self.model if own else f"{self.model}-{self.sampler}"
+        return self.model if self.solver is None else f"{self.model}-{self.solver}"
 
     @property
     def sampler_name(self) -> str:
@@ -176,11 +186,12 @@ def quality_grid(
         z, label = noise[part].to(device), wanted[part].to(device)
         weight = torch.full((len(z),), float(w), device=device)
         if contender.sampler in SOLVERS:
-            draw_with = partial(sample_with, contender.sampler)
+            draw_with = partial(sample_with, contender.sampler, num_steps=steps)
         else:
             fresh = fresh_noise(plan.seed, own.start + part.start, len(z), facts.shape)
-            draw_with = partial(sample, sampler=SAMPLERS[contender.sampler], fresh=fresh)
-        x = draw_with(contender.denoise, z, schedule=contender.schedule, num_steps=steps, label=label, w=weight)
+            times = contender.sampling.grid(steps)
+            draw_with = partial(sample, sampler=SAMPLERS[contender.sampler], times=times, fresh=fresh)
+        x = draw_with(contender.denoise, z, schedule=contender.schedule, label=label, w=weight)
         return x.cpu().clamp_(facts.low, facts.high)  # on the CPU it waits for the device
 
     def judged(
@@ -196,7 +207,9 @@ def quality_grid(
         if exact is not None:
             solution = exact_samples(exact, contenders[0].schedule, noise, wanted, w).clamp(facts.low, facts.high)
         for contender in contenders:
-            draw(contender, 1, w, parts[0])  # warm up, so that rates are those of long runs
+            if contender.weights is not None and w not in contender.weights:
+                continue
+            draw(contender, min(contender.steps), w, parts[0])  # warm up, so that rates are those of long runs
             for steps in contender.steps:
                 cell = Cell(exact_square=None if solution is None else 0.0)
                 for number, part in enumerate(parts):

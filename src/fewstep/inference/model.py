@@ -12,7 +12,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fewstep.artifacts.model_file import ModelCard, load_model
-from fewstep.diffusion.guidance import Guided
 from fewstep.diffusion.prediction import Condition, Denoise
 from fewstep.diffusion.sampler import SAMPLERS, sample
 from fewstep.networks import Denoiser, Frozen
@@ -36,7 +35,7 @@ def sample_batches(
     card: ModelCard,
     labels: Condition,
     *,
-    steps: int,
+    times: Float[Tensor, "times"],
     w: float,
     seed: int,
     batch_size: int,
@@ -52,7 +51,7 @@ def sample_batches(
             denoise,
             noise,
             schedule=card.schedule,
-            num_steps=steps,
+            times=times,
             label=label,
             w=torch.full((len(label),), float(w), device=device),
             sampler=SAMPLERS[sampler],
@@ -155,13 +154,12 @@ class Model:
 
     @property
     def denoise(self) -> Denoise:
-        """(z, log_snr, label, w) -> Prediction, guided."""
-        frozen = Frozen(self.denoiser)
-        return Guided(frozen, frozen.null) if self.card.is_guided_outside else frozen
+        """(z, log_snr, label, w) -> Prediction, guided as its card says."""
+        return self.card.sampling.guided(Frozen(self.denoiser), self.denoiser.null)
 
     @property
     def evaluations_per_step(self) -> int:
-        return Guided.evaluations if self.card.is_guided_outside else Denoiser.evaluations
+        return self.card.sampling.evaluations
 
     @property
     def default_steps(self) -> int:
@@ -186,22 +184,24 @@ class Model:
         Raises:
             ValueError: an encoder, an unknown sampler, fewer than one step or too many, or see `require_w`.
         """
-        card, sampler = self.card, sampler or self.card.sampling
-        if card.role == "encoder":
+        card, sampler = self.card, sampler or self.card.sampling.sampler
+        if card.encodes:
             raise ValueError("this model is an encoder, which takes data to noise: sample from the student it is of")
         if sampler not in SAMPLERS:
             raise ValueError(f"the sampler must be one of {', '.join(SAMPLERS)}, got {sampler!r}")
-        if card.num_steps and sampler != card.sampling:
+        if card.num_steps and sampler != card.sampling.sampler:
             warnings.warn(
-                f"this student was made for the {card.sampling} sampler, not the {sampler} one: expect worse images",
+                f"this student was made for the {card.sampling.sampler} sampler, not the {sampler} one: expect worse "
+                "images",
                 stacklevel=3,
             )
         if not 1 <= steps <= MOST_STEPS:
             raise ValueError(f"steps must be at least 1 and at most {MOST_STEPS}, got {steps}")
         require_w(w)
-        if card.num_steps and steps != card.num_steps:
+        if not card.sampling.is_made_for(steps):
+            made_for = " or ".join(map(str, card.sampling.steps))
             warnings.warn(
-                f"this student was made for {card.num_steps} steps, not {steps}: expect worse images",
+                f"this student was made for {made_for} steps, not {steps}: expect worse images",
                 stacklevel=3,
             )
         if card.w_max is not None and card.w_min is not None and not card.w_min <= w <= card.w_max:
@@ -260,11 +260,11 @@ class Model:
             self.denoise,
             self.card,
             labels,
-            steps=steps,
+            times=self.card.sampling.grid(steps),
             w=w,
             seed=seed,
             batch_size=batch_size,
-            sampler=sampler or self.card.sampling,
+            sampler=sampler or self.card.sampling.sampler,
             device=device,
         )
         return (self.decode(batch).cpu() for batch in batches)

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from fewstep.data.batches import Batch
 from fewstep.diffusion.distribution import matching_direction
-from fewstep.diffusion.prediction import Condition, Denoise, Prediction, diffuse
+from fewstep.diffusion.prediction import Condition, Prediction, diffuse
 from fewstep.diffusion.sampler import renoise
-from fewstep.diffusion.schedule import Images, Schedule
+from fewstep.diffusion.schedule import Images
 from fewstep.methods.base import Method, Networks, Parent, Phase, StudentSettings, Weights
 from fewstep.methods.consistency import renoising
 from fewstep.methods.draws import Draws

@@ -6,14 +6,11 @@ from typing import ClassVar
 from jaxtyping import Float
 from torch import Tensor
 
-from fewstep.diffusion.prediction import Denoise
 from fewstep.diffusion.sampling import Sampling
-from fewstep.diffusion.schedule import Schedule
 from fewstep.methods.base import Networks, Parent, Phase, Times
 from fewstep.methods.draws import Draws
 from fewstep.methods.guidance_range import GuidanceRange
 from fewstep.methods.progressive import Progressive
-from fewstep.networks import Denoiser
 
 
 @dataclass(frozen=True, kw_only=True)

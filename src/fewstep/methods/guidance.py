@@ -6,16 +6,15 @@ from typing import ClassVar
 
 from fewstep.data.batches import Batch
 from fewstep.diffusion.guidance import log_snr_interval
-from fewstep.diffusion.prediction import Condition, Denoise, Prediction
+from fewstep.diffusion.prediction import Condition, Prediction
 from fewstep.diffusion.sampling import Sampling
-from fewstep.diffusion.schedule import CosineSchedule, Schedule
+from fewstep.diffusion.schedule import CosineSchedule
 from fewstep.methods.base import Networks, Parent, Phase, Regression, StudentSettings, Times, Weights
 from fewstep.methods.draws import Draws
 from fewstep.methods.feature_matching import FeatureMatching
 from fewstep.methods.guidance_range import Draw, GuidanceRange
 from fewstep.methods.losses import Loss
 from fewstep.methods.training import STUDENT
-from fewstep.networks import Denoiser
 
 PROJECTION = "projection"  # the role of what feature matching trains beside the student
 

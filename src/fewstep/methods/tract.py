@@ -10,13 +10,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fewstep.diffusion.hop import two_hop
-from fewstep.diffusion.prediction import Condition, Denoise, Prediction
+from fewstep.diffusion.prediction import Condition, Prediction
 from fewstep.diffusion.sampling import Sampling
-from fewstep.diffusion.schedule import Schedule
 from fewstep.methods.base import Networks, Parent, Phase, Regression, StudentSettings, Times, Weights
 from fewstep.methods.draws import Draws
 from fewstep.methods.guidance_range import GuidanceRange, chosen_weights
-from fewstep.networks import Denoiser
 from fewstep.networks.ema import Average, bias_corrected
 
 SELF_TEACHER = "self_teacher"

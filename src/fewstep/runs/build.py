@@ -20,7 +20,6 @@ from fewstep.diffusion.schedule import CosineSchedule
 from fewstep.distributed.collectives import main_process_first
 from fewstep.evaluation.evaluator import Evaluator
 from fewstep.evaluation.grid import EvaluationPlan
-from fewstep.inference.model import Model
 from fewstep.methods.base import Method, Parent, Phase, StudentSettings
 from fewstep.methods.guidance_range import GuidanceRange
 from fewstep.methods.training import Training
@@ -238,14 +237,13 @@ def compatibility_of(
             ours = build_network(settings, facts)
     kinds = parent.guidance[:1] if preferred else parent.guidance
 
-    def reason(model: Model) -> str | None:
-        card = model.card
+    def reason(denoiser: Denoiser, card: ModelCard) -> str | None:
         if card.data.name != settings.dataset_name or (facts is not None and card.data != facts):
             made = f"{facts.name} {facts.shape}" if facts else settings.dataset_name
             return f"it makes {card.data.name} {card.data.shape}, this run {made}"
         if problem := sampling_problem(card, kinds, parent.continues):
             return problem
-        return network_problem(settings, model, ours, named=named)
+        return network_problem(settings, denoiser, card, ours, named=named)
 
     return reason
 
@@ -267,14 +265,16 @@ def sampling_problem(card: ModelCard, kinds: tuple[str, ...], continues: Samplin
         return f"it is a student of {len(own.times)} steps, and this run begins at {len(continues.times)}"
     made = f", for {len(own.times)} steps" if own.times else ""
     return (
-        f"it is a {card.method} model (guidance: {own.guidance}, direction: {own.direction}{made}), and this stage needs "
-        f"one of any number of steps with guidance: {' or '.join(kinds)}"
+        f"it is a {card.method} model (guidance: {own.guidance}, direction: {own.direction}{made}), and this stage "
+        f"needs one of any number of steps with guidance: {' or '.join(kinds)}"
     )
 
 
-def network_problem(settings: Settings, model: Model, ours: Denoiser | None, *, named: bool) -> str | None:
+def network_problem(
+    settings: Settings, denoiser: Denoiser, card: ModelCard, ours: Denoiser | None, *, named: bool
+) -> str | None:
     """Why a model's network or schedule is not that of the settings, or None."""
-    card, network = model.card, model.denoiser.network
+    network = denoiser.network
     is_teacher = card.sampling.guidance == "two_evaluations" and card.sampling.times is None
     native = card.native_schedule is not None
     if ours is not None and not native:
@@ -285,9 +285,7 @@ def network_problem(settings: Settings, model: Model, ours: Denoiser | None, *, 
         if not same and not (named and not is_teacher):
             hint = "" if is_teacher else "; a smaller student is taken where teacher=PATH names it"
             return f"its network is another than model= says, and a student copies its teacher's{hint}"
-    schedule = schedule_of(settings, model.denoiser)
+    schedule = schedule_of(settings, denoiser)
     if card.schedule != schedule and not (native and is_teacher):
         return f"its schedule is {card.schedule}, this run's {schedule}"
     return None
-
-

@@ -1,13 +1,14 @@
 """Files appear whole or not at all."""
 
 import errno
+import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from hashlib import file_digest, sha256
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any, TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,6 +43,12 @@ def atomic_write(path: Path, *, keep: Path | None = None) -> Iterator[Path]:
         raise
     finally:
         remove(temporary)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as JSON, whole or not at all."""
+    with atomic_write(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n")
 
 
 def flush(path: Path) -> None:

@@ -1,6 +1,7 @@
 """What this machine has, and what this process has taken of it: memory, disk, speed of matrix products."""
 
 import os
+import platform
 import shutil
 from contextlib import suppress
 from pathlib import Path
@@ -96,3 +97,11 @@ def synchronise(device: str) -> None:
 def cores() -> int:
     """Processor cores that this process may use."""
     return len(os.sched_getaffinity(0))
+
+
+def cpu_name() -> str:
+    """The processor, as the system calls it."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0]}, {len(names)} cores" if names else platform.processor() or platform.machine()

@@ -41,8 +41,8 @@ def checked(value: Any, hint: Any, name: str) -> Any:
         return validated(value, hint)
     except ValidationError as error:
         first = error.errors()[0]
-        if "error" in first.get("ctx", {}):  # the words of a __post_init__
-            raise ValueError(str(first["ctx"]["error"])) from error
+        if refused := first.get("ctx", {}).get("error"):  # the words of a __post_init__
+            raise ValueError(str(refused)) from error
         finite = any(each["type"] == "finite_number" for each in error.errors())
         raise ValueError(f"{name} must be {'finite' if finite else expected(hint)}, got {value!r:.80}") from error
 

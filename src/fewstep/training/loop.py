@@ -1,22 +1,23 @@
-"""One Trainer.fit of one stage or rung, which goes on where an interrupted one stopped."""
+"""One Trainer.fit of one phase, which goes on where an interrupted one stopped."""
 
 import os
 from collections.abc import Sequence
 from contextlib import nullcontext
+from pathlib import Path
 
 import torch
 from lightning import Callback, Trainer
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.profilers import PassThroughProfiler
 
-from fewstep.artifacts.run_folder import LAST, RunFolder
+from fewstep.artifacts.run_folder import LAST
 from fewstep.data.batches import Data
 from fewstep.distributed.collectives import on_main_process, require_divisible_batch, world_size
-from fewstep.methods import NonFiniteLossError, Stage
 from fewstep.networks.memory import compile_calls
 from fewstep.training.callbacks.progress import Progress
 from fewstep.training.callbacks.training_log import TrainingLog
 from fewstep.training.checkpointing import AtomicCheckpoints, SaveCheckpoint, checkpoint_to_resume
+from fewstep.training.module import DistillationModule, NonFiniteLossError
 from fewstep.training.preemption import StopOnSignal
 from fewstep.training.settings import TrainerSettings
 from fewstep.training.strategy import build_strategy, cluster_environment, processes_per_node
@@ -26,7 +27,7 @@ from fewstep.training.strategy import build_strategy, cluster_environment, proce
 os.environ.pop("PYTORCH_NVML_BASED_CUDA_CHECK", None)
 
 
-class Unmeasured(PassThroughProfiler):
+class NoProfiler(PassThroughProfiler):
     """No profiler, as by default, and no fifty generators a step in its place."""
 
     def profile(self, action_name: str) -> nullcontext[None]:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -37,21 +38,21 @@ NOTHING = nullcontext()
 
 
 def fit(
-    stage: Stage,
+    module: DistillationModule,
     data: Data,
-    folder: RunFolder,
+    folder: Path,
     settings: TrainerSettings,
     *,
     parent_sha256: str | None,
     loggers: Sequence[Logger],
     watchers: Sequence[Callback],
-    rung: int | None = None,
     images_before: int = 0,
 ) -> None:
-    """Train `stage` to its budget; it goes on from a last.ckpt in `folder` of the same stage, rung and parent.
+    """Train a phase to its budget; it goes on from a last.ckpt in `folder` of the same stage, phase and parent.
 
     Args:
-        watchers: look at the stage while it trains: snapshots, diagnostics.
+        watchers: look at the module while it trains: snapshots, diagnostics.
+        images_before: of the earlier phases of this run.
 
     Raises:
         Stopped: a signal asked for it; the checkpoint is of that step.
@@ -59,48 +60,61 @@ def fit(
         ValueError: last.ckpt is damaged and so is the one before, or the batch does not divide over the processes.
         OSError: the disk is full or outputs cannot be written.
     """
-    training = stage.training_plan
+    training, last = module.training_plan, folder / LAST
     require_divisible_batch(training.batch_size)
-    last = folder.path / LAST
-    origin = f"{stage.stream} from {parent_sha256}"
+    origin = f"{module.stream} from {parent_sha256}"
     resume = on_main_process(lambda: checkpoint_to_resume(last, origin))
-    progress = Progress(stage=stage.name, batch_size=training.batch_size, rung=rung)
+    trainer, stop = build_trainer(module, folder, settings, origin, loggers, watchers, images_before)
+    if settings.compile:
+        compile_calls(module.student, module.nets.teacher, *module.trained.values())
+    try:
+        trainer.fit(module, data, ckpt_path=resume, weights_only=True)
+        stop.end(trainer)
+    except NonFiniteLossError as error:
+        kept = f"the last good checkpoint is {last}" if last.is_file() else "no checkpoint had been written yet"
+        raise NonFiniteLossError(f"{bad_data(data, error.step) or error}; {kept}") from error
+
+
+def build_trainer(
+    module: DistillationModule,
+    folder: Path,
+    settings: TrainerSettings,
+    origin: str,
+    loggers: Sequence[Logger],
+    watchers: Sequence[Callback],
+    images_before: int,
+) -> tuple[Trainer, StopOnSignal]:
+    """Lightning's Trainer with our callbacks, and the one that answers signals."""
+    training, last, steps = module.training_plan, folder / LAST, module.phase.num_steps
+    progress = Progress(stage=module.method.name, batch_size=training.batch_size, rung=steps)
     log = TrainingLog(
         batch_size=training.batch_size,
         every_images=settings.log_every_images,
         images_before=images_before,
-        rung=rung,
+        rung=steps,
         on_loss=progress.show_loss,
     )
     save = SaveCheckpoint(last, settings.checkpoint_seconds, origin)
-    stopping = StopOnSignal(lambda trainer: trainer.save_checkpoint(last))
+    stop = StopOnSignal(lambda trainer: trainer.save_checkpoint(last))
     trainer = Trainer(
         accelerator=settings.accelerator,
         devices=processes_per_node(),
         num_nodes=world_size() // processes_per_node(),
-        strategy=build_strategy(settings),
+        strategy=build_strategy(settings, several_roles=len(module.method.roles) > 1),
         precision=settings.precision,
         max_steps=training.num_steps,
         max_epochs=-1,
         logger=list(loggers),
-        callbacks=[log, progress, *watchers, save, stopping],
+        callbacks=[log, progress, *watchers, save, stop],
         plugins=[AtomicCheckpoints(), cluster_environment()],
-        default_root_dir=folder.path,
+        default_root_dir=folder,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
         use_distributed_sampler=False,
-        profiler=Unmeasured(),
+        profiler=NoProfiler(),
     )
-    if settings.compile:
-        compile_calls(stage.student, getattr(stage, "teacher", None))
-    try:
-        trainer.fit(stage, data, ckpt_path=resume, weights_only=True)
-        stopping.end(trainer)
-        stage.assemble()
-    except NonFiniteLossError as error:
-        kept = f"the last good checkpoint is {last}" if last.is_file() else "no checkpoint had been written yet"
-        raise NonFiniteLossError(f"{bad_data(data, error.step) or error}; {kept}") from error
+    return trainer, stop
 
 
 def bad_data(data: Data, step: int) -> str | None:

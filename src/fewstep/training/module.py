@@ -205,5 +205,3 @@ def non_finite(record: StepRecord, role: str, stage: str, training: Training) ->
     )
     refusal.step = record.step
     return refusal
-
-

@@ -6,7 +6,6 @@ from typing import Any
 import torch
 
 from fewstep.distributed.collectives import require_divisible_batch
-from fewstep.system.validation import require_settings
 
 ACCELERATORS = ("cpu", "gpu")
 PRECISIONS = ("32-true", "bf16-mixed")  # not 16-mixed: its scaled gradients would be clipped as they are
@@ -41,7 +40,6 @@ class TrainerSettings:
     generated_data: bool  # read by the data sets, in conf/dataset
 
     def __post_init__(self) -> None:
-        require_settings(self, "trainer")
         if self.max_images is not None and self.max_images < 1:
             raise ValueError(f"trainer.max_images must be at least 1 or null, got {self.max_images}")
         if self.snapshots < 0 or self.snapshot_images < 1:

@@ -32,8 +32,11 @@ def processes_per_node() -> int:
     return int(os.environ["LOCAL_WORLD_SIZE"]) if is_distributed() else 1
 
 
-def build_strategy(settings: TrainerSettings) -> Strategy | str:
+def build_strategy(settings: TrainerSettings, *, several_roles: bool = False) -> Strategy | str:
     """Lightning's strategy for the processes that there are.
+
+    Args:
+        several_roles: whether networks take turns: DDP then has to find those that have no gradient in a step.
 
     Raises:
         ValueError: a machine has fewer GPUs than processes.
@@ -45,7 +48,12 @@ def build_strategy(settings: TrainerSettings) -> Strategy | str:
     if world_size() == 1:
         return AUTO
     # Buffers are constants; gradients live in what is sent.
-    return DDPStrategy(timeout=TIMEOUT, broadcast_buffers=False, gradient_as_bucket_view=True)
+    return DDPStrategy(
+        timeout=TIMEOUT,
+        broadcast_buffers=False,
+        gradient_as_bucket_view=True,
+        find_unused_parameters=several_roles,
+    )
 
 
 class FSDP2Strategy(ModelParallelStrategy):

@@ -1,4 +1,4 @@
-"""Looks at a stage while it trains: a grid of samples, and a quick FID and inception score."""
+"""Snapshots of a model while it trains: a grid of samples, and a quick FID and inception score."""
 
 from pathlib import Path
 from typing import Any
@@ -7,17 +7,16 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 
 from fewstep.data.batches import Data
-from fewstep.diffusion.guidance import Guided
 from fewstep.diffusion.sampler import SAMPLERS, sample
 from fewstep.distributed.collectives import all_gather_rows, local_slice, rank, world_size
 from fewstep.evaluation.images import evaluation_tensor
 from fewstep.evaluation.metrics import RunningFigures
-from fewstep.methods import Stage
 from fewstep.reports.pictures import picture, save_png
 from fewstep.system.seeds import fresh_noise, starting_noise
 from fewstep.tracking.names import SAMPLE_FID, SAMPLE_GRID, SAMPLE_INCEPTION_SCORE
 from fewstep.tracking.wandb_run import log_picture
 from fewstep.training.callbacks.training_log import log_row
+from fewstep.training.module import DistillationModule
 
 ROWS = 8  # of classes in turn, in the picture
 
@@ -28,10 +27,8 @@ class Snapshots(Callback):
     Args:
         folder: of the run; pictures go to samples/. data: says what is asked for, and decodes it.
         figures: judge of the samples; num_images of them.
-        num_steps: of the sampler. w: guidance weight of the samples.
-        guided: whether the model has no w input and is guided by two evaluations.
-        sampler: one of SAMPLERS.
-        images_before, rung: as in `TrainingLog`.
+        num_steps: of the sampler, for a model of any number. w: guidance weight of the samples.
+        images_before: as in `TrainingLog`.
 
     Raises:
         ValueError: fewer images than processes.
@@ -47,10 +44,7 @@ class Snapshots(Callback):
         num_images: int,
         num_steps: int,
         w: float,
-        guided: bool,
-        sampler: str = "deterministic",
         images_before: int = 0,
-        rung: int | None = None,
     ) -> None:
         if num_images < world_size():
             raise ValueError(
@@ -58,45 +52,38 @@ class Snapshots(Callback):
                 f"{world_size()} processes; raise it"
             )
         self.folder, self.data, self.figures = folder, data, figures
-        self.count, self.num_images, self.num_steps, self.w, self.guided = (
-            count,
-            num_images,
-            num_steps,
-            w,
-            guided,
-        )
-        self.sampler = SAMPLERS[sampler]
-        self.images_before, self.rung = images_before, rung
+        self.count, self.num_images, self.num_steps, self.w = count, num_images, num_steps, w
+        self.images_before = images_before
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        assert isinstance(pl_module, Stage)
+        assert isinstance(pl_module, DistillationModule)
         total = pl_module.training_plan.num_steps
         if trainer.global_step * self.count // total > (trainer.global_step - 1) * self.count // total:
             self.take(trainer, pl_module)
 
     @torch.no_grad()
-    def take(self, trainer: Trainer, stage: Stage) -> None:
+    def take(self, trainer: Trainer, module: DistillationModule) -> None:
         """Sample, save the picture, log the figures; each process makes its share of the images."""
-        model, facts = stage.model, self.data.facts
+        model, facts, sampling = module.nets.model, self.data.facts, module.phase.sampling
         training = model.training
         model.eval()
         own = local_slice(self.num_images)
         count = own.stop - own.start
         labels = self.data.conditions(self.num_images)
         x = sample(
-            Guided(model, model.null) if self.guided else model,
-            starting_noise(0, own.start, count, facts.shape).to(stage.device),
-            schedule=stage.schedule,
-            num_steps=self.num_steps,
-            label=labels[own].to(stage.device),
-            w=torch.full((count,), self.w, device=stage.device),
-            sampler=self.sampler,
+            sampling.guided(model, model.null),
+            starting_noise(0, own.start, count, facts.shape).to(module.device),
+            schedule=module.nets.schedule,
+            times=sampling.grid() if sampling.times else sampling.grid(self.num_steps),
+            label=labels[own].to(module.device),
+            w=torch.full((count,), self.w, device=module.device),
+            sampler=SAMPLERS[sampling.sampler],
             fresh=fresh_noise(0, own.start, count, facts.shape),
         )
         model.train(training)
-        stage.check_finite()
+        module.check_finite()
         judged = evaluation_tensor(self.data.decode(x.clamp(facts.low, facts.high)).cpu(), facts.pixels)
         self.figures.update(judged)
         shown = min(self.num_images, ROWS * facts.in_a_row) if facts.is_image else self.num_images
@@ -104,9 +91,9 @@ class Snapshots(Callback):
         if rank() > 0:
             return
         scores = self.figures.compute()
-        images = self.images_before + trainer.global_step * stage.training_plan.batch_size
+        images = self.images_before + trainer.global_step * module.training_plan.batch_size
         image = picture(judged, labels[:shown], facts.pixels, facts.in_a_row)
         save_png(image, self.folder / "samples" / f"{images:010d}.png")
         named = {SAMPLE_FID: scores["fid"], SAMPLE_INCEPTION_SCORE: scores["inception_score"]}
-        log_row(trainer.loggers, named, images=images, rung=self.rung)
+        log_row(trainer.loggers, named, images=images, rung=module.phase.num_steps)
         log_picture(trainer.loggers, SAMPLE_GRID, image, images=images)

@@ -1,0 +1,35 @@
+"""Conditions and noise, for methods that need no data."""
+
+import torch
+
+from fewstep.data.batches import Batch, Data
+from fewstep.data.facts import DataFacts
+from fewstep.system.seeds import seed_for
+
+
+class NoiseData(Data):
+    """Endless batches of standard normal noise and uniformly drawn classes; a model's card says of what.
+
+    Args:
+        facts: of the data that the model makes.
+
+    Raises:
+        ValueError: conditions are prompts, which only a data set has.
+    """
+
+    def __init__(self, facts: DataFacts, *, batch_size: int, stream: str) -> None:
+        super().__init__(batch_size=batch_size, stream=stream)
+        if facts.text is not None:
+            raise ValueError(
+                f"training without data draws classes, and {facts.name} has prompts, which its data set holds; give "
+                "dataset=text"
+            )
+        self.facts = facts
+
+    def batch(self, step: int) -> Batch:
+        generator = torch.Generator().manual_seed(seed_for(self.stream, "noise", step))
+        label = torch.randint(self.facts.num_classes, (self.batch_size,), generator=generator)
+        return Batch(torch.randn(self.batch_size, *self.facts.shape, generator=generator), label)
+
+    def reference(self) -> Batch:
+        raise ValueError(f"there are no examples of {self.facts.name}: this run trains without data")

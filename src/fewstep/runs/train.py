@@ -1,0 +1,352 @@
+"""Train a method: find its parent, walk its phases, write a model file for each."""
+
+import gc
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from lightning import Callback
+from lightning.pytorch.loggers import Logger
+
+from fewstep.artifacts.lineage import find_newest, lineage_of, resolve_parent
+from fewstep.artifacts.model_file import Ancestor, ModelCard, load_model, save_model
+from fewstep.artifacts.run_folder import MODEL, RunFolder, open_run, rung_file
+from fewstep.data.batches import Data
+from fewstep.data.facts import DataFacts
+from fewstep.data.noise import NoiseData
+from fewstep.diagnostics import NUM_EXAMPLES, Diagnostics
+from fewstep.diffusion.betas import BetaSchedule
+from fewstep.diffusion.schedule import CosineSchedule
+from fewstep.distributed.collectives import on_main_process, world_size
+from fewstep.evaluation.evaluator import Evaluator
+from fewstep.evaluation.metrics import RunningFigures
+from fewstep.methods.base import Method, Networks, Phase
+from fewstep.methods.guidance_range import GuidanceRange
+from fewstep.networks import Denoiser
+from fewstep.networks.adapter import adapter_file, is_adapted, merged, save_adapter
+from fewstep.runs.build import (
+    build_data,
+    build_evaluator,
+    build_exact_teacher,
+    build_fresh_student,
+    build_method,
+    build_student,
+    build_teacher,
+    compatibility_of,
+    guidance_of,
+    phase_training,
+    schedule_of,
+)
+from fewstep.runs.config import EXACT, FORCE, NO_TEACHER, Settings
+from fewstep.runs.cycle import CYCLE, write_cycle
+from fewstep.system.files import sha256_of
+from fewstep.teachers.imported import imported, is_foreign
+from fewstep.tracking.loggers import started
+from fewstep.training.callbacks.snapshots import Snapshots
+from fewstep.training.loop import fit
+from fewstep.training.module import DistillationModule
+
+SNAPSHOT_STEPS = 16  # of models of any number of steps, in pictures taken during training
+
+
+@dataclass(frozen=True)
+class Job:
+    """What all phases of one run share.
+
+    Attributes:
+        source: the data set, opened once for its facts; None for a method that needs none and finds none.
+    """
+
+    settings: Settings
+    method: Method
+    source: Data | None
+    evaluator: Evaluator | None
+    facts: DataFacts
+    folder: Path
+
+
+def train(settings: Settings, name: str | None = None) -> list[Path]:
+    """Train the method of a stage; give its model files, most steps first. Finished phases are kept as they are.
+
+    Args:
+        name: of the run's folder, given by the pipeline whose stage this is.
+
+    Raises:
+        ValueError, OSError: one line that says what to change.
+    """
+    method = method_of(settings)
+    phases = method.phases()
+    names = [MODEL if phase.num_steps is None else rung_file(phase.num_steps) for phase in phases]
+    encodes = phases[-1].sampling.direction == "encode"
+    evaluator = open_evaluator(settings, method)
+    parent = find_parent(settings, method, evaluator)
+    facts = evaluator.facts if evaluator is not None else load_model(existing(parent))[1].data
+    digest = None if parent is None else sha256_of(parent)
+
+    def same_parent(folder: Path) -> bool:  # a finished chain would be trained again to the same models
+        ancestors = load_model(folder / names[0])[1].parents
+        return len(names) > 1 and digest == (ancestors[0].sha256 if ancestors else None)
+
+    products = [*names, *([CYCLE] if encodes else [])]
+    with open_folder(settings, products, name, same_parent) as folder:
+        files = [folder.path / name for name in names]
+        if folder.finished:
+            return files
+        source = None if evaluator is None else evaluator.data
+        job, images_before = Job(settings, method, source, evaluator, facts, folder.path), 0
+        with loggers_of(settings, folder.path) as loggers:
+            for number, (phase, file) in enumerate(zip(phases, files, strict=True)):
+                if not on_main_process(file.is_file):
+                    train_phase(job, phase, parent, file, loggers, is_first=number == 0, images_before=images_before)
+                training = phase_training(method.training, phase, settings.trainer)
+                images_before += training.num_steps * training.batch_size
+                parent = file
+            if encodes:
+                assert evaluator is not None, "an encoder trains on data"
+                examples = held_out_examples(settings, evaluator)
+                on_main_process(lambda: write_cycle(folder.path / CYCLE, files, settings, examples))
+        return files
+
+
+def method_of(settings: Settings) -> Method:
+    """The method of a stage, as it is with the teacher that the settings say.
+
+    Raises:
+        ValueError: see `build_method`; or it needs a teacher and teacher=none.
+    """
+    method = build_method(settings.stage)
+    return method.without_teacher() if settings.teacher == NO_TEACHER else method
+
+
+def open_evaluator(settings: Settings, method: Method) -> Evaluator | None:
+    """The data set and what judges samples; a method that needs no data may go without.
+
+    Raises:
+        ValueError, OSError: the data set of a method that needs it cannot be opened.
+    """
+    try:
+        return build_evaluator(settings)
+    except (ValueError, OSError) as error:
+        if method.inputs == "data" or settings.teacher == EXACT:
+            raise
+        warnings.warn(f"training without data, so without snapshots and diagnostics: {error}", stacklevel=2)
+        return None
+
+
+def existing(parent: Path | None) -> Path:
+    """The parent, which a method without data cannot do without.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if parent is None:
+        raise ValueError("a method that needs no data needs a trained parent, whose card says what to make")
+    return parent
+
+
+def find_parent(settings: Settings, method: Method, evaluator: Evaluator | None) -> Path | None:
+    """The parent's model file: the one named by teacher=PATH, else the newest that is compatible.
+
+    None for a method that has no parent, and for the exact teacher, which is no file.
+
+    Raises:
+        ValueError: there is none, or the one that was named is not compatible.
+    """
+    wanted, teacher, outputs = method.parent(), settings.teacher, settings.outputs
+    if wanted is None or (teacher == EXACT and "two_evaluations" in wanted.guidance):
+        return None
+    facts = None if evaluator is None else evaluator.facts
+    if teacher in (None, EXACT):
+        reason = compatibility_of(settings, wanted, facts, preferred=True)
+        return on_main_process(lambda: find_newest(outputs, settings.dataset_name, wanted.guidance[0], reason))
+    reason = compatibility_of(settings, wanted, facts, named=True)
+
+    def named() -> Path:
+        if not is_foreign(teacher):
+            return resolve_parent(Path(teacher), reason)
+        if facts is None:
+            raise ValueError(f"teacher={teacher} is imported for its data set, which is not there")
+        return resolve_parent(imported(teacher, outputs, facts), reason)
+
+    return on_main_process(named)
+
+
+def train_phase(
+    job: Job,
+    phase: Phase,
+    parent: Path | None,
+    file: Path,
+    loggers: Sequence[Logger],
+    *,
+    is_first: bool,
+    images_before: int,
+) -> None:
+    """Train one phase from its parent, and write its model file."""
+    gc.collect()  # the phase before: its module and trainer hold each other, and its memory is needed now
+    settings, method = job.settings, job.method
+    training = phase_training(method.training, phase, settings.trainer)
+    stream = "/".join(map(str, (settings.seed, settings.name, *([phase.num_steps] if phase.num_steps else []))))
+    nets, card = networks_of(job, phase, parent, stream, is_first=is_first)
+    module = DistillationModule(method=method, phase=phase, nets=nets, training=training, stream=stream)
+    ancestors = () if card is None or parent is None else lineage_of(parent, card, job.folder)
+    if method.inputs == "noise":
+        data: Data = NoiseData(job.facts, batch_size=training.batch_size, stream=stream)
+    else:
+        data = build_data(settings, training.batch_size, stream)
+    fit(
+        module,
+        data,
+        job.folder,
+        settings.trainer,
+        parent_sha256=ancestors[0].sha256 if ancestors else None,
+        loggers=loggers,
+        watchers=watchers_of(job, module, images_before),
+        images_before=images_before,
+    )
+    save_student(file, module, card_of(job, module, card, ancestors), parent)
+
+
+def networks_of(
+    job: Job, phase: Phase, parent: Path | None, stream: str, *, is_first: bool
+) -> tuple[Networks, ModelCard | None]:
+    """The networks of a phase, and the card of its parent file if it has one."""
+    settings, method = job.settings, job.method
+    wants_w = phase.sampling.guidance == "input"
+    if parent is None:
+        assert job.source is not None, "a network from nothing has data to train on"
+        fresh = build_fresh_student(settings, job.source, guidance_input=wants_w and method.parent() is not None)
+        teacher = None if method.parent() is None else build_exact_teacher(settings, method, job.source)
+        denoiser, card, inherited = fresh, None, None
+    else:
+        denoiser, card = load_model(parent)
+        inherited = guidance_of(card)
+        teacher = build_teacher(settings, method, phase, denoiser, card.sampling, job.facts)
+    student = build_student(settings, method, phase, denoiser, is_first=is_first, stream=stream)
+    schedule = schedule_of(settings, student)
+    nets = Networks(student, teacher, schedule, method.guidance(inherited))
+    return method.networks(nets, stream), card
+
+
+def watchers_of(job: Job, module: DistillationModule, images_before: int) -> list[Callback]:
+    """What looks at the module while it trains: snapshots of samples, and diagnostics; nothing without data."""
+    if job.evaluator is None:
+        return []
+    trainer, guidance = job.settings.trainer, module.nets.guidance or GuidanceRange(0.0, 1.0)
+    diagnostics = Diagnostics(
+        folder=job.folder,
+        data=build_data(job.settings, NUM_EXAMPLES, "diagnostics"),
+        count=trainer.diagnostics,
+        images_before=images_before,
+        alarming=not trainer.toy,
+    )
+    if module.phase.sampling.direction == "encode":  # which makes no samples
+        return [diagnostics]
+    snapshots = Snapshots(
+        folder=job.folder,
+        data=job.evaluator.data,
+        figures=RunningFigures(job.evaluator.net, job.evaluator.reference_statistics),
+        count=trainer.snapshots,
+        num_images=trainer.snapshot_images,
+        num_steps=SNAPSHOT_STEPS,
+        w=min(max(1.0, guidance.w_min), guidance.w_max),
+        images_before=images_before,
+    )
+    return [snapshots, diagnostics]
+
+
+def card_of(
+    job: Job, module: DistillationModule, parent: ModelCard | None, ancestors: tuple[Ancestor, ...]
+) -> ModelCard:
+    """What the phase's model file says of itself."""
+    guidance, interval = module.nets.guidance, job.method.interval or (parent and parent.guidance_interval)
+    training, model, schedule = module.training_plan, module.nets.model, module.nets.schedule
+    assert isinstance(schedule, CosineSchedule | BetaSchedule), "as `schedule_of` gives it"
+    return ModelCard(
+        method=job.settings.name,
+        data=job.facts,
+        prediction=model.prediction,
+        schedule=schedule,
+        native_schedule=model.native_schedule,
+        sampling=module.phase.sampling,
+        w_min=guidance.w_min if guidance else None,
+        w_max=guidance.w_max if guidance else None,
+        w_draw=guidance.w_draw if guidance else "uniform",
+        w_values=tuple(guidance.w_values) if guidance and guidance.w_values else None,
+        guidance_interval=None if interval is None else (interval[0], interval[1]),
+        images=training.num_steps * training.batch_size,
+        evaluations=module.evaluations * world_size(),
+        parents=ancestors,
+    )
+
+
+def save_student(path: Path, module: DistillationModule, card: ModelCard, parent: Path | None) -> None:
+    """Write a model's file, by the main process. One with an adapter is merged with it, and the adapter lies beside it.
+
+    Args:
+        parent: a model whose own adapter, where it lies beside it, becomes part of this one.
+    """
+    student: Denoiser = module.model_in_full()
+
+    def write() -> None:
+        if not is_adapted(student):
+            save_model(path, student, card)
+            return
+        older = None if parent is None else adapter_file(parent)
+        save_adapter(adapter_file(path), student, card.parents[0].sha256, older)
+        save_model(path, merged(student), card)
+
+    on_main_process(write)
+
+
+def held_out_examples(settings: Settings, evaluator: Evaluator, most: int = 1000) -> tuple[torch.Tensor, torch.Tensor]:
+    """The first held-out examples; of latents, whose held-out part is images, training ones."""
+    count = min(most, settings.trainer.max_images or most)
+    data = build_data(settings, count, "examples")
+    x, label = data.batch(0) if evaluator.facts.latent or evaluator.facts.text else data.reference()
+    return x[:count], label[:count]
+
+
+@contextmanager
+def open_folder(
+    settings: Settings,
+    products: Sequence[str],
+    name: str | None = None,
+    keep: Callable[[Path], bool] = lambda folder: False,
+) -> Iterator[RunFolder]:
+    """The run folder of these settings, held; see `open_run`."""
+    with ExitStack() as stack:
+
+        def hold() -> RunFolder:
+            force = settings.values["resume"] == FORCE
+            folder = stack.enter_context(
+                open_run(
+                    settings.outputs,
+                    settings.dataset_name,
+                    settings.name,
+                    settings.text,
+                    products,
+                    name or settings.run_name,
+                    keep,
+                    force,
+                )
+            )
+            print(f"{settings.name}: {folder.path}" + (" (finished before)" if folder.finished else ""), flush=True)
+            return folder
+
+        yield on_main_process(hold)
+
+
+@contextmanager
+def loggers_of(settings: Settings, folder: Path) -> Iterator[list[Logger]]:
+    """Where the numbers of a stage go; see `started`."""
+    with started(
+        folder,
+        group=f"{settings.dataset_name}-{folder.name}",
+        job_type=settings.name,
+        config=settings.values,
+        loggers=settings.values["logger"],
+    ) as loggers:
+        yield loggers
