@@ -1,4 +1,4 @@
-"""Train, distil and judge: `python train.py --help`."""
+"""Train, distil and evaluate: `python train.py --help`."""
 
 import sys
 from pathlib import Path
@@ -22,21 +22,22 @@ def train(config: DictConfig) -> None:
 @stop_signals()
 def checked_run(config: DictConfig) -> None:
     """Run what Hydra composed, in as many processes as it says."""
-    from fewstep.distributed.collectives import (
-        process_group,  # these take seconds to import: `--help` need not wait for them
-    )
-    from fewstep.training.settings import TrainerSettings
+    # These take seconds to import: `--help` need not wait for them.
+    from fewstep.distributed.collectives import process_group
+    from fewstep.runs.config import Settings
 
-    settings = HydraConfig.get()
-    sources = [Path(source.path) for source in settings.runtime.config_sources if source.schema == "file"]
-    require_known_recipe(settings.overrides.task, sources)
-    trainer = TrainerSettings(**config.trainer)
-    if not config.plan and not is_worker_process() and max(trainer.processes, trainer.num_nodes) > 1:
+    composed = HydraConfig.get()
+    sources = [Path(source.path) for source in composed.runtime.config_sources if source.schema == "file"]
+    require_known_recipe(composed.overrides.task, sources)
+    settings = Settings.read(config)
+    trainer = settings.trainer
+    several = max(trainer.processes, trainer.num_nodes) > 1
+    if several and not settings.values["plan"] and not is_worker_process():
         sys.exit(launch_workers(__file__, sys.argv[1:], trainer.processes, trainer.num_nodes))
     from fewstep.runs.pipeline import run
 
     with process_group(trainer.device, alone=trainer.strategy == "fsdp"):
-        run(config)
+        run(settings)
 
 
 def main() -> None:

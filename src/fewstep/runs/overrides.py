@@ -20,13 +20,17 @@ def hydra_arguments(arguments: Sequence[str]) -> list[str]:
     """The arguments with W&B's made Hydra's, and those of a preset's sweep marked as one.
 
     Raises:
-        ValueError: a launcher or sweeper is asked for whose package is not installed.
+        ValueError: a launcher or sweeper is asked for whose package is not installed, or the recipe of a pipeline.
     """
     read = [hydra_override(argument) for argument in arguments]
     for argument in read:
         package, extra = NEEDED.get(argument.replace("hydra/", ""), ("", ""))
         if package and not is_installed(package):
             raise ValueError(f"{argument} needs a package that is not installed; pip install 'fewstep[{extra}]' has it")
+        if re.fullmatch(r"recipe=[\w-]+_pipeline", argument):
+            raise ValueError(
+                f"the recipes of a pipeline's stages follow from dataset= and method=, got {argument}; ~recipe is none"
+            )
     has_preset = any(a.startswith("sweeps=") and a not in ("sweeps=null", "sweeps=") for a in read)
     says_how = any(a.startswith(("-", "hydra.mode=")) for a in read)
     return [*read, "--multirun"] if has_preset and not says_how else read

@@ -1,0 +1,1 @@
+"""Hydra finds here the settings of fewstep that follow from others and need no files."""
