@@ -26,8 +26,8 @@ def test_positions_have_their_values_in_a_network_built_for_its_shapes() -> None
 def test_no_block_drops_labels_on_its_own() -> None:
     """diffusers' module drops a tenth of the labels in training, each block others, which a student must not."""
     network = lively(DiT(**with_config(DIT, dropout=0.0))).train()
-    asked = question(DIT)
-    outputs = [network(*asked) for _ in range(20)]
+    inputs = question(DIT)
+    outputs = [network(*inputs) for _ in range(20)]
     assert all(torch.equal(output, outputs[0]) for output in outputs)
     tables = [module for module in network.modules() if isinstance(module, LabelEmbedding)]
     assert [table.embedding_table.num_embeddings for table in tables] == [6, 6]  # the null label among them

@@ -1,4 +1,4 @@
-"""TextUNet: Stable Diffusion's U-Net, its native_schedule, its empty prompt."""
+"""TextUNet: Stable Diffusion's U-Net, its native schedule, its empty prompt."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ SD15 = OmegaConf.load(CONF / "text.yaml")
 SD21 = OmegaConf.merge(SD15, OmegaConf.load(CONF / "text_sd21.yaml"))
 
 
-def test_a_student_is_asked_as_stock_pipelines_ask_it() -> None:
+def test_a_student_is_called_as_stock_pipelines_call_it() -> None:
     """With diffusers' own embedding of w as `timestep_cond`, and its plain state dict in its own class."""
     network = lively(TextUNet(**TEXT, guidance_input=True))
     z, time, prompt, w = question(TEXT)
@@ -31,7 +31,7 @@ def test_a_student_is_asked_as_stock_pipelines_ask_it() -> None:
     torch.testing.assert_close(network(z, time, prompt, w), expected, rtol=1e-3, atol=1e-3)
 
 
-def test_the_clock_of_the_settings_is_stable_diffusions() -> None:
+def test_the_native_schedule_of_the_settings_is_stable_diffusions() -> None:
     native_schedule = instantiate(SD15.native_schedule)
     scheduler = DDIMScheduler(1000, beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
     alphas = scheduler.alphas_cumprod.double()
@@ -42,8 +42,8 @@ def test_the_clock_of_the_settings_is_stable_diffusions() -> None:
     z, _, prompt, _ = question(TEXT)
     denoiser = Denoiser(network, "eps", native_schedule)
     steps = torch.tensor([0, 10, 500, 999])
-    asked = denoiser(z, log_snr[steps], prompt, None)
-    torch.testing.assert_close(asked.eps, network(z, steps / 1000, prompt, None), rtol=1e-3, atol=1e-3)
+    prediction = denoiser(z, log_snr[steps], prompt, None)
+    torch.testing.assert_close(prediction.eps, network(z, steps / 1000, prompt, None), rtol=1e-3, atol=1e-3)
 
 
 def test_the_empty_prompt_is_saved_with_the_weights_and_handed_to_students() -> None:

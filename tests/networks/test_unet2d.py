@@ -10,13 +10,13 @@ from wrapped import UNET2D, lively, question, with_config
 
 from fewstep.networks import UNet2D, network_class
 from fewstep.networks.backbones.wrapping import TimeFeatures
-from fewstep.networks.inputs import sinusoid
+from fewstep.networks.inputs import scalar_inputs, sinusoid
 
 CONF = Path(__file__).parents[2] / "conf" / "model"
 
 
 def test_w_enters_as_in_diffusers_own_time_cond_proj_dim() -> None:
-    ours = TimeFeatures(Timesteps(16, True, 0), 16, 8)
+    ours = TimeFeatures(Timesteps(16, True, 0), scalar_inputs(True, (), dim=8, num_features=16))
     theirs = TimestepEmbedding(16, 64, cond_proj_dim=8)
     assert ours.projection is not None
     ours.projection.weight.data.normal_()

@@ -13,6 +13,7 @@ from wrapped import FEATURES, TOKENS, WRAPPED, lively, question, with_config
 from fewstep.artifacts.model_file import ModelCard, load_model, save_model
 from fewstep.data.facts import DataFacts
 from fewstep.diffusion.guidance import Guided
+from fewstep.diffusion.sampling import Sampling
 from fewstep.diffusion.schedule import CosineSchedule
 from fewstep.networks import Denoiser, Frozen, ResidualMLP, network_class, with_guidance_input
 from fewstep.networks.memory import checkpoint_gradients, denoisers_in, to_channels_last
@@ -67,9 +68,9 @@ def test_all_inputs_are_used(name: str, guidance_input: bool) -> None:
 def test_examples_of_a_batch_do_not_meet(name: str) -> None:
     kind, sizes = WRAPPED[name]
     network = lively(kind(**sizes, guidance_input=True))
-    asked = question(sizes)
-    alone = torch.cat([network(*(part[i, None] for part in asked)) for i in range(4)])
-    torch.testing.assert_close(network(*asked), alone, rtol=1e-4, atol=1e-4)
+    inputs = question(sizes)
+    alone = torch.cat([network(*(part[i, None] for part in inputs)) for i in range(4)])
+    torch.testing.assert_close(network(*inputs), alone, rtol=1e-4, atol=1e-4)
 
 
 @each
@@ -114,13 +115,13 @@ def saved(path: Path, network: nn.Module) -> Path:
     arguments = network.arguments
     assert isinstance(arguments, dict)
     card = ModelCard(
-        role="guided",
+        method="guidance",
         data=DataFacts("somewhere", tuple(arguments["shape"]), arguments["num_classes"], -1.0, 1.0),
         prediction="v",
         schedule=CosineSchedule(),
+        sampling=Sampling(guidance="input"),
         w_min=0.0,
         w_max=4.0,
-        num_steps=None,
         images=0,
         parents=(),
     )

@@ -11,7 +11,7 @@ TOKENS, FEATURES = 3, 12
 
 
 class Question(NamedTuple):
-    """What a network is asked, once for each of four images."""
+    """Inputs of a network, for four images."""
 
     z: Tensor
     time: Tensor

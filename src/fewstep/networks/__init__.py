@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from fewstep.networks.backbones.mlp import ResidualMLP
-from fewstep.networks.denoiser import Denoiser, Frozen, with_guidance_input
+from fewstep.networks.denoiser import Denoiser, Frozen, with_guidance_input, with_inputs
 
 if TYPE_CHECKING:
     from fewstep.networks.backbones.dit import DiT
@@ -22,7 +22,7 @@ def network_class(name: str) -> type[nn.Module]:
     Raises:
         ValueError: a name that is not on the list.
     """
-    match name:  # diffusers takes seconds to import: only who needs it waits
+    match name:  # diffusers takes seconds to import
         case "ResidualMLP":
             return ResidualMLP
         case "UNet":
@@ -64,4 +64,5 @@ __all__ = [
     "UNet2D",
     "network_class",
     "with_guidance_input",
+    "with_inputs",
 ]

@@ -1,7 +1,7 @@
-"""Low-rank adapters (Hu et al. 2022): a student that differs from its teacher by few numbers and its w input.
+"""Low-rank adapters (Hu et al. 2022): a student that differs from its teacher by few numbers and its scalar inputs.
 
-peft puts them into the network and this file takes them out again: merged, or as the file that diffusers reads.
-peft takes seconds to import, so only who needs it waits.
+peft puts them into the network; here they are merged, or written as the file that diffusers reads. peft takes seconds
+to import, so it is imported where it is used.
 """
 
 from copy import deepcopy
@@ -14,7 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from fewstep.networks.denoiser import Denoiser, arguments_of
+from fewstep.networks.denoiser import Denoiser, arguments_of, without_inputs
 from fewstep.system.files import atomic_write
 
 ADAPTERS = ("lora",)
@@ -22,7 +22,7 @@ ADAPTED = (nn.Linear, nn.Conv2d)
 
 
 def check_adapter(adapter: str | None, rank: int, alpha: float) -> None:
-    """Refuse an adapter that there is not.
+    """Check an adapter's settings.
 
     Raises:
         ValueError: an unknown kind, a rank that is no whole number of at least 1, an alpha not above 0.
@@ -37,34 +37,27 @@ def check_adapter(adapter: str | None, rank: int, alpha: float) -> None:
 
 
 def with_adapter(denoiser: Denoiser, rank: int, alpha: float) -> Denoiser:
-    """The denoiser itself, with W + (alpha / rank) B A in the place of each linear and convolutional weight W.
+    """Replace each linear and convolutional weight W of the denoiser by W + (alpha / rank) B A, in place.
 
-    A is random and B zero (Hu et al. 2022, section 4.1), so that it computes what it did. The w input is left as it is:
-    it is trained whole. See `trained_parameters`.
+    A is random and B zero (Hu et al. 2022, section 4.1), so that it computes what it did. The projections of w and
+    extra inputs are left as they are: they are trained whole, see `trained_parameters`.
     """
     from peft import LoraConfig, inject_adapter_in_model
 
-    new = guidance_weights(denoiser.network)
-    targets = [
-        name
-        for name, module in denoiser.network.named_modules()
-        if isinstance(module, ADAPTED) and f"{name}.weight" not in new
-    ]
+    targets = [name for name, module in denoiser.network.named_modules() if isinstance(module, ADAPTED)]
     inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets), denoiser.network)  # pyright: ignore[reportArgumentType]
     return denoiser
 
 
 def guidance_weights(network: nn.Module) -> set[str]:
-    """The names of the weights that a network has for its w input alone."""
-    if not arguments_of(network)["guidance_input"]:
-        return set()
+    """The names of the weights that a network has for w and its extra inputs alone."""
     with torch.device("meta"):
-        plain = type(network)(**arguments_of(network) | {"guidance_input": False}).state_dict()
+        plain = type(network)(**without_inputs(arguments_of(network))).state_dict()
     return {name for name, _ in network.named_parameters() if not is_adapters(name) and without_base(name) not in plain}
 
 
 def trained_parameters(denoiser: Denoiser) -> list[nn.Parameter]:
-    """What a stage trains: everything, or of an adapted network the adapter and the w input."""
+    """The parameters that are trained: all, or of an adapted network the adapter and the projections of its inputs."""
     named = dict(denoiser.named_parameters())
     if not is_adapted(denoiser):
         return list(named.values())
@@ -105,7 +98,7 @@ def merged(denoiser: Denoiser) -> Denoiser:
 def adapter_tensors(denoiser: Denoiser) -> dict[str, Tensor]:
     """The adapter under the names that diffusers reads, `unet.....lora_A.weight`, alpha / rank multiplied into B.
 
-    A reader who is told no alpha takes alpha = rank, so the file needs no second number.
+    Readers of a file without alpha take alpha = rank, so it needs no second number.
     """
     tensors = {}
     for name, parameter in denoiser.network.named_parameters():
@@ -118,12 +111,15 @@ def adapter_tensors(denoiser: Denoiser) -> dict[str, Tensor]:
 
 
 def save_adapter(path: Path, denoiser: Denoiser, base_sha256: str, older: Path | None = None) -> None:
-    """Write the adapter to `path`, and beside it the w input, which no LoRA file has a place for; see `guidance_file`.
+    """Write the adapter to `path`, and to `guidance_file(path)` the projections of w and extra inputs.
+
+    No LoRA file has a place for those.
 
     Args:
         base_sha256: of the model file whose weights the adapter is added to, kept in the metadata.
-        older: the adapter that was merged into those weights: where there is such a file, both become one of the sum of
-            their ranks, to be added to what the older was added to. So a chain's adapter fits its first teacher.
+        older: the adapter that was merged into those weights. Where there is such a file, both become one adapter of
+            the sum of their ranks, for the weights that the older one was for: a chain's adapter fits its
+            first teacher.
     """
     tensors = adapter_tensors(denoiser)
     if older is not None and older.is_file():
@@ -141,10 +137,10 @@ def save_adapter(path: Path, denoiser: Denoiser, base_sha256: str, older: Path |
 
 
 def guidance_file(adapter: Path) -> Path:
-    """Where the w input that belongs to the adapter at that path lies."""
+    """The path of the w input that belongs to the adapter at that path."""
     return adapter.with_name(f"{adapter.stem}-w{adapter.suffix}")
 
 
 def adapter_file(model: Path) -> Path:
-    """Where the adapter merged into a model file lies: adapter.safetensors beside it, of a rung adapter-N."""
+    """The path of the adapter that was merged into a model file: adapter.safetensors, or adapter-N of model-N."""
     return model.with_name("adapter" + model.name.removeprefix("model"))

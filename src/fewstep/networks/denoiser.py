@@ -1,5 +1,6 @@
 """A network read as x, eps or v: the Denoise that is trained, saved and sampled."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -9,14 +10,16 @@ from torch import Tensor, nn
 from fewstep.diffusion.betas import BetaSchedule
 from fewstep.diffusion.prediction import KINDS, Condition, Prediction, PredictionKind, interpret
 from fewstep.diffusion.schedule import Batch, Images, network_time
+from fewstep.networks.inputs import Scalars, W, check_extra
 
 EPS_FLOOR = -8.0  # log-SNR, alpha = 0.018
 
 
 class Denoiser(nn.Module):
-    """Denoise by a network of signature (z, time, label, w) -> output of z's shape.
+    """Denoise by a network of signature (z, time, label, w[, extra]) -> output of z's shape.
 
-    The network keeps its constructor's arguments in `arguments`, which is how a model file describes it.
+    The network keeps its constructor's arguments in `arguments`, which is how a model file describes it. `extra` is
+    given to networks with extra inputs alone; see `ScalarInputs`.
 
     Args:
         prediction: how its output reads.
@@ -52,7 +55,13 @@ class Denoiser(nn.Module):
 
     @property
     def has_guidance_input(self) -> bool:
+        """Whether w is an input of the network."""
         return bool(arguments_of(self.network)["guidance_input"])
+
+    @property
+    def extra_inputs(self) -> tuple[str, ...]:
+        """The names of the network's scalar inputs other than time and w."""
+        return tuple(arguments_of(self.network).get("extra_inputs", ()))
 
     def forward(
         self,
@@ -60,20 +69,34 @@ class Denoiser(nn.Module):
         log_snr: Batch,
         label: Condition,
         w: Float[Tensor, "batch"] | None = None,
+        *,
+        extra: Scalars | None = None,
     ) -> Prediction:
-        prediction = self.predict(z, log_snr, label, w if self.has_guidance_input else None)
+        """The prediction at z.
+
+        Args:
+            w: ignored by a network without that input. extra: values of the extra inputs, by name.
+
+        Raises:
+            ValueError: `extra` is not of the network's extra inputs.
+        """
+        check_extra(extra, self.extra_inputs)
+        prediction = self.predict(z, log_snr, label, w if self.has_guidance_input else None, extra)
         self.evaluated += len(z) * (3 if prediction.v.requires_grad else 1)
         return prediction
 
-    def predict(self, z: Images, log_snr: Batch, label: Condition, w: Float[Tensor, "batch"] | None) -> Prediction:
+    def predict(
+        self, z: Images, log_snr: Batch, label: Condition, w: Float[Tensor, "batch"] | None, extra: Scalars | None
+    ) -> Prediction:
         """The network's output, read as a prediction at z."""
+        scalars = (w, extra) if self.extra_inputs else (w,)
         if self.native_schedule is None:
-            output = self.network(z, network_time(log_snr).to(z.dtype), label, w)
+            output = self.network(z, network_time(log_snr).to(z.dtype), label, *scalars)
             return interpret(self.prediction, output.to(z.dtype), z=z, log_snr=log_snr)
         known = log_snr.clamp(min=lowest_log_snr(self.prediction, self.native_schedule))
         timestep = self.native_schedule.timestep(known.double())
         time = timestep / 1000  # float64: 1000 * time is a timestep again, and whole
-        output = self.network(z, time, label, w)
+        output = self.network(z, time, label, *scalars)
         there = interpret(self.prediction, output.to(z.dtype), z=z, log_snr=known)
         here = interpret("x", there.x, z=z, log_snr=log_snr)
         beyond = (log_snr < known).reshape(-1, *[1] * (z.ndim - 1))
@@ -81,10 +104,11 @@ class Denoiser(nn.Module):
 
 
 def lowest_log_snr(prediction: PredictionKind, native_schedule: BetaSchedule) -> float:
-    """The noisiest log-SNR at which a network of that native_schedule is asked: that of its last timestep.
+    """The noisiest log-SNR at which a network of that native schedule is evaluated: that of its last timestep.
 
-    One of eps whose schedule goes on to zero SNR, like ADM's cosine, is asked no noisier than EPS_FLOOR: at the last
-    timestep its x would be its error divided by alpha = 5e-5, which ADM's own sampler hides by clipping x (our choice).
+    One of eps whose schedule goes on to zero SNR, like ADM's cosine, is evaluated no noisier than EPS_FLOOR: at the
+    last timestep its x would be its error divided by alpha = 5e-5, which ADM's own sampler hides by clipping x (our
+    choice).
     """
     return (
         max(native_schedule.lowest_log_snr, EPS_FLOOR)
@@ -100,14 +124,30 @@ def arguments_of(network: nn.Module) -> dict[str, Any]:
     return arguments
 
 
-def with_guidance_input(teacher: Denoiser) -> Denoiser:
-    """A copy of `teacher` with a w input whose new weights are zero: it *is* the conditional teacher, for every w."""
-    network = type(teacher.network)(**arguments_of(teacher.network) | {"guidance_input": True})
-    missing, unexpected = network.load_state_dict(teacher.network.state_dict(), strict=False)
+def with_inputs(denoiser: Denoiser, names: Sequence[str]) -> Denoiser:
+    """A copy with more scalar inputs whose new weights are zero: it computes the same, whatever their values.
+
+    Args:
+        names: w, or others; those that the network has already stay as they are.
+    """
+    extra = [*dict.fromkeys([*denoiser.extra_inputs, *(name for name in names if name != W)])]
+    inputs = {"guidance_input": denoiser.has_guidance_input or W in names, "extra_inputs": extra}
+    network = type(denoiser.network)(**arguments_of(denoiser.network) | inputs)
+    missing, unexpected = network.load_state_dict(denoiser.network.state_dict(), strict=False)
     new = network.state_dict()
     assert not unexpected, "the copy lost a weight"
-    assert not any(new[key].any() for key in missing), "the w input must start at zero"
-    return Denoiser(network, teacher.prediction, teacher.native_schedule)
+    assert not any(new[key].any() for key in missing), "new inputs must start at zero"
+    return Denoiser(network, denoiser.prediction, denoiser.native_schedule)
+
+
+def with_guidance_input(teacher: Denoiser) -> Denoiser:
+    """A copy of `teacher` with a w input: at first the conditional teacher, for every w."""
+    return with_inputs(teacher, (W,))
+
+
+def without_inputs(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of the same network without w and extra inputs: those that a student shares with its teacher."""
+    return {**arguments, "guidance_input": False, "extra_inputs": []}
 
 
 class Frozen:
@@ -126,7 +166,15 @@ class Frozen:
         return self.denoiser.null
 
     @torch.no_grad()
-    def __call__(self, z: Images, log_snr: Batch, label: Condition, w: Float[Tensor, "batch"] | None) -> Prediction:
+    def __call__(
+        self,
+        z: Images,
+        log_snr: Batch,
+        label: Condition,
+        w: Float[Tensor, "batch"] | None,
+        *,
+        extra: Scalars | None = None,
+    ) -> Prediction:
         if self._anchor.device != z.device:
             self.denoiser.to(z.device)
-        return self.denoiser(z, log_snr, label, w)
+        return self.denoiser(z, log_snr, label, w, extra=extra)

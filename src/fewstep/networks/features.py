@@ -45,4 +45,5 @@ def call_once(denoiser: Denoiser) -> None:
     null = denoiser.null
     label = null[None].to(weight.device) if isinstance(null, Tensor) else torch.tensor([null], device=weight.device)
     nothing = torch.zeros(1, device=weight.device)
-    denoiser(nothing.new_zeros(1, *arguments_of(denoiser.network)["shape"]), nothing, label, nothing)
+    z = nothing.new_zeros(1, *arguments_of(denoiser.network)["shape"])
+    denoiser(z, nothing, label, nothing, extra=dict.fromkeys(denoiser.extra_inputs, nothing))

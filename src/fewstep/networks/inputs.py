@@ -1,11 +1,17 @@
-"""How numbers enter a network."""
+"""How scalars enter a network: time, the guidance weight w, and any further ones by name."""
 
 import math
-from functools import lru_cache
+from collections.abc import Mapping, Sequence
+from functools import lru_cache, reduce
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional
+
+W = "w"  # the name of the guidance weight among scalar inputs
+Scalars = Mapping[str, Float[Tensor, "batch"]]
+"""Values of the scalar inputs other than w, by name."""
 
 
 def sinusoid(value: Float[Tensor, "batch"], dim: int) -> Float[Tensor, "batch dim"]:
@@ -31,3 +37,69 @@ def frequencies(dim: int, device: torch.device) -> Float[Tensor, "half"]:
 def _remembered(dim: int, device: torch.device) -> Float[Tensor, "half"]:
     with torch.inference_mode(False):  # so that a gradient may pass where the first call had none
         return frequencies(dim, device)
+
+
+class ScalarInputs(nn.Module):
+    """Sum of bias-free projections, zero at first, of the sinusoids of scalar inputs: to be added to those of time.
+
+    diffusers' `time_cond_proj_dim` for several scalars. The projection of w is called `weight`, as it is there; those
+    of the others are `extra.NAME`.
+
+    Args:
+        guidance_input: whether w is an input. extra_inputs: the names of the others, like s, r or d.
+        dim: size of each sinusoid. num_features: of what they are added to.
+
+    Raises:
+        ValueError: a name that is no identifier, is w, or comes twice.
+    """
+
+    def __init__(self, guidance_input: bool, extra_inputs: Sequence[str], *, dim: int, num_features: int) -> None:
+        super().__init__()
+        if len(set(extra_inputs)) < len(extra_inputs) or not all(n.isidentifier() and n != W for n in extra_inputs):
+            raise ValueError(f"extra_inputs must be different names other than {W}, like [s, r], got {[*extra_inputs]}")
+        self.dim = dim
+        self.weight = zeroed(nn.Linear(dim, num_features, bias=False)).weight if guidance_input else None
+        self.extra = nn.ParameterDict({name: torch.zeros(num_features, dim) for name in extra_inputs})
+
+    def sinusoids(self, w: Float[Tensor, "batch"] | None, extra: Scalars | None) -> Float[Tensor, "batch all"]:
+        """The sinusoids of all inputs side by side: what a U-Net of diffusers takes as `timestep_cond`."""
+        values = [(extra or {})[name] for name in self.extra]
+        if self.weight is not None:
+            assert w is not None, "this network has a w input"
+            values = [w, *values]
+        return torch.cat([sinusoid(value, self.dim) for value in values], dim=1)
+
+    def forward(self, sinusoids: Float[Tensor, "batch all"]) -> Float[Tensor, "batch features"]:
+        """The sum of their projections, computed in the dtype of each."""
+        weights = [*([] if self.weight is None else [self.weight]), *self.extra.values()]
+        parts = zip(sinusoids.split(self.dim, dim=1), weights, strict=True)
+        return reduce(torch.add, (functional.linear(part.to(weight.dtype), weight) for part, weight in parts))
+
+
+def scalar_inputs(
+    guidance_input: bool, extra_inputs: Sequence[str], *, dim: int, num_features: int
+) -> ScalarInputs | None:
+    """The scalar inputs of a network; None for one that has no other than time."""
+    if not guidance_input and not extra_inputs:
+        return None
+    return ScalarInputs(guidance_input, extra_inputs, dim=dim, num_features=num_features)
+
+
+def check_extra(given: Scalars | None, names: Sequence[str]) -> None:
+    """Check that the values given to a network are those of its extra inputs.
+
+    Raises:
+        ValueError: one is missing, or is of no input of the network.
+    """
+    if {*(given or {})} != {*names}:
+        raise ValueError(
+            f"a network's extra inputs must all be given, here {', '.join(names) or 'none'}, got "
+            f"{', '.join(given or {}) or 'none'}; pass extra={{name: values}}"
+        )
+
+
+def zeroed(layer: nn.Linear) -> nn.Linear:
+    """The layer with all its parameters zero, so that at first it adds nothing."""
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+    return layer

@@ -19,10 +19,10 @@ def smaller_student(teacher: Denoiser, changes: Mapping[str, Any]) -> Denoiser:
     """
     arguments = arguments_of(teacher.network)
     kind = type(teacher.network)
-    if unknown := sorted(set(changes) - set(arguments) | set(changes) & {"shape", "num_classes", "guidance_input"}):
+    allowed = sorted(set(arguments) - {"shape", "num_classes", "guidance_input", "extra_inputs"})
+    if unknown := sorted(set(changes) - set(allowed)):
         raise ValueError(
-            f"stage.student must change arguments of {kind.__name__} ({', '.join(sorted(arguments))}; not shape, "
-            f"num_classes, guidance_input), got {unknown[0]!r}"
+            f"stage.student must change arguments of {kind.__name__} ({', '.join(allowed)}), got {unknown[0]!r}"
         )
     try:
         network = kind(**merged_arguments(arguments, changes) | {"guidance_input": True})
@@ -46,9 +46,9 @@ def merged_arguments(arguments: Mapping[str, Any], changes: Mapping[str, Any]) -
 
 
 def middle(network: nn.Module) -> nn.Module:
-    """The module whose output are a network's features: what it has understood, before it turns to its output.
+    """The module whose output serves as a network's features.
 
-    The input of the block after the middle in a stack of blocks, the lowest level of a U-Net.
+    That of a U-Net's lowest level, or of the block after the middle of a stack (in an MLP, of its normalisation).
     """
     match type(network).__name__:
         case "ResidualMLP":

@@ -18,6 +18,7 @@ from fewstep.networks.backbones.wrapping import (
     checked_config,
     first_channels,
 )
+from fewstep.networks.inputs import Scalars, scalar_inputs
 
 OURS = ("sample_size", "in_channels", "num_embeds_ada_norm")
 TIME_FEATURES = 256  # of diffusers' embedding of time in a DiT
@@ -34,7 +35,7 @@ class DiT(nn.Module):
         num_classes: labels are 0..num_classes - 1, and num_classes means "no class".
         config: arguments of `DiTTransformer2DModel` but those that follow from the others, which are refused:
             sample_size, in_channels, num_embeds_ada_norm. Of 2 C `out_channels` the first C are the prediction.
-        guidance_input: whether w is an input (its projection is zero at first); guidance_dim, the size of its sinusoid.
+        guidance_input, extra_inputs: see `ScalarInputs`. guidance_dim: size of each of their sinusoids.
 
     Raises:
         ValueError: a setting that DiTTransformer2DModel does not know, or sizes that do not fit each other.
@@ -48,6 +49,7 @@ class DiT(nn.Module):
         config: Mapping[str, Any],
         guidance_dim: int = 256,
         guidance_input: bool = False,
+        extra_inputs: Sequence[str] = (),
     ) -> None:
         super().__init__()
         config = checked_config(DiTTransformer2DModel, config, OURS)
@@ -57,6 +59,7 @@ class DiT(nn.Module):
             "config": config,
             "guidance_dim": guidance_dim,
             "guidance_input": guidance_input,
+            "extra_inputs": list(extra_inputs),
         }
         patch = int(config.get("patch_size", 2))
         check_divisible(shape, patch, f"a DiT of patches of {patch}")
@@ -79,9 +82,8 @@ class DiT(nn.Module):
             table = PatchEmbed(height=shape[1], width=shape[1], patch_size=patch, in_channels=1, embed_dim=width)
         self.transformer.pos_embed.pos_embed = table.pos_embed
         embeddings = [m for m in self.transformer.modules() if isinstance(m, CombinedTimestepLabelEmbeddings)]
-        self.time_features = TimeFeatures(
-            embeddings[0].time_proj, TIME_FEATURES, guidance_dim if guidance_input else None
-        )
+        inputs = scalar_inputs(guidance_input, extra_inputs, dim=guidance_dim, num_features=TIME_FEATURES)
+        self.time_features = TimeFeatures(embeddings[0].time_proj, inputs)
         for embedding in embeddings:
             embedding.register_module("time_proj", GivenFeatures())
             embedding.class_embedder.dropout_prob = 0.0  # the stage drops labels, and no block does on its own
@@ -92,6 +94,7 @@ class DiT(nn.Module):
         time: Float[Tensor, "batch"],
         label: Int[Tensor, "batch"],
         w: Float[Tensor, "batch"] | None,
+        extra: Scalars | None = None,
     ) -> Images:
-        output = self.transformer(z, self.time_features(time, w), class_labels=label, return_dict=False)[0]
+        output = self.transformer(z, self.time_features(time, w, extra), class_labels=label, return_dict=False)[0]
         return first_channels(output, z)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fewstep.diffusion.schedule import Images
-from fewstep.networks.inputs import sinusoid
+from fewstep.networks.inputs import Scalars, scalar_inputs, sinusoid, zeroed
 
 
 class ResidualMLP(nn.Module):
@@ -20,8 +20,7 @@ class ResidualMLP(nn.Module):
         num_classes: labels are 0..num_classes - 1, and num_classes means "no class".
         width, num_blocks, embedding_dim: size; embedding_dim even and at least 4.
         dropout: in [0, 1), inside each block.
-        guidance_input: whether w is an input, entering as in diffusers: a bias-free projection of its sinusoid, zero
-            at first, added to the sinusoid of time.
+        guidance_input, extra_inputs: see `ScalarInputs`.
 
     Raises:
         ValueError: a size outside its range.
@@ -37,6 +36,7 @@ class ResidualMLP(nn.Module):
         embedding_dim: int,
         dropout: float = 0.0,
         guidance_input: bool = False,
+        extra_inputs: Sequence[str] = (),
     ) -> None:
         super().__init__()
         self.arguments = {
@@ -47,6 +47,7 @@ class ResidualMLP(nn.Module):
             "embedding_dim": embedding_dim,
             "dropout": dropout,
             "guidance_input": guidance_input,
+            "extra_inputs": list(extra_inputs),
         }
         if embedding_dim < 4 or embedding_dim % 2:
             raise ValueError(f"embedding_dim must be even and at least 4, got {embedding_dim}")
@@ -56,8 +57,8 @@ class ResidualMLP(nn.Module):
                 f"width={width}, num_blocks={num_blocks}, dropout={dropout}"
             )
         self.embedding_dim = embedding_dim
-        self.guidance_projection = (
-            zeroed(nn.Linear(embedding_dim, embedding_dim, bias=False)) if guidance_input else None
+        self.guidance_projection = scalar_inputs(
+            guidance_input, extra_inputs, dim=embedding_dim, num_features=embedding_dim
         )
         self.time = nn.Sequential(
             nn.Linear(embedding_dim, embedding_dim), nn.SiLU(), nn.Linear(embedding_dim, embedding_dim)
@@ -77,11 +78,11 @@ class ResidualMLP(nn.Module):
         time: Float[Tensor, "batch"],
         label: Int[Tensor, "batch"],
         w: Float[Tensor, "batch"] | None,
+        extra: Scalars | None = None,
     ) -> Images:
         features = sinusoid(time, self.embedding_dim)
         if self.guidance_projection is not None:
-            assert w is not None, "this network has a w input"
-            features = features + self.guidance_projection(sinusoid(w, self.embedding_dim))
+            features = features + self.guidance_projection(self.guidance_projection.sinusoids(w, extra))
         embedding = functional.silu(self.time(features) + self.label(label))
         modulation = self.modulation(embedding).chunk(2 * len(self.norms), dim=1)
         h = self.inward(z.flatten(1))
@@ -91,10 +92,3 @@ class ResidualMLP(nn.Module):
             inner = functional.silu(self.first[block](modulated))
             h = h + self.second[block](functional.dropout(inner, self.dropout, self.training))
         return self.outward(h).reshape(z.shape)
-
-
-def zeroed(layer: nn.Linear) -> nn.Linear:
-    """The layer with all its parameters zero, so that at first it adds nothing."""
-    for parameter in layer.parameters():
-        nn.init.zeros_(parameter)
-    return layer

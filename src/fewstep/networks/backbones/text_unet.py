@@ -11,13 +11,14 @@ from torch import Tensor, nn
 from fewstep.diffusion.schedule import Images
 from fewstep.networks.backbones.wrapping import (
     DEFAULT_LEVELS,
+    add_scalar_inputs,
     check_divisible,
     check_out_channels,
     checked_config,
     first_channels,
-    w_features,
-    zeroed_w,
+    timestep_cond,
 )
+from fewstep.networks.inputs import Scalars
 
 OURS = ("sample_size", "in_channels", "cross_attention_dim", "time_cond_proj_dim", "num_class_embeds")
 ELSEWHERE = ("class_embed_type", "addition_embed_type", "encoder_hid_dim", "encoder_hid_dim_type")
@@ -36,7 +37,7 @@ class TextUNet(nn.Module):
         config: arguments of `UNet2DConditionModel` but those that follow from the others, which are refused:
             sample_size, in_channels, cross_attention_dim, time_cond_proj_dim, num_class_embeds. Of 2 C `out_channels`
             the first C are the prediction.
-        guidance_input: whether w is an input (its projection is zero at first); guidance_dim, the size of its sinusoid.
+        guidance_input, extra_inputs: see `ScalarInputs`. guidance_dim: size of each of their sinusoids.
 
     Raises:
         ValueError: a setting that UNet2DConditionModel does not know, a condition besides the prompt, or sizes that do
@@ -55,6 +56,7 @@ class TextUNet(nn.Module):
         config: Mapping[str, Any],
         guidance_dim: int = 256,
         guidance_input: bool = False,
+        extra_inputs: Sequence[str] = (),
     ) -> None:
         super().__init__()
         config = checked_config(UNet2DConditionModel, config, OURS)
@@ -66,6 +68,7 @@ class TextUNet(nn.Module):
             "config": config,
             "guidance_dim": guidance_dim,
             "guidance_input": guidance_input,
+            "extra_inputs": list(extra_inputs),
         }
         if num_classes:
             raise ValueError(f"a TextUNet has prompts and no classes, got num_classes={num_classes}; use dataset=text")
@@ -85,12 +88,9 @@ class TextUNet(nn.Module):
             "time_cond_proj_dim": guidance_dim if guidance_input else None,
         }
         check_out_channels(shape[0], settings["out_channels"])
-        self.guidance_dim = guidance_dim
-        self.guidance_input = guidance_input
         self.unet = UNet2DConditionModel(**settings)
         self.register_buffer("empty_prompt", torch.zeros(tokens, features))
-        if guidance_input:
-            zeroed_w(self.unet)
+        add_scalar_inputs(self.unet, guidance_input, extra_inputs, guidance_dim)
 
     def forward(
         self,
@@ -98,13 +98,13 @@ class TextUNet(nn.Module):
         time: Float[Tensor, "batch"],
         label: Float[Tensor, "batch tokens features"],
         w: Float[Tensor, "batch"] | None,
+        extra: Scalars | None = None,
     ) -> Images:
-        condition = w_features(w, self.guidance_dim, z.dtype) if self.guidance_input else None
         output = self.unet(
             z,
             1000 * time,
             encoder_hidden_states=label.to(z.dtype),
-            timestep_cond=condition,
+            timestep_cond=timestep_cond(self.unet, w, extra),
             return_dict=False,
         )[0]
         return first_channels(output, z)

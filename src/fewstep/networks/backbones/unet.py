@@ -7,7 +7,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from fewstep.diffusion.schedule import Images
-from fewstep.networks.backbones.wrapping import w_features, zeroed_w
+from fewstep.networks.backbones.wrapping import add_scalar_inputs, timestep_cond
+from fewstep.networks.inputs import Scalars
 
 
 class UNet(nn.Module):
@@ -20,7 +21,7 @@ class UNet(nn.Module):
         num_blocks: residual blocks per level.
         attention: for each level, whether it attends.
         head_dim: channels per attention head.
-        guidance_input: whether w is an input (its projection is zero at first); guidance_dim, the size of its sinusoid.
+        guidance_input, extra_inputs: see `ScalarInputs`. guidance_dim: size of each of their sinusoids.
 
     Raises:
         ValueError: sizes that do not fit each other.
@@ -39,6 +40,7 @@ class UNet(nn.Module):
         dropout: float = 0.0,
         guidance_dim: int = 256,
         guidance_input: bool = False,
+        extra_inputs: Sequence[str] = (),
     ) -> None:
         super().__init__()
         self.arguments = {
@@ -52,6 +54,7 @@ class UNet(nn.Module):
             "dropout": dropout,
             "guidance_dim": guidance_dim,
             "guidance_input": guidance_input,
+            "extra_inputs": list(extra_inputs),
         }
         if len(shape) != 3 or any(size % 2 ** (len(channels) - 1) for size in shape[1:]):
             raise ValueError(
@@ -65,8 +68,6 @@ class UNet(nn.Module):
                 f"a U-Net needs channels that are multiples of norm_groups, and head_dim of at least 1, got "
                 f"channels={list(channels)}, norm_groups={norm_groups}, head_dim={head_dim}"
             )
-        self.guidance_dim = guidance_dim
-        self.guidance_input = guidance_input
         self.unet = UNet2DConditionModel(
             sample_size=shape[1],
             in_channels=shape[0],
@@ -82,8 +83,7 @@ class UNet(nn.Module):
             num_class_embeds=num_classes + 1,
             time_cond_proj_dim=guidance_dim if guidance_input else None,
         )
-        if guidance_input:
-            zeroed_w(self.unet)
+        add_scalar_inputs(self.unet, guidance_input, extra_inputs, guidance_dim)
 
     def forward(
         self,
@@ -91,13 +91,13 @@ class UNet(nn.Module):
         time: Float[Tensor, "batch"],
         label: Int[Tensor, "batch"],
         w: Float[Tensor, "batch"] | None,
+        extra: Scalars | None = None,
     ) -> Images:
-        condition = w_features(w, self.guidance_dim, z.dtype) if self.guidance_input else None
         return self.unet(
             z,
             1000 * time,
             encoder_hidden_states=None,
             class_labels=label,
-            timestep_cond=condition,
+            timestep_cond=timestep_cond(self.unet, w, extra),
             return_dict=False,
         )[0]

@@ -17,6 +17,7 @@ from fewstep.networks.backbones.wrapping import (
     checked_config,
     first_channels,
 )
+from fewstep.networks.inputs import Scalars, scalar_inputs
 
 OURS = ("sample_size", "in_channels", "num_class_embeds", "num_train_timesteps")
 
@@ -30,7 +31,7 @@ class UNet2D(nn.Module):
             classes. 0 for an unconditional model, which has no table and does not look at labels.
         config: arguments of `UNet2DModel` but those that follow from the others, which are refused: sample_size,
             in_channels, num_class_embeds. Of 2 C `out_channels` the first C are the prediction.
-        guidance_input: whether w is an input (its projection is zero at first); guidance_dim, the size of its sinusoid.
+        guidance_input, extra_inputs: see `ScalarInputs`. guidance_dim: size of each of their sinusoids.
 
     Raises:
         ValueError: a setting that UNet2DModel does not know, or sizes that do not fit each other.
@@ -44,6 +45,7 @@ class UNet2D(nn.Module):
         config: Mapping[str, Any],
         guidance_dim: int = 256,
         guidance_input: bool = False,
+        extra_inputs: Sequence[str] = (),
     ) -> None:
         super().__init__()
         config = checked_config(UNet2DModel, config, OURS)
@@ -53,6 +55,7 @@ class UNet2D(nn.Module):
             "config": config,
             "guidance_dim": guidance_dim,
             "guidance_input": guidance_input,
+            "extra_inputs": list(extra_inputs),
         }
         if config.get("time_embedding_type", "positional") != "positional" or config.get("class_embed_type"):
             raise ValueError(
@@ -72,7 +75,8 @@ class UNet2D(nn.Module):
         check_out_channels(shape[0], settings["out_channels"])
         self.unet = UNet2DModel(**settings)
         width = self.unet.config["block_out_channels"][0]
-        self.time_features = TimeFeatures(self.unet.time_proj, width, guidance_dim if guidance_input else None)
+        inputs = scalar_inputs(guidance_input, extra_inputs, dim=guidance_dim, num_features=width)
+        self.time_features = TimeFeatures(self.unet.time_proj, inputs)
         self.unet.register_module("time_proj", GivenFeatures())
 
     def forward(
@@ -81,7 +85,8 @@ class UNet2D(nn.Module):
         time: Float[Tensor, "batch"],
         label: Int[Tensor, "batch"],
         w: Float[Tensor, "batch"] | None,
+        extra: Scalars | None = None,
     ) -> Images:
         labels = None if self.unet.class_embedding is None else label
-        output = self.unet(z, self.time_features(time, w), class_labels=labels, return_dict=False)[0]
+        output = self.unet(z, self.time_features(time, w, extra), class_labels=labels, return_dict=False)[0]
         return first_channels(output, z)

@@ -1,17 +1,15 @@
-"""What the wrappers of diffusers' models share: their settings checked, w beside time, the channels that count."""
+"""What the wrappers of diffusers' models share: checked settings, scalar inputs, the channels of the prediction."""
 
 import json
 from collections.abc import Collection, Mapping, Sequence
 from inspect import signature
 from typing import Any
 
-import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from fewstep.networks.backbones.mlp import zeroed
-from fewstep.networks.inputs import sinusoid
+from fewstep.networks.inputs import ScalarInputs, Scalars, scalar_inputs
 
 DEFAULT_LEVELS = range(4)  # of diffusers' U-Nets without block_out_channels
 
@@ -47,9 +45,9 @@ def check_divisible(shape: Sequence[int], by: int, what: str) -> None:
 
 
 class GivenFeatures(nn.Module):
-    """In the place of a model's `time_proj`: what comes as timesteps *is* the features, (features, batch).
+    """An identity in the place of a model's `time_proj`: features of time are passed as its timesteps.
 
-    Transposed, because diffusers' U-Net multiplies its timesteps with batch ones.
+    They come as (features, batch), because diffusers' U-Net multiplies its timesteps with batch ones.
     """
 
     def forward(self, features: Float[Tensor, "features batch"]) -> Float[Tensor, "batch features"]:
@@ -57,41 +55,43 @@ class GivenFeatures(nn.Module):
 
 
 class TimeFeatures(nn.Module):
-    """Sinusoid of 1000 * time, plus a bias-free projection, zero at first, of the sinusoid of 1000 * w.
-
-    That is diffusers' `time_cond_proj_dim` for those of its models that lack it.
+    """Sinusoid of 1000 * time plus `ScalarInputs`: `time_cond_proj_dim` for those of diffusers' models that lack it.
 
     Args:
-        time_proj: diffusers' own `Timesteps` of the model. num_features: how many it gives.
-        guidance_dim: size of the sinusoid of w, None for no w input.
+        time_proj: diffusers' own `Timesteps` of the model.
+        inputs: the scalar inputs other than time, of as many features; None where there are none.
     """
 
-    def __init__(self, time_proj: nn.Module, num_features: int, guidance_dim: int | None) -> None:
+    def __init__(self, time_proj: nn.Module, inputs: ScalarInputs | None) -> None:
         super().__init__()
         self.time_proj = time_proj
-        self.guidance_dim = guidance_dim
-        self.projection = None if guidance_dim is None else zeroed(nn.Linear(guidance_dim, num_features, bias=False))
+        self.projection = inputs
 
     def forward(
-        self, time: Float[Tensor, "batch"], w: Float[Tensor, "batch"] | None
+        self, time: Float[Tensor, "batch"], w: Float[Tensor, "batch"] | None, extra: Scalars | None = None
     ) -> Float[Tensor, "features batch"]:
         features = self.time_proj(1000 * time)
-        if self.projection is not None and self.guidance_dim is not None:
-            features = features + self.projection(w_features(w, self.guidance_dim, self.projection.weight.dtype))
+        if self.projection is not None:
+            features = features + self.projection(self.projection.sinusoids(w, extra))
         return features.T
 
 
-def zeroed_w(unet: UNet2DConditionModel) -> None:
-    """Let the w input of `time_cond_proj_dim` add nothing at first."""
-    projection = unet.time_embedding.cond_proj
-    assert projection is not None
-    zeroed(projection)
+def add_scalar_inputs(unet: UNet2DConditionModel, guidance_input: bool, extra_inputs: Sequence[str], dim: int) -> None:
+    """Put `ScalarInputs` in the place of the projection of `time_cond_proj_dim`.
+
+    The state dict stays that of diffusers' class where w is the only scalar input.
+    """
+    num_features = unet.time_embedding.linear_1.in_features
+    inputs = scalar_inputs(guidance_input, extra_inputs, dim=dim, num_features=num_features)
+    unet.time_embedding.cond_proj = inputs  # pyright: ignore[reportAttributeAccessIssue]  # it is any module
 
 
-def w_features(w: Float[Tensor, "batch"] | None, dim: int, dtype: torch.dtype) -> Float[Tensor, "batch dim"]:
-    """Sinusoid of 1000 * w, which diffusers' pipelines give as `timestep_cond`, in the dtype of what it meets."""
-    assert w is not None, "this network has a w input"
-    return sinusoid(w, dim).to(dtype)
+def timestep_cond(
+    unet: UNet2DConditionModel, w: Float[Tensor, "batch"] | None, extra: Scalars | None
+) -> Float[Tensor, "batch all"] | None:
+    """What a U-Net takes beside its timestep: the sinusoids of its scalar inputs, None where it has none."""
+    inputs = unet.time_embedding.cond_proj
+    return inputs.sinusoids(w, extra) if isinstance(inputs, ScalarInputs) else None
 
 
 def first_channels(

@@ -1,4 +1,4 @@
-"""The frozen networks beside a diffusion model: local folders of safetensors, known by the digest of their weights."""
+"""Frozen networks from local folders of safetensors, identified by the digest of their weights."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -64,16 +64,16 @@ def freeze(network: nn.Module) -> str:
     return tensor_digest(network.state_dict())
 
 
-Companion = TypeVar("Companion")
+Loaded = TypeVar("Loaded")
 
 
 def load_frozen(
-    open: Callable[[str | Path], Companion], known: str, folder: str | Path | None, option: str, what: str
-) -> Companion:
-    """What lies in `folder`, or else where it was `known` to lie.
+    open: Callable[[str | Path], Loaded], known: str, folder: str | Path | None, option: str, what: str
+) -> Loaded:
+    """Open the frozen network in `folder`, or in the folder `known` where none is given.
 
     Raises:
-        ValueError: it is not there; says by which option of the command line another place is named.
+        ValueError: it is not there; names the command-line option that gives another folder.
     """
     if folder is None and not Path(known).is_dir():
         raise ValueError(f"{what} is needed, and is no longer in {known}; say where it lies now with {option} FOLDER")
@@ -81,7 +81,7 @@ def load_frozen(
 
 
 def require_digest(found: str, wanted: str, folder: Path, option: str, what: str) -> None:
-    """Refuse a companion that is not the one a model was made with.
+    """Check that a frozen network is the one that a model was made with.
 
     Raises:
         ValueError: the digests differ.
@@ -95,8 +95,8 @@ def require_digest(found: str, wanted: str, folder: Path, option: str, what: str
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without transformers' own progress bars and advice, which are of no use to who runs us."""
-    from transformers.utils import logging  # takes seconds
+    """Silence transformers' progress bars and advice."""
+    from transformers.utils import logging  # takes seconds to import
 
     shown, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()

@@ -99,7 +99,7 @@ class TextEncoder:
     def encode(self, prompts: Sequence[str]) -> Embeddings:
         """The last hidden states, after the final norm, of prompts padded to `num_tokens`, on the network's device.
 
-        "" is what a model without a prompt is asked. Longer prompts are cut, with a warning.
+        "" is the condition of a model without a prompt. Longer prompts are cut, with a warning.
         """
         parts = []
         for start in range(0, len(prompts), PROMPTS_AT_ONCE):
@@ -119,7 +119,7 @@ class TextEncoder:
 
     @property
     def empty_prompt(self) -> Float[Tensor, "tokens features"]:
-        """The embedding of "": what the unconditional branch of guidance is asked."""
+        """The embedding of "": the condition of guidance's unconditional branch."""
         return self.encode([""])[0]
 
 
