@@ -36,7 +36,7 @@ def checked_run(config: DictConfig) -> None:
         sys.exit(launch_workers(__file__, sys.argv[1:], trainer.processes, trainer.num_nodes))
     from fewstep.runs.pipeline import run
 
-    with process_group(trainer.device, alone=trainer.strategy == "fsdp"):
+    with process_group(trainer.device, single_process=trainer.strategy == "fsdp"):
         run(settings)
 
 

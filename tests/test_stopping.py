@@ -70,7 +70,7 @@ def test_a_run_that_is_told_to_stop_goes_on_where_it_was(
     assert result.status == 128 + number
     (line,) = [line for line in result.err.splitlines() if "stopped" in line]
     assert f"stopped by {signal.Signals(number).name} at step {step}" in line
-    assert "the same command goes on" in line
+    assert "the same command resumes the run" in line
     assert [signal.getsignal(each) for each in SIGNALS] == before
 
     folder = tmp_path / "mixture" / "guidance" / "run"
@@ -112,7 +112,7 @@ def told_twice() -> None:
 
 def test_what_is_not_training_stops_where_it_stands():
     before = signal.getsignal(signal.SIGUSR1)
-    with pytest.raises(Stopped, match=r"^stopped by SIGUSR1; the same command goes on") as stopped, stop_signals():
+    with pytest.raises(Stopped, match=r"^stopped by SIGUSR1; the same command resumes the run") as stopped, stop_signals():
         told_twice()
     assert stopped.value.status == 138
     assert signal.getsignal(signal.SIGUSR1) == before

@@ -193,7 +193,7 @@ def test_memory_that_runs_out_is_one_line(commands, tmp_path, monkeypatch, error
 
     monkeypatch.setattr(DigitsData, "rows", out_of_memory)
     result = commands.train(*SMALL, f"outputs={tmp_path}")
-    result.is_one_error("memory ran out", "batch_size", "goes on where it was")
+    result.is_one_error("memory ran out", "batch_size", "resumes the run")
 
 
 def limited(*settings: str) -> None:

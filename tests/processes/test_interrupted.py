@@ -46,10 +46,10 @@ def test_it_goes_on_with_another_number_of_processes(undisturbed, tmp_path, walk
             assert run.statuses == [128 + 15] * count, run
             assert "".join(run.said).count("stopped by SIGTERM") == 1
             assert read_checkpoint(out / "digits/teacher/run/last.ckpt")["global_step"] == stop[0]
-    for parts in out.rglob("*.parts"):
-        for file in parts.iterdir():
+    for shards in out.rglob("*.shards"):
+        for file in shards.iterdir():
             file.unlink()
-        parts.rmdir()
+        shards.rmdir()
     for leftover in ("previous.ckpt", "last.ckpt"):
         for root in (out, undisturbed):
             for file in root.rglob(leftover):

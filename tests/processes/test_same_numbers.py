@@ -88,8 +88,8 @@ def test_networks_in_parts_learn_the_same(alone, tmp_path):
     run = several(2, tmp_path / "logs", *PIPELINE, "trainer.strategy=fsdp", f"outputs={tmp_path / 'out'}")
     assert run.statuses == [0, 0], run
     assert run.said[1] == ""
-    for parts in (tmp_path / "out").rglob("*.parts"):
-        for file in parts.iterdir():
+    for shards in (tmp_path / "out").rglob("*.shards"):
+        for file in shards.iterdir():
             file.unlink()
-        parts.rmdir()
+        shards.rmdir()
     is_close(tmp_path / "out", alone)

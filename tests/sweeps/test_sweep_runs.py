@@ -119,7 +119,7 @@ def test_a_sweep_that_is_told_to_stop_stops_its_job_and_goes_on_later(tmp_path: 
     sweep.send_signal(signal.SIGTERM)
     _, err = sweep.communicate(timeout=60)
     assert sweep.returncode == 128 + signal.SIGTERM, err
-    assert "goes on where it was" in err
+    assert "resumes the run" in err
     assert (metrics.parent / "last.ckpt").is_file()
     assert not (metrics.parent.parent / "seed=1").exists()
     assert json.dumps(yaml.safe_load((tmp_path / "sweeps/mine/sweep.yaml").read_text()))

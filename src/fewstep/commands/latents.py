@@ -17,7 +17,7 @@ def latents(
     num: Annotated[int | None, typer.Option(help="Only so many images, evenly spaced; default: all.")] = None,
     batch_size: Annotated[int, typer.Option(help="Images encoded at a time.")] = 64,
 ) -> None:
-    """Encode the images of a data set once, for training latent models; interrupted, the same command goes on.
+    """Encode the images of a data set once, for training latent models; interrupted, the same command resumes.
 
     Example: fewstep latents patches --autoencoder data/stable-diffusion --out data/latents
     """

@@ -201,7 +201,7 @@ def run_guarded(main: Callable[[], object]) -> int:
     try:
         main()
     except (KeyboardInterrupt, typer.Abort):
-        typer.echo("stopped; the same command goes on where it was", err=True)
+        typer.echo("stopped; the same command resumes the run", err=True)
         return 130
     except Stopped as stopped:
         if (line := local_error_line(stopped, str(stopped))) is not None:
@@ -251,7 +251,7 @@ def one_line(error: BaseException) -> str:
         return one_line(error.__cause__)
     if is_out_of_memory(error):
         said = " ".join(str(error).partition("\n")[0].split()) or "an allocation failed"
-        return f"memory ran out ({said}); a smaller batch_size needs less, and the same command goes on where it was"
+        return f"memory ran out ({said}); a smaller batch_size needs less, and the same command resumes the run"
     if isinstance(error, OSError) and error.strerror:
         advice = "make room" if error.errno == errno.ENOSPC else "choose another path or make this one usable"
         place = f": {error.filename}" if error.filename else ""

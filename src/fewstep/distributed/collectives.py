@@ -1,14 +1,14 @@
-"""The processes of one run: which rows of a batch are this one's, and what all of them agree on.
+"""The process group of a run: what of a batch belongs to this rank, and the collectives over all ranks.
 
-They all run the same program. What is drawn is drawn for the whole batch by each of them, from the same seed, and each
-keeps its rows: the numbers do not depend on how many there are. What is written is written by the first. With one
-process every function here is the identity.
+Every rank runs the same program. Random numbers are drawn for the global batch on each rank from the same seed, and
+each rank keeps its rows, so results do not depend on the number of processes. Rank 0 writes all files. With one process
+every function here is the identity.
 """
 
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import TypeVar
 
@@ -20,83 +20,83 @@ from torch.distributed.rendezvous import rendezvous
 
 T = TypeVar("T")
 
-# One that died is noticed at once; this is for one that works alone, like the first when it converts a data set.
+# A rank that died is noticed at once; the timeout is for a rank that works alone for long, like rank 0 converting data.
 TIMEOUT = timedelta(days=1)
-ERROR_WAIT_SECONDS = 5.0  # to wait for the first process to say the same error
+ERROR_WAIT_SECONDS = 5.0  # for rank 0 to publish its error line
 SINGLE_PROCESS_ENVIRONMENT = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
-_board: Store | None = None  # where they leave each other notes, even when one has failed
+_store: Store | None = None  # the key-value store of the ranks, which outlives a failed collective
 
 
 class OtherRankFailedError(RuntimeError):
-    """Another process of this run failed; `status` is what to exit with."""
+    """Another process of this run failed; `status` is the exit status to end with."""
 
     def __init__(self, status: int) -> None:
-        super().__init__("another process of this run has ended without a word; the same command goes on")
+        super().__init__("another process of this run ended without an error message; the same command resumes the run")
         self.status = status
 
 
 def is_distributed() -> bool:
-    """Whether this process has met its fellows."""
+    """Whether the process group is initialised."""
     return dist.is_available() and dist.is_initialized()
 
 
 @contextmanager
-def process_group(device: str, *, alone: bool = False) -> Iterator[None]:
-    """Meet the fellows for as long as the block runs: through gloo, and NCCL besides where `device` is cuda.
+def process_group(device: str, *, single_process: bool = False) -> Iterator[None]:
+    """Initialise the process group for the duration of the block: gloo, and NCCL besides where `device` is cuda.
 
-    Args:
-        alone: meet nobody but be a group of one, which FSDP needs; where nobody else was started.
+    Without a launcher (RANK and WORLD_SIZE unset) there is no group, unless `single_process` asks for one of size 1,
+    which FSDP needs.
     """
-    global _board
-    started = "RANK" in os.environ and "WORLD_SIZE" in os.environ
-    if is_distributed() or not (started or alone):
+    global _store
+    launched = "RANK" in os.environ and "WORLD_SIZE" in os.environ
+    if is_distributed() or not (launched or single_process):
         yield
         return
-    if started:
+    if launched:
         if device == "cuda":
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        _board, number, count = next(iter(rendezvous("env://", timeout=TIMEOUT)))
+        _store, number, count = next(iter(rendezvous("env://", timeout=TIMEOUT)))
     else:
-        _board, number, count = dist.HashStore(), 0, 1  # pyright: ignore[reportPrivateImportUsage]
+        _store, number, count = dist.HashStore(), 0, 1  # pyright: ignore[reportPrivateImportUsage]
         os.environ.update(SINGLE_PROCESS_ENVIRONMENT)
     backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
-    dist.init_process_group(backend, store=_board, rank=number, world_size=count, timeout=TIMEOUT)
+    dist.init_process_group(backend, store=_store, rank=number, world_size=count, timeout=TIMEOUT)
     try:
         yield
-        dist.barrier()  # the first one's store is there until all have done
+        dist.barrier()  # rank 0 hosts the store, so it ends last
     except BaseException as error:
         if is_lost_connection(error):
             raise OtherRankFailedError(1) from error
-        if not isinstance(error, OtherRankFailedError) and _board is not None:
-            _board.set("failed", str(number))  # whoever loses contact now knows why
+        if not isinstance(error, OtherRankFailedError) and _store is not None:
+            _store.set("failed", str(number))  # explains the lost connection to the other ranks
         raise
     finally:
         if device == "cpu" or count == 1 or sys.exc_info()[0] is None:  # NCCL would wait for a process that is gone
             dist.destroy_process_group()
-        if not started:
+        if not launched:
             for name in SINGLE_PROCESS_ENVIRONMENT:
                 del os.environ[name]
 
 
 def rank() -> int:
-    """Number of this process, from 0; before they have met, as it was told at its start."""
+    """Rank of this process, from 0; before the group is initialised, the launcher's."""
     if is_distributed():
         return dist.get_rank()
     return int(os.environ.get("RANK", "0")) if world_size() > 1 else 0
 
 
 def world_size() -> int:
-    """How many there are."""
+    """Number of processes; before the group is initialised, the launcher's."""
     if is_distributed():
         return dist.get_world_size()
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def require_divisible_batch(batch_size: int) -> None:
-    """Refuse a batch of which the processes cannot have equal shares.
+    """Refuse a global batch that does not divide evenly over the processes.
 
     Raises:
-        ValueError: says both numbers.
+        ValueError: names the batch size and the number of processes.
     """
     if batch_size % world_size():
         raise ValueError(
@@ -105,42 +105,42 @@ def require_divisible_batch(batch_size: int) -> None:
         )
 
 
-def local_rows(whole: Tensor) -> Tensor:
-    """This process's rows of what belongs to the whole batch: as many for each, in the order of their numbers.
+def local_rows(batch: Tensor) -> Tensor:
+    """This rank's rows of a tensor over the global batch: equal shares, in the order of the ranks.
 
     Raises:
         ValueError: the rows do not divide over the processes.
     """
     if world_size() == 1:
-        return whole
-    require_divisible_batch(len(whole))
-    share = len(whole) // world_size()
-    return whole[rank() * share : (rank() + 1) * share]
+        return batch
+    require_divisible_batch(len(batch))
+    share = len(batch) // world_size()
+    return batch[rank() * share : (rank() + 1) * share]
 
 
-def all_gather_rows(part: Tensor) -> Tensor:
-    """The rows of all processes on each of them, in the order of their numbers; they may be of different counts."""
+def all_gather_rows(rows: Tensor) -> Tensor:
+    """The rows of all ranks, concatenated in the order of the ranks; their numbers may differ."""
     if not is_distributed():
-        return part
-    counts = torch.zeros(world_size(), dtype=torch.long, device=part.device)
-    counts[rank()] = len(part)
+        return rows
+    counts = torch.zeros(world_size(), dtype=torch.long, device=rows.device)
+    counts[rank()] = len(rows)
     dist.all_reduce(counts)
     most = int(counts.max())
-    padded = torch.cat([part, part.new_zeros(most - len(part), *part.shape[1:])])
-    parts = [torch.empty_like(padded) for _ in range(world_size())]
-    dist.all_gather(parts, padded)
-    return torch.cat([rows[:count] for rows, count in zip(parts, counts.tolist(), strict=True)])
+    padded = torch.cat([rows, rows.new_zeros(most - len(rows), *rows.shape[1:])])
+    gathered = [torch.empty_like(padded) for _ in range(world_size())]
+    dist.all_gather(gathered, padded)
+    return torch.cat([each[:count] for each, count in zip(gathered, counts.tolist(), strict=True)])
 
 
 def local_slice(count: int) -> slice:
-    """This process's share of `count` things that need not divide: in the order of the processes, as even as can be."""
+    """This rank's contiguous share of `count` items; shares differ by at most one."""
     share, rest = divmod(count, world_size())
     start = rank() * share + min(rank(), rest)
     return slice(start, start + share + (rank() < rest))
 
 
 def all_reduce_and(holds: Tensor) -> Tensor:
-    """Where it holds on all processes: a truth value in each place, on the CPU."""
+    """Elementwise logical and over all ranks, of a bool tensor on the CPU."""
     if not is_distributed():
         return holds
     everywhere = holds.int()
@@ -149,7 +149,7 @@ def all_reduce_and(holds: Tensor) -> Tensor:
 
 
 def all_reduce_sum(value: Tensor) -> Tensor:
-    """The sum of what each process has, in each place; on each of them."""
+    """Elementwise sum over all ranks."""
     if not is_distributed():
         return value
     total = value.clone()
@@ -158,73 +158,69 @@ def all_reduce_sum(value: Tensor) -> Tensor:
 
 
 def all_reduce_mean(value: Tensor) -> Tensor:
-    """The mean of what each process has, in each place; on each of them."""
+    """Elementwise mean over all ranks."""
     return all_reduce_sum(value) / world_size()
 
 
-def main_process_first(value: Callable[[], T]) -> T:
-    """What `value` gives on each process, on the first one first: the others find what it has written, like a cache.
+def main_process_first(function: Callable[[], T]) -> T:
+    """Call `function` on rank 0 and only then on the others, which find what rank 0 has cached on disk.
 
     Raises:
-        OtherProcessFailedError: on the others, where the first one raised.
+        OtherRankFailedError: on the other ranks, where rank 0 raised.
     """
     first: list[T] = []
-    on_main_process(lambda: first.append(value()))
-    return first[0] if first else value()
+    on_main_process(lambda: first.append(function()))
+    return first[0] if first else function()
 
 
-def on_main_process(value: Callable[[], T]) -> T:
-    """What `value` gives on the first process, on all of them; the others wait for it and do not call it.
+def on_main_process(function: Callable[[], T]) -> T:
+    """Call `function` on rank 0 alone and broadcast its (picklable) result to all ranks, which wait for it.
 
     Raises:
-        OtherProcessFailedError: on the others, where the first one raised.
+        OtherRankFailedError: on the other ranks, where rank 0 raised.
     """
     if not is_distributed():
-        return value()
-    said: list[tuple[T | None, int]] = [(None, 1)]
+        return function()
+    outcome: list[tuple[T | None, int]] = [(None, 1)]
     if rank() == 0:
         try:
-            said = [(value(), 0)]
+            outcome = [(function(), 0)]
         except Exception as error:
-            said = [(None, 2 if isinstance(error, ValueError | OSError) else 1)]
-            dist.broadcast_object_list(said)
+            outcome = [(None, 2 if isinstance(error, ValueError | OSError) else 1)]
+            dist.broadcast_object_list(outcome)
             raise
-    dist.broadcast_object_list(said)
-    result, failed = said[0]
-    if failed:
-        raise OtherRankFailedError(failed)
-    return result  # pyright: ignore[reportReturnType] (what the first process made is a T)
+    dist.broadcast_object_list(outcome)
+    result, status = outcome[0]
+    if status:
+        raise OtherRankFailedError(status)
+    return result  # pyright: ignore[reportReturnType] (rank 0's result is a T)
 
 
 def deduplicated_error_line(error: BaseException, line: str, seconds: float = ERROR_WAIT_SECONDS) -> str | None:
-    """The line of an error as this process should say it, so that it is said once; None where another one says it.
+    """The error line that this process prints, or None where another prints it: identical errors print once.
 
-    The first process says its own; another one waits a moment for the first to say the same, and says else who it is.
-    Before they have met all of a machine fail alike, and the first there speaks.
+    Rank 0 prints its line as it is. Every other rank waits `seconds` for rank 0's line; if its own differs it prints
+    it with its rank in front. Before the group is initialised, the first process of each machine prints.
     """
     if world_size() == 1:
         return line
-    if _board is None:
+    if _store is None:
         return line if os.environ.get("LOCAL_RANK", "0") == "0" else None
-    wait, others = timedelta(seconds=seconds), range(1, world_size())
-    same = explained = False
-    try:
-        explained = _board.check(["failed"])
-        _board.set(f"error of {rank()}", line)
-        if rank() > 0 and not isinstance(error, OtherRankFailedError):
-            _board.wait(["error of 0"], wait)
-            same = _board.get("error of 0").decode() == line
-    except dist.DistError:  # the first has nothing to say, or is gone
-        pass
-    try:
-        _board.set(f"heard by {rank()}", "")
-        if rank() == 0:  # who may keep the board
-            _board.wait([f"heard by {other}" for other in others], wait)
-    except dist.DistError:
-        pass
-    if same or (explained and isinstance(error, OtherRankFailedError)):
+    wait, is_consequence = timedelta(seconds=seconds), isinstance(error, OtherRankFailedError)
+    is_explained = is_duplicate = False
+    with suppress(dist.DistError):  # rank 0 has no error, or is gone
+        is_explained = _store.check(["failed"])
+        _store.set(f"error of {rank()}", line)
+        if rank() > 0 and not is_consequence:
+            _store.wait(["error of 0"], wait)
+            is_duplicate = _store.get("error of 0").decode() == line
+    with suppress(dist.DistError):
+        _store.set(f"read by {rank()}", "")
+        if rank() == 0:  # it may host the store, so it ends last
+            _store.wait([f"read by {other}" for other in range(1, world_size())], wait)
+    if is_duplicate or (is_explained and is_consequence):
         return None
-    return line if rank() == 0 and not isinstance(error, OtherRankFailedError) else f"rank {rank()}: {line}"
+    return line if rank() == 0 and not is_consequence else f"rank {rank()}: {line}"
 
 
 def is_lost_connection(error: BaseException) -> bool:

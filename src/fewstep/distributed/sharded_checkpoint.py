@@ -1,8 +1,8 @@
-"""Checkpoints in parts: each process writes its part of the tensors as safetensors, last.ckpt names them and the rest.
+"""Sharded checkpoints: each rank writes its shards as safetensors; last.ckpt holds the rest and names the shard files.
 
-The parts lie in a folder beside last.ckpt. It gets its name and is there before last.ckpt is replaced, and goes when no
-checkpoint names it any more, so that what last.ckpt says is whole at any moment. Nothing is unpickled: torch's
-distributed checkpoint reads and writes them through its storage for safetensors, which needs no metadata besides.
+The shards lie in a folder beside last.ckpt, under a new name for each checkpoint. The folder is complete before
+last.ckpt is replaced and is removed once no checkpoint names it, so last.ckpt is readable at any moment. Nothing is
+unpickled: torch's distributed checkpoint reads and writes through its safetensors storage, which needs no metadata.
 """
 
 import shutil
@@ -23,20 +23,24 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from fewstep.distributed.collectives import on_main_process, rank, world_size
 from fewstep.system.files import sha256_of
 
-SHARDS = "parts"  # key of a checkpoint: the folder, and the SHA-256 of each file in it
-SUFFIX = ".parts"
+SHARDS = "shards"  # key of a checkpoint: the folder, and the SHA-256 of each file in it
+SUFFIX = ".shards"
 
 
 class TensorSlot(NamedTuple):
-    """Where in a checkpoint a tensor is: `holder[key]`, by a name that is the same for any number of processes."""
+    """The place of a tensor in a checkpoint, `holder[key]`, and a name that does not depend on the world size."""
 
     name: str
     holder: dict[Any, Any]
     key: Any
 
+    @property
+    def value(self) -> Any:
+        return self.holder[self.key]
+
 
 def tensor_slots(checkpoint: dict[str, Any]) -> Iterator[TensorSlot]:
-    """The weights, and the optimisers' state of each weight; all by the weights' names."""
+    """The weights, and the optimiser states of each weight, named by the weights' names."""
     for name in checkpoint["state_dict"]:
         yield TensorSlot(f"weights/{name}", checkpoint["state_dict"], name)
     for number, optimizer in enumerate(checkpoint["optimizer_states"]):
@@ -45,61 +49,59 @@ def tensor_slots(checkpoint: dict[str, Any]) -> Iterator[TensorSlot]:
                 yield TensorSlot(f"optimizer-{number}/{name}/{key}", state, key)
 
 
-def save_shards(checkpoint: dict[str, Any], beside: Path) -> None:
-    """Write the tensors that are divided over the processes, and put into their place where they are.
+def save_shards(checkpoint: dict[str, Any], path: Path) -> None:
+    """Write the sharded tensors into a folder beside `path`, and replace them in `checkpoint` by that folder's name.
 
-    Called by all processes. The folder is finished, and on the disk, when it returns.
+    Called by all ranks. The folder is complete and on disk when it returns.
     """
-    folder = beside.with_name(on_main_process(lambda: f"{uuid.uuid4().hex[:12]}{SUFFIX}"))
-    divided = {p.name: p for p in tensor_slots(checkpoint) if isinstance(p.holder[p.key], DTensor)}
-    tensors = {name: place.holder[place.key] for name, place in divided.items()}
+    folder = path.with_name(on_main_process(lambda: f"{uuid.uuid4().hex[:12]}{SUFFIX}"))
+    sharded = [slot for slot in tensor_slots(checkpoint) if isinstance(slot.value, DTensor)]
+    tensors = {slot.name: slot.value for slot in sharded}
     save(tensors, storage_writer=HuggingFaceStorageWriter(str(folder), save_distributed=True))
     files = sorted(file.name for file in folder.iterdir())
-    own = {name: sha256_of(folder / name) for name in files[rank() :: world_size()]}
-    everyones: list[dict[str, str]] = [{} for _ in range(world_size())]
-    dist.all_gather_object(everyones, own)
-    for place in divided.values():
-        place.holder[place.key] = None
-    checkpoint[SHARDS] = {"folder": folder.name, "files": {k: v for each in everyones for k, v in each.items()}}
+    digests = {name: sha256_of(folder / name) for name in files[rank() :: world_size()]}
+    gathered: list[dict[str, str]] = [{} for _ in range(world_size())]
+    dist.all_gather_object(gathered, digests)
+    for slot in sharded:
+        slot.holder[slot.key] = None
+    checkpoint[SHARDS] = {"folder": folder.name, "files": {k: v for each in gathered for k, v in each.items()}}
 
 
 def verify_shards(checkpoint: dict[str, Any], folder: Path) -> None:
-    """Compare the parts with what the checkpoint says of them.
+    """Compare the shard files with the checksums in the checkpoint.
 
     Raises:
-        ValueError, OSError: a file is not as it was written, or not there.
+        ValueError, OSError: a file has changed, or is missing.
     """
     if SHARDS in checkpoint:
-        at = folder / checkpoint[SHARDS]["folder"]
+        shards = folder / checkpoint[SHARDS]["folder"]
         for name, sha256 in checkpoint[SHARDS]["files"].items():
-            if sha256_of(at / name) != sha256:
-                raise ValueError(f"the checksum of its part {at.name}/{name} is not that of what it holds")
+            if sha256_of(shards / name) != sha256:
+                raise ValueError(f"the checksum of its shard {shards.name}/{name} is not that of what it holds")
 
 
 def remove_unused_shards(folder: Path, needed: set[str]) -> None:
-    """Remove the folders of parts that no checkpoint names."""
-    for parts in folder.glob(f"*{SUFFIX}"):
-        if parts.name not in needed:
-            shutil.rmtree(parts, ignore_errors=True)
+    """Remove the shard folders that no checkpoint names."""
+    for shards in folder.glob(f"*{SUFFIX}"):
+        if shards.name not in needed:
+            shutil.rmtree(shards, ignore_errors=True)
 
 
 def consolidated(checkpoint: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """The checkpoint as one process alone would have written it: tensors whole, its optimisers' weights numbered."""
+    """The checkpoint as a single process writes it: full tensors, and the optimisers' weights numbered, not named."""
     if SHARDS not in checkpoint:
         return checkpoint
-    parts = checkpoint.pop(SHARDS)
-    reader = HuggingFaceStorageReader(str(folder / parts["folder"]))
-    known: dict[str, Any] = reader.read_metadata().state_dict_metadata
-    tensors = {name: torch.empty(about.size, dtype=about.properties.dtype) for name, about in known.items()}
-    with warnings.catch_warnings():  # it says that no process group is used, which is what is asked
+    reader = HuggingFaceStorageReader(str(folder / checkpoint.pop(SHARDS)["folder"]))
+    metadata: dict[str, Any] = reader.read_metadata().state_dict_metadata
+    tensors = {name: torch.empty(each.size, dtype=each.properties.dtype) for name, each in metadata.items()}
+    with warnings.catch_warnings():  # that there is no process group, which is intended here
         warnings.simplefilter("ignore", UserWarning)
         load(tensors, storage_reader=reader, no_dist=True)
-    for place in tensor_slots(checkpoint):
-        if place.name in tensors:
-            place.holder[place.key] = tensors[place.name]
+    for slot in tensor_slots(checkpoint):
+        if slot.name in tensors:
+            slot.holder[slot.key] = tensors[slot.name]
     for optimizer in checkpoint["optimizer_states"]:
-        names = [name for group in optimizer["param_groups"] for name in group["params"]]
-        number = {name: index for index, name in enumerate(names)}
+        number = {name: index for index, name in enumerate(parameter_names(optimizer))}
         optimizer["state"] = {number[name]: state for name, state in optimizer["state"].items()}
         for group in optimizer["param_groups"]:
             group["params"] = [number[name] for name in group["params"]]
@@ -107,32 +109,38 @@ def consolidated(checkpoint: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def load_shards_into(target: dict[str, Any], checkpoint: dict[str, Any], folder: Path) -> None:
-    """Fill the divided tensors of `target`, in place, and take over what else there is of its optimisers.
+    """Fill the tensors of `target` in place, and take over the checkpoint's optimiser settings.
 
     Args:
-        target: weights and optimisers of the network in parts, laid out as a checkpoint.
-        checkpoint: of any number of processes, in parts or whole.
+        target: weights and optimisers of the sharded network, laid out as a checkpoint.
+        checkpoint: of any world size, sharded or not.
     """
-    ours = {place.name: place for place in tensor_slots(target)}
+    slots = {slot.name: slot for slot in tensor_slots(target)}
     if SHARDS in checkpoint:
-        tensors = {name: p.holder[p.key] for name, p in ours.items() if isinstance(p.holder[p.key], DTensor)}
+        tensors = {name: slot.value for name, slot in slots.items() if isinstance(slot.value, DTensor)}
         load(tensors, storage_reader=HuggingFaceStorageReader(str(folder / checkpoint[SHARDS]["folder"])))
     else:
-        with_parameter_names(checkpoint, target)
-    for place in tensor_slots(checkpoint):
-        value, own = place.holder[place.key], ours[place.name].holder[ours[place.name].key]
-        if isinstance(own, DTensor) and isinstance(value, Tensor):
-            part = distribute_tensor(value.to(own.device), own.device_mesh, own.placements, src_data_rank=None)
-            own.to_local().copy_(part.to_local())
-        elif isinstance(own, Tensor) and isinstance(value, Tensor):
-            own.copy_(value)
-    for ours_of, theirs in zip(target["optimizer_states"], checkpoint["optimizer_states"], strict=True):
-        for group, saved in zip(ours_of["param_groups"], theirs["param_groups"], strict=True):
-            group.update({key: value for key, value in saved.items() if key != "params"})
+        name_optimizer_states(checkpoint, target)
+    for saved in tensor_slots(checkpoint):
+        tensor = slots[saved.name].value
+        if isinstance(tensor, DTensor) and isinstance(saved.value, Tensor):
+            full = saved.value.to(tensor.device)
+            sharded = distribute_tensor(full, tensor.device_mesh, tensor.placements, src_data_rank=None)
+            tensor.to_local().copy_(sharded.to_local())
+        elif isinstance(tensor, Tensor) and isinstance(saved.value, Tensor):
+            tensor.copy_(saved.value)
+    for optimizer, saved in zip(target["optimizer_states"], checkpoint["optimizer_states"], strict=True):
+        for group, settings in zip(optimizer["param_groups"], saved["param_groups"], strict=True):
+            group.update({key: value for key, value in settings.items() if key != "params"})
 
 
-def with_parameter_names(checkpoint: dict[str, Any], target: dict[str, Any]) -> None:
-    """Name the weights of a whole checkpoint's optimisers, which are numbered, as those of `target` are named."""
-    for optimizer, ours in zip(checkpoint["optimizer_states"], target["optimizer_states"], strict=True):
-        names = [name for group in ours["param_groups"] for name in group["params"]]
-        optimizer["state"] = {names[number]: state for number, state in optimizer["state"].items()}
+def name_optimizer_states(checkpoint: dict[str, Any], target: dict[str, Any]) -> None:
+    """Name the weights of an unsharded checkpoint's optimisers, which are numbered, as those of `target` are named."""
+    for saved, optimizer in zip(checkpoint["optimizer_states"], target["optimizer_states"], strict=True):
+        names = parameter_names(optimizer)
+        saved["state"] = {names[number]: state for number, state in saved["state"].items()}
+
+
+def parameter_names(optimizer: dict[str, Any]) -> list[str]:
+    """The parameters of all groups of an optimiser's state, in order."""
+    return [name for group in optimizer["param_groups"] for name in group["params"]]

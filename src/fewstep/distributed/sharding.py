@@ -1,4 +1,4 @@
-"""A network divided over processes (FSDP2), each of which keeps a part of every weight, and whole again."""
+"""FSDP2: shard a network over the ranks, and gather it again."""
 
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
@@ -6,20 +6,21 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
+from fewstep.distributed.collectives import rank
 from fewstep.networks.denoiser import Denoiser
 
 
 def shard_module(module: nn.Module, mesh: DeviceMesh) -> None:
-    """Divide the weights of a module over a one-dimensional mesh.
+    """Shard the weights of a module over a one-dimensional mesh.
 
-    Its blocks, the members of its outermost lists, come together one after the other while it is called, and the rest
-    for the whole call.
+    Its blocks, the members of its outermost module lists, are gathered one at a time during a call; the remaining
+    weights are gathered for the whole call.
     """
     for block in transformer_blocks(module):
         if any(True for _ in block.parameters()):
             fully_shard(block, mesh=mesh)
-    # By torch's default what is outermost stays whole until a backward pass; a model that has none, like an average,
-    # would not see its new weights.
+    # By default torch keeps the outermost module gathered until a backward pass; a model without one, like an EMA,
+    # would not see its updated weights.
     fully_shard(module, mesh=mesh, reshard_after_forward=True)
 
 
@@ -30,20 +31,20 @@ def transformer_blocks(module: nn.Module) -> list[nn.Module]:
     return [block for child in module.children() for block in transformer_blocks(child)]
 
 
-def gather_full_model(divided: Denoiser, shape: Denoiser, *, here: bool) -> Denoiser:
-    """A divided denoiser as one on the CPU of the process where `here` is true, and without weights on the others.
+def gather_full_model(sharded: Denoiser, template: Denoiser) -> Denoiser:
+    """`template` with the gathered weights of `sharded`, on the CPU of rank 0; without weights on the other ranks.
 
-    Called by all processes; `here` is true of the first alone.
+    Called by all ranks.
 
     Args:
-        shape: a copy of it without weights, on the device "meta"; it gets them.
+        template: a copy of the network on the device "meta".
     """
-    weights = get_model_state_dict(divided, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
-    if here:
-        shape.load_state_dict(weights, assign=True)
-    return shape
+    weights = get_model_state_dict(sharded, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    if rank() == 0:
+        template.load_state_dict(weights, assign=True)
+    return template
 
 
 def full_scalar(value: Tensor) -> Tensor:
-    """A number that is known in parts, as all of it; as it is where nothing is divided."""
+    """A sharded scalar, gathered; other tensors unchanged."""
     return value.full_tensor() if isinstance(value, DTensor) else value

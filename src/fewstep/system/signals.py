@@ -23,7 +23,7 @@ class Stopped(BaseException):
 
     def __init__(self, number: int, place: str | None = None) -> None:
         where = f" {place}" if place else ""
-        super().__init__(f"stopped by {signal.Signals(number).name}{where}; the same command goes on where it was")
+        super().__init__(f"stopped by {signal.Signals(number).name}{where}; the same command resumes the run")
         self.number = number
 
     @property

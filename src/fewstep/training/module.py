@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from fewstep.data.batches import Batch
-from fewstep.distributed.collectives import all_gather_rows, all_reduce_and, rank, world_size
+from fewstep.distributed.collectives import all_gather_rows, all_reduce_and, world_size
 from fewstep.distributed.sharding import full_scalar, gather_full_model, shard_module
 from fewstep.methods.base import Method, Networks, Phase
 from fewstep.methods.draws import Draws
@@ -102,7 +102,7 @@ class DistillationModule(lightning.LightningModule):
         """The model; after a sharded training whole on the first process, and without weights elsewhere."""
         if self._full_shape is None:
             return self.nets.model
-        return gather_full_model(self.nets.model, self._full_shape, here=rank() == 0)
+        return gather_full_model(self.nets.model, self._full_shape)
 
     def training_step(self, batch: Batch, batch_index: int) -> Float[Tensor, ""]:
         step = self.global_step
