@@ -1,4 +1,4 @@
-"""The folder of a run: outputs/<dataset>/<stage>/<time>/, found again when the same command is given again."""
+"""The folder of a run, outputs/<dataset>/<stage>/<time>/, which the same command finds again."""
 
 import fcntl
 import json
@@ -18,29 +18,29 @@ from fewstep.system.files import atomic_write, remove
 CONFIG = "config.yaml"
 MODEL = "model.safetensors"
 LAST = "last.ckpt"
-PREVIOUS = "previous.ckpt"  # the one before it
-DAMAGED = "damaged.ckpt"  # one that could not be used
+PREVIOUS = "previous.ckpt"  # the checkpoint before last.ckpt
+DAMAGED = "damaged.ckpt"  # a last.ckpt that could not be read
 LOCK = ".lock"
 QUALITY = "quality.json"
 REPORT = "report.html"
-PRODUCTS = "products.json"  # the files that the run makes, once it has finished
+PRODUCTS = "products.json"  # the names of the files that a finished run has
 TIME = "%Y-%m-%d_%H-%M-%S"  # names of folders
 TIME_LENGTH = 19
 
 
 def rung_file(num_steps: int) -> str:
-    """File name of the rung of that many steps."""
+    """File name of the model of that many steps."""
     return f"model-{num_steps}.safetensors"
 
 
-# How and where, not what: a run goes on as it was when these change.
+# Settings of how and where, not of what is trained: a run resumes when they change.
 NOT_THE_EXPERIMENT = ("name", "outputs", "resume", "plan", "logger")
 NOT_OF_THE_TRAINER = ("devices", "num_nodes", "strategy", "checkpoint_seconds")
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """One run. When it was opened it was `finished`, or not: all its products were there, each whole."""
+    """The folder of a run; `finished` if all its products were there when it was opened."""
 
     path: Path
     finished: bool
@@ -87,31 +87,23 @@ def open_run(
     keep: Callable[[Path], bool] = lambda folder: False,
     force: bool = False,
 ) -> Iterator[RunFolder]:
-    """Hold this run's folder: `name`'s, else the newest unfinished one of the same settings, else a new one.
+    """Lock the folder of a run: that of `name`, else the newest unfinished one of the same settings, else a new one.
 
     Args:
         config: the resolved settings as YAML; see `differences`.
-        name: of the folder, given by the user or by the pipeline whose stage this is; else it is the time.
-        keep: whether a finished run of the same settings is what this one would make again, and serves.
-        force: go on in the folder of that name though it was made with other settings.
+        name: of the folder, given by the user or by the pipeline of this stage; None names it by the time.
+        keep: whether a finished run of the same settings is to be used again instead of made anew.
+        force: continue in the folder of that name though its settings differ.
 
     Raises:
-        ValueError: the folder of that name is held by another process or was made with other settings.
+        ValueError: the folder of that name is locked by another process, or its settings differ.
         OSError: outputs cannot be written.
     """
     settings = yaml.safe_load(config)
-    done = lambda path: all((path / product).is_file() for product in products)  # noqa: E731
-    parent = outputs / dataset / stage
-    if name is not None:
-        candidates = [parent / name]
-    else:
-        taken = sorted((p.parent for p in parent.glob(f"*/{CONFIG}")), key=made_at, reverse=True)
-        same = [p for p in taken if not differences(settings_in(p), settings)]
-        going_on = [p for p in same if not done(p) or keep(p)]
-        candidates = [*going_on, *fresh(parent)]  # another process may take a fresh name first
+    candidates = candidate_folders(outputs / dataset / stage, settings, products, name, keep)
     for path in candidates:
-        with locked(path) as mine:
-            if not mine:
+        with locked(path) as acquired:
+            if not acquired:
                 continue
             changed = differences(settings_in(path), settings) if (path / CONFIG).is_file() else []
             if changed and not force:
@@ -121,27 +113,57 @@ def open_run(
                     f"{path} was made with other settings ({'; '.join(changed)}); resume=force goes on with these, "
                     "another name= or outputs= starts anew"
                 )
-            for leftover in [*path.rglob(".*.tmp")]:  # of a process that was killed while it wrote
-                remove(leftover)
-            with atomic_write(path / CONFIG) as temporary:
-                temporary.write_text(config)
-            with atomic_write(path / PRODUCTS) as temporary:
-                temporary.write_text(json.dumps([*products]) + "\n")
+            prepare(path, config, products)
             try:
-                yield RunFolder(path, done(path))
+                yield RunFolder(path, is_finished(path, products))
             finally:
-                family = [path] if name is not None else [path, *parent.parent.glob(f"*/{path.name}")]
-                if not any(map(made_anything, family)):
-                    shutil.rmtree(path)  # a run, or pipeline, that ended before it made anything leaves nothing
-                    for empty in (parent, parent.parent):
-                        with suppress(OSError):  # it holds other runs
-                            empty.rmdir()
+                remove_if_empty(path, is_named=name is not None)
             return
     raise ValueError(f"{candidates[0]} is being written by another process; wait for it or choose another name=")
 
 
-def fresh(parent: Path) -> Iterator[Path]:
-    """New folders in `parent`, named by the time: now, or after every other run of the data set if clocks went back."""
+def candidate_folders(
+    parent: Path,
+    settings: Mapping[str, Any],
+    products: Sequence[str],
+    name: str | None,
+    keep: Callable[[Path], bool],
+) -> list[Path]:
+    """The folders that a run may use, best first: several without a name, since another process may hold the first."""
+    if name is not None:
+        return [parent / name]
+    existing = sorted((config.parent for config in parent.glob(f"*/{CONFIG}")), key=made_at, reverse=True)
+    same = [folder for folder in existing if not differences(settings_in(folder), settings)]
+    return [*(folder for folder in same if not is_finished(folder, products) or keep(folder)), *new_folders(parent)]
+
+
+def prepare(folder: Path, config: str, products: Sequence[str]) -> None:
+    """Write a run's settings and the list of its products; remove the temporary files of a killed process."""
+    for temporary in [*folder.rglob(".*.tmp")]:
+        remove(temporary)
+    with atomic_write(folder / CONFIG) as temporary:
+        temporary.write_text(config)
+    with atomic_write(folder / PRODUCTS) as temporary:
+        temporary.write_text(json.dumps([*products]) + "\n")
+
+
+def is_finished(folder: Path, products: Sequence[str]) -> bool:
+    """Whether all products of a run are there."""
+    return all((folder / product).is_file() for product in products)
+
+
+def remove_if_empty(folder: Path, *, is_named: bool) -> None:
+    """Remove the folder of a run that ended before it made anything, and of a pipeline none of whose stages did."""
+    stages = [folder] if is_named else [folder, *folder.parent.parent.glob(f"*/{folder.name}")]
+    if not any(map(made_anything, stages)):
+        shutil.rmtree(folder)
+        for parent in (folder.parent, folder.parent.parent):
+            with suppress(OSError):  # it holds other runs
+                parent.rmdir()
+
+
+def new_folders(parent: Path) -> Iterator[Path]:
+    """New folders in `parent`, named by the time: now, or after the newest run of the data set if clocks went back."""
     others = [at for path in parent.parent.glob("*/*/") if (at := time_in(path.name)) and at.year < 9999]
     first = max([datetime.now(), *(at + timedelta(seconds=1) for at in others)])
     for seconds in range(100):
@@ -149,7 +171,7 @@ def fresh(parent: Path) -> Iterator[Path]:
 
 
 def time_in(name: str) -> datetime | None:
-    """The time that is a folder's name, if it is one."""
+    """The time that a folder's name begins with, None if it does not."""
     try:
         return datetime.strptime(name[:TIME_LENGTH], TIME)
     except ValueError:
@@ -157,7 +179,7 @@ def time_in(name: str) -> datetime | None:
 
 
 def made_at(folder: Path) -> tuple[datetime, str]:
-    """What the runs of a data set are sorted by, oldest first: the time in the name, else that of the settings."""
+    """Sort key of runs, oldest first: the time in the name, else that of the settings file; then the name."""
     config = folder / CONFIG
     at = time_in(folder.name)
     if at is None:
@@ -166,18 +188,18 @@ def made_at(folder: Path) -> tuple[datetime, str]:
 
 
 def made_anything(folder: Path) -> bool:
-    """Whether a run has left more in `folder` than its settings."""
+    """Whether `folder` holds more than a run's settings."""
     return any(file.is_file() and file.name not in (CONFIG, PRODUCTS, LOCK) for file in folder.rglob("*"))
 
 
 def products_of(folder: Path) -> list[str]:
-    """The files that the run in `folder` makes; of runs that did not say, none."""
+    """The names of the files that the run in `folder` makes; none if it has no list of them."""
     file = folder / PRODUCTS
     return json.loads(file.read_text()) if file.is_file() else []
 
 
 def settings_in(folder: Path) -> dict[str, Any]:
-    """The settings that the run in `folder` was made with, none if the file is damaged."""
+    """The settings of the run in `folder`, empty if the file is damaged."""
     try:
         settings = yaml.safe_load((folder / CONFIG).read_text())
     except (yaml.YAMLError, UnicodeDecodeError):
@@ -186,26 +208,25 @@ def settings_in(folder: Path) -> dict[str, Any]:
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """The settings of the experiment that are not the same, as "key: before -> now"."""
-    then, here = dict(flat(before)), dict(flat(now))
-    keys = dict.fromkeys([*then, *here])
+    """The settings of the experiment that differ, as "key: before -> now"."""
+    old, new = dict(flat(before)), dict(flat(now))
     return [
-        f"{key}: {then.get(key, 'none')} -> {here.get(key, 'none')}"
-        for key in keys
-        if then.get(key, ...) != here.get(key, ...) and is_the_experiment(key)
+        f"{key}: {old.get(key, 'none')} -> {new.get(key, 'none')}"
+        for key in dict.fromkeys([*old, *new])
+        if old.get(key, ...) != new.get(key, ...) and is_the_experiment(key)
     ]
 
 
 def is_the_experiment(key: str) -> bool:
-    """Whether a setting says what is done, and not how or where."""
+    """Whether a setting says what is trained, not how or where."""
     group, _, rest = key.partition(".")
     return group not in NOT_THE_EXPERIMENT and not (group == "trainer" and rest in NOT_OF_THE_TRAINER)
 
 
-def flat(settings: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+def flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """("stage.training.images", 1000), ... of nested settings; lists are values."""
     for key, value in settings.items():
         if isinstance(value, Mapping) and value:
-            yield from flat(value, f"{above}{key}.")
+            yield from flat(value, f"{prefix}{key}.")
         else:
-            yield f"{above}{key}", value
+            yield f"{prefix}{key}", value

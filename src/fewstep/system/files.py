@@ -1,4 +1,4 @@
-"""Files appear whole or not at all."""
+"""Atomic file writes, checksums, and the errors of full disks and exhausted memory."""
 
 import errno
 import json
@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from hashlib import file_digest, sha256
 from pathlib import Path
-from typing import Any, TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 
 @contextmanager
 def atomic_write(path: Path, *, keep: Path | None = None) -> Iterator[Path]:
-    """Give a temporary name beside `path`; on success flush it to disk and rename it to `path`, on failure remove it.
+    """Yield a temporary path beside `path`; on success flush it to disk and rename it to `path`, on failure remove it.
 
-    What is written there may be a file or a folder.
+    A file or a folder may be written there.
 
     Args:
-        keep: where to move what lies at `path`, in the place of what lies there; None replaces it. A process killed
-            between the two renames leaves nothing at `path` and all of it at `keep`.
+        keep: where to move the previous content of `path`; None drops it. A process killed between the two renames
+            leaves nothing at `path` and the previous content at `keep`.
 
     Raises:
         OSError: the folder cannot be written or the disk is full; `path` is then as it was.
@@ -31,12 +31,12 @@ def atomic_write(path: Path, *, keep: Path | None = None) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
-        for written in [temporary, *(temporary.rglob("*") if temporary.is_dir() else ())]:
-            flush(written)
+        for each in [temporary, *(temporary.rglob("*") if temporary.is_dir() else ())]:
+            flush(each)
         if keep is not None and path.exists():
             move(path, keep)
         move(temporary, path)
-        flush(path.parent)  # the new name too outlives a power cut
+        flush(path.parent)  # so that the rename survives a power cut
     except Exception as error:
         if is_full_disk(error):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
@@ -46,13 +46,13 @@ def atomic_write(path: Path, *, keep: Path | None = None) -> Iterator[Path]:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` as JSON, whole or not at all."""
+    """Write `value` as JSON, atomically."""
     with atomic_write(path) as temporary:
         temporary.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n")
 
 
 def flush(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on the disk."""
+    """Wait until the content of a file, or the entries of a folder, are on disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -61,7 +61,7 @@ def flush(path: Path) -> None:
 
 
 def move(source: Path, target: Path) -> None:
-    """Rename, in the place of what lies at `target`: a file at once, a folder after the other one is removed."""
+    """Rename `source` to `target`, replacing it: a file atomically, a folder after removing the old one."""
     if target.is_dir() or (target.exists() and source.is_dir()):
         remove(target)
     os.replace(source, target)
@@ -76,7 +76,7 @@ def remove(path: Path) -> None:
 
 
 def is_full_disk(error: BaseException | None) -> bool:
-    """Whether the disk was full, whoever says so: torch hides the OSError behind its own, safetensors spells it out."""
+    """Whether an error or its causes come of a full disk: torch wraps the OSError, safetensors quotes it as text."""
     while error is not None:
         if getattr(error, "errno", None) == errno.ENOSPC or f"os error {errno.ENOSPC})" in str(error):
             return True
@@ -85,12 +85,12 @@ def is_full_disk(error: BaseException | None) -> bool:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out, on the machine or on a GPU, whoever says so; torch has its own words."""
-    words = ("out of memory", "t allocate memory", "annot allocate memory", "could not create a primitive")
+    """Whether memory ran out on the host or a GPU; torch reports it as a RuntimeError with one of several texts."""
+    texts = ("out of memory", "t allocate memory", "annot allocate memory", "could not create a primitive")
     return (
         isinstance(error, MemoryError)
         or getattr(error, "errno", None) == errno.ENOMEM
-        or (isinstance(error, RuntimeError | ImportError) and any(word in str(error) for word in words))
+        or (isinstance(error, RuntimeError | ImportError) and any(text in str(error) for text in texts))
     )
 
 
@@ -101,7 +101,7 @@ def sha256_of(path: Path) -> str:
 
 
 def tensor_digest(tensors: Mapping[str, "Tensor"]) -> str:
-    """Hex SHA-256 of named tensors: names, types, shapes and bytes, in the order of the names."""
+    """Hex SHA-256 of named tensors: names, dtypes, shapes and bytes, sorted by name."""
     digest = sha256()
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())

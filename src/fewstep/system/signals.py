@@ -1,4 +1,4 @@
-"""The signals that ask a run to end: the user's Ctrl-C, a cluster's pre-emption and time-out. Imports nothing slow."""
+"""The signals that stop a run: the user's Ctrl-C, a cluster's pre-emption and time limit. Imports nothing slow."""
 
 import signal
 import sys
@@ -8,39 +8,39 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-# SLURM pre-empts with SIGTERM and warns of a time-out with what `--signal` says: SIGUSR2 from submitit, often SIGUSR1.
+# SLURM pre-empts with SIGTERM and warns of the time limit with `--signal`'s: SIGUSR2 from submitit, often SIGUSR1.
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
-BY_SIGNAL = 128  # exit status of a process ended by signal n, less n, as shells count
+SIGNAL_STATUS = 128  # plus n: exit status of a process ended by signal n, by the shells' convention
 
 
 class Stopped(BaseException):
-    """A run ended because it was asked to, with nothing lost; no Exception, so that nothing on the way swallows it.
+    """A run stopped by a signal, its work saved. Not an Exception, so that no handler on the way catches it.
 
     Args:
         number: of the signal.
-        place: what was done and saved by then.
+        progress: what was done and saved by then, as "at step 5 of 10, which is saved".
     """
 
-    def __init__(self, number: int, place: str | None = None) -> None:
-        where = f" {place}" if place else ""
-        super().__init__(f"stopped by {signal.Signals(number).name}{where}; the same command resumes the run")
+    def __init__(self, number: int, progress: str | None = None) -> None:
+        at = f" {progress}" if progress else ""
+        super().__init__(f"stopped by {signal.Signals(number).name}{at}; the same command resumes the run")
         self.number = number
 
     @property
     def status(self) -> int:
-        """Exit status that says which signal it was."""
-        return BY_SIGNAL + self.number
+        """Exit status that tells the signal."""
+        return SIGNAL_STATUS + self.number
 
 
 def raise_stopped(number: int, frame: FrameType | None) -> None:
-    """Handler that ends the run where it stands: files appear whole or not at all, so that any moment is a good one."""
-    if not isinstance(sys.exc_info()[1], Stopped):  # else it is ending: clusters and launchers say it twice
+    """Signal handler that stops the run at once; safe at any moment, since all files are written atomically."""
+    if not isinstance(sys.exc_info()[1], Stopped):  # else it is stopping: clusters and launchers send signals twice
         raise Stopped(number)
 
 
 @contextmanager
 def stop_signals(handler: Callable[[int, FrameType | None], Any] = raise_stopped) -> Iterator[None]:
-    """Give the four signals to `handler`, then to whom they went before. Threads cannot: there nothing is changed."""
+    """Install `handler` for the four signals during the block; no effect outside the main thread, which alone may."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -48,5 +48,5 @@ def stop_signals(handler: Callable[[int, FrameType | None], Any] = raise_stopped
     try:
         yield
     finally:
-        for number, other in before.items():
-            signal.signal(number, signal.SIG_DFL if other is None else other)
+        for number, previous in before.items():
+            signal.signal(number, signal.SIG_DFL if previous is None else previous)

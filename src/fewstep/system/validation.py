@@ -1,4 +1,4 @@
-"""Values from outside, a command line or JSON, checked by pydantic against the annotations of what they build."""
+"""Values from a command line or JSON, validated by pydantic against the annotations of the constructor they go to."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -15,10 +15,10 @@ EXPECTED = {int: "a whole number", float: "a number", bool: "true or false", str
 
 
 def build(constructor: type[T], settings: Mapping[str, Any], group: str) -> T:
-    """An object of its settings, each checked against the annotation of the constructor's parameter.
+    """An object built from its settings, each validated against the annotation of the constructor's parameter.
 
     Args:
-        group: where the settings stand, for messages: "stage.training".
+        group: name of the settings in error messages, as "stage.training".
 
     Raises:
         ValueError: a setting is unknown, missing or of another type, or the constructor refuses its value.
@@ -32,7 +32,7 @@ def build(constructor: type[T], settings: Mapping[str, Any], group: str) -> T:
 
 
 def checked(value: Any, hint: Any, name: str) -> Any:
-    """`value` as what the annotation says: lists become tuples where it says so; numbers are finite, true is no number.
+    """`value` converted to the annotated type `hint`: lists to tuples; numbers must be finite, and a bool is no number.
 
     Raises:
         ValueError: it is of another type; one line with the name, the rule and the value.
@@ -41,14 +41,14 @@ def checked(value: Any, hint: Any, name: str) -> Any:
         return validated(value, hint)
     except ValidationError as error:
         first = error.errors()[0]
-        if refused := first.get("ctx", {}).get("error"):  # the words of a __post_init__
-            raise ValueError(str(refused)) from error
+        if cause := first.get("ctx", {}).get("error"):  # raised by a __post_init__
+            raise ValueError(str(cause)) from error
         finite = any(each["type"] == "finite_number" for each in error.errors())
         raise ValueError(f"{name} must be {'finite' if finite else expected(hint)}, got {value!r:.80}") from error
 
 
 def validated(value: Any, hint: Any) -> Any:
-    """`value` through pydantic, strictly: as JSON where it is plain, else as the object that it is.
+    """`value` through pydantic in strict mode: as JSON where it can be, else as a Python object.
 
     Raises:
         ValidationError: pydantic's.
@@ -62,23 +62,23 @@ def validated(value: Any, hint: Any) -> Any:
 
 @cache
 def adapter(hint: Any) -> TypeAdapter[Any]:
-    """Pydantic's validator of an annotation; a dataclass brings its own configuration."""
+    """Pydantic's validator of an annotation; a pydantic dataclass has its own configuration."""
     return TypeAdapter(hint) if hasattr(hint, "__pydantic_config__") else TypeAdapter(hint, config=config_of(hint))
 
 
 def config_of(hint: Any) -> ConfigDict | None:
-    """The strict configuration, which pydantic takes for everything but a bare dataclass."""
+    """The strict configuration; None for a dataclass, for which pydantic accepts none."""
     return None if hasattr(hint, "__dataclass_fields__") else STRICT
 
 
 def annotations(constructor: type) -> dict[str, Any]:
-    """Parameter -> annotation, of a dataclass or of __init__."""
+    """Parameter -> annotation, of a dataclass's fields or of __init__."""
     is_dataclass = hasattr(constructor, "__dataclass_fields__")
     return get_type_hints(constructor if is_dataclass else constructor.__init__)
 
 
 def expected(hint: Any) -> str:
-    """An annotation in the words of a user."""
+    """An annotation in a user's words, as "a number or null"."""
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is UnionType or (arguments and NoneType in arguments):
         return " or ".join(dict.fromkeys(expected(each) for each in arguments))
