@@ -1,12 +1,14 @@
 """The objects of a stage, built from its settings. The only place where classes are found by name."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
+from hydra import compose, initialize_config_dir
 from hydra.utils import get_class, instantiate
+from omegaconf import OmegaConf
 
 from fewstep.artifacts.lineage import Compatibility
 from fewstep.artifacts.model_file import ModelCard
@@ -29,6 +31,7 @@ from fewstep.networks.denoiser import arguments_of
 from fewstep.networks.memory import checkpoint_gradients, to_channels_last
 from fewstep.networks.smaller import smaller_student
 from fewstep.runs.config import Settings
+from fewstep.runs.overrides import conf_folder
 from fewstep.system.seeds import seed_for
 from fewstep.system.validation import build
 from fewstep.training.settings import TrainerSettings
@@ -84,6 +87,17 @@ def data_from(dataset: Mapping[str, Any], batch_size: int, stream: str) -> Data:
     """The data set of the group's settings; see `build_data`."""
     values = {key: value for key, value in dataset.items() if key not in ("name", "_target_")}
     return build(get_class(dataset["_target_"]), values | {"batch_size": batch_size, "stream": stream}, "dataset")
+
+
+def data_of(name: str, settings: Sequence[str], batch_size: int) -> Data:
+    """The data set of conf/dataset/NAME.yaml by its name alone, with `settings` of it changed, like "size=32".
+
+    Raises:
+        ValueError: there is no folder conf, neither beside the source nor here; see also `build_data`.
+    """
+    with initialize_config_dir(str(conf_folder()), version_base="1.3"):
+        config = compose("config", [f"dataset={name}", *(f"dataset.{setting}" for setting in settings)])
+    return data_from(cast(dict[str, Any], OmegaConf.to_container(config.dataset, resolve=True)), batch_size, "data")
 
 
 def build_evaluator(settings: Settings) -> Evaluator:

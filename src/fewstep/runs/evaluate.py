@@ -33,7 +33,7 @@ from fewstep.reports.pictures import picture, save_png
 from fewstep.reports.report import write_report
 from fewstep.system.files import sha256_of, write_json
 from fewstep.system.hardware import cpu_name, peak_gpu_memory, peak_memory
-from fewstep.tracking.wandb_run import log_quality
+from fewstep.tracking.tracker import log_quality
 
 PROVENANCE = "provenance.json"
 SAME_NOISE = Path("samples", "same-noise")

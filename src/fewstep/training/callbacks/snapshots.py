@@ -14,7 +14,7 @@ from fewstep.evaluation.metrics import RunningFigures
 from fewstep.reports.pictures import picture, save_png
 from fewstep.system.seeds import fresh_noise, starting_noise
 from fewstep.tracking.names import SAMPLE_FID, SAMPLE_GRID, SAMPLE_INCEPTION_SCORE
-from fewstep.tracking.wandb_run import log_picture
+from fewstep.tracking.tracker import log_picture
 from fewstep.training.callbacks.training_log import log_row
 from fewstep.training.module import DistillationModule
 

@@ -7,12 +7,13 @@ from typing import Any
 import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers.logger import Logger
-from torch import Tensor
 from torch.optim import Optimizer
 
 from fewstep.distributed.collectives import all_reduce_mean
+from fewstep.methods.training import STUDENT
 from fewstep.tracking.metrics_file import MetricsFile
 from fewstep.tracking.names import GRADIENT_NORM, IMAGES, IMAGES_PER_SECOND, LEARNING_RATE, LOSS, RUNG
+from fewstep.training.module import DistillationModule
 
 
 def log_row(loggers: Iterable[Logger], metrics: Mapping[str, float | None], *, images: int, rung: int | None) -> None:
@@ -100,11 +101,14 @@ class TrainingLog(Callback):
             return
         # Lightning divides each loss by the batches accumulated into a step, so the sum counts steps.
         loss = all_reduce_mean(self._total / (step - self._logged)).item()
-        norm = getattr(pl_module, "gradient_norm", None)
+        assert isinstance(pl_module, DistillationModule)
+        norms = pl_module.gradient_norms
+        beside = {f"{GRADIENT_NORM}_{role}": float(norm) for role, norm in norms.items() if role != STUDENT}
         metrics = {
             LOSS: loss,
             LEARNING_RATE: float(self._learning_rate),
-            GRADIENT_NORM: float(norm) if isinstance(norm, Tensor) else None,
+            GRADIENT_NORM: float(norms[STUDENT]) if STUDENT in norms else None,
+            **beside,
             IMAGES_PER_SECOND: (step - self._clock_step) * self.batch_size / (now - self._clock),
         }
         log_row(trainer.loggers, metrics, images=self.images(trainer), rung=self.rung)
