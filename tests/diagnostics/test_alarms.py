@@ -7,7 +7,7 @@ from fewstep.diagnostics.alarms import alarms
 WELL = {"contrast": 0.6, "saturation": 0.1, "excess": 0.01, "diversity": 0.3}
 
 
-def look(
+def record(
     *, gap: float = 0.1, teacher: dict[str, Any] | None = WELL, rung: int | None = 4, **samples: Any
 ) -> dict[str, Any]:
     return {
@@ -15,21 +15,22 @@ def look(
         "stage": "progressive",
         "rung": 4,
         "gap": gap,
+        "gap_by_t": [{"low": 0.0, "high": 1.0, "gap": gap}],
         "samples": WELL | samples,
         "teacher_samples": teacher,
         "data": WELL,
     }
 
 
-START = look(gap=0.2)
+START = record(gap=0.2)
 
 
-def kinds(*looks: dict[str, Any], last: bool = False) -> list[str]:
-    return [alarm.kind for alarm in alarms(looks[-1], looks[:-1], last=last)]
+def kinds(*records: dict[str, Any], last: bool = False) -> list[str]:
+    return [alarm.kind for alarm in alarms(records[-1], records[:-1], last=last)]
 
 
 def test_a_healthy_student_raises_none() -> None:
-    assert kinds(START, look()) == kinds(START, look(gap=0.05, diversity=0.2), last=True) == []
+    assert kinds(START, record()) == kinds(START, record(gap=0.05, diversity=0.2), last=True) == []
 
 
 @pytest.mark.parametrize(
@@ -41,45 +42,52 @@ def test_a_healthy_student_raises_none() -> None:
         ("saturation", {"excess": 0.2}, "0.2 half ranges beyond"),
     ],
 )
-def test_each_alarm_is_one_line_that_says_where_what_and_what_to_do(
-    kind: str, what: dict[str, float], words: str
-) -> None:
-    (alarm,) = alarms(look(**what), [START], last=False)
+def test_each_alarm_is_one_line_of_where_what_and_what_to_do(kind: str, what: dict[str, float], words: str) -> None:
+    (alarm,) = alarms(record(**what), [START], last=False)
     assert alarm.kind == kind
-    assert alarm.says.startswith(f"{kind} in progressive 4 at 12,800 images: ")
-    assert words in alarm.says
-    assert "lower stage.training.learning_rate" in alarm.says
-    assert "\n" not in alarm.says
+    assert alarm.message.startswith(f"{kind} in progressive 4 at 12,800 images: ")
+    assert words in alarm.message
+    assert "lower stage.training.learning_rate" in alarm.message
+    assert "\n" not in alarm.message
 
 
 def test_what_the_teacher_does_too_is_no_alarm() -> None:
     strange = {"contrast": 1.0, "saturation": 0.9, "excess": 0.3, "diversity": 0.05}
-    assert kinds(START, look(teacher=strange, **strange), last=True) == []
-    assert kinds(START, look(teacher=None, **strange)) == ["collapse", "saturation"]  # without one, the data's count
+    assert kinds(START, record(teacher=strange, **strange), last=True) == []
+    assert kinds(START, record(teacher=None, **strange)) == ["collapse", "saturation"]  # without one, the data's count
 
 
 def test_what_a_rung_begins_with_is_an_alarm_only_if_it_stays() -> None:
-    begun = look(diversity=0.0, contrast=1.0)
+    begun = record(diversity=0.0, contrast=1.0)
     assert kinds(begun) == []
-    assert kinds(begun, look(diversity=0.1, contrast=0.95)) == []
-    assert kinds(begun, look(diversity=0.1, contrast=0.95), last=True) == ["collapse", "saturation"]
-    assert kinds(look(diversity=0.14), look(diversity=0.1)) == ["collapse"]
+    assert kinds(begun, record(diversity=0.1, contrast=0.95)) == []
+    assert kinds(begun, record(diversity=0.1, contrast=0.95), last=True) == ["collapse", "saturation"]
+    assert kinds(record(diversity=0.14), record(diversity=0.1)) == ["collapse"]
 
 
 def test_a_gap_that_was_almost_nothing_may_grow_a_little() -> None:
-    assert kinds(look(gap=1e-7), look(gap=0.2)) == []
-    assert kinds(look(gap=1e-7), look(gap=0.3)) == ["divergence"]
-    assert kinds(look(gap=0.9), look(gap=0.5), look(gap=1.01)) == ["divergence"]
+    assert kinds(record(gap=1e-7), record(gap=0.2)) == []
+    assert kinds(record(gap=1e-7), record(gap=0.3)) == ["divergence"]
+    assert kinds(record(gap=0.9), record(gap=0.5), record(gap=1.01)) == ["divergence"]
 
 
 def test_data_whose_diversity_is_not_known_cannot_collapse() -> None:
-    unknown = look(teacher=None) | {"data": WELL | {"diversity": None}}
+    unknown = record(teacher=None) | {"data": WELL | {"diversity": None}}
     assert kinds(START, unknown | {"samples": WELL | {"diversity": 0.0}}, last=True) == []
     assert kinds(START, START | {"samples": None}, last=True) == []
 
 
 def test_what_is_no_number_diverged() -> None:
-    (alarm,) = alarms(look(contrast=None, excess=None, diversity=None) | {"gap": None}, [START], last=True)
+    (alarm,) = alarms(record(contrast=None, excess=None, diversity=None) | {"gap": None}, [START], last=True)
     assert alarm.kind == "divergence"
-    assert "is no number and was 0.2" in alarm.says
-    assert kinds(START, look() | {"gap": None}, look()) == []
+    assert "is no number and was 0.2" in alarm.message
+    assert kinds(START, record() | {"gap": None}, record()) == []
+
+
+def test_without_a_target_there_is_no_divergence_and_without_data_no_comparison_with_it() -> None:
+    unmeasured = {"gap": None, "gap_by_t": []}
+    assert kinds(START | unmeasured, record() | unmeasured, last=True) == []
+    no_data = {"data": None}
+    strange = {"contrast": 1.0, "diversity": 0.05}
+    assert kinds(START | no_data, record(teacher=None, **strange) | no_data, last=True) == []
+    assert kinds(START | no_data, record(**strange) | no_data) == ["collapse", "saturation"]

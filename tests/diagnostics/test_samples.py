@@ -3,8 +3,8 @@ import torch
 from torch import nn
 
 from fewstep.data.facts import DataFacts, LatentFacts
-from fewstep.diagnostics.gradients import gradient_norms, parts
-from fewstep.diagnostics.samples import Limits, look_at, within_class
+from fewstep.diagnostics.gradients import gradient_norm_by_part, parts
+from fewstep.diagnostics.samples import Limits, SampleStatistics, within_class_deviation
 from fewstep.networks import ResidualMLP
 
 IMAGES = DataFacts(name="images", shape=(1, 4, 4), num_classes=2, low=-1.0, high=1.0)
@@ -18,15 +18,15 @@ def images(count: int = 40) -> tuple[torch.Tensor, torch.Tensor]:
 
 def test_contrast_saturation_and_excess_of_known_images() -> None:
     x = torch.tensor([[-1.0, 1.0], [-2.0, 2.0]]).reshape(2, 1, 1, 2)
-    found = look_at(x, torch.arange(2), Limits(-1.0, 1.0))
+    found = SampleStatistics.of(x, torch.arange(2), Limits(-1.0, 1.0))
     assert found.contrast == pytest.approx(1.5)
     assert found.saturation == 1
     assert found.excess == pytest.approx(0.5)  # two of four values, 1 beyond each
     assert found.diversity is None
-    plain = look_at(images()[0], images()[1], Limits(-1.0, 1.0))
+    plain = SampleStatistics.of(images()[0], images()[1], Limits(-1.0, 1.0))
     assert plain.saturation == plain.excess == 0
     assert plain.contrast == pytest.approx((1 / 12) ** 0.5, rel=0.1)
-    louder = look_at(3 * images()[0], images()[1], Limits(-1.0, 1.0))
+    louder = SampleStatistics.of(3 * images()[0], images()[1], Limits(-1.0, 1.0))
     assert louder.contrast == pytest.approx(3 * plain.contrast)
     assert louder.saturation == pytest.approx(1 / 3, abs=0.06)
 
@@ -34,10 +34,10 @@ def test_contrast_saturation_and_excess_of_known_images() -> None:
 def test_diversity_is_the_deviation_within_a_class_whatever_the_classes_are() -> None:
     x, label = images(400)
     apart = x.double() + 10 * label[:, None, None, None]
-    assert within_class(apart, label) == pytest.approx((1 / 12) ** 0.5, rel=0.02)
+    assert within_class_deviation(apart, label) == pytest.approx((1 / 12) ** 0.5, rel=0.02)
     collapsed = label[:, None, None, None].double().expand(400, 1, 4, 4)
-    assert within_class(collapsed, label) == pytest.approx(0, abs=1e-12)
-    assert within_class(apart[:9], torch.arange(9)) is None  # nobody shares a class
+    assert within_class_deviation(collapsed, label) == pytest.approx(0, abs=1e-12)
+    assert within_class_deviation(apart[:9], torch.arange(9)) is None  # nobody shares a class
 
 
 def test_limits_of_latents_are_those_of_the_examples() -> None:
@@ -46,6 +46,7 @@ def test_limits_of_latents_are_those_of_the_examples() -> None:
     x, _ = images()
     assert Limits.of(facts, x) == Limits(float(x.min()), float(x.max()))
     assert Limits.of(IMAGES, x) == Limits(-1.0, 1.0)
+    assert Limits.of(facts, None) == Limits(-30.0, 30.0)
 
 
 def test_gradient_norms_by_part_add_up_to_the_whole_and_undo_the_clipping() -> None:
@@ -54,12 +55,12 @@ def test_gradient_norms_by_part_add_up_to_the_whole_and_undo_the_clipping() -> N
     for parameter in network.parameters():
         parameter.grad = torch.randn(parameter.shape, generator=generator)
     whole = float(torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0))
-    norms = gradient_norms(network, whole)
+    norms = gradient_norm_by_part(network, whole)
     assert {"time", "label", "first.0", "first.2", "outward"} <= set(norms)
     assert sum(norm**2 for norm in norms.values()) ** 0.5 == pytest.approx(whole, rel=1e-4)
     network.outward.zero_grad()
-    assert "outward" not in gradient_norms(network)
-    assert gradient_norms(nn.Linear(2, 2)) == {}
+    assert "outward" not in gradient_norm_by_part(network)
+    assert gradient_norm_by_part(nn.Linear(2, 2)) == {}
 
 
 def test_a_network_that_wraps_another_is_opened_and_long_lists_stay_whole() -> None:

@@ -1,4 +1,4 @@
-"""diagnostics.jsonl: a line per look at a student in training, whole after any interruption; the same goes to W&B."""
+"""diagnostics.jsonl, a line for each measurement of a student in training, intact after interruptions; and W&B."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -27,77 +27,89 @@ FILE = "diagnostics.jsonl"
 
 
 class DiagnosticsFile:
-    """`folder/diagnostics.jsonl`, to which looks are appended; for the first process alone."""
+    """`folder/diagnostics.jsonl`, to which records are appended; used by the first process alone."""
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / FILE
 
-    def append(self, look: Mapping[str, Any]) -> None:
-        """Add one line; it is on its way to the disk when this returns."""
+    def append(self, record: Mapping[str, Any]) -> None:
+        """Add one line; it is handed to the operating system when this returns."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(look) + "\n")
+            file.write(json.dumps(record) + "\n")
 
     def truncate(self, images: int, rung: int | None, *, begins: bool) -> list[dict[str, Any]]:
-        """Drop what a run that goes on at `images` will look at again, and give the looks it has had at this rung.
+        """Drop the records that a run resumed at `images` will make again, and return the kept ones of this rung.
 
         Args:
-            begins: whether the stage or rung starts here: its first look stands at the images of the last rung's end.
+            begins: whether the phase starts here: its first record has the images of the previous phase's last.
         """
         kept = [
-            look
-            for look in read_diagnostics(self.path)
-            if look["images"] <= images and not (begins and look["rung"] == rung)
+            record
+            for record in read_diagnostics(self.path)
+            if record["images"] <= images and not (begins and record["rung"] == rung)
         ]
         if kept:
             with atomic_write(self.path) as temporary:
-                temporary.write_text("".join(json.dumps(look) + "\n" for look in kept), encoding="utf-8")
+                temporary.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
         else:
             self.path.unlink(missing_ok=True)
-        return [look for look in kept if look["rung"] == rung]
+        return [record for record in kept if record["rung"] == rung]
 
 
 def read_diagnostics(path: Path) -> list[dict[str, Any]]:
-    """The looks of a diagnostics.jsonl; a cut or damaged line is left out. No file is no looks."""
+    """The records of a diagnostics.jsonl without damaged lines; empty where there is no file."""
     if not path.is_file():
         return []
-    looks = []
+    records = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            look = json.loads(line)
+            record = json.loads(line)
         except ValueError:
             continue
-        if isinstance(look, dict) and {"images", "stage", "rung", "gap"} <= set(look):
-            looks.append(look)
-    return looks
+        if isinstance(record, dict) and {"images", "stage", "rung", "gap"} <= set(record):
+            records.append(record)
+    return records
 
 
-def log_look(loggers: Iterable[Logger], look: Mapping[str, Any]) -> None:
-    """Give W&B, if it is among the loggers, the numbers of a look."""
-    row = {IMAGES: look["images"], **({} if look["rung"] is None else {RUNG: look["rung"]}), **numbers(look)}
+def log_record(loggers: Iterable[Logger], record: Mapping[str, Any]) -> None:
+    """Log a record's numbers to W&B, if it is among the loggers."""
+    rung = {} if record["rung"] is None else {RUNG: record["rung"]}
     for logger in loggers:
         if isinstance(logger, WandbRun):
-            logger.log_metrics(row)
+            logger.log_metrics({IMAGES: record["images"], **rung, **metrics_of(record)})
 
 
-def alert(loggers: Iterable[Logger], kind: str, text: str) -> None:
-    """Have W&B, if it is among the loggers, tell its user (by mail or chat, as set up there)."""
+def send_alert(loggers: Iterable[Logger], kind: str, text: str) -> None:
+    """Send an alert through W&B (mail or chat, as configured there), if it is among the loggers."""
     for logger in loggers:
         if isinstance(logger, WandbRun):
             logger.attempt(lambda run=logger: run.experiment.alert(title=f"fewstep: {kind}", text=text, level="WARN"))
 
 
-def numbers(look: Mapping[str, Any]) -> dict[str, float]:
-    """A look as W&B's keys and numbers; what it has not is left out."""
-    found: dict[str, float | None] = {GAP: look["gap"], ALARMS: len(look["alarms"])}
+def metrics_of(record: Mapping[str, Any]) -> dict[str, float]:
+    """A record's numbers under W&B's names; values that are not known are left out."""
+    found: dict[str, float | None] = {GAP: record["gap"], ALARMS: len(record["alarms"])}
     for axis in ("t", "w"):
-        found |= {gap_at(axis, bin["low"], bin["high"]): bin["gap"] for bin in look[f"gap_by_{axis}"]}
-    found |= {gap_of(branch): value for branch, value in (look["gap_by_branch"] or {}).items()}
-    found |= {step_error_at(step["t"]): step["error"] for step in look["step_errors"]}
-    samples, wanted = look["samples"], look["teacher_samples"] or look["data"]
-    for name in SAMPLE_STATISTICS if samples else ():
-        found[of_samples(name)] = samples[name]
-        if samples[name] is not None and wanted[name] is not None:
-            found[drift_of(name)] = samples[name] - wanted[name]
-    found |= {gradient_norm_of(part): norm for part, norm in (look["gradient_norm"] or {}).items()}
+        found |= {gap_at(axis, bin["low"], bin["high"]): bin["gap"] for bin in record[f"gap_by_{axis}"]}
+    found |= {gap_of(branch): value for branch, value in (record["gap_by_branch"] or {}).items()}
+    found |= {step_error_at(step["t"]): step["error"] for step in record["step_errors"]}
+    for name in SAMPLE_STATISTICS if record["samples"] else ():
+        found[of_samples(name)] = record["samples"][name]
+        found[drift_of(name)] = drift(record, name)
+    found |= {gradient_norm_of(part): norm for part, norm in (record["gradient_norm"] or {}).items()}
+    by_role = record["gradient_norm_by_role"] or {}
+    found |= {gradient_norm_of(f"role/{role}"): norm for role, norm in by_role.items()}
     return {name: value for name, value in found.items() if value is not None}
+
+
+def drift(record: Mapping[str, Any], name: str) -> float | None:
+    """A statistic of the student's samples less the teacher's, or less the data's without a teacher; None if unknown.
+
+    Args:
+        name: one of SAMPLE_STATISTICS.
+    """
+    own, reference = record["samples"], record["teacher_samples"] or record["data"]
+    if not own or not reference or own[name] is None or reference[name] is None:
+        return None
+    return own[name] - reference[name]

@@ -1,4 +1,4 @@
-"""The gap between a student and what it is taught, where it is asked: by bins of t and of w."""
+"""The gap between a student and its method's target: relative error on the probe, whole and by bins of t and w."""
 
 from typing import NamedTuple
 
@@ -8,46 +8,50 @@ from torch import Tensor
 
 from fewstep.diagnostics.probe import Probe
 from fewstep.diffusion.prediction import Denoise, diffuse
-from fewstep.methods import Stage
+from fewstep.training.module import DistillationModule
 
 
-class Answers(NamedTuple):
-    """Mean squares over each example's values, in v: of the student's error, and of what it should have said."""
+class ProbeErrors(NamedTuple):
+    """Mean squares over each probe example's values, in v: of the student's error, and of the target."""
 
     error: Float[Tensor, "batch"]
     target: Float[Tensor, "batch"]
 
 
 @torch.no_grad()
-def answers(student: Denoise, stage: Stage, probe: Probe, rows: int) -> Answers:
-    """Ask `student` what `stage` teaches, on every example of the probe, `rows` at a time; float64 on the CPU."""
-    errors, targets = [], []
-    for part in probe.chunks(rows):
-        x, eps, label, t = (value[part].to(stage.device) for value in (probe.x, probe.eps, probe.label, probe.t))
-        w = None if probe.w is None else probe.w[part].to(stage.device)
-        noised = diffuse(x=x, eps=eps, log_snr=stage.schedule.log_snr(t))
-        target = stage.target(noised, t, label, w)
-        said = student(noised.z, noised.log_snr, label, w)
-        errors.append(mean_square(said.v - target.v))
+def probe_errors(student: Denoise, module: DistillationModule, probe: Probe, rows: int) -> ProbeErrors | None:
+    """Compare `student` with the method's target on the probe, `rows` examples at a time; float64 on the CPU.
+
+    None where the method has no target.
+    """
+    nets, errors, targets = module.nets, [], []
+    for start in range(0, len(probe.x), rows):
+        x, eps, label, t, w = probe.part(slice(start, start + rows), module.device)
+        noised = diffuse(x=x, eps=eps, log_snr=nets.schedule.log_snr(t))
+        target = module.method.target(noised, t=t, label=label, w=w, nets=nets, phase=module.phase)
+        if target is None:
+            return None
+        prediction = student(noised.z, noised.log_snr, label, w)
+        errors.append(mean_square(prediction.v - target.v))
         targets.append(mean_square(target.v))
-    return Answers(torch.cat(errors).cpu(), torch.cat(targets).cpu())
+    return ProbeErrors(torch.cat(errors).cpu(), torch.cat(targets).cpu())
 
 
 def mean_square(values: Float[Tensor, "batch *shape"]) -> Float[Tensor, "batch"]:
-    """Over each example's values, in float64."""
+    """Mean over each example's values, in float64."""
     return values.double().square().flatten(1).mean(1)
 
 
-def gap(found: Answers, where: Bool[Tensor, "batch"] | None = None) -> float:
-    """rms(v - v') / rms(v') with v' the target: 0 is a perfect student, 1 one that says nothing.
+def gap(found: ProbeErrors, where: Bool[Tensor, "batch"] | None = None) -> float:
+    """rms(v - v_target) / rms(v_target): 0 for a perfect student, 1 for one that predicts v = 0.
 
     Args:
-        where: the examples that count for the error; the target's size is always that of all of them.
+        where: the examples whose error counts; the denominator is always that of all examples.
     """
     error = found.error if where is None else found.error[where]
     return float((error.mean() / found.target.mean()).sqrt())
 
 
-def gap_by(found: Answers, number: Int[Tensor, "batch"], num_bins: int) -> list[float]:
-    """The gap in each bin, an example's being `number`."""
+def gap_by(found: ProbeErrors, number: Int[Tensor, "batch"], num_bins: int) -> list[float]:
+    """The gap in each bin; `number` is the bin of each example."""
     return [gap(found, number == one) for one in range(num_bins)]

@@ -1,25 +1,27 @@
-"""The norm of the gradient by part of the network."""
+"""The gradient's norm by part of the network."""
 
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 
-MOST_PARTS = 48  # with more, the lists of blocks stay whole
+from fewstep.distributed.sharding import full_scalar
+
+MAX_PARTS = 48  # with more, each list of blocks is one part
 
 
 def parts(network: nn.Module) -> dict[str, nn.Module]:
-    """The network's own parts by name; lists of blocks are taken apart, and a network that only wraps one is opened."""
+    """The network's children by name, lists of blocks split into blocks; a pure wrapper's parts are those inside it."""
     children = dict(network.named_children())
     if len(children) == 1 and not any(True for _ in network.parameters(recurse=False)):
         ((_, inner),) = children.items()
         if not isinstance(inner, nn.ModuleList) and dict(inner.named_children()):
             return parts(inner)
-    apart = dict(_apart(children))
-    return apart if len(apart) <= MOST_PARTS else children
+    blocks = dict(_split(children))
+    return blocks if len(blocks) <= MAX_PARTS else children
 
 
-def _apart(children: dict[str, nn.Module]) -> Iterator[tuple[str, nn.Module]]:
+def _split(children: dict[str, nn.Module]) -> Iterator[tuple[str, nn.Module]]:
     for name, child in children.items():
         if isinstance(child, nn.ModuleList):
             yield from ((f"{name}.{number}", block) for number, block in enumerate(child))
@@ -28,16 +30,14 @@ def _apart(children: dict[str, nn.Module]) -> Iterator[tuple[str, nn.Module]]:
 
 
 @torch.no_grad()
-def gradient_norms(network: nn.Module, scale: float = 1.0) -> dict[str, float]:
-    """The norm of each part's gradient times `scale`, which undoes a clipping; parts without one are left out.
+def gradient_norm_by_part(network: nn.Module, scale: float = 1.0) -> dict[str, float]:
+    """The norm of each part's gradient times `scale`, which undoes clipping; parts without a gradient are left out.
 
-    Waits for the device once. Of sharded gradients every process must ask.
+    Waits for the device once. Sharded gradients are reduced, so every process must call it.
     """
     norms: dict[str, Tensor] = {}
     for name, part in parts(network).items():
         gradients = [weight.grad for weight in part.parameters() if weight.grad is not None]
         if gradients:
-            norm = torch.nn.utils.get_total_norm(gradients)
-            whole = getattr(norm, "full_tensor", None)
-            norms[name] = norm if whole is None else whole()
+            norms[name] = full_scalar(torch.nn.utils.get_total_norm(gradients))
     return dict(zip(norms, (torch.stack([*norms.values()]) * scale).tolist(), strict=True)) if norms else {}

@@ -1,4 +1,4 @@
-"""What samples look like as a whole, beside the data and the teacher's: contrast, saturation, diversity."""
+"""Statistics of samples, comparable with the teacher's and the data's: contrast, saturation, excess, diversity."""
 
 from dataclasses import dataclass
 
@@ -9,20 +9,23 @@ from torch import Tensor
 from fewstep.data.facts import DataFacts
 from fewstep.diffusion.schedule import Images
 
-AT_THE_LIMIT = 0.01  # of half the range: what is so near counts as there
-ENOUGH = 8  # degrees of freedom that a diversity needs
+MARGIN = 0.01  # of half the range: values so near a limit count as saturated
+MIN_DEGREES_OF_FREEDOM = 8  # of an estimate of the diversity
 
 
 @dataclass(frozen=True)
 class Limits:
-    """The range of the data's values: of pixels and points what it is, of latents what the probe's are."""
+    """The range of the data's values: the known one of pixels and points, the observed one of latents."""
 
     low: float
     high: float
 
     @classmethod
-    def of(cls, facts: DataFacts, x: Images) -> "Limits":
-        return cls(float(x.min()), float(x.max())) if facts.latent is not None else cls(facts.low, facts.high)
+    def of(cls, facts: DataFacts, x: Images | None) -> "Limits":
+        """The limits of a data set; `x` are examples of it, None where there are none."""
+        if facts.latent is None or x is None:
+            return cls(facts.low, facts.high)
+        return cls(float(x.min()), float(x.max()))
 
     @property
     def half(self) -> float:
@@ -30,14 +33,14 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Look:
-    """Samples in four numbers.
+class SampleStatistics:
+    """Four numbers of a set of samples.
 
     Attributes:
-        contrast: standard deviation of an example's values, the mean over examples; of points, of a coordinate.
+        contrast: standard deviation of an example's values, averaged over examples; of points, of a coordinate.
         saturation: share of values at or beyond the data's limits.
-        excess: mean distance of all values beyond the limits, in half ranges.
-        diversity: standard deviation of a value within a class, or None where too few examples share one.
+        excess: mean distance beyond the limits over all values, in half ranges.
+        diversity: standard deviation of a value within a class; None where too few examples share one.
     """
 
     contrast: float
@@ -45,27 +48,27 @@ class Look:
     excess: float
     diversity: float | None
 
+    @classmethod
+    def of(cls, x: Images, cell: Int[Tensor, "batch"], limits: Limits) -> "SampleStatistics":
+        """The statistics of samples or data; those of one `cell` share their class."""
+        x = x.detach().double().cpu()
+        contrast = x.flatten(1).std(1, correction=0).mean() if x.ndim > 2 else x.std(0, correction=0).mean()
+        beyond = (limits.low - x).clamp(min=0) + (x - limits.high).clamp(min=0)
+        margin = MARGIN * limits.half
+        return cls(
+            contrast=float(contrast),
+            saturation=float(((x <= limits.low + margin) | (x >= limits.high - margin)).double().mean()),
+            excess=float(beyond.mean() / limits.half),
+            diversity=within_class_deviation(x, cell),
+        )
 
-def look_at(x: Images, cell: Int[Tensor, "batch"], limits: Limits) -> Look:
-    """The four numbers of samples (or data) of which those in one `cell` share their class."""
-    x = x.detach().double().cpu()
-    contrast = x.flatten(1).std(1, correction=0).mean() if x.ndim > 2 else x.std(0, correction=0).mean()
-    beyond = (limits.low - x).clamp(min=0) + (x - limits.high).clamp(min=0)
-    near = AT_THE_LIMIT * limits.half
-    return Look(
-        contrast=float(contrast),
-        saturation=float(((x <= limits.low + near) | (x >= limits.high - near)).double().mean()),
-        excess=float(beyond.mean() / limits.half),
-        diversity=within_class(x, cell),
-    )
 
-
-def within_class(x: Float[Tensor, "batch *shape"], cell: Int[Tensor, "batch"]) -> float | None:
+def within_class_deviation(x: Float[Tensor, "batch *shape"], cell: Int[Tensor, "batch"]) -> float | None:
     """Pooled standard deviation within cells: sqrt(sum_i |x_i - mean of its cell|^2 / (n - number of cells))."""
     x = x.flatten(1)
     _, number, count = cell.unique(return_inverse=True, return_counts=True)
     freedom = len(x) - len(count)
-    if freedom < ENOUGH:
+    if freedom < MIN_DEGREES_OF_FREEDOM:
         return None
     means = torch.zeros(len(count), x.shape[1], dtype=x.dtype).index_add(0, number, x) / count[:, None]
     return float(((x - means[number]).square().sum(0) / freedom).mean().sqrt())

@@ -1,6 +1,8 @@
-"""A student on its own path, from noise step by step, and how far each step is from its teacher's two."""
+"""The path that a student takes when it samples or encodes, and the error of each of its steps."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -9,139 +11,142 @@ from torch import Tensor
 
 from fewstep.diagnostics.gaps import mean_square
 from fewstep.diagnostics.probe import Starts
-from fewstep.diffusion.prediction import Condition, Denoise, Prediction
+from fewstep.diffusion.prediction import Denoise, Prediction
 from fewstep.diffusion.sampler import SAMPLERS, Fresh, ddim_step, trajectory
-from fewstep.diffusion.schedule import Images
-from fewstep.methods import EncoderStage, ProgressiveStage, Stage
+from fewstep.diffusion.sampling import Sampling
+from fewstep.diffusion.schedule import Images, append_zero
+from fewstep.training.module import DistillationModule
 
-MOST_STEPS = 16  # of a path; longer ones are walked in larger steps of the same grid
-COMPARED = 16  # examples whose every step is compared with the teacher's
+MAX_PATH_STEPS = 16  # longer grids are thinned; the teacher's path may have twice as many steps
+NUM_COMPARED = 16  # starts whose every step is compared with the target
 
 
 class Path(NamedTuple):
-    """Where a path ends (data, or an encoder's noise), and the error of a step at each of its times."""
+    """Where a path ends (data, or an encoder's noise), and the prediction at each step for the first NUM_COMPARED."""
 
     end: Images
-    errors: list[tuple[float, float]]
+    steps: list[Prediction]
 
 
-def steps_of(num_steps: int) -> int:
-    """The largest part of that many steps, up to MOST_STEPS, whose times are among theirs."""
-    return max(part for part in range(1, MOST_STEPS + 1) if num_steps % part == 0)
+class Grid(NamedTuple):
+    """The times of a path.
+
+    Attributes:
+        times: of the evaluations in their order, and of the path's end.
+        jump_ends: where one jump of the model from each evaluation lands.
+    """
+
+    times: Float[Tensor, "steps_and_end"]
+    jump_ends: Float[Tensor, "steps"]
 
 
-@torch.no_grad()
-def walk(
-    student: Denoise,
-    stage: Stage,
-    starts: Starts,
-    fresh: Callable[[int, int], Fresh],
-    rows: int,
-) -> Path:
-    """Walk `student` as it is sampled, or encodes, in its own steps; outside a ladder in MOST_STEPS.
+def path_grid(sampling: Sampling) -> Grid:
+    """The model's own times, thinned to MAX_PATH_STEPS; uniform times where it has none of its own.
+
+    A jump is one step of the unthinned grid, two with the sampler `stochastic`, and to t = 0 with `renoise`.
+    """
+    times = append_zero(sampling.grid(None if sampling.times else MAX_PATH_STEPS))
+    times = times if sampling.direction == "decode" else times.flip(0)
+    last = len(times) - 1
+    index = torch.arange(0, last + 1, last // largest_divisor(last, MAX_PATH_STEPS))
+    jump = {"stochastic": 2, "renoise": last}.get(sampling.sampler, 1)
+    return Grid(times[index], times[(index[:-1] + jump).clamp(max=last)])
+
+
+def largest_divisor(number: int, most: int) -> int:
+    """The largest divisor up to `most`: the uniform grid of so many steps is part of that of `number` steps."""
+    return max(part for part in range(1, most + 1) if number % part == 0)
+
+
+@dataclass(frozen=True)
+class Paths:
+    """The paths of a phase's student and of its teacher from the same starts.
 
     Args:
-        fresh: (start, count) -> noise that a stochastic sampler adds for these examples.
-        rows: examples walked at once.
+        fresh: (start, count) -> the noise that a stochastic sampler adds to these examples.
+        rows: examples evaluated at once.
     """
-    num_steps = steps_of(stage.num_steps) if isinstance(stage, ProgressiveStage) else MOST_STEPS
-    ends: list[Images] = []
-    passed: list[list[Prediction]] = [[] for _ in range(num_steps)]
-    for start in range(0, len(starts.noise), rows):
-        z, label, w = part_of(starts, slice(start, start + rows), stage.device)
-        count = max(0, COMPARED - start)
-        last = None
-        for step, last in enumerate(path(student, stage, z, num_steps, label, w, fresh(start, len(z)))):
-            passed[step].append(Prediction(last.z[:count], last.v[:count], last.log_snr[:count]))
-        assert last is not None, "a path has a step"
-        ends.append(landed(last, stage))
-    errors = step_errors([joint(step) for step in passed], stage, starts, rows)
-    return Path(torch.cat(ends), errors)
+
+    module: DistillationModule
+    starts: Starts
+    fresh: Callable[[int, int], Fresh]
+    rows: int
+
+    def follow(self, denoise: Denoise, sampling: Sampling) -> Path:
+        """Sample or encode along `path_grid(sampling)`."""
+        return self._follow(denoise, sampling, path_grid(sampling).times)
+
+    def teacher_samples(self) -> Images | None:
+        """Samples of the teacher in its own number of steps, or MAX_PATH_STEPS; None without one, and for encoders."""
+        teacher, phase = self.module.nets.teacher, self.module.phase
+        if teacher is None or phase.sampling.direction == "encode":
+            return None
+        sampling = Sampling(sampler="stochastic" if phase.sampling.sampler == "stochastic" else "deterministic")
+        most = 2 * MAX_PATH_STEPS
+        num_steps = largest_divisor(phase.teacher_steps, most) if phase.teacher_steps else MAX_PATH_STEPS
+        return self._follow(teacher, sampling, append_zero(sampling.grid(num_steps))).end
+
+    @torch.no_grad()
+    def step_errors(self, path: Path) -> list[tuple[float, float]]:
+        """(t, error) of each step of the student's path: rms distance between where its jump and the target's land.
+
+        Empty where the method has no target, or no teacher to make one at the student's own z.
+        """
+        module, grid, count = self.module, path_grid(self.module.phase.sampling), len(path.steps[0].z)
+        if module.nets.teacher is None:
+            return []
+        times, all_steps, squares = grid.times[:-1], concatenate(path.steps), []
+        begin, end = (each.repeat_interleave(count).to(module.device) for each in (times, grid.jump_ends))
+        _, label, w = self.starts.part(torch.arange(count).repeat(len(times)), module.device)
+        for start in range(0, len(begin), self.rows):
+            part = slice(start, start + self.rows)
+            own = Prediction(all_steps.z[part], all_steps.v[part], all_steps.log_snr[part])
+            weights = None if w is None else w[part]
+            target = module.method.target(
+                own, t=begin[part], label=label[part], w=weights, nets=module.nets, phase=module.phase
+            )
+            if target is None:
+                return []
+            log_snr = module.nets.schedule.log_snr(end[part])
+            squares.append(mean_square(ddim_step(own, log_snr) - ddim_step(target, log_snr)))
+        errors = torch.cat(squares).reshape(len(times), count).mean(1).sqrt()
+        return list(zip(times.tolist(), errors.tolist(), strict=True))
+
+    @torch.no_grad()
+    def _follow(self, denoise: Denoise, sampling: Sampling, times: Float[Tensor, "steps_and_end"]) -> Path:
+        """Evaluate at all `times` but the last, where the path ends."""
+        ends: list[Images] = []
+        steps: list[list[Prediction]] = [[] for _ in times[:-1]]
+        for start in range(0, len(self.starts.z), self.rows):
+            count, last = max(0, NUM_COMPARED - start), None
+            for step, last in enumerate(self._predictions(denoise, sampling, times, start)):
+                steps[step].append(Prediction(last.z[:count], last.v[:count], last.log_snr[:count]))
+            assert last is not None, "a path has a step"
+            ends.append(last.x if sampling.direction == "decode" else self._step(last, times[-1]))
+        return Path(torch.cat(ends), [concatenate(step) for step in steps])
+
+    def _predictions(
+        self, denoise: Denoise, sampling: Sampling, times: Float[Tensor, "steps_and_end"], start: int
+    ) -> Iterator[Prediction]:
+        """The predictions of `rows` examples from `start` on."""
+        z, label, w = self.starts.part(slice(start, start + self.rows), self.module.device)
+        schedule, sampler, fresh = self.module.nets.schedule, SAMPLERS[sampling.sampler], self.fresh(start, len(z))
+        if sampling.direction == "decode":
+            yield from trajectory(
+                denoise, z, schedule=schedule, times=times[:-1], label=label, w=w, sampler=sampler, fresh=fresh
+            )
+            return
+        for t, following in pairwise(times):
+            prediction = denoise(z, schedule.log_snr(t).to(z.device).expand(len(z)), label, w)
+            yield prediction
+            z = self._step(prediction, following)
+
+    def _step(self, prediction: Prediction, t: Float[Tensor, ""]) -> Images:
+        """A deterministic step to time t."""
+        log_snr = self.module.nets.schedule.log_snr(t).to(prediction.z.device)
+        return ddim_step(prediction, log_snr.expand(len(prediction.z)))
 
 
-def joint(parts: list[Prediction]) -> Prediction:
+def concatenate(parts: list[Prediction]) -> Prediction:
     """The predictions of several batches as one."""
     return Prediction(*(torch.cat([getattr(part, name) for part in parts]) for name in ("z", "v", "log_snr")))
-
-
-@torch.no_grad()
-def taught_samples(stage: Stage, starts: Starts, fresh: Callable[[int, int], Fresh], rows: int) -> Images | None:
-    """What the stage's teacher makes of the same starts, in twice the student's steps; None without a teacher."""
-    teacher: Denoise | None = getattr(stage, "teacher", None)
-    if teacher is None or isinstance(stage, EncoderStage):
-        return None
-    num_steps = 2 * steps_of(stage.num_steps) if isinstance(stage, ProgressiveStage) else MOST_STEPS
-    ends = []
-    for start in range(0, len(starts.noise), rows):
-        z, label, w = part_of(starts, slice(start, start + rows), stage.device)
-        *_, last = path(teacher, stage, z, num_steps, label, w, fresh(start, len(z)))
-        ends.append(last.x)
-    return torch.cat(ends)
-
-
-def part_of(starts: Starts, rows: slice, device: torch.device) -> tuple[Images, Condition, Tensor | None]:
-    """Noise, condition and w of these rows, on the device."""
-    w = None if starts.w is None else starts.w[rows].to(device)
-    return starts.noise[rows].to(device), starts.label[rows].to(device), w
-
-
-def path_times(stage: Stage, num_steps: int) -> Float[Tensor, "times"]:
-    """Where the steps of a path begin, in its order."""
-    grid = torch.arange(num_steps, dtype=torch.float64) / num_steps
-    return grid if isinstance(stage, EncoderStage) else 1 - grid
-
-
-def path(
-    denoise: Denoise, stage: Stage, z: Images, num_steps: int, label: Condition, w: Tensor | None, fresh: Fresh
-) -> Iterator[Prediction]:
-    """The prediction at each step of a path: of the stage's sampler, or of an encoder, whose z is data."""
-    if not isinstance(stage, EncoderStage):
-        sampler = SAMPLERS[getattr(stage, "sampling", "deterministic")]
-        yield from trajectory(
-            denoise,
-            z,
-            schedule=stage.schedule,
-            num_steps=num_steps,
-            label=label,
-            w=w,
-            sampler=sampler,
-            fresh=fresh,
-        )
-        return
-    for t in path_times(stage, num_steps).to(z.device):
-        prediction = denoise(z, stage.schedule.log_snr(t).expand(len(z)), label, w)
-        yield prediction
-        z = ddim_step(prediction, stage.schedule.log_snr(t + 1 / num_steps).expand(len(z)))
-
-
-def landed(last: Prediction, stage: Stage) -> Images:
-    """Where a path ends after its last prediction."""
-    if not isinstance(stage, EncoderStage):
-        return last.x
-    return ddim_step(last, stage.schedule.log_snr(torch.ones_like(last.log_snr)))
-
-
-def step_errors(steps: list[Prediction], stage: Stage, starts: Starts, rows: int) -> list[tuple[float, float]]:
-    """(t, error) of each step of a rung: rms distance of where the student's step and the teacher's two land.
-
-    Args:
-        steps: what the student said at each step of its path, of the first of `starts`.
-        rows: examples that the teacher is asked at once; those of all steps together fill few batches.
-    """
-    if not isinstance(stage, ProgressiveStage):
-        return []
-    count, device = len(steps[0].z), stage.device
-    times = path_times(stage, len(steps))
-    t = times.repeat_interleave(count).to(device)
-    _, label, w = part_of(starts, slice(0, count), device)
-    label = label.repeat(len(steps), *[1] * (label.ndim - 1))
-    w = None if w is None else w.repeat(len(steps))
-    said, squares = joint(steps), []
-    for start in range(0, len(t), rows):
-        part = slice(start, start + rows)
-        own = Prediction(said.z[part], said.v[part], said.log_snr[part])
-        end = stage.schedule.log_snr(stage.jump(t[part])[1])
-        taught = stage.target(own, t[part], label[part], None if w is None else w[part])
-        squares.append(mean_square(ddim_step(own, end) - ddim_step(taught, end)))
-    errors = torch.cat(squares).reshape(len(steps), count).mean(1).sqrt()
-    return list(zip(times.tolist(), errors.tolist(), strict=True))

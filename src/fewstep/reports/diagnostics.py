@@ -1,29 +1,32 @@
-"""What report.html shows of diagnostics.jsonl: alarms, and where the students of each run are from their teachers."""
+"""The diagnostics section of report.html: alarms, gaps, step errors, sample statistics and gradients of a run."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from markupsafe import Markup
 
-from fewstep.diagnostics.file import FILE, read_diagnostics
+from fewstep.diagnostics.file import FILE, drift, read_diagnostics
 from fewstep.reports.charts import Line, shades, student_lines
 from fewstep.tracking.names import SAMPLE_STATISTICS, span
 
-Look = Mapping[str, Any]
+Record = Mapping[str, Any]
+Points = Iterable[tuple[float, float | None]]
+"""(x, value, None where it is not known)."""
 
 
 @dataclass(frozen=True)
 class Seen:
-    """One training run as its looks saw it.
+    """The diagnostics of one training run.
 
     Attributes:
-        alarms: each kind once a rung, as it was said first.
-        charts: (title, chart) of the gap and the step errors.
+        alarms: the first message of each kind and rung.
+        charts: (title, chart) of gaps, step errors and drifts.
         colour: of each rung, in the charts.
-        samples, data: statistics at the last look at each rung, and of the data.
-        gradients: (part of the network, its gradient's norm at each rung).
+        samples, data: statistics at the last record of each rung, and of the data.
+        gradients: (part of the network or role, its gradient's norm at the last record of each rung).
     """
 
     stage: str
@@ -44,109 +47,112 @@ class SampleRow(NamedTuple):
 
 
 def seen(folder: Path, stage: str, colour: str) -> Seen | None:
-    """The looks of the run in `folder`, drawn in `colour`; None without any that can be read."""
+    """The diagnostics of the run in `folder`, drawn in `colour`; None where there are none that can be read."""
+    records = read_diagnostics(folder / FILE)
     try:
-        looks = [look for look in read_diagnostics(folder / FILE) if look["gap"] is not None]
-        rungs = list(dict.fromkeys(look["rung"] for look in looks))
-        if not looks:
+        rungs = list(dict.fromkeys(record["rung"] for record in records))
+        if not rungs:
             return None
-        own = shades(rungs, colour)
-        last = {look["rung"]: look for look in looks}
-        by_rung = [[look for look in looks if look["rung"] == rung] for rung in rungs]
+        colour_of = shades(rungs, colour)
+        by_rung = {rung: [record for record in records if record["rung"] == rung] for rung in rungs}
+        last = {rung: own[-1] for rung, own in by_rung.items()}
+        data = records[-1]["data"] or {}
         return Seen(
             stage=stage,
-            alarms=said_first(looks),
-            charts=[*charts(by_rung, last, own), *drifts(by_rung, own)],
-            colour=own,
+            alarms=first_alarms(records),
+            charts=charts(by_rung, colour_of),
+            colour=colour_of,
             samples=samples(last),
-            data=[looks[-1]["data"][name] for name in SAMPLE_STATISTICS],
+            data=[data.get(name) for name in SAMPLE_STATISTICS],
             gradients=gradients(last),
         )
     except (KeyError, TypeError, ValueError):  # another program's file of this name
         return None
 
 
-def said_first(looks: Iterable[Look]) -> list[str]:
-    """The alarms of each kind and rung where they were raised first."""
+def first_alarms(records: Iterable[Record]) -> list[str]:
+    """The first message of each kind of alarm and rung."""
     found: dict[tuple[Any, str], str] = {}
-    for look in looks:
-        for alarm in look["alarms"]:
-            found.setdefault((look["rung"], alarm["kind"]), alarm["says"])
+    for record in records:
+        for alarm in record["alarms"]:
+            found.setdefault((record["rung"], alarm["kind"]), alarm["says"])
     return list(found.values())
 
 
-def charts(
-    by_rung: Sequence[Sequence[Look]], last: Mapping[Any, Look], colour: Mapping[Any, str]
-) -> list[tuple[str, Markup]]:
-    """Gap over training, and at the last look at each rung by t and by w; error of single steps."""
-    over = [Line(own[0]["rung"], [look["images"] for look in own], [look["gap"] for look in own]) for own in by_rung]
-    found = [("gap over training", student_lines(over, colour, "images seen", "gap"))]
-    for axis in ("t", "w"):
-        lines = [
-            Line(rung, [middle(bin) for bin in look[f"gap_by_{axis}"]], [bin["gap"] for bin in look[f"gap_by_{axis}"]])
-            for rung, look in last.items()
-            if look[f"gap_by_{axis}"]
-        ]
+class Panel(NamedTuple):
+    """A chart's title, the labels of its axes, and the points of a rung's line from the rung's records."""
+
+    title: str
+    x: str
+    y: str
+    points: Callable[[Sequence[Record]], Points]
+
+
+def gap_over_images(records: Sequence[Record]) -> Points:
+    return [(record["images"], record["gap"]) for record in records]
+
+
+def gap_by(axis: str, records: Sequence[Record]) -> Points:
+    return [((bin["low"] + bin["high"]) / 2, bin["gap"]) for bin in records[-1][f"gap_by_{axis}"]]
+
+
+def step_errors(records: Sequence[Record]) -> Points:
+    return [(step["t"], step["error"]) for step in records[-1]["step_errors"]]
+
+
+def drift_over_images(name: str, records: Sequence[Record]) -> Points:
+    return [(record["images"], drift(record, name)) for record in records]
+
+
+PANELS = (
+    Panel("gap over training", "images seen", "gap", gap_over_images),
+    *(Panel(f"gap by {axis}, at the end", axis, "gap", partial(gap_by, axis)) for axis in ("t", "w")),
+    Panel("one step on its own path", "t", "error", step_errors),
+    *(
+        Panel(f"drift of {name}", "images seen", "drift", partial(drift_over_images, name))
+        for name in ("contrast", "saturation", "diversity")
+    ),
+)
+
+
+def charts(by_rung: Mapping[Any, Sequence[Record]], colour: Mapping[Any, str]) -> list[tuple[str, Markup]]:
+    """(title, chart) of each panel of which any value is known, a line per rung; drifts alone are not logarithmic."""
+    found = []
+    for title, x, y, points in PANELS:
+        lines = []
+        for rung, records in by_rung.items():
+            known = [(at, value) for at, value in points(records) if value is not None]
+            if known:
+                lines.append(Line(rung, [at for at, _ in known], [value for _, value in known]))
         if lines:
-            found.append((f"gap by {axis}, at the end", student_lines(lines, colour, axis, "gap")))
-    lines = [
-        Line(rung, [step["t"] for step in look["step_errors"]], [step["error"] for step in look["step_errors"]])
-        for rung, look in last.items()
-        if look["step_errors"]
-    ]
-    if lines:
-        found.append(("one step on its own path", student_lines(lines, colour, "t", "error")))
+            found.append((title, student_lines(lines, colour, x, y, log=y != "drift")))
     return found
 
 
-def drifts(by_rung: Sequence[Sequence[Look]], colour: Mapping[Any, str]) -> list[tuple[str, Markup]]:
-    """Samples less the teacher's from the same noise, or less the data, over training."""
+def samples(last: Mapping[Any, Record]) -> list[SampleRow]:
+    """Student and teacher of each rung, over all w and by bins of w."""
     found = []
-    for name in ("contrast", "saturation", "diversity"):
-        pairs = [[(look["images"], drift(look, name)) for look in own] for own in by_rung]
-        known = [[(x, y) for x, y in pair if y is not None] for pair in pairs]
-        lines = [
-            Line(own[0]["rung"], [x for x, _ in pair], [y for _, y in pair])
-            for own, pair in zip(by_rung, known, strict=True)
-            if pair
-        ]
-        if lines:
-            found.append((f"drift of {name}", student_lines(lines, colour, "images seen", "drift", log=False)))
-    return found
-
-
-def drift(look: Look, name: str) -> float | None:
-    """One statistic of the samples less the wanted one."""
-    wanted = (look["teacher_samples"] or look["data"])[name]
-    own = look["samples"] and look["samples"][name]
-    return None if own is None or wanted is None else own - wanted
-
-
-def samples(last: Mapping[Any, Look]) -> list[SampleRow]:
-    """Student and teacher of each rung, as a whole and by bins of w."""
-    found = []
-    for rung, look in last.items():
-        if look["samples"] is None:
+    for rung, record in last.items():
+        if record["samples"] is None:
             continue
-        taught = look["teacher_samples"]
-        found.append(SampleRow(rung, None, pairs_of(look["samples"], taught)))
-        for number, bin in enumerate(look["samples_by_w"]):
-            beside = None if taught is None else look["teacher_samples_by_w"][number]
-            found.append(SampleRow(rung, span(bin["low"], bin["high"]), pairs_of(bin, beside)))
+        teacher = record["teacher_samples"]
+        found.append(SampleRow(rung, None, pairs_of(record["samples"], teacher)))
+        for number, bin in enumerate(record["samples_by_w"]):
+            teacher_bin = None if teacher is None else record["teacher_samples_by_w"][number]
+            found.append(SampleRow(rung, span(bin["low"], bin["high"]), pairs_of(bin, teacher_bin)))
     return found
 
 
-def pairs_of(own: Look, taught: Look | None) -> list[tuple[float | None, float | None]]:
+def pairs_of(student: Record, teacher: Record | None) -> list[tuple[float | None, float | None]]:
     """(student's, teacher's) of each statistic."""
-    return [(own[name], None if taught is None else taught[name]) for name in SAMPLE_STATISTICS]
+    return [(student[name], None if teacher is None else teacher[name]) for name in SAMPLE_STATISTICS]
 
 
-def gradients(last: Mapping[Any, Look]) -> list[tuple[str, list[float | None]]]:
-    """(part of the network, its gradient's norm at the last look at each rung)."""
-    parts = dict.fromkeys(part for look in last.values() for part in look["gradient_norm"] or {})
-    return [(part, [(look["gradient_norm"] or {}).get(part) for look in last.values()]) for part in parts]
-
-
-def middle(bin: Mapping[str, float]) -> float:
-    """Where a bin stands on its axis."""
-    return (bin["low"] + bin["high"]) / 2
+def gradients(last: Mapping[Any, Record]) -> list[tuple[str, list[float | None]]]:
+    """(part of the network or role, its gradient's norm at the last record of each rung)."""
+    norms = [
+        (record["gradient_norm"] or {})
+        | {f"{role}, as a whole": norm for role, norm in (record.get("gradient_norm_by_role") or {}).items()}
+        for record in last.values()
+    ]
+    return [(part, [own.get(part) for own in norms]) for part in dict.fromkeys(part for own in norms for part in own)]

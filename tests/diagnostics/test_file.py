@@ -1,4 +1,4 @@
-"""Where looks are told: report.html and W&B."""
+"""Where records go: diagnostics.jsonl, report.html and W&B."""
 
 import json
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from fewstep.diagnostics.file import FILE, DiagnosticsFile, alert, log_look, numbers, read_diagnostics
+from fewstep.diagnostics.file import FILE, DiagnosticsFile, log_record, metrics_of, read_diagnostics, send_alert
 from fewstep.reports.diagnostics import seen
 from fewstep.tracking.names import IMAGES, RUNG
 from fewstep.tracking.wandb_run import WandbRun
@@ -15,7 +15,7 @@ STATISTICS = {"contrast": 0.6, "saturation": 0.1, "excess": 0.01, "diversity": 0
 ALARM = {"kind": "collapse", "says": "collapse in progressive 2 at 300 images: <b>all</b> alike"}
 
 
-def look(images: int, rung: int | None, alarms: list[dict[str, str]] | None = None) -> dict[str, Any]:
+def record(images: int, rung: int | None, alarms: list[dict[str, str]] | None = None) -> dict[str, Any]:
     return {
         "images": images,
         "stage": "progressive",
@@ -31,13 +31,14 @@ def look(images: int, rung: int | None, alarms: list[dict[str, str]] | None = No
         "teacher_samples_by_w": [{"low": 0.0, "high": 2.0, **STATISTICS}],
         "data": STATISTICS | {"diversity": None},
         "gradient_norm": {"inward": 0.5},
+        "gradient_norm_by_role": {"student": 0.75, "fake": 2.0},
         "alarms": alarms or [],
     }
 
 
 def test_a_report_shows_charts_of_every_kind_and_each_alarm_once(tmp_path: Path) -> None:
     file = DiagnosticsFile(tmp_path)
-    for one in (look(0, 4), look(100, 4), look(100, 2), look(300, 2, [ALARM]), look(400, 2, [ALARM])):
+    for one in (record(0, 4), record(100, 4), record(100, 2), record(300, 2, [ALARM]), record(400, 2, [ALARM])):
         file.append(one)
     found = seen(tmp_path, "progressive", "#123456")
     assert found is not None
@@ -54,10 +55,14 @@ def test_a_report_shows_charts_of_every_kind_and_each_alarm_once(tmp_path: Path)
     assert all(str(chart).startswith("<svg") for _, chart in found.charts)
     assert list(found.colour) == [4, 2]
     assert found.samples[0].pairs[0] == (0.75, 0.6)
-    assert found.gradients == [("inward", [0.5, 0.5])]
+    assert found.gradients == [
+        ("inward", [0.5, 0.5]),
+        ("student, as a whole", [0.75, 0.75]),
+        ("fake, as a whole", [2.0, 2.0]),
+    ]
 
 
-def test_a_run_without_looks_or_with_another_programs_has_nothing_to_show(tmp_path: Path) -> None:
+def test_a_run_without_records_or_with_another_programs_has_nothing_to_show(tmp_path: Path) -> None:
     assert seen(tmp_path, "teacher", "#123456") is None
     (tmp_path / FILE).write_text("[1]\n{\n" + json.dumps({"images": 0, "stage": 1, "rung": [], "gap": "x"}) + "\n")
     assert seen(tmp_path, "teacher", "#123456") is None
@@ -81,8 +86,8 @@ def test_wandb_gets_every_number_and_an_alert(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(WandbRun, "experiment", experiment)
     monkeypatch.setattr(WandbRun, "attempt", lambda self, action: action())
     monkeypatch.setattr(WandbRun, "log_metrics", lambda self, row, step=None: experiment.log(dict(row)))
-    log_look([logger], look(300, 2, [ALARM]))
-    alert([logger], "collapse", ALARM["says"])
+    log_record([logger], record(300, 2, [ALARM]))
+    send_alert([logger], "collapse", ALARM["says"])
     (row,) = experiment.logged
     assert row[IMAGES] == 300
     assert row[RUNG] == 2
@@ -92,23 +97,43 @@ def test_wandb_gets_every_number_and_an_alert(monkeypatch: pytest.MonkeyPatch) -
     assert row["diagnostics/step_error/t=1.000"] == 0.125
     assert row["diagnostics/contrast_drift"] == pytest.approx(0.15)
     assert row["diagnostics/gradient_norm/inward"] == 0.5
+    assert row["diagnostics/gradient_norm/role/fake"] == 2.0
     assert row["diagnostics/alarms"] == 1
     assert experiment.alerts == [{"title": "fewstep: collapse", "text": ALARM["says"], "level": "WARN"}]
 
 
 def test_what_is_not_known_is_no_number() -> None:
-    encoder = look(0, 4) | {"samples": None, "teacher_samples": None, "gradient_norm": None, "gap_by_w": []}
-    found = numbers(encoder)
+    encoder = record(0, 4) | {"samples": None, "teacher_samples": None, "gradient_norm": None, "gap_by_w": []}
+    encoder |= {"gradient_norm_by_role": None}
+    found = metrics_of(encoder)
     assert "diagnostics/contrast" not in found
     assert all(isinstance(value, int | float) for value in found.values())
-    teacher = look(0, None) | {"teacher_samples": None, "gap_by_branch": {"conditional": 0.5}}
-    assert "diagnostics/diversity_drift" not in numbers(teacher)  # the data's is not known
-    assert numbers(teacher)["diagnostics/gap_branch/conditional"] == 0.5
+    teacher = record(0, None) | {"teacher_samples": None, "gap_by_branch": {"conditional": 0.5}}
+    assert "diagnostics/diversity_drift" not in metrics_of(teacher)  # the data's is not known
+    assert metrics_of(teacher)["diagnostics/gap_branch/conditional"] == 0.5
+
+
+def test_a_run_without_target_or_data_is_shown_all_the_same(tmp_path: Path) -> None:
+    unmeasured = {"gap": None, "gap_by_t": [], "gap_by_w": [], "step_errors": [], "data": None, "gradient_norm": None}
+    file = DiagnosticsFile(tmp_path)
+    for images in (0, 100):
+        file.append(record(images, 4) | unmeasured)
+    found = seen(tmp_path, "dmd2", "#123456")
+    assert found is not None
+    assert [title for title, _ in found.charts] == ["drift of contrast", "drift of saturation", "drift of diversity"]
+    assert found.data == [None] * 4
+    assert found.gradients == [("student, as a whole", [0.75]), ("fake, as a whole", [2.0])]
+    metrics = metrics_of(record(0, 4) | unmeasured)
+    assert not any("gap" in name for name in metrics)
+    assert metrics["diagnostics/contrast_drift"] == pytest.approx(0.15)
+    alone = metrics_of(record(0, 4) | unmeasured | {"teacher_samples": None})
+    assert "diagnostics/contrast" in alone
+    assert "diagnostics/contrast_drift" not in alone
 
 
 def test_lines_that_were_cut_are_left_out(tmp_path: Path) -> None:
     file = DiagnosticsFile(tmp_path)
-    file.append(look(0, 4))
+    file.append(record(0, 4))
     with file.path.open("a") as out:
         out.write('{"images": 12, "sta')
     assert [one["images"] for one in read_diagnostics(file.path)] == [0]
