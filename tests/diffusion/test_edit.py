@@ -1,6 +1,7 @@
 """The tasks on exact teachers: one Gaussian a class, where every answer has a closed form, and a mixture."""
 
 from collections.abc import Callable
+from math import floor
 
 import pytest
 import torch
@@ -11,8 +12,8 @@ from torch import Tensor
 from fewstep.diffusion.edit import edit, inpaint, slerp, steps_for, transfer
 from fewstep.diffusion.guidance import Guided
 from fewstep.diffusion.mixture import GaussianMixture
-from fewstep.diffusion.prediction import Denoise, Prediction
-from fewstep.diffusion.sampler import encode, sample
+from fewstep.diffusion.prediction import Denoise, Prediction, interpret
+from fewstep.diffusion.sampler import encode, renoise, sample
 from fewstep.diffusion.schedule import CosineSchedule, alpha, sigma, uniform_times
 
 MakeMixture = Callable[..., GaussianMixture]
@@ -90,13 +91,34 @@ def test_an_edit_is_asked_in_the_times_of_the_n_step_sampler(
         w=None,
     )
     assert seen == times
-    assert steps_for(strength, num_steps) == len(times)
+    assert steps_for(strength, uniform_times(num_steps)) == len(times) == floor(strength * num_steps + 0.5)
 
 
-@pytest.mark.parametrize(("strength", "num_steps"), [(-0.1, 4), (1.1, 4), (float("nan"), 4), (0.5, 0)])
-def test_other_strengths_are_refused(strength: float, num_steps: int) -> None:
-    with pytest.raises(ValueError, match=r"strength must be in \[0, 1\] of at least 1 step"):
-        steps_for(strength, num_steps)
+@pytest.mark.parametrize(
+    ("strength", "steps"), [(0.0, 0), (0.04, 0), (0.05, 1), (0.2, 1), (0.34, 1), (0.36, 2), (0.7, 2), (0.9, 3), (1, 3)]
+)
+def test_an_edit_starts_at_the_level_nearest_to_its_strength(strength: float, steps: int) -> None:
+    assert steps_for(strength, torch.tensor([1.0, 0.6, 0.1])) == steps
+
+
+@given(num_steps=st.integers(1, 64), strength=st.floats(0, 1))
+def test_of_uniform_times_it_is_the_rounded_share(num_steps: int, strength: float) -> None:
+    if abs(strength * num_steps % 1 - 0.5) > 1e-6:
+        assert steps_for(strength, uniform_times(num_steps)) == round(strength * num_steps)
+
+
+@pytest.mark.parametrize(
+    ("strength", "num_steps", "rule"),
+    [
+        (-0.1, 4, r"strength must be in \[0, 1\]"),
+        (1.1, 4, r"strength must be in \[0, 1\]"),
+        (float("nan"), 4, r"strength must be in \[0, 1\]"),
+        (0.5, 0, "at least one of them"),
+    ],
+)
+def test_other_strengths_are_refused(strength: float, num_steps: int, rule: str) -> None:
+    with pytest.raises(ValueError, match=rule):
+        steps_for(strength, torch.arange(num_steps, 0, -1) / 4)
 
 
 def test_inpainting_keeps_the_known_part_bit_for_bit_and_samples_the_rest() -> None:
@@ -160,6 +182,51 @@ def test_inpainting_uses_what_is_known() -> None:
         for n in (4, 16, 64)
     ]
     assert min(right) > 0.75, right
+
+
+def to_the_end(z: Tensor, log_snr: Tensor, label: Tensor, w: Tensor | None) -> Prediction:
+    """An exact consistency model of the Gaussians: x is where the flow from z ends."""
+    a, s = alpha(log_snr)[:, None], sigma(log_snr)[:, None]
+    deviation = ((a * STDS[label]).square() + s.square()).sqrt()
+    return interpret("x", MEANS[label] + STDS[label] / deviation * (z - a * MEANS[label]), z=z, log_snr=log_snr)
+
+
+def test_students_that_go_to_the_end_edit_and_fill_in_by_noising_afresh() -> None:
+    """Their samples keep the data's distribution from step to step with `renoise`, and not with DDIM."""
+    label = torch.arange(30_000) % 3
+    x = GAUSSIANS.draw(label, torch.Generator().manual_seed(0))
+    eps, times = noise(len(x), seed=1), torch.tensor([1.0, 0.6, 0.3])
+
+    def fresh(step: int) -> Tensor:
+        return noise(len(x), seed=1 + step)
+
+    def error(made: Tensor) -> float:
+        """The largest deviation, relative to the data's, of a class's mean or standard deviation."""
+        own = [made[label == number] for number in range(3)]
+        means = torch.stack([(part.mean(0) - MEANS[n]) / STDS[n] for n, part in enumerate(own)])
+        stds = torch.stack([part.std(0) / STDS[n] - 1 for n, part in enumerate(own)])
+        return float(torch.cat([means, stds]).abs().max())
+
+    for strength in (1 / 3, 2 / 3, 1.0):
+        edited = edit(
+            to_the_end,
+            x,
+            eps,
+            schedule=SCHEDULE,
+            times=times,
+            strength=strength,
+            label=label,
+            w=None,
+            sampler=renoise,
+            fresh=fresh,
+        )
+        assert error(edited) < 0.03
+    missing = torch.tensor([False, True]).expand_as(x)
+    given = {"schedule": SCHEDULE, "times": times, "label": label, "w": None}
+    filled = inpaint(to_the_end, x, missing, eps, **given, sampler=renoise, fresh=fresh)
+    assert torch.equal(filled[:, 0], x[:, 0])
+    assert error(filled) < 0.03
+    assert error(inpaint(to_the_end, x, missing, eps, **given)) > 0.1
 
 
 def closed_form_transfer(x: Tensor, source: Tensor, target: Tensor) -> Tensor:

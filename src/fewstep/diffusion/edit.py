@@ -4,47 +4,28 @@ Meng et al. 2023 show these tasks (image-to-image, inpainting, style transfer), 
 each function says which published method it is. `times`, `label` and `w` are as in `sampler.sample`.
 """
 
-from collections.abc import Callable
-from math import floor
-
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from fewstep.diffusion.prediction import Condition, Denoise, Prediction, diffuse, interpret
-from fewstep.diffusion.sampler import ddim_step, encode, sample
-from fewstep.diffusion.schedule import Images, Schedule, check_times
+from fewstep.diffusion.sampler import Fresh, Sampler, deterministic, encode, sample
+from fewstep.diffusion.schedule import Batch, Images, Schedule, append_zero, check_times
 
 
-def steps_for(strength: float, num_steps: int) -> int:
-    """round(strength N): how many of the N steps an edit of this strength takes; halves go up.
+def steps_for(strength: float, times: Float[Tensor, "times"]) -> int:
+    """Number of steps that an edit takes: those from the time nearest to `strength`, t = 0 among them; halves go up.
+
+    For N uniform times it is round(strength N).
 
     Raises:
-        ValueError: a strength outside [0, 1] or fewer than one step.
+        ValueError: a strength outside [0, 1]; see `check_times`.
     """
-    if not 0 <= strength <= 1 or num_steps < 1:
-        raise ValueError(f"strength must be in [0, 1] of at least 1 step, got {strength:g} of {num_steps}")
-    return floor(strength * num_steps + 0.5)
-
-
-def _descend(
-    denoise: Denoise,
-    z: Images,
-    *,
-    schedule: Schedule,
-    times: Float[Tensor, "times"],
-    label: Condition,
-    w: Float[Tensor, "batch"] | None,
-    amend: Callable[[Prediction], Prediction] = lambda prediction: prediction,
-) -> Images:
-    """The last x of DDIM steps from z at times[0], every prediction amended before its step."""
-    prediction = None
-    for log_snr in schedule.log_snr(times).to(z.device):
-        if prediction is not None:
-            z = ddim_step(prediction, log_snr.expand(len(z)))
-        prediction = amend(denoise(z, log_snr.expand(len(z)), label, w))
-    assert prediction is not None, "at least one time"
-    return prediction.x
+    check_times(times)
+    if not 0 <= strength <= 1:
+        raise ValueError(f"strength must be in [0, 1], got {strength:g}; 0 keeps the image, 1 nothing of it")
+    middles = append_zero(times).unfold(0, 2, 1).mean(1)
+    return int((strength + 1e-9 >= middles).sum())
 
 
 @torch.no_grad()
@@ -58,24 +39,29 @@ def edit(
     strength: float,
     label: Condition,
     w: Float[Tensor, "batch"] | None,
+    sampler: Sampler = deterministic,
+    fresh: Fresh | None = None,
 ) -> Images:
-    """Noise x to the time from which round(strength N) of the N `times` are left, then take those last steps (SDEdit,
-    Meng et al. 2022, in an N-step student's own times; for uniform ones it starts at t = round(strength N) / N).
+    """Noise x to the one of `times` that is nearest to `strength`, then take the steps from there (SDEdit, Meng et al.
+    2022, in a student's own times; for N uniform ones it starts at t = round(strength N) / N).
 
     Strength 0 is x itself. From t = 1 it is `sample` from `noise`, which then has nothing of x in it, even where the
     schedule keeps some signal at t = 1.
 
+    Args:
+        sampler, fresh: as in `sample`; a student made for `renoise` needs it, since DDIM along its predictions, which
+            are of t = 0, lands beside the noised data's distribution.
+
     Raises:
         ValueError: a strength outside [0, 1]; see `check_times`.
     """
-    check_times(times)
-    steps = steps_for(strength, len(times))
+    steps = steps_for(strength, times)
     if steps == 0:
         return x
     times = times[-steps:]
     log_snr = schedule.log_snr(times[:1]).to(x.device).expand(len(x))
     z = noise if float(times[0]) == 1 else diffuse(x=x, eps=noise, log_snr=log_snr).z
-    return _descend(denoise, z, schedule=schedule, times=times, label=label, w=w)
+    return sample(denoise, z, schedule=schedule, times=times, label=label, w=w, sampler=sampler, fresh=fresh)
 
 
 @torch.no_grad()
@@ -89,25 +75,30 @@ def inpaint(
     times: Float[Tensor, "times"],
     label: Condition,
     w: Float[Tensor, "batch"] | None,
+    sampler: Sampler = deterministic,
+    fresh: Fresh | None = None,
 ) -> Images:
     """Sample what is missing of x: before every step the known part of the predicted x is replaced by the truth.
 
-    The known part of z is then alpha_t x + sigma_t noise at every t, the data on their way to one fixed noise
-    (replacement, Song et al. 2021, appendix I.2, with the noise of DDIM in place of fresh noise). The known part of the
-    result is x itself, bit for bit.
+    With DDIM the known part of z is then alpha_t x + sigma_t noise at every t, the data on their way to one fixed noise
+    (replacement, Song et al. 2021, appendix I.2, with the noise of DDIM in place of fresh noise); with `renoise` it is
+    noised afresh (Song et al. 2023, algorithm 4). The known part of the result is x itself, bit for bit.
+
+    Args:
+        sampler, fresh: as in `edit`.
 
     Raises:
         ValueError: see `check_times`.
     """
     check_times(times)
 
-    def amend(prediction: Prediction) -> Prediction:
-        mended = torch.where(missing, prediction.x, x)
-        return interpret("x", mended, z=prediction.z, log_snr=prediction.log_snr)
+    def amended(z: Images, log_snr: Batch, label: Condition, w: Float[Tensor, "batch"] | None) -> Prediction:
+        predicted = denoise(z, log_snr, label, w).x
+        return interpret("x", torch.where(missing, predicted, x), z=z, log_snr=log_snr)
 
     log_snr = schedule.log_snr(times[:1]).to(x.device).expand(len(x))
     z = torch.where(missing, noise, diffuse(x=x, eps=noise, log_snr=log_snr).z)
-    filled = _descend(denoise, z, schedule=schedule, times=times, label=label, w=w, amend=amend)
+    filled = sample(amended, z, schedule=schedule, times=times, label=label, w=w, sampler=sampler, fresh=fresh)
     return torch.where(missing, filled, x)
 
 
