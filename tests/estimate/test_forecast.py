@@ -11,8 +11,9 @@ from fewstep.estimate.attempts import Room
 from fewstep.estimate.footprint import Footprint
 from fewstep.estimate.forecast import Forecast, Machine, Needs, estimated, scaled
 from fewstep.estimate.request import Measured
-from fewstep.estimate.table import duration, size, summary, warnings_of
+from fewstep.estimate.table import size, summary, warnings_of
 from fewstep.estimate.work import Leg
+from fewstep.system.durations import duration
 from fewstep.system.hardware import GIB
 
 LEG = Leg("progressive", 4, 1000, 10, 100, 2, 4, 1, 0, 4, averaged=False)

@@ -11,10 +11,11 @@ from running import Commands, make_chain
 from fewstep.pages.charts import Chart
 from fewstep.pages.dashboard import DashboardPage
 from fewstep.pages.drawing import Chain
-from fewstep.pages.play import PlayPage, duration
+from fewstep.pages.play import PlayPage
 from fewstep.pages.questions import Line
 from fewstep.pages.runs import Outputs
 from fewstep.pages.tables import table
+from fewstep.system.durations import duration
 
 pytest_plugins = ("running",)
 pytestmark = pytest.mark.usefixtures("as_users_run")

@@ -6,6 +6,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fewstep.estimate.forecast import Forecast, Needs
+from fewstep.system.durations import duration
 from fewstep.system.hardware import GIB, cores
 
 WIDTH = 120  # where there is no terminal
@@ -96,18 +97,3 @@ def size(count: float) -> str:
     if count < GIB:
         return f"{count / 2**20:,.0f} MiB" if count >= 2**20 else f"{count / 2**10:,.0f} KiB"
     return f"{count / GIB:,.2f} GiB" if count < 10 * GIB else f"{count / GIB:,.1f} GiB"
-
-
-def duration(seconds: float) -> str:
-    """ "8.4 ms", "35 s", "7 min 20 s", "3 h 5 min", "12 days"."""
-    if seconds < 1:
-        return f"{1000 * seconds:.3g} ms"
-    if seconds < 60:
-        return f"{seconds:.3g} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest} s" if minutes < 10 else f"{minutes} min"
-    hours, minutes = divmod(minutes, 60)
-    if hours < 48:
-        return f"{hours} h {minutes} min"
-    return f"{hours / 24:,.0f} days"

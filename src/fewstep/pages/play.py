@@ -14,6 +14,7 @@ from fewstep.artifacts.model_file import ModelCard
 from fewstep.pages.drawing import Asked, Chain, Drawn, Superseded
 from fewstep.pages.newest import Newest
 from fewstep.pages.serving import STYLE
+from fewstep.system.durations import duration
 
 CLASSES_AT_ONCE = 20  # at most so many classes are buttons
 MOST_SEED = 99
@@ -200,9 +201,3 @@ def card_of(
     return CARD.format(
         kind=kind, faded=" faded" if faded else "", title=title, how=how, picture=image, time=time, note=note
     )
-
-
-def duration(seconds: float) -> str:
-    """Three digits: 0.31 ms, 12.4 ms, 1.25 s."""
-    value, unit = (seconds, "s") if seconds >= 1 else (1000 * seconds, "ms")
-    return f"{value:.3g} {unit}"

@@ -8,6 +8,7 @@ from markupsafe import Markup
 from fewstep.pages.questions import FIGURES, LESS_IS_BETTER, Chosen
 from fewstep.pages.runs import FINISHED, RUNNING, STOPPED, TRAINED, Run, View
 from fewstep.reports.summary import Row
+from fewstep.system.durations import duration
 from fewstep.tracking.names import IMAGES_PER_SECOND, LOSS
 
 STATES = {FINISHED: "finished", RUNNING: "running", STOPPED: "stopped"}
@@ -112,14 +113,6 @@ def number(value: float | None) -> str:
     if value is None:
         return ""
     return f"{float(f'{value:.3g}'):,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
-
-
-def duration(seconds: float) -> str:
-    """45 s, 12 min, 3.4 h, 2.1 days."""
-    for unit, length in (("days", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= 1.5 * length:
-            return f"{seconds / length:.3g} {unit}"
-    return f"{seconds:.3g} s"
 
 
 def size(count: float) -> str:
