@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
@@ -122,7 +122,7 @@ class Method(ABC):
         """What the method's parent must be; None for one that trains from nothing."""
         return None
 
-    def without_teacher(self) -> Self:
+    def without_teacher(self) -> "Method":
         """The same method where teacher=none.
 
         Raises:
@@ -242,7 +242,7 @@ class StudentSettings:
     student: Mapping[str, Any] | None = None
     adapter: str | None = None
     adapter_rank: int = 16
-    adapter_alpha: float = 16
+    adapter_alpha: float = 16.0
     clip_target: bool = False
 
     def __post_init__(self) -> None:
