@@ -16,7 +16,7 @@ from torch import distributed as dist
 from fewstep.runs import pipeline as run
 from fewstep.system.signals import SIGNALS, Stopped, stop_signals
 from fewstep.training.checkpointing import SaveCheckpoint, read_checkpoint
-from fewstep.training.preemption import MOST_STEPS, StopOnSignal
+from fewstep.training.preemption import MAX_STEPS_BETWEEN_CHECKS, StopOnSignal
 
 pytest_plugins = ("running",)
 
@@ -112,7 +112,10 @@ def told_twice() -> None:
 
 def test_what_is_not_training_stops_where_it_stands():
     before = signal.getsignal(signal.SIGUSR1)
-    with pytest.raises(Stopped, match=r"^stopped by SIGUSR1; the same command resumes the run") as stopped, stop_signals():
+    with (
+        pytest.raises(Stopped, match=r"^stopped by SIGUSR1; the same command resumes the run") as stopped,
+        stop_signals(),
+    ):
         told_twice()
     assert stopped.value.status == 138
     assert signal.getsignal(signal.SIGUSR1) == before
@@ -134,8 +137,8 @@ def one_of_several(number: int, port: int, told: int, answers: multiprocessing.Q
     stopping: Callback = StopOnSignal(lambda trainer: saved.append(trainer.global_step))
     stopping.on_train_start(trainer, None)  # type: ignore[arg-type]
     try:
-        for trainer.global_step in range(1, 10 * MOST_STEPS):
-            if number == told and trainer.global_step == MOST_STEPS + 3:
+        for trainer.global_step in range(1, 10 * MAX_STEPS_BETWEEN_CHECKS):
+            if number == told and trainer.global_step == MAX_STEPS_BETWEEN_CHECKS + 3:
                 os.kill(os.getpid(), signal.SIGUSR1)
             stopping.on_train_batch_end(trainer, None, None, None, 0)  # type: ignore[arg-type]
     except Stopped as stopped:
@@ -158,7 +161,7 @@ def test_one_of_several_is_told_and_all_stop_at_the_same_step(free_port: int):
     (saved, number), *others = given
     assert others == [(saved, number)]
     assert number == signal.SIGUSR1
-    assert MOST_STEPS < saved[0] <= 3 * MOST_STEPS
+    assert MAX_STEPS_BETWEEN_CHECKS < saved[0] <= 3 * MAX_STEPS_BETWEEN_CHECKS
     assert len(saved) == 1
 
 

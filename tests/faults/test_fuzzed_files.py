@@ -23,7 +23,13 @@ from fewstep.artifacts.model_file import ModelCard, load_model, save_model
 from fewstep.data.facts import DataFacts
 from fewstep.diffusion.schedule import CosineSchedule
 from fewstep.networks import Denoiser, ResidualMLP
-from fewstep.training.checkpointing import AtomicCheckpoints, checkpoint_to_resume, is_sealed, read_checkpoint, seal
+from fewstep.training.checkpointing import (
+    AtomicCheckpoints,
+    append_checksum,
+    checkpoint_to_resume,
+    has_valid_checksum,
+    read_checkpoint,
+)
 
 pytestmark = [pytest.mark.usefixtures("unchecked")]
 EXAMPLES = int(os.environ.get("FEWSTEP_FUZZ", "150"))
@@ -174,7 +180,7 @@ def checkpoint(tmp_path: Path) -> Path:
 
 
 def test_any_zip_reader_and_torch_itself_read_a_sealed_checkpoint(checkpoint):
-    assert is_sealed(checkpoint)
+    assert has_valid_checksum(checkpoint)
     with zipfile.ZipFile(checkpoint) as file:
         assert file.testzip() is None
         assert file.comment.startswith(b"fewstep sha256 ")
@@ -188,7 +194,11 @@ def test_any_zip_reader_and_torch_itself_read_a_sealed_checkpoint(checkpoint):
 @example([("cut", 0.5, 0)])
 @example([("cut", 0.0, 0)])
 def test_a_checkpoint_changed_at_random_is_refused(checkpoint, changes):
-    whole = checkpoint.read_bytes() if is_sealed(checkpoint) else test_a_checkpoint_changed_at_random_is_refused.whole
+    whole = (
+        checkpoint.read_bytes()
+        if has_valid_checksum(checkpoint)
+        else test_a_checkpoint_changed_at_random_is_refused.whole
+    )
     test_a_checkpoint_changed_at_random_is_refused.whole = whole
     content = changed(whole, changes)
     checkpoint.write_bytes(content)
@@ -224,7 +234,7 @@ def test_code_in_a_checkpoint_is_not_run_even_if_it_is_sealed(tmp_path, kind, se
             torch.save({"global_step": Bomb(trace)}, buffer, _use_new_zipfile_serialization=kind == "torch")
     path.write_bytes(buffer.getvalue())
     if sealed:
-        seal(path)
+        append_checksum(path)
     with pytest.raises(ValueError, match="is damaged or not a checkpoint") as refused:
         checkpoint_to_resume(path, "0/teacher from None")
     assert not trace.exists()
@@ -242,7 +252,7 @@ def test_the_pickle_in_a_sealed_checkpoint_changed_at_random_is_never_run(tmp_pa
         for name in whole.namelist():
             content = whole.read(name)
             made.writestr(name, changed(content, changes) if name.endswith("data.pkl") else content)
-    seal(path)
-    assert is_sealed(path)
+    append_checksum(path)
+    assert has_valid_checksum(path)
     assert is_one_line(refusal(read_checkpoint, path), path)
     assert not trace.exists()

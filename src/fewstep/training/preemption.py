@@ -1,4 +1,4 @@
-"""A training that is asked to end does so after its batch, with a checkpoint, on all processes at the same step."""
+"""Stop training on a signal, with a checkpoint and at the same step on all ranks."""
 
 import signal
 import threading
@@ -14,66 +14,65 @@ from torch import distributed as dist
 from fewstep.distributed.collectives import is_distributed
 from fewstep.system.signals import SIGNALS, Stopped
 
-LOOK_SECONDS = 2.0  # about so often the processes tell each other; SLURM gives 30 s between SIGTERM and SIGKILL
-MOST_STEPS = 50
+CHECK_SECONDS = 2.0  # about so often the ranks exchange signals; SLURM gives 30 s between SIGTERM and SIGKILL
+MAX_STEPS_BETWEEN_CHECKS = 50
 
 
 class StopOnSignal(Callback):
-    """Remembers a signal until the end of the batch, has `save` write the checkpoint and raises `Stopped`.
+    """Stop training on a signal: after the running step it calls `save` and raises `Stopped`.
 
-    The signal may reach one process of many, or each at another step, and they must stop at the same one. They tell
-    each other at steps that all of them know beforehand, through the CPU: no step waits for a device because of this.
+    Signals may reach some ranks only, or at different steps, yet all ranks must stop at the same step. The ranks
+    all-reduce the signal at steps agreed on beforehand, on the CPU, so that no step waits for a device.
 
     Args:
-        save: writes the checkpoint; called by all processes at the same step.
+        save: writes the checkpoint; called by all ranks at the same step.
     """
 
     def __init__(self, save: Callable[[Trainer], object]) -> None:
         self._save = save
-        self._number = 0
-        self._looked, self._looked_at = time.monotonic(), 0
-        self._next_look = 0
+        self._signal = 0  # received by this process; 0 is none
+        self._check_time, self._check_step, self._next_check = time.monotonic(), 0, 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # Lightning's handlers are in force by now: its SIGTERM broadcasts from inside the handler, which can wait for
-        # ever, its SIGUSR1 has SLURM start the job again by itself, and every step broadcasts and waits for the device.
-        # Its teardown puts back those of before the training.
+        # Replaces the handlers that Lightning has installed by now, and that its teardown removes: its SIGTERM handler
+        # broadcasts from within the handler and may deadlock, its SIGUSR1 handler requeues the SLURM job itself, and its
+        # check of SIGTERM in every step broadcasts and waits for the device.
         if threading.current_thread() is threading.main_thread():
             for number in SIGNALS:
-                signal.signal(number, self._hear)
+                signal.signal(number, self._on_signal)
         trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
-        self._looked, self._looked_at = time.monotonic(), trainer.global_step
-        self._next_look = trainer.global_step + 1
+        self._check_time, self._check_step = time.monotonic(), trainer.global_step
+        self._next_check = trainer.global_step + 1
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if number := self._agreed(trainer.global_step):
+        if number := self._reduced_signal(trainer.global_step):
             self._save(trainer)
             raise Stopped(number, f"at step {trainer.global_step} of {trainer.max_steps}, which is saved")
 
     def end(self, trainer: Trainer) -> None:
-        """Answer a signal of the last steps, or of the training's end; its checkpoint is written by now."""
-        self._next_look = trainer.global_step
-        if number := self._agreed(trainer.global_step):
+        """Raise `Stopped` for a signal received since the last check; called after training, whose end is saved."""
+        self._next_check = trainer.global_step
+        if number := self._reduced_signal(trainer.global_step):
             raise Stopped(number, f"at step {trainer.global_step}, the last one, which is saved")
 
-    def _hear(self, number: int, frame: FrameType | None) -> None:
-        if number == self._number == signal.SIGINT:  # the user is in a hurry; what comes from clusters comes twice
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if number == self._signal == signal.SIGINT:  # a second Ctrl-C; clusters repeat the other signals
             raise Stopped(number)
-        self._number = self._number or number
+        self._signal = self._signal or number
 
-    def _agreed(self, step: int) -> int:
-        """The signal that some process has got, the same answer on all; 0 if none has, or it is not yet time to ask."""
+    def _reduced_signal(self, step: int) -> int:
+        """The signal that some rank has received, the same on all ranks; 0 is none, or that no check is due."""
         if not is_distributed():
-            return self._number
-        if step < self._next_look:
+            return self._signal
+        if step < self._next_check:
             return 0
         now = time.monotonic()
-        pace = (now - self._looked) / max(1, step - self._looked_at)
-        told = torch.tensor([float(self._number), pace], dtype=torch.float64)
-        dist.all_reduce(told, dist.ReduceOp.MAX)
-        number, slowest = int(told[0]), float(told[1])
-        self._looked, self._looked_at = now, step
-        self._next_look = step + max(1, min(MOST_STEPS, int(LOOK_SECONDS / max(slowest, 1e-9))))
+        seconds_per_step = (now - self._check_time) / max(1, step - self._check_step)
+        largest = torch.tensor([float(self._signal), seconds_per_step], dtype=torch.float64)
+        dist.all_reduce(largest, dist.ReduceOp.MAX)
+        number, slowest = int(largest[0]), float(largest[1])
+        self._check_time, self._check_step = now, step
+        self._next_check = step + max(1, min(MAX_STEPS_BETWEEN_CHECKS, int(CHECK_SECONDS / max(slowest, 1e-9))))
         return number

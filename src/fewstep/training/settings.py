@@ -1,4 +1,4 @@
-"""The trainer group: on what a stage trains, and how often it looks, saves and logs."""
+"""The settings of the trainer group: hardware and precision, and how often training logs and saves."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -15,10 +15,10 @@ AUTO = "auto"
 
 @dataclass(frozen=True)
 class TrainerSettings:
-    """The trainer group: see conf/trainer/cpu.yaml for what each means.
+    """The trainer group; conf/trainer/cpu.yaml says what each setting means.
 
     Raises:
-        ValueError: a cap below 1, or fewer than 0 snapshots.
+        ValueError: a value out of its range, or no GPU for accelerator "gpu".
     """
 
     accelerator: str
@@ -37,7 +37,7 @@ class TrainerSettings:
     channels_last: bool
     toy: bool
     features: str
-    generated_data: bool  # read by the data sets, in conf/dataset
+    generated_data: bool  # used by conf/dataset
 
     def __post_init__(self) -> None:
         if self.max_images is not None and self.max_images < 1:
@@ -64,37 +64,37 @@ class TrainerSettings:
             raise ValueError("trainer=gpu needs a CUDA device, and torch sees none; use trainer=cpu")
 
     def check_batch(self, batch_size: int) -> None:
-        """Refuse a batch, as max_images caps it, that does not divide over the processes."""
+        """Refuse a batch size, capped by max_images, that does not divide over the processes."""
         require_divisible_batch(min(batch_size, self.max_images or batch_size))
 
     @property
     def device(self) -> str:
-        """As torch calls it."""
+        """The accelerator, as torch names it."""
         return "cuda" if self.accelerator == "gpu" else "cpu"
 
     @property
     def processes(self) -> int:
-        """How many processes a run of these settings has on each machine.
+        """Number of processes of a run on each machine.
 
         Raises:
             ValueError: more than there are GPUs.
         """
-        there = torch.cuda.device_count() if self.accelerator == "gpu" else None
+        num_gpus = torch.cuda.device_count() if self.accelerator == "gpu" else None
         if self.devices == AUTO:
-            return there or 1
+            return num_gpus or 1
         count = int(self.devices)
-        require_gpus(count, there)
+        require_gpus(count, num_gpus)
         return count
 
 
-def require_gpus(count: int, there: int | None) -> None:
-    """Refuse more processes on a machine than `there` are GPUs; None is a machine of which none are asked.
+def require_gpus(count: int, num_gpus: int | None) -> None:
+    """Refuse more processes on a machine than it has GPUs; None for a run that uses no GPU.
 
     Raises:
-        ValueError: says both numbers.
+        ValueError: names both numbers.
     """
-    if there is not None and count > there:
+    if num_gpus is not None and count > num_gpus:
         raise ValueError(
-            f"each process on a machine has a GPU of its own, got {count} for {there} GPUs that torch sees; lower "
+            f"each process on a machine has a GPU of its own, got {count} for {num_gpus} GPUs that torch sees; lower "
             "trainer.devices, or let each process see all GPUs of its machine"
         )

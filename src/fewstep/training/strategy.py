@@ -1,4 +1,4 @@
-"""How the processes of a run train one network: each a whole one (DDP), or each a part (FSDP2)."""
+"""Lightning strategies: replicated networks (DDP) or sharded ones (FSDP2)."""
 
 import os
 import warnings
@@ -23,20 +23,20 @@ from fewstep.training.settings import AUTO, TrainerSettings, require_gpus
 
 
 def cluster_environment() -> ClusterEnvironment:
-    """Who starts processes, as Lightning asks: nobody, or somebody before it; it shall not look around for SLURM."""
+    """Lightning's view of who started the processes; given explicitly, so that it does not detect SLURM itself."""
     return TorchElasticEnvironment() if is_distributed() else LightningEnvironment()
 
 
 def processes_per_node() -> int:
-    """Processes of this run on this machine."""
+    """Number of processes of this run on this machine."""
     return int(os.environ["LOCAL_WORLD_SIZE"]) if is_distributed() else 1
 
 
 def build_strategy(settings: TrainerSettings, *, several_roles: bool = False) -> Strategy | str:
-    """Lightning's strategy for the processes that there are.
+    """Lightning's strategy for the current process group.
 
     Args:
-        several_roles: whether networks take turns: DDP then has to find those that have no gradient in a step.
+        several_roles: whether networks are trained in turns, so that DDP must find those without a gradient in a step.
 
     Raises:
         ValueError: a machine has fewer GPUs than processes.
@@ -47,7 +47,7 @@ def build_strategy(settings: TrainerSettings, *, several_roles: bool = False) ->
         return FSDP2Strategy()
     if world_size() == 1:
         return AUTO
-    # Buffers are constants; gradients live in what is sent.
+    # Buffers are constants, so they are not broadcast; gradients are views of the buckets that are all-reduced.
     return DDPStrategy(
         timeout=TIMEOUT,
         broadcast_buffers=False,
@@ -57,10 +57,10 @@ def build_strategy(settings: TrainerSettings, *, several_roles: bool = False) ->
 
 
 class FSDP2Strategy(ModelParallelStrategy):
-    """FSDP2: `Stage.configure_model` divides the networks. Checkpoints are as everywhere, with the tensors in parts."""
+    """FSDP2 of networks that `DistillationModule.configure_model` shards, with sharded checkpoints."""
 
     def __init__(self) -> None:
-        warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view")  # nobody writes into predictions
+        warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view")  # none is written in place
         super().__init__(data_parallel_size=world_size(), tensor_parallel_size=1, timeout=TIMEOUT)
         self._files = AtomicCheckpoints()
 
@@ -68,12 +68,12 @@ class FSDP2Strategy(ModelParallelStrategy):
         path = Path(filepath)
         save_shards(checkpoint, path)
 
-        def replace() -> None:
-            before = read_checkpoint(path).get(SHARDS, {}) if path.is_file() else {}
+        def write() -> None:
+            previous = read_checkpoint(path).get(SHARDS, {}) if path.is_file() else {}
             self._files.save_checkpoint(checkpoint, path)
-            remove_unused_shards(path.parent, {each["folder"] for each in (before, checkpoint[SHARDS]) if each})
+            remove_unused_shards(path.parent, {each["folder"] for each in (previous, checkpoint[SHARDS]) if each})
 
-        on_main_process(replace)
+        on_main_process(write)
 
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
         path = Path(checkpoint_path)
