@@ -96,7 +96,7 @@ def test_an_edit_is_asked_in_the_times_of_the_n_step_sampler(
 
 @pytest.mark.parametrize(
     ("strength", "steps"),
-    [(0.0, 0), (0.04, 0), (0.05, 1), (0.2, 1), (0.34, 1), (0.36, 2), (0.7, 2), (0.9, 3), (1.0, 3)],
+    [(0.0, 0), (0.04, 0), (0.05, 1), (0.2, 1), (0.34, 1), (0.36, 2), (0.9, 3), (1.0, 3)],
 )
 def test_an_edit_starts_at_the_level_nearest_to_its_strength(strength: float, steps: int) -> None:
     assert steps_for(strength, torch.tensor([1.0, 0.6, 0.1])) == steps
@@ -357,9 +357,7 @@ UNEVEN = torch.tensor([0.9, 0.5, 0.3, 0.2], dtype=torch.float64)
 @pytest.mark.parametrize(
     ("strength", "times"), [(0.24, [0.2]), (0.35, [0.3, 0.2]), (0.5, [0.5, 0.3, 0.2]), (1.0, [0.9, 0.5, 0.3, 0.2])]
 )
-def test_an_edit_takes_the_given_times_from_the_nearest_on_from_the_noised_source(
-    strength: float, times: list[float]
-) -> None:
+def test_an_edit_takes_the_given_times_from_the_nearest_on(strength: float, times: list[float]) -> None:
     """Only at t = 1 there is nothing of the source left."""
     starts: list[Tensor] = []
     denoise, seen = asked(GAUSSIANS.denoise)
