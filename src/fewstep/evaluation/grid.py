@@ -256,7 +256,7 @@ class Cell:
     """
 
     exact_square: float | None
-    squared_error: float = 0.0
+    square: float = 0.0
     seconds: float = 0.0
     images: list[EvaluationImages] = field(default_factory=list)
     seen: list[Features] = field(default_factory=list)

@@ -103,12 +103,10 @@ class TrainingLog(Callback):
         loss = all_reduce_mean(self._total / (step - self._logged)).item()
         assert isinstance(pl_module, DistillationModule)
         norms = pl_module.gradient_norms
-        beside = {f"{GRADIENT_NORM}_{role}": float(norm) for role, norm in norms.items() if role != STUDENT}
         metrics = {
             LOSS: loss,
             LEARNING_RATE: float(self._learning_rate),
             GRADIENT_NORM: float(norms[STUDENT]) if STUDENT in norms else None,
-            **beside,
             IMAGES_PER_SECOND: (step - self._clock_step) * self.batch_size / (now - self._clock),
         }
         log_row(trainer.loggers, metrics, images=self.images(trainer), rung=self.rung)
