@@ -194,12 +194,8 @@ def test_any_zip_reader_and_torch_itself_read_a_sealed_checkpoint(checkpoint):
 @example([("cut", 0.5, 0)])
 @example([("cut", 0.0, 0)])
 def test_a_checkpoint_changed_at_random_is_refused(checkpoint, changes):
-    whole = (
-        checkpoint.read_bytes()
-        if has_valid_checksum(checkpoint)
-        else test_a_checkpoint_changed_at_random_is_refused.whole
-    )
-    test_a_checkpoint_changed_at_random_is_refused.whole = whole
+    this = test_a_checkpoint_changed_at_random_is_refused
+    whole = this.whole = checkpoint.read_bytes() if has_valid_checksum(checkpoint) else this.whole
     content = changed(whole, changes)
     checkpoint.write_bytes(content)
     if content == whole:

@@ -34,9 +34,9 @@ class StopOnSignal(Callback):
         self._check_time, self._check_step, self._next_check = time.monotonic(), 0, 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # Replaces the handlers that Lightning has installed by now, and that its teardown removes: its SIGTERM handler
-        # broadcasts from within the handler and may deadlock, its SIGUSR1 handler requeues the SLURM job itself, and its
-        # check of SIGTERM in every step broadcasts and waits for the device.
+        # Replaces the handlers that Lightning has installed by now and removes in its teardown: its SIGTERM handler
+        # broadcasts from within the handler and may deadlock, its SIGUSR1 handler requeues the SLURM job itself, and
+        # its check of SIGTERM in every step broadcasts and waits for the device.
         if threading.current_thread() is threading.main_thread():
             for number in SIGNALS:
                 signal.signal(number, self._on_signal)

@@ -1,4 +1,4 @@
-"""How far a stage is: a bar in a terminal, a plain line now and then elsewhere."""
+"""Training progress: a bar in a terminal, plain lines elsewhere."""
 
 from time import perf_counter
 from typing import Any
@@ -13,19 +13,19 @@ from fewstep.system.hardware import GIB, peak_gpu_memory, peak_memory
 
 REDRAW_SECONDS = 0.2
 LINE_SECONDS = 10.0
-RATE_SECONDS = 10.0  # the images/s shown are those of at least this long ago until now
+RATE_SECONDS = 10.0  # images/s are averaged over at least this long
 
 
 class Progress(Callback):
-    """Shows stage, images seen and in all, images/s, time left and loss, instead of Lightning's own bar.
+    """Show stage, images done and in total, images/s, time left and loss, instead of Lightning's own bar.
 
-    Costs a clock reading per step and never waits for the device: the loss is what `show_loss` was last told.
-    Give the Trainer `enable_progress_bar=False`.
+    A step costs one reading of the clock and never waits for the device: the loss is the last one of `show_loss`. The
+    Trainer needs `enable_progress_bar=False`.
 
     Args:
-        stage: shown in front; rung: its steps, shown beside it.
+        stage: name in front. rung: number of steps of the phase, shown after it.
         batch_size: images per optimiser step over all processes.
-        console: where to; rich's own by default, standard output.
+        console: standard output by default.
     """
 
     def __init__(self, *, stage: str, batch_size: int, rung: int | None = None, console: Console | None = None) -> None:
@@ -35,13 +35,13 @@ class Progress(Callback):
         self._loss = ""
         self._bar: Bar | None = None
         self._task = TaskID(0)
-        self._due = float("inf")  # never, where nothing is shown
+        self._due = float("inf")  # time of the next redraw; never on ranks that show nothing
         self._start = (0.0, 0)  # time and images
         self._marks: list[tuple[float, int]] = []
         self._total = 0
 
     def show_loss(self, loss: float) -> None:
-        """The loss to show from now on."""
+        """Set the loss that is shown from now on."""
         self._loss = f"loss {loss:.3g}"
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -87,7 +87,7 @@ class Progress(Callback):
         began, images_then = self._start
         rate = (images - images_then) / max(now - began, 1e-9)
         memory = f"peak memory {(peak_gpu_memory() or peak_memory()) / GIB:.2f} GiB"
-        parts = (f"{images:,} images in {_clock(now - began)}", f"{rate:,.0f} images/s", self._loss, memory)
+        parts = (f"{images:,} images in {_hms(now - began)}", f"{rate:,.0f} images/s", self._loss, memory)
         text = ", ".join(filter(None, parts))
         if self._bar is not None:
             self._bar.update(self._task, completed=images, text=text, refresh=True)
@@ -113,7 +113,7 @@ class Progress(Callback):
         parts = [f"{_count(images)}/{_count(self._total)} images" if self._total else f"{_count(images)} images"]
         parts.append(f"{rate:,.0f} images/s")
         if self._total and rate > 0:
-            parts.append(f"{_clock((self._total - images) / rate)} left")
+            parts.append(f"{_hms((self._total - images) / rate)} left")
         return ", ".join([*parts, self._loss] if self._loss else parts)
 
 
@@ -124,7 +124,7 @@ def _count(images: int) -> str:
     return f"{images / 1e3:.1f}k" if images < 999_950 else f"{images / 1e6:.2f}M"
 
 
-def _clock(seconds: float) -> str:
+def _hms(seconds: float) -> str:
     """75 as 1:15, 3675 as 1:01:15."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)

@@ -1,4 +1,4 @@
-"""Snapshots of a model while it trains: a grid of samples, and a quick FID and inception score."""
+"""Snapshots of a model during training: a picture of samples, and a quick FID and inception score."""
 
 from pathlib import Path
 from typing import Any
@@ -18,16 +18,17 @@ from fewstep.tracking.tracker import log_picture
 from fewstep.training.callbacks.training_log import log_row
 from fewstep.training.module import DistillationModule
 
-ROWS = 8  # of classes in turn, in the picture
+ROWS = 8  # of the picture
 
 
 class Snapshots(Callback):
-    """`count` times over a stage, evenly, the last at its end: samples of the model as it would be saved, at one w.
+    """Sample from the averaged model at one guidance weight, `count` times evenly over a phase, the last at its end.
 
     Args:
-        folder: of the run; pictures go to samples/. data: says what is asked for, and decodes it.
-        figures: judge of the samples; num_images of them.
-        num_steps: of the sampler, for a model of any number. w: guidance weight of the samples.
+        folder: of the run; pictures go to samples/.
+        data: gives the conditions of the samples, and decodes latents.
+        figures: FID and inception score, of `num_images` samples.
+        num_steps: of the sampler, for a model of any number of steps. w: guidance weight of the samples.
         images_before: as in `TrainingLog`.
 
     Raises:
@@ -65,35 +66,35 @@ class Snapshots(Callback):
 
     @torch.no_grad()
     def take(self, trainer: Trainer, module: DistillationModule) -> None:
-        """Sample, save the picture, log the figures; each process makes its share of the images."""
+        """Sample, save the picture and log the figures; every rank samples its share of the images."""
         model, facts, sampling = module.nets.model, self.data.facts, module.phase.sampling
         training = model.training
         model.eval()
-        own = local_slice(self.num_images)
-        count = own.stop - own.start
+        share = local_slice(self.num_images)
+        count = share.stop - share.start
         labels = self.data.conditions(self.num_images)
         x = sample(
             sampling.guided(model, model.null),
-            starting_noise(0, own.start, count, facts.shape).to(module.device),
+            starting_noise(0, share.start, count, facts.shape).to(module.device),
             schedule=module.nets.schedule,
             times=sampling.grid() if sampling.times else sampling.grid(self.num_steps),
-            label=labels[own].to(module.device),
+            label=labels[share].to(module.device),
             w=torch.full((count,), self.w, device=module.device),
             sampler=SAMPLERS[sampling.sampler],
-            fresh=fresh_noise(0, own.start, count, facts.shape),
+            fresh=fresh_noise(0, share.start, count, facts.shape),
         )
         model.train(training)
         module.check_finite()
-        judged = evaluation_tensor(self.data.decode(x.clamp(facts.low, facts.high)).cpu(), facts.pixels)
-        self.figures.update(judged)
-        shown = min(self.num_images, ROWS * facts.in_a_row) if facts.is_image else self.num_images
-        judged = all_gather_rows(judged[: max(0, shown - own.start)])
+        samples = evaluation_tensor(self.data.decode(x.clamp(facts.low, facts.high)).cpu(), facts.pixels)
+        self.figures.update(samples)
+        num_shown = min(self.num_images, ROWS * facts.in_a_row) if facts.is_image else self.num_images
+        shown = all_gather_rows(samples[: max(0, num_shown - share.start)])
         if rank() > 0:
             return
         scores = self.figures.compute()
         images = self.images_before + trainer.global_step * module.training_plan.batch_size
-        image = picture(judged, labels[:shown], facts.pixels, facts.in_a_row)
+        image = picture(shown, labels[:num_shown], facts.pixels, facts.in_a_row)
         save_png(image, self.folder / "samples" / f"{images:010d}.png")
-        named = {SAMPLE_FID: scores["fid"], SAMPLE_INCEPTION_SCORE: scores["inception_score"]}
-        log_row(trainer.loggers, named, images=images, rung=module.phase.num_steps)
+        row = {SAMPLE_FID: scores["fid"], SAMPLE_INCEPTION_SCORE: scores["inception_score"]}
+        log_row(trainer.loggers, row, images=images, rung=module.phase.num_steps)
         log_picture(trainer.loggers, SAMPLE_GRID, image, images=images)

@@ -1,4 +1,4 @@
-"""What is logged while a stage trains; the device is waited for only when a row is written."""
+"""The rows logged during training; the device is waited for only when a row is written."""
 
 from collections.abc import Callable, Iterable, Mapping
 from time import perf_counter
@@ -17,7 +17,7 @@ from fewstep.training.module import DistillationModule
 
 
 def log_row(loggers: Iterable[Logger], metrics: Mapping[str, float | None], *, images: int, rung: int | None) -> None:
-    """Give every logger one row at `images` on the x-axis; `rung` is its steps, None outside a ladder."""
+    """Log one row to every logger, at `images` on the x-axis; `rung` is the phase's number of steps, if it has one."""
     present = {key: value for key, value in metrics.items() if value is not None}
     row = {IMAGES: images, **({} if rung is None else {RUNG: rung}), **present}
     for logger in loggers:
@@ -25,17 +25,17 @@ def log_row(loggers: Iterable[Logger], metrics: Mapping[str, float | None], *, i
 
 
 class TrainingLog(Callback):
-    """Logs mean loss, learning rate, gradient norm and images/s every `every_images` images and at the end.
+    """Log mean loss, learning rate, gradient norm and images/s every `every_images` images and at the end.
 
-    On start it cuts metrics.csv back to the checkpoint the run goes on from: place it before every other
-    callback that logs.
+    At the start of training it truncates metrics.csv to the checkpoint that the run resumes from, so it comes before
+    every other callback that logs.
 
     Args:
         batch_size: images per optimiser step over all processes.
         every_images: images between rows.
-        images_before: images that earlier rungs of this run have seen.
-        rung: steps of the rung, None outside a ladder.
-        on_loss: told each mean loss that is logged, e.g. `Progress.show_loss`.
+        images_before: images that earlier phases of this run have seen.
+        rung: number of steps of the phase, None if it has none.
+        on_loss: called with each mean loss that is logged, e.g. `Progress.show_loss`.
 
     Raises:
         ValueError: every_images below 1.
@@ -59,12 +59,11 @@ class TrainingLog(Callback):
         self.on_loss = on_loss
         self._total = torch.zeros(())  # of the losses since the last row
         self._logged = 0  # optimiser steps at the last row
-        self._learning_rate = 0.0  # of the last step; by the end of the step the scheduler has moved on
-        self._clock = 0.0
-        self._clock_step = 0
+        self._learning_rate = 0.0  # of the last step, whose end has already advanced the scheduler
+        self._row_time, self._row_step = 0.0, 0  # since when images/s are counted
 
     def images(self, trainer: Trainer) -> int:
-        """Images seen in this run, earlier rungs included."""
+        """Images seen in this run, earlier phases included."""
         return self.images_before + trainer.global_step * self.batch_size
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -72,7 +71,7 @@ class TrainingLog(Callback):
             if isinstance(logger, MetricsFile):
                 logger.truncate(self.images(trainer))
         self._total = self._total.to(trainer.strategy.root_device)
-        self._clock, self._clock_step = perf_counter(), trainer.global_step
+        self._row_time, self._row_step = perf_counter(), trainer.global_step
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         self._learning_rate = optimizer.param_groups[0]["lr"]
@@ -83,7 +82,7 @@ class TrainingLog(Callback):
         self._total += outputs["loss"].detach()
         step = trainer.global_step
         due = step * self.batch_size // self.every_images > (step - 1) * self.batch_size // self.every_images
-        if due or step == trainer.max_steps:  # the last one here, before the checkpoint that says it has been written
+        if due or step == trainer.max_steps:  # the last row too, before the checkpoint that says so
             self._log(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -107,10 +106,10 @@ class TrainingLog(Callback):
             LOSS: loss,
             LEARNING_RATE: float(self._learning_rate),
             GRADIENT_NORM: float(norms[STUDENT]) if STUDENT in norms else None,
-            IMAGES_PER_SECOND: (step - self._clock_step) * self.batch_size / (now - self._clock),
+            IMAGES_PER_SECOND: (step - self._row_step) * self.batch_size / (now - self._row_time),
         }
         log_row(trainer.loggers, metrics, images=self.images(trainer), rung=self.rung)
         if self.on_loss is not None:
             self.on_loss(loss)
         self._total = torch.zeros_like(self._total)
-        self._logged, self._clock, self._clock_step = step, perf_counter(), step
+        self._logged, self._row_time, self._row_step = step, perf_counter(), step
