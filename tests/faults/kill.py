@@ -264,7 +264,7 @@ def cells(quality: Path) -> list[dict[str, Any]]:
 
 def logged_wrongly(outputs: Path) -> Iterator[str]:
     """Rows of metrics.csv that W&B has not, or has twice, on disk over all lives."""
-    from fewstep.tracking.wandb_file import entries
+    from wandb_files import entries
 
     for stage, folder in folders(outputs).items():
         counts = Counter(e for file in folder.glob("wandb/*run-*/run-*.wandb") for e in entries(file))

@@ -10,7 +10,8 @@ from PIL import Image
 import fewstep
 from fewstep.tracking import wandb_run
 from fewstep.tracking.names import IMAGES, LOSS, RUNG, SAMPLE_GRID
-from fewstep.tracking.wandb_run import finish, log_picture, log_quality, logged_in, run_id, start_wandb
+from fewstep.tracking.tracker import log_picture, log_quality
+from fewstep.tracking.wandb_run import logged_in, run_id, start_wandb
 
 
 @pytest.fixture(autouse=True)
@@ -42,15 +43,15 @@ def test_an_offline_run_is_complete_and_below_the_run_folder(tmp_path, capfd):
 
     logger.log_metrics({IMAGES: 128, LOSS: 0.5}, step=7)
     log_picture([logger], SAMPLE_GRID, Image.new("L", (40, 8)), images=128)
-    log_quality([logger], [{"model": "teacher", "w": 0.0, "accuracy": None}])
-    finish([logger])
+    log_quality([logger], [{"model": "teacher", "steps": 4, "w": 0.0, "accuracy": None}])
+    logger.finish()
     logger.log_metrics({IMAGES: 256, LOSS: 0.4})  # after the end: nothing, not even a warning
 
     (offline,) = (folder / "wandb").glob("offline-run-*")
     assert (offline / f"run-{run.id}.wandb").stat().st_size > 0
     assert len(list(offline.rglob("*.png"))) == 1
     (table,) = offline.rglob("*.table.json")
-    assert json.loads(table.read_text())["data"] == [["teacher", 0, None]]
+    assert json.loads(table.read_text())["data"] == [["teacher", 4, 0, None]]
     assert capfd.readouterr() == ("", "")
 
 
@@ -59,10 +60,10 @@ def test_a_failure_is_one_warning_and_then_silence(tmp_path, monkeypatch):
     assert logger is not None
     run = logger.experiment
     with monkeypatch.context() as broken:
-        broken.setattr(run, "log", lambda *_: (_ for _ in ()).throw(BrokenPipeError("the service died")))
+        broken.setattr(run, "log", lambda *_, **__: (_ for _ in ()).throw(BrokenPipeError("the service died")))
         with pytest.warns(UserWarning, match="the service died"):
-            logger.log_metrics({IMAGES: 1})
-        logger.log_metrics({IMAGES: 2})
+            logger.log_metrics({IMAGES: 1, LOSS: 0.5})
+        logger.log_metrics({IMAGES: 2, LOSS: 0.5})
         log_picture([logger], SAMPLE_GRID, Image.new("L", (8, 8)), images=2)
     run.finish()
 
@@ -75,11 +76,13 @@ def test_a_rungs_first_look_is_not_that_of_the_last_ones_end(tmp_path, monkeypat
         rows = []
         log = logger.experiment.log
         with monkeypatch.context() as seen:
-            seen.setattr(logger.experiment, "log", lambda row, rows=rows, log=log: (rows.append(row), log(row)))
+            seen.setattr(
+                logger.experiment, "log", lambda row, step, rows=rows, log=log: (rows.append(row), log(row, step))
+            )
             for rung in rungs:
                 logger.log_metrics(look | {RUNG: rung})
                 logger.log_metrics(look | {RUNG: rung})
-        finish([logger])
+        logger.finish()
         assert [row[RUNG] for row in rows] == ([4, 2] if len(rungs) == 2 else [1])
 
 

@@ -1,7 +1,8 @@
-"""Where a run's numbers go: metrics.csv always, W&B if wanted."""
+"""Where a run's numbers go: metrics.csv always, W&B or TensorBoard where wanted."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,21 +10,46 @@ from lightning.pytorch.loggers.logger import Logger
 
 from fewstep.distributed.collectives import rank
 from fewstep.tracking.metrics_file import MetricsFile
-from fewstep.tracking.wandb_run import finish, start_wandb
+from fewstep.tracking.tracker import Row, history, trackers
 
 
 @contextmanager
 def started(
-    folder: Path, *, group: str, job_type: str, config: Mapping[str, Any], wandb: bool
+    folder: Path,
+    *,
+    group: str,
+    job_type: str,
+    config: Mapping[str, Any],
+    loggers: Mapping[str, bool],
+    earlier: Sequence[Row] = (),
 ) -> Iterator[list[Logger]]:
-    """The loggers of a run folder, ended with the block: metrics.csv, and one W&B run (see `start_wandb`).
+    """The loggers of a run folder, closed at the end of the block.
 
-    Of several processes the first alone has a W&B run, and rows of metrics.csv are its own.
+    Only the first process has W&B's and TensorBoard's, and only its rows go to metrics.csv.
+
+    Args:
+        group: the pipeline this run belongs to. job_type: its stage.
+        config: the resolved configuration.
+        loggers: whether the run is logged to `wandb` and to `tensorboard`.
+        earlier: rows that the run has logged before and keeps in other files than metrics.csv.
+
+    Raises:
+        ValueError: see `start_wandb`.
     """
-    loggers: list[Logger] = [MetricsFile(folder)]
-    if wandb and rank() == 0 and (run := start_wandb(folder, group=group, job_type=job_type, config=config)):
-        loggers.append(run)
+    opened: list[Logger] = [MetricsFile(folder)]
     try:
-        yield loggers
+        if rank() == 0 and loggers.get("wandb"):
+            from fewstep.tracking.wandb_run import start_wandb
+
+            run = start_wandb(
+                folder, group=group, job_type=job_type, config=config, history=partial(history, folder, earlier)
+            )
+            opened += [] if run is None else [run]
+        if rank() == 0 and loggers.get("tensorboard"):
+            from fewstep.tracking.tensorboard import TensorBoardRun
+
+            opened.append(TensorBoardRun(folder, config, history(folder, earlier)))
+        yield opened
     finally:
-        finish(loggers)
+        for tracker in trackers(opened):
+            tracker.finish()

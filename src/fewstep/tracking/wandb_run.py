@@ -1,4 +1,4 @@
-"""Weights & Biases: the same numbers, pictures and table as on disk; never a reason for training to stop."""
+"""Weights & Biases: the same numbers, pictures and table as on disk; its failures never stop training."""
 
 import os
 import re
@@ -14,24 +14,22 @@ from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
 from lightning.pytorch.loggers import WandbLogger
-from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from PIL.Image import Image
 
-from fewstep.tracking.metrics_file import FILE, read_metrics
-from fewstep.tracking.names import IMAGES, QUALITY_TABLE, RUNG, quality_of
+from fewstep.tracking.names import IMAGES, QUALITY_TABLE
+from fewstep.tracking.tracker import Position, Row, Tracker, students_fid
 from fewstep.tracking.wandb_agent import counted_run
-from fewstep.tracking.wandb_file import Logged, logged_into
+from fewstep.tracking.wandb_fragments import Mark, fragments_of, last_logged, remove_repeated, write_mark
 
 PROJECT = "fewstep"
 INIT_SECONDS = 30.0  # to wait for the server before the run goes offline
 FINISH_SECONDS = 120.0  # to wait at the end for what is not yet uploaded; `wandb sync` uploads it from the disk
-LET_GO_SECONDS = 10.0  # to wait for a broken service to end
-X_AXIS = {IMAGES, RUNG}  # which are in every row
+STOP_SECONDS = 10.0  # to wait for a broken service to end
 
 
 def logged_in() -> bool:
-    """Whether W&B has a key or token in the environment or a netrc file; asks nobody, opens no connection."""
+    """Whether W&B has a key or token in the environment or a netrc file; opens no connection."""
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
     host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).netloc
@@ -52,22 +50,22 @@ def run_id(folder: Path) -> str:
 
 
 class RefusedKeyError(ValueError):
-    """W&B has answered, and does not accept the key."""
+    """W&B has answered and does not accept the key."""
 
 
-class WandbRun(WandbLogger):
-    """Lightning's WandbLogger, which falls silent with one warning if W&B fails and logs nothing a second time.
+class WandbRun(WandbLogger, Tracker):
+    """Lightning's WandbLogger with images as its steps, which falls silent with one warning if W&B fails.
 
     Args:
         run: W&B's own. folder: of the run.
-        logged: what earlier processes have logged into it.
+        last: the last step that W&B already has.
     """
 
     accepted: ClassVar[bool] = False  # whether the server has taken a run of this process: its key was good
 
-    def __init__(self, run: Any, folder: Path, logged: Iterable[Logged] = ()) -> None:
+    def __init__(self, run: Any, folder: Path, last: int = -1) -> None:
         super().__init__(experiment=run, project=PROJECT, save_dir=folder)
-        self._logged = set(logged)
+        self._position = Position(last)
         self._failed = False
 
     def attempt(self, action: Callable[[], object]) -> None:
@@ -79,18 +77,25 @@ class WandbRun(WandbLogger):
         except Exception as error:
             self._failed = True
             rank_zero_warn(
-                f"W&B failed and is left out from here on, training goes on and its data stay on disk: {said(error)}"
+                "W&B failed and is left out from here on, training goes on and its data stay on disk: "
+                f"{in_one_line(error)}"
             )
 
     @rank_zero_only
-    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
-        """Log as is; `step` is not used: the x-axis is `metrics["images"]`."""
-        self.attempt(lambda: self._log(metrics))
+    def log_metrics(self, metrics: Row, step: int | None = None) -> None:
+        """Log what is new in a row at its step; `step` is not used: the x-axis is `metrics["images"]`."""
+        if (found := self._position.new(metrics)) is not None:
+            self.attempt(lambda: self.experiment.log(_as_wandb(found[1]), step=found[0]))
 
     @rank_zero_only
-    def log_lazily(self, metrics: Callable[[Any], Mapping[str, Any]]) -> None:
-        """Log what `metrics` makes of the wandb module; making it may fail too."""
-        self.attempt(lambda: self._log(metrics(import_module("wandb"))))
+    def log_quality(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Show the rows of quality.json as a table, and the students' FID as numbers."""
+        self.attempt(lambda: self.log_metrics(students_fid(rows) | {QUALITY_TABLE: _table(rows)}))
+
+    @rank_zero_only
+    def alert(self, title: str, text: str) -> None:
+        """Have W&B tell its user, by mail or chat as set up there."""
+        self.attempt(lambda: self.experiment.alert(title=title, text=text, level="WARN"))
 
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace) -> None:
@@ -99,29 +104,49 @@ class WandbRun(WandbLogger):
     @rank_zero_only
     def finish(self) -> None:
         """End the W&B run; everything is on disk, or uploaded, when this returns."""
-        self.attempt(lambda: self.experiment.finish())
+        self.attempt(self._finish)
         self._failed = True
 
-    def _log(self, metrics: Mapping[str, Any]) -> None:
-        """Log what of a row was not logged before: a resumed run trains again what no checkpoint has."""
-        images, rung = metrics.get(IMAGES), metrics.get(RUNG)
-        new = {name for name in metrics if (images, rung, name) not in self._logged}
-        if new:
-            self.experiment.log({name: value for name, value in metrics.items() if name in new | X_AXIS})
-            self._logged |= {(images, rung, name) for name in new}
+    def _finish(self) -> None:
+        fragment = Path(self.experiment.dir).parent
+        self.experiment.finish()
+        write_mark(fragment, Mark(self._position.step, complete=True))
+
+
+def _as_wandb(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row with its pictures as W&B wants them."""
+    import wandb
+
+    return {name: wandb.Image(value) if isinstance(value, Image) else value for name, value in row.items()}
+
+
+def _table(rows: Sequence[Mapping[str, Any]]) -> Any:
+    """Rows as W&B's table."""
+    import wandb
+
+    columns: list[str | int] = list(rows[0]) if rows else []
+    return wandb.Table(columns=columns, data=[[row.get(str(column)) for column in columns] for row in rows])
 
 
 @rank_zero_only
-def start_wandb(folder: Path, *, group: str, job_type: str, config: Mapping[str, Any]) -> WandbRun | None:
+def start_wandb(
+    folder: Path,
+    *,
+    group: str,
+    job_type: str,
+    config: Mapping[str, Any],
+    history: Callable[[], Iterable[Row]] = tuple,
+) -> WandbRun | None:
     """Start the W&B run of a run folder, files below `folder/wandb/`; None, with a warning, if that fails.
 
     Online if the user is logged in, otherwise offline (`wandb sync` uploads it later); WANDB_MODE, where set,
     decides. A server that does not answer in 30 s makes it offline too. None on every process but the first.
-    It goes on as the same W&B run, with those rows of metrics.csv that W&B has not on disk.
+    A resumed run is the same W&B run, which gets those rows of its history that it lacks.
 
     Args:
-        group: the pipeline this run belongs to; job_type: its stage.
+        group: the pipeline this run belongs to. job_type: its stage.
         config: the resolved configuration.
+        history: the rows that the run has logged before.
 
     Raises:
         RefusedKeyError: the server refuses the key; where it took that of an earlier stage, the run is kept offline.
@@ -129,54 +154,67 @@ def start_wandb(folder: Path, *, group: str, job_type: str, config: Mapping[str,
     # None leaves the choice to W&B's own settings, WANDB_MODE among them.
     first = None if "WANDB_MODE" in os.environ or logged_in() else "offline"
     folder.mkdir(parents=True, exist_ok=True)
-    os.environ.setdefault("WANDB_SILENT", "true")  # its login has words of its own, before the settings below count
-    agents = counted_run(job_type)
+    os.environ.setdefault("WANDB_SILENT", "true")  # it prints before the settings below count
     for mode in dict.fromkeys((first, "offline")):
         try:
-            import wandb
-
-            logged = logged_into(folder)
-            run = wandb.init(
-                project=os.environ.get("WANDB_PROJECT", PROJECT),
-                dir=str(folder),
-                id=agents.id if agents else run_id(folder),
-                name="/".join(folder.resolve().parts[-3:]),
-                group=group,
-                job_type=job_type,
-                config=dict(config),
-                mode=mode,
-                resume="allow",
-                reinit="create_new",
-                settings=wandb.Settings(
-                    console="off",
-                    silent=True,
-                    sweep_id=agents and agents.sweep,
-                    sweep_param_path=agents and agents.parameters,
-                    init_timeout=INIT_SECONDS,
-                    finish_timeout=FINISH_SECONDS,
-                    finish_timeout_raises=True,
-                ),
-            )
+            run = _initialised(folder, group=group, job_type=job_type, config=config, mode=mode)
             WandbRun.accepted |= not run.offline
-            run.define_metric(IMAGES)
-            run.define_metric("*", step_metric=IMAGES)
-            logger = WandbRun(run, folder, logged)
-            for row in read_metrics(folder / FILE):
+            if run.disabled:  # WANDB_MODE
+                return None
+            fragment = Path(run.dir).parent
+            earlier = [path for path in fragments_of(folder, run.id) if path.name != fragment.name]
+            last = last_logged(earlier, history) if run.offline else run.starting_step - 1
+            write_mark(fragment, Mark(last, complete=False))
+            remove_repeated(earlier, online=not run.offline)
+            logger = WandbRun(run, folder, last)
+            for row in history():
                 logger.log_metrics(row)
             return logger
         except Exception as error:
             if mode is None and is_refusal(error) and not WandbRun.accepted:
                 raise RefusedKeyError(
-                    f"W&B refuses the key ({said(error)}); `wandb login --relogin` takes another, WANDB_MODE=offline "
-                    "or logger=csv does without"
+                    f"W&B refuses the key ({in_one_line(error)}); `wandb login --relogin` takes another, "
+                    "WANDB_MODE=offline or logger=csv does without"
                 ) from error
-            rank_zero_warn(f"W&B did not start{'' if mode else ' online, and its data stay on disk'}: {said(error)}")
-            let_go()
+            where = "" if mode else " online, and its data stay on disk"
+            rank_zero_warn(f"W&B did not start{where}: {in_one_line(error)}")
+            stop_service()
     return None
 
 
-def let_go() -> None:
-    """End W&B's service, which takes a run that did not start for one in use and may itself be broken."""
+def _initialised(folder: Path, *, group: str, job_type: str, config: Mapping[str, Any], mode: Any) -> Any:
+    """W&B's own run, the same one for the same folder."""
+    import wandb
+
+    agents = counted_run(job_type)
+    run = wandb.init(
+        project=os.environ.get("WANDB_PROJECT", PROJECT),
+        dir=str(folder),
+        id=agents.id if agents else run_id(folder),
+        name="/".join(folder.resolve().parts[-3:]),
+        group=group,
+        job_type=job_type,
+        config=dict(config),
+        mode=mode,
+        resume="allow",
+        reinit="create_new",
+        settings=wandb.Settings(
+            console="off",
+            silent=True,
+            sweep_id=agents and agents.sweep,
+            sweep_param_path=agents and agents.parameters,
+            init_timeout=INIT_SECONDS,
+            finish_timeout=FINISH_SECONDS,
+            finish_timeout_raises=True,
+        ),
+    )
+    run.define_metric(IMAGES)
+    run.define_metric("*", step_metric=IMAGES)
+    return run
+
+
+def stop_service() -> None:
+    """End W&B's service, which keeps a run that did not start and may itself be broken."""
 
     def end() -> None:
         with suppress(Exception):
@@ -184,47 +222,14 @@ def let_go() -> None:
 
     ending = Thread(target=end, daemon=True)
     ending.start()
-    ending.join(LET_GO_SECONDS)
+    ending.join(STOP_SECONDS)
 
 
 def is_refusal(error: BaseException) -> bool:
-    """Whether W&B's server, or W&B itself at the look of the key, says that the key is not good."""
+    """Whether W&B's server refuses the key, or W&B itself finds it malformed."""
     return type(error).__name__ == "AuthenticationError" or bool(re.search(r"\berror 40[13]\b", str(error)))
 
 
-def said(error: BaseException) -> str:
-    """An error's own words in one line, or else its name."""
+def in_one_line(error: BaseException) -> str:
+    """The message of an error, or else its name."""
     return " ".join(str(error).split()) or type(error).__name__
-
-
-def log_picture(loggers: Iterable[Logger], name: str, picture: Image, *, images: int) -> None:
-    """Show one picture in W&B, if it is among the loggers, at `images` on the x-axis."""
-    for logger in loggers:
-        if isinstance(logger, WandbRun):
-            logger.log_lazily(lambda wandb: {IMAGES: images, name: wandb.Image(picture)})
-
-
-def log_quality(loggers: Iterable[Logger], rows: Sequence[Mapping[str, Any]]) -> None:
-    """Show the rows of quality.json as a table in W&B, and the students' FID as numbers, if it is among the loggers."""
-    columns = list(rows[0]) if rows else []
-    data = [[row.get(column) for column in columns] for row in rows]
-    for logger in loggers:
-        if isinstance(logger, WandbRun):
-            logger.log_lazily(lambda wandb: {QUALITY_TABLE: wandb.Table(columns=columns, data=data)} | students(rows))
-
-
-def students(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """The FID of each student by its steps, mean over w and at each w: what sweeps compare."""
-    fid: dict[str, list[float]] = {}
-    for row in rows:
-        if row["model"] == "progressive":
-            for w in (None, row["w"]):
-                fid.setdefault(quality_of("fid", row["steps"], w), []).append(row["fid"])
-    return {name: sum(values) / len(values) for name, values in fid.items()}
-
-
-def finish(loggers: Iterable[Logger]) -> None:
-    """End the W&B run among the loggers, if any: one process has several stages, each its own run."""
-    for logger in loggers:
-        if isinstance(logger, WandbRun):
-            logger.finish()

@@ -1,6 +1,7 @@
-"""What W&B has on disk of a run: the rows that are in its own files, so that no row is logged twice and none is missed.
+"""An oracle for tests: the rows that are in W&B's own files, read without W&B.
 
 Its service writes in blocks of 32 KiB: a process that is killed leaves less there than it has logged.
+(PYTEST_DONT_REWRITE: it is imported before pytest runs.)
 """
 
 import json

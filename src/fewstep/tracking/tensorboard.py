@@ -1,0 +1,109 @@
+"""TensorBoard: the same names, x-axis, pictures and table as W&B, in files below the run's folder."""
+
+from argparse import Namespace
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
+from PIL.Image import Image
+from torch.utils.tensorboard.summary import hparams
+
+from fewstep.system.files import remove
+from fewstep.tracking.names import IMAGES, LOSS, QUALITY_TABLE, SAMPLE_FID
+from fewstep.tracking.tracker import AXES, Position, Row, Tracker, students_fid
+
+FOLDER = "tensorboard"
+
+
+class TensorBoardRun(TensorBoardLogger, Tracker):  # pyright: ignore[reportIncompatibleMethodOverride]
+    """Lightning's TensorBoardLogger, with images as its steps.
+
+    Its files are written anew by every process, from `history`: those of a process that was killed lack their end.
+
+    Args:
+        folder: of the run.
+        config: the resolved configuration, shown among HPARAMS.
+        history: rows that the run has logged before.
+    """
+
+    def __init__(self, folder: Path, config: Mapping[str, Any], history: Iterable[Row] = ()) -> None:
+        remove(folder / FOLDER)
+        super().__init__(folder, name="", version=FOLDER, default_hp_metric=False, purge_step=0)
+        self._position = Position()
+        self._config = dict(_flat(config))
+        self._compared: list[str] = []  # metrics among HPARAMS
+        for row in history:
+            self.log_metrics(row)
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Row, step: int | None = None) -> None:
+        """Log what is new in a row, at `metrics["images"]`."""
+        if (found := self._position.new(metrics)) is None:
+            return
+        self._compare([LOSS, SAMPLE_FID])
+        for name, value in found[1].items():
+            if isinstance(value, Image):
+                pixels = np.asarray(value)
+                self.experiment.add_image(
+                    name, pixels, int(metrics[IMAGES]), dataformats="HW" if pixels.ndim == 2 else "HWC"
+                )
+            elif name not in AXES:
+                self.experiment.add_scalar(name, value, int(metrics[IMAGES]))
+
+    @rank_zero_only
+    def log_quality(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Show the rows of quality.json as text, and the students' FID as scalars and among HPARAMS."""
+        students = students_fid(rows)
+        self._compare([*students])
+        self.experiment.add_text(QUALITY_TABLE, _markdown(rows), 0)
+        for name, value in students.items():
+            self.experiment.add_scalar(name, value, 0)
+
+    @rank_zero_only
+    def alert(self, title: str, text: str) -> None:
+        """Show the alert among the texts."""
+        self.experiment.add_text("alerts", f"**{title}**: {text}", self._position.step)
+
+    @rank_zero_only
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, metrics: Any = None, step: int | None = None) -> None:
+        """Nothing: the configuration was given at the start."""
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        """Flush; the next phase of the stage logs on."""
+        self.experiment.flush()
+
+    @rank_zero_only
+    def finish(self) -> None:
+        """Close the files."""
+        self.experiment.close()
+
+    def _compare(self, metrics: list[str]) -> None:
+        """Show the configuration among HPARAMS, beside these metrics; the first call counts."""
+        if not self._compared and metrics:
+            self._compared = metrics
+            for summary in hparams(self._config, dict.fromkeys(metrics, 0.0)):
+                self.experiment._get_file_writer().add_summary(summary)
+
+
+def _flat(settings: Mapping[str, Any], above: str = "") -> Iterable[tuple[str, bool | float | str]]:
+    """("stage.training.images", 1000), ... of nested settings, as HPARAMS can show them."""
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{above}{key}.")
+        else:
+            yield f"{above}{key}", value if isinstance(value, bool | int | float) else str(value)
+
+
+def _markdown(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows as a table."""
+    columns = list(rows[0]) if rows else []
+    cells = [columns, ["---"] * len(columns), *([_cell(row.get(column)) for column in columns] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in cells)
+
+
+def _cell(value: Any) -> str:
+    return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)

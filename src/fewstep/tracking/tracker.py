@@ -1,0 +1,120 @@
+"""What W&B and TensorBoard have in common: rows of numbers and pictures, each logged once, also by a resumed run."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers.logger import Logger
+from PIL import Image
+
+from fewstep.tracking.metrics_file import FILE, read_metrics
+from fewstep.tracking.names import IMAGES, RUNG, SAMPLE_GRID, quality_of
+
+AXES = {IMAGES, RUNG}  # present in every row
+GUIDED_TEACHERS = ("teacher", "guided")  # the models of quality.json that are not few-step students
+
+Row = Mapping[str, Any]
+"""Numbers and PIL images by name, with IMAGES and, in a stage of several phases, RUNG."""
+
+
+class Position:
+    """The step up to which a log is complete; decides what of a row is new.
+
+    The step of a row is its number of images plus the number of phases before its own: the first row of a phase stands
+    at the same images as the last row of the phase before.
+
+    Args:
+        last: the last step that is already logged, as a whole.
+    """
+
+    def __init__(self, last: int = -1) -> None:
+        self.step = last
+        self._names: set[str] | None = None  # logged at this step; None: all there are
+        self._phases: list[float] = []
+        self._phase = 0
+
+    def new(self, row: Row) -> tuple[int, dict[str, Any]] | None:
+        """The step of a row and those of its values that were not logged before; None if there are none."""
+        if (rung := row.get(RUNG)) is not None:
+            if rung not in self._phases:
+                self._phases.append(rung)
+            self._phase = self._phases.index(rung)
+        step = int(row[IMAGES]) + self._phase if IMAGES in row else max(0, self.step)
+        if step < self.step or (step == self.step and self._names is None):
+            return None
+        if step > self.step or self._names is None:
+            self.step, self._names = step, set()
+        names = set(row) - self._names
+        self._names |= names - AXES
+        return (step, {name: row[name] for name in row if name in names}) if names - AXES else None
+
+
+def last_step(rows: Iterable[Row]) -> int:
+    """The step of the last of these rows; -1 of none."""
+    position = Position()
+    for row in rows:
+        position.new(row)
+    return position.step
+
+
+class Tracker(Logger, ABC):
+    """A logger that shows pictures and the quality table too."""
+
+    @abstractmethod
+    def log_metrics(self, metrics: Row, step: int | None = None) -> None:
+        """Log what is new in a row; `step` is not used: the x-axis is `metrics["images"]`."""
+
+    @abstractmethod
+    def log_quality(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Show the rows of quality.json as a table, and the students' FID as numbers."""
+
+    @abstractmethod
+    def alert(self, title: str, text: str) -> None:
+        """Tell the user, by whatever way the tracker has."""
+
+    @abstractmethod
+    def finish(self) -> None:
+        """Close the log; everything is on disk, or uploaded, when this returns."""
+
+
+def trackers(loggers: Iterable[Logger]) -> Iterator[Tracker]:
+    """The trackers among the loggers."""
+    return (logger for logger in loggers if isinstance(logger, Tracker))
+
+
+def log_picture(loggers: Iterable[Logger], name: str, picture: Image.Image, *, images: int) -> None:
+    """Show one picture in every tracker, at `images` on the x-axis."""
+    for tracker in trackers(loggers):
+        tracker.log_metrics({IMAGES: images, name: picture})
+
+
+def log_quality(loggers: Iterable[Logger], rows: Sequence[Mapping[str, Any]]) -> None:
+    """Show the rows of quality.json in every tracker."""
+    for tracker in trackers(loggers):
+        tracker.log_quality(rows)
+
+
+def history(folder: Path, earlier: Sequence[Row] = ()) -> Iterator[Row]:
+    """The rows that a run has logged so far, by images, read from its own files: metrics.csv and samples/*.png.
+
+    Args:
+        earlier: rows that it keeps in other files.
+    """
+    pictures = [(int(path.stem), path) for path in (folder / "samples").glob("*.png") if path.stem.isdigit()]
+    rows = [(row[IMAGES], row) for row in read_metrics(folder / FILE)]
+    for images, row in sorted([*rows, *pictures, *((row[IMAGES], row) for row in earlier)], key=lambda each: each[0]):
+        yield {IMAGES: images, SAMPLE_GRID: Image.open(row)} if isinstance(row, Path) else row
+
+
+def students_fid(rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+    """FID of the few-step students by steps, as mean over w and at each w, of the best method: what sweeps compare."""
+    by_method: dict[tuple[str, str], list[float]] = {}
+    for row in rows:
+        if row["model"] not in GUIDED_TEACHERS:
+            for w in (None, row["w"]):
+                by_method.setdefault((quality_of("fid", row["steps"], w), row["model"]), []).append(row["fid"])
+    best: dict[str, float] = {}
+    for (name, _), values in by_method.items():
+        best[name] = min(best.get(name, float("inf")), sum(values) / len(values))
+    return best
