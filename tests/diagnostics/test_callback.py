@@ -235,31 +235,33 @@ class Killed(Exception):
     pass
 
 
+def ill_guidance() -> DistillationModule:
+    """One that diverges at once."""
+    return guidance(training=replace(TRAINING, learning_rate=1.0, gradient_clip=100.0))
+
+
+@pytest.mark.parametrize(("make", "divergences"), [(ill_guidance, 1), (dmd2, 0)])
 def test_a_resumed_run_leaves_the_same_file_and_raises_no_alarm_twice(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    make: Make, divergences: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    ill = replace(TRAINING, learning_rate=1.0, gradient_clip=100.0)  # it diverges at once
-    whole = guidance(training=ill)
     (tmp_path / "whole").mkdir()
-    fit(whole, watch(tmp_path / "whole", count=5))
-    assert capsys.readouterr().out.count("alarm: divergence") == 1
+    fit(make(), watch(tmp_path / "whole", count=5))
+    assert capsys.readouterr().out.count("alarm: divergence") == divergences
 
     checkpoint, folder = tmp_path / "last.ckpt", tmp_path / "killed"
 
     def die(*_: Any) -> None:
         raise Killed
 
-    killed = guidance(training=ill)
     saving = At(12, lambda trainer, module: trainer.save_checkpoint(checkpoint))
     with pytest.raises(Killed):
-        fit(killed, watch(folder, count=5), saving, At(17, die))
+        fit(make(), watch(folder, count=5), saving, At(17, die))
     assert len(read_diagnostics(folder / FILE)) == 5
     with (folder / FILE).open("a") as file:
         file.write('{"images": 5')  # cut short
-    resumed = guidance(training=ill)
-    fit(resumed, watch(folder, count=5), checkpoint=checkpoint)
+    fit(make(), watch(folder, count=5), checkpoint=checkpoint)
     assert (folder / FILE).read_bytes() == (tmp_path / "whole" / FILE).read_bytes()
-    assert capsys.readouterr().out.count("alarm: divergence") == 1
+    assert capsys.readouterr().out.count("alarm: divergence") == divergences
 
 
 def test_a_rung_begun_again_keeps_the_rungs_before_it(tmp_path: Path) -> None:

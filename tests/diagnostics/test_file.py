@@ -6,7 +6,15 @@ from typing import Any
 
 import pytest
 
-from fewstep.diagnostics.file import FILE, DiagnosticsFile, log_record, metrics_of, read_diagnostics, send_alert
+from fewstep.diagnostics.file import (
+    FILE,
+    DiagnosticsFile,
+    log_record,
+    logged_rows,
+    read_diagnostics,
+    row_of,
+    send_alert,
+)
 from fewstep.reports.diagnostics import seen
 from fewstep.tracking.names import IMAGES, RUNG
 from fewstep.tracking.wandb_run import WandbRun
@@ -80,7 +88,7 @@ class Experiment:
         self.alerts.append({"title": title, "text": text, "level": level})
 
 
-def test_wandb_gets_every_number_and_an_alert(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wandb_gets_every_number_and_an_alert(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     experiment = Experiment()
     logger = WandbRun.__new__(WandbRun)
     monkeypatch.setattr(WandbRun, "experiment", experiment)
@@ -89,6 +97,8 @@ def test_wandb_gets_every_number_and_an_alert(monkeypatch: pytest.MonkeyPatch) -
     log_record([logger], record(300, 2, [ALARM]))
     send_alert([logger], "collapse", ALARM["says"])
     (row,) = experiment.logged
+    DiagnosticsFile(tmp_path).append(record(300, 2, [ALARM]))
+    assert logged_rows(tmp_path) == [row]
     assert row[IMAGES] == 300
     assert row[RUNG] == 2
     assert row["diagnostics/gap"] == 0.25
@@ -105,12 +115,12 @@ def test_wandb_gets_every_number_and_an_alert(monkeypatch: pytest.MonkeyPatch) -
 def test_what_is_not_known_is_no_number() -> None:
     encoder = record(0, 4) | {"samples": None, "teacher_samples": None, "gradient_norm": None, "gap_by_w": []}
     encoder |= {"gradient_norm_by_role": None}
-    found = metrics_of(encoder)
+    found = row_of(encoder)
     assert "diagnostics/contrast" not in found
     assert all(isinstance(value, int | float) for value in found.values())
     teacher = record(0, None) | {"teacher_samples": None, "gap_by_branch": {"conditional": 0.5}}
-    assert "diagnostics/diversity_drift" not in metrics_of(teacher)  # the data's is not known
-    assert metrics_of(teacher)["diagnostics/gap_branch/conditional"] == 0.5
+    assert "diagnostics/diversity_drift" not in row_of(teacher)  # the data's is not known
+    assert row_of(teacher)["diagnostics/gap_branch/conditional"] == 0.5
 
 
 def test_a_run_without_target_or_data_is_shown_all_the_same(tmp_path: Path) -> None:
@@ -123,10 +133,10 @@ def test_a_run_without_target_or_data_is_shown_all_the_same(tmp_path: Path) -> N
     assert [title for title, _ in found.charts] == ["drift of contrast", "drift of saturation", "drift of diversity"]
     assert found.data == [None] * 4
     assert found.gradients == [("student, as a whole", [0.75]), ("fake, as a whole", [2.0])]
-    metrics = metrics_of(record(0, 4) | unmeasured)
+    metrics = row_of(record(0, 4) | unmeasured)
     assert not any("gap" in name for name in metrics)
     assert metrics["diagnostics/contrast_drift"] == pytest.approx(0.15)
-    alone = metrics_of(record(0, 4) | unmeasured | {"teacher_samples": None})
+    alone = row_of(record(0, 4) | unmeasured | {"teacher_samples": None})
     assert "diagnostics/contrast" in alone
     assert "diagnostics/contrast_drift" not in alone
 

@@ -1,5 +1,4 @@
-"""The callback that measures a student while it trains; results go to diagnostics.jsonl, to W&B and, as alarms, to
-the log."""
+"""The callback that measures a student while it trains: records to diagnostics.jsonl and trackers, alarms to the log."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -9,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Int
 from lightning import Callback, LightningModule, Trainer
+from torch import Tensor
 
 from fewstep.data.batches import Data
 from fewstep.diagnostics.alarms import alarms
 from fewstep.diagnostics.file import DiagnosticsFile, log_record, send_alert
-from fewstep.diagnostics.gaps import gap, gap_by, probe_errors
+from fewstep.diagnostics.gaps import ProbeErrors, gap, gap_by, probe_errors
 from fewstep.diagnostics.gradients import gradient_norm_by_part
 from fewstep.diagnostics.probe import Bin, Probe, Starts, weight_bins
 from fewstep.diagnostics.samples import Limits, SampleStatistics
@@ -133,8 +134,8 @@ class Diagnostics(Callback):
         branches = {"conditional": ~probe.unconditional, "unconditional": probe.unconditional}
         return {
             "gap": gap(found),
-            "gap_by_t": by_bins(probe.t_bins, gap_by(found, probe.t_bin, len(probe.t_bins))),
-            "gap_by_w": by_bins(probe.w_bins, gap_by(found, probe.w_bin, len(probe.w_bins))),
+            "gap_by_t": by_bins(found, probe.t_bin, probe.t_bins),
+            "gap_by_w": by_bins(found, probe.w_bin, probe.w_bins),
             "gap_by_branch": {name: gap(found, where) for name, where in branches.items()}
             if probe.unconditional.any()
             else None,
@@ -180,9 +181,9 @@ def gradient_norms(module: DistillationModule, step: int) -> dict[str, Any]:
     return {"gradient_norm": by_part, "gradient_norm_by_role": by_role}
 
 
-def by_bins(bins: tuple[Bin, ...], gaps: list[float]) -> list[dict[str, float]]:
+def by_bins(found: ProbeErrors, number: Int[Tensor, "batch"], bins: tuple[Bin, ...]) -> list[dict[str, float]]:
     """Bins and their gaps in the form of diagnostics.jsonl."""
-    return [asdict(bin) | {"gap": found} for bin, found in zip(bins, gaps, strict=True)]
+    return [asdict(bin) | {"gap": each} for bin, each in zip(bins, gap_by(found, number, len(bins)), strict=True)]
 
 
 def finite(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""diagnostics.jsonl, a line for each measurement of a student in training, intact after interruptions; and W&B."""
+"""diagnostics.jsonl, a line for each measurement of a student in training, and the same as rows of the loggers."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -8,20 +8,8 @@ from typing import Any
 from lightning.pytorch.loggers.logger import Logger
 
 from fewstep.system.files import atomic_write
-from fewstep.tracking.names import (
-    ALARMS,
-    GAP,
-    IMAGES,
-    RUNG,
-    SAMPLE_STATISTICS,
-    drift_of,
-    gap_at,
-    gap_of,
-    gradient_norm_of,
-    of_samples,
-    step_error_at,
-)
-from fewstep.tracking.wandb_run import WandbRun
+from fewstep.tracking import names
+from fewstep.tracking.tracker import trackers
 
 FILE = "diagnostics.jsonl"
 
@@ -73,33 +61,36 @@ def read_diagnostics(path: Path) -> list[dict[str, Any]]:
 
 
 def log_record(loggers: Iterable[Logger], record: Mapping[str, Any]) -> None:
-    """Log a record's numbers to W&B, if it is among the loggers."""
-    rung = {} if record["rung"] is None else {RUNG: record["rung"]}
-    for logger in loggers:
-        if isinstance(logger, WandbRun):
-            logger.log_metrics({IMAGES: record["images"], **rung, **metrics_of(record)})
+    """Log a record's numbers to W&B and TensorBoard, whichever are among the loggers."""
+    for tracker in trackers(loggers):
+        tracker.log_metrics(row_of(record))
 
 
 def send_alert(loggers: Iterable[Logger], kind: str, text: str) -> None:
-    """Send an alert through W&B (mail or chat, as configured there), if it is among the loggers."""
-    for logger in loggers:
-        if isinstance(logger, WandbRun):
-            logger.attempt(lambda run=logger: run.experiment.alert(title=f"fewstep: {kind}", text=text, level="WARN"))
+    """Send an alert through W&B and TensorBoard, whichever are among the loggers."""
+    for tracker in trackers(loggers):
+        tracker.alert(f"fewstep: {kind}", text)
 
 
-def metrics_of(record: Mapping[str, Any]) -> dict[str, float]:
-    """A record's numbers under W&B's names; values that are not known are left out."""
-    found: dict[str, float | None] = {GAP: record["gap"], ALARMS: len(record["alarms"])}
+def logged_rows(folder: Path) -> list[dict[str, float]]:
+    """The rows that the run in `folder` has logged, for a tracker that starts anew."""
+    return [row_of(record) for record in read_diagnostics(folder / FILE)]
+
+
+def row_of(record: Mapping[str, Any]) -> dict[str, float]:
+    """A record's numbers under their logged names; values that are not known are left out."""
+    found: dict[str, float | None] = {names.IMAGES: record["images"], names.RUNG: record["rung"]}
+    found |= {names.GAP: record["gap"], names.ALARMS: len(record["alarms"])}
     for axis in ("t", "w"):
-        found |= {gap_at(axis, bin["low"], bin["high"]): bin["gap"] for bin in record[f"gap_by_{axis}"]}
-    found |= {gap_of(branch): value for branch, value in (record["gap_by_branch"] or {}).items()}
-    found |= {step_error_at(step["t"]): step["error"] for step in record["step_errors"]}
-    for name in SAMPLE_STATISTICS if record["samples"] else ():
-        found[of_samples(name)] = record["samples"][name]
-        found[drift_of(name)] = drift(record, name)
-    found |= {gradient_norm_of(part): norm for part, norm in (record["gradient_norm"] or {}).items()}
-    by_role = record["gradient_norm_by_role"] or {}
-    found |= {gradient_norm_of(f"role/{role}"): norm for role, norm in by_role.items()}
+        found |= {names.gap_at(axis, bin["low"], bin["high"]): bin["gap"] for bin in record[f"gap_by_{axis}"]}
+    found |= {names.gap_of(branch): value for branch, value in (record["gap_by_branch"] or {}).items()}
+    found |= {names.step_error_at(step["t"]): step["error"] for step in record["step_errors"]}
+    for name in names.SAMPLE_STATISTICS if record["samples"] else ():
+        found[names.of_samples(name)] = record["samples"][name]
+        found[names.drift_of(name)] = drift(record, name)
+    found |= {names.gradient_norm_of(part): norm for part, norm in (record["gradient_norm"] or {}).items()}
+    by_role = record.get("gradient_norm_by_role") or {}  # absent in older files
+    found |= {names.gradient_norm_of(f"role/{role}"): norm for role, norm in by_role.items()}
     return {name: value for name, value in found.items() if value is not None}
 
 

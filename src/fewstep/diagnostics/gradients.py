@@ -1,7 +1,5 @@
 """The gradient's norm by part of the network."""
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor, nn
 
@@ -17,16 +15,11 @@ def parts(network: nn.Module) -> dict[str, nn.Module]:
         ((_, inner),) = children.items()
         if not isinstance(inner, nn.ModuleList) and dict(inner.named_children()):
             return parts(inner)
-    blocks = dict(_split(children))
-    return blocks if len(blocks) <= MAX_PARTS else children
-
-
-def _split(children: dict[str, nn.Module]) -> Iterator[tuple[str, nn.Module]]:
+    blocks: dict[str, nn.Module] = {}
     for name, child in children.items():
-        if isinstance(child, nn.ModuleList):
-            yield from ((f"{name}.{number}", block) for number, block in enumerate(child))
-        else:
-            yield name, child
+        is_list = isinstance(child, nn.ModuleList)
+        blocks |= {f"{name}.{number}": block for number, block in enumerate(child)} if is_list else {name: child}
+    return blocks if len(blocks) <= MAX_PARTS else children
 
 
 @torch.no_grad()
