@@ -1,4 +1,4 @@
-"""The model card of an exported folder: what it is, how to use it, how good it was, and where it comes from."""
+"""The model card of an exported folder: description, use, quality, provenance."""
 
 import json
 import re
@@ -6,9 +6,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
+from fewstep.artifacts.model_file import ModelCard
 from fewstep.artifacts.run_folder import QUALITY
+from fewstep.diffusion.schedule import network_time
 from fewstep.inference.model import Model
 from fewstep.networks.adapter import adapter_file
+from fewstep.networks.denoiser import lowest_log_snr
 from fewstep.system.files import sha256_of
 
 Format = Literal["diffusers", "safetensors", "onnx"]
@@ -26,7 +29,7 @@ unet.load_state_dict({name.removeprefix("unet."): weight for name, weight in w_i
 pipe = StableDiffusionPipeline.from_pretrained(BASE, unet=unet)
 pipe.load_lora_weights("FOLDER/lora")
 ```"""
-CARD = "fewstep.json"  # what the model file says of itself
+CARD = "fewstep.json"  # the model file's own description
 PROVENANCE = "provenance.json"
 LIBRARY: dict[Format, str] = {"diffusers": "diffusers", "safetensors": "fewstep", "onnx": "onnx"}
 FIGURES = (
@@ -69,78 +72,116 @@ def readme(path: Path, model: Model, format: Format, half: bool, licence: str, d
 
 
 def title(model: Model) -> str:
-    """What it is, in a line."""
+    """The model in a line."""
     card = model.card
     steps = f"{card.num_steps}-step " if card.num_steps else ""
-    return f"{card.data.name}: a {steps}{card.role} diffusion model"
+    return f"{card.data.name}: a {steps}{card.label} diffusion model"
 
 
 def summary(model: Model) -> str:
-    """The numbers that who samples has to know."""
+    """The numbers that sampling needs."""
     card = model.card
-    if card.is_guided_outside or card.w_min is None or card.w_max is None:
-        guidance = "Guided from outside by **two** network evaluations a step: it has no guidance input."
-    else:
-        guidance = (
-            f"Guidance is an input, w in [{card.w_min:g}, {card.w_max:g}] (guidance_scale {1 + card.w_min:g} to "
-            f"{1 + card.w_max:g}): one network evaluation a step."
-        )
-    steps = f"Made for {card.num_steps} step(s)" if card.num_steps else "Made for any number of steps"
     return (
-        f"{guidance} w is the guidance weight of Meng et al. 2023, (1 + w) conditional - w unconditional, so "
-        f"guidance_scale = 1 + w.\n\n{steps} of the {card.sampling} sampler; predicts {card.prediction}; schedule "
-        f"{type(card.schedule).__name__}; makes {'x'.join(map(str, card.data.shape))}"
+        f"{guidance(card)}\n\n{steps(card)} of the {card.sampling.sampler} sampler; predicts {card.prediction}; "
+        f"schedule {type(card.schedule).__name__}; makes {'x'.join(map(str, card.data.shape))}"
         f"{' latents' if card.data.latent else ''}."
     )
 
 
+def guidance(card: ModelCard) -> str:
+    """How the model is guided."""
+    if card.sampling.guidance == "none":
+        return "Made without guidance: one network evaluation a step, and no w."
+    if card.w_min is None or card.w_max is None:
+        kind = "Guided by **two** network evaluations a step: it has no guidance input."
+    else:
+        kind = (
+            f"Guidance is an input, w in [{card.w_min:g}, {card.w_max:g}] (guidance_scale {1 + card.w_min:g} to "
+            f"{1 + card.w_max:g}): one network evaluation a step."
+        )
+    return (
+        f"{kind} w is the guidance weight of Meng et al. 2023, (1 + w) conditional - w unconditional, so "
+        "guidance_scale = 1 + w."
+    )
+
+
+def steps(card: ModelCard) -> str:
+    """The numbers of steps, and the times of the most of them."""
+    if card.sampling.times is None:
+        return "Made for any number of steps"
+    times = ", ".join(f"{t:.4g}" for t in card.sampling.times)
+    return f"Made for {' or '.join(map(str, card.sampling.steps))} step(s), at t = {times},"
+
+
 def usage(path: Path, model: Model, format: Format) -> str:
-    """Code that opens the folder."""
+    """How to open the folder."""
     card = model.card
-    w = 1.0 if card.w_min is None or card.w_max is None else min(max(1.0, card.w_min), card.w_max)
-    steps = card.num_steps or model.default_steps
     if format == "onnx":
-        label = "label (images, tokens, features), embeddings of prompts" if card.data.text else "label (images)"
-        names = f"z (images, C, H, W), time (images), {label}" + (
-            ", w (images)" if model.denoiser.has_guidance_input else ""
-        )
-        if card.is_guided_outside and not card.data.text:
-            names += f" (without a class: label {card.data.num_classes})"
-        told = "the timestep over 1000" if card.native_schedule else "2 / pi * arctan(sigma / alpha)"
-        return (
-            f"`model.onnx` is the bare network: {names} -> output. `time` is {told}; the output reads as "
-            f"{card.prediction}."
-        )
-    if card.role == "encoder":
+        return onnx_usage(model)
+    if card.encodes:
         code = (
             'import fewstep\nencoder = fewstep.load("FOLDER/model.safetensors")\n'
             "x = fewstep.transfer(student, images, source, target, encoder=encoder)"
         )
         return f"It takes data to noise, for a student of the same teacher to decode:\n\n```python\n{code}\n```"
+    w = None if card.sampling.guidance == "none" else model.default_w
     if format == "safetensors":
         wanted = '["a photograph"]' if card.data.text else "[0, 1, 2]"
-        code = f'import fewstep\nx = fewstep.load("FOLDER/model.safetensors").sample({wanted}, steps={steps}, w={w:g})'
-        return f"```python\n{code}\n```"
-    if card.data.text:
-        code = (
-            "from diffusers import StableDiffusionPipeline\n\n"
-            'pipe = StableDiffusionPipeline.from_pretrained("FOLDER")\n'
-            f"# guidance_scale = 1 + w, w = {w:g}\n"
-            f'image = pipe("a photograph", num_inference_steps={steps}, guidance_scale={1 + w:g}).images[0]'
-        )
-        note = (
-            f"The sampler is DDIM with trailing timesteps, exactly fewstep's for numbers of steps that divide "
-            f"{timesteps(model)} and rounded to whole timesteps for others."
-        )
-    else:
-        code = (
-            "from diffusers import DiffusionPipeline\n\n"
-            'pipe = DiffusionPipeline.from_pretrained("FOLDER", custom_pipeline="FOLDER", trust_remote_code=True)\n'
-            f"images = pipe(class_labels=[0, 1, 2], num_inference_steps={steps}, w={w:g}).images  "
-            f"# or guidance_scale={1 + w:g}"
-        )
-        note = "`trust_remote_code` runs `pipeline.py` of this folder, which is short: read it."
+        weight = "" if w is None else f", w={w:g}"
+        arguments = f"{wanted}, steps={model.default_steps}{weight}"
+        return f'```python\nimport fewstep\nx = fewstep.load("FOLDER/model.safetensors").sample({arguments})\n```'
+    code, note = prompt_usage(model, model.default_w) if card.data.text else class_usage(model, w)
     return f"```python\n{code}\n```\n\n{note}{LORA if adapter_file(path).is_file() else ''}"
+
+
+def onnx_usage(model: Model) -> str:
+    """The inputs and the output of model.onnx, and the times at which a sampler calls it."""
+    card = model.card
+    label = "label (images, tokens, features), embeddings of prompts" if card.data.text else "label (images)"
+    names = f"z (images, C, H, W), time (images), {label}"
+    if model.denoiser.has_guidance_input:
+        names += ", w (images)"
+    if card.sampling.guidance == "two_evaluations" and not card.data.text:
+        names += f" (without a class: label {card.data.num_classes})"
+    time = "the timestep over 1000" if card.native_schedule else "2 / pi * arctan(sigma / alpha)"
+    text = (
+        f"`model.onnx` is the bare network: {names} -> output. `time` is {time}; the output reads as "
+        f"{card.prediction}. The sampler is yours: {card.sampling.sampler}"
+    )
+    if card.sampling.times is None:
+        return f"{text}, in any number of steps."
+    log_snr, native = card.schedule.log_snr(card.sampling.grid()), card.native_schedule
+    if native is None:
+        inputs = network_time(log_snr)
+    else:
+        inputs = native.timestep(log_snr.clamp(min=lowest_log_snr(card.prediction, native))) / 1000
+    return f"{text}, calling it at time = {', '.join(f'{value:.6g}' for value in inputs.tolist())}."
+
+
+def prompt_usage(model: Model, w: float) -> tuple[str, str]:
+    """Code that opens a text model, and what its scheduler does."""
+    code = (
+        "from diffusers import StableDiffusionPipeline\n\n"
+        'pipe = StableDiffusionPipeline.from_pretrained("FOLDER")\n'
+        f"# guidance_scale = 1 + w, w = {w:g}\n"
+        f'image = pipe("a photograph", num_inference_steps={model.default_steps}, guidance_scale={1 + w:g}).images[0]'
+    )
+    note = (
+        f"The sampler is DDIM with trailing timesteps, exactly fewstep's for numbers of steps that divide "
+        f"{timesteps(model)} and rounded to whole timesteps for others."
+    )
+    return code, note
+
+
+def class_usage(model: Model, w: float | None) -> tuple[str, str]:
+    """Code that opens a model of classes, and what it runs."""
+    weight, scale = ("", "") if w is None else (f", w={w:g}", f"  # or guidance_scale={1 + w:g}")
+    code = (
+        "from diffusers import DiffusionPipeline\n\n"
+        'pipe = DiffusionPipeline.from_pretrained("FOLDER", custom_pipeline="FOLDER", trust_remote_code=True)\n'
+        f"images = pipe(class_labels=[0, 1, 2], num_inference_steps={model.default_steps}{weight}).images{scale}"
+    )
+    return code, "`trust_remote_code` runs `pipeline.py` of this folder, which is short: read it."
 
 
 def timesteps(model: Model) -> int:
@@ -165,33 +206,30 @@ def shown(value: object) -> str:
 
 
 def figures(path: Path, model: Model) -> list[dict[str, Any]]:
-    """The rows of the newest quality.json that were measured of this file, by the provenance.json beside it."""
-    runs = path.parent.parent.parent
-    places = [path.with_name(f"{path.stem}-quality"), path.parent, *runs.glob("pipeline/*/"), *runs.glob("evaluate/*/")]
+    """The rows of the newest quality.json that were measured of this file, by the provenance.json in its folder."""
+    own = path.with_name(f"{path.stem}-quality") / QUALITY
     sha256, found = sha256_of(path), []
-    for place in places:
-        if (place / QUALITY).is_file() and (place / PROVENANCE).is_file():
-            about = json.loads((place / PROVENANCE).read_text())
+    for file in (own, *path.parent.parent.parent.glob(f"*/*/{QUALITY}")):
+        if file.is_file() and file.with_name(PROVENANCE).is_file():
+            about = json.loads(file.with_name(PROVENANCE).read_text())
             if any(judged["sha256"] == sha256 for judged in about["models"]):
-                found.append((about["created"], place))
+                found.append((about["created"], file))
     if not found:
         return []
-    rows = json.loads((max(found)[1] / QUALITY).read_text())
-    mine = [row for row in rows if row["model"] == model.card.role]
-    if model.card.num_steps is None:
-        return mine
-    stochastic = model.card.sampling == "stochastic"  # both chains may have been judged together
-    return [
-        row for row in mine if row["steps"] == model.card.num_steps and (row["sampler"] == "stochastic") == stochastic
-    ]
+    card = model.card
+    rows = [row for row in json.loads(max(found)[1].read_text()) if row["model"] == card.label]
+    if card.num_steps is None:
+        return rows
+    sampler = "ddim" if card.sampling.sampler == "deterministic" else card.sampling.sampler  # two chains may be in it
+    return [row for row in rows if row["steps"] in card.sampling.steps and row["sampler"] == sampler]
 
 
 def provenance(path: Path, model: Model, licence: str) -> str:
-    """Hashes of the model and of all it was made from, and whose licence holds."""
+    """Hashes of the model and of all its ancestors, and the licence."""
     card = model.card
     trained = f"last trained on {card.images:,} images of {card.data.name}"
-    lines = [f"- this model: {card.role}, sha256 `{sha256_of(path)}`, {trained}"]
-    lines += [f"- made from: {parent.role}, sha256 `{parent.sha256}`" for parent in card.parents]
+    lines = [f"- this model: {card.method}, sha256 `{sha256_of(path)}`, {trained}"]
+    lines += [f"- made from: {parent.method}, sha256 `{parent.sha256}`" for parent in card.parents]
     if card.data.latent:
         lines.append(f"- autoencoder: weights' sha256 `{card.data.latent.sha256}`")
     if card.data.text:
@@ -199,5 +237,5 @@ def provenance(path: Path, model: Model, licence: str) -> str:
     if adapter_file(path).is_file():
         lines.append("- a low-rank adapter is merged into it, whose metadata say what model it was added to")
     lines.append(f"- licence of the parent, which binds its students: {licence}")
-    lines.append(f"- written by fewstep {version('fewstep')}; `{CARD}` is what the model file says of itself")
+    lines.append(f"- written by fewstep {version('fewstep')}; `{CARD}` is the model file's own description")
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""A model as a folder of diffusers: Stable Diffusion's own pipeline for prompts, a short one of ours for classes."""
+"""Export to a folder of diffusers: Stable Diffusion's own pipeline for prompts, a short one of ours for classes."""
 
 import json
 import shutil
@@ -21,6 +21,7 @@ from transformers.utils import logging as transformers_logging
 
 from fewstep.diffusion.betas import BetaSchedule
 from fewstep.diffusion.prediction import PredictionKind
+from fewstep.diffusion.schedule import uniform_times
 from fewstep.export import pipeline, w_input
 from fewstep.export.folder import Trial, difference_of
 from fewstep.inference.model import Model
@@ -40,13 +41,14 @@ def write(folder: Path, model: Model, path: Path, half: bool) -> float:
     """Write the pipeline, open it as its users will, and give its largest difference to our sampler.
 
     Raises:
-        ValueError: the model is one that no pipeline of diffusers can hold; companions are missing or others.
+        ValueError: the model is one that no pipeline of diffusers can hold; its autoencoder or text encoder is missing
+            or another one.
     """
-    if model.card.role == "encoder":
+    if model.card.encodes:
         raise ValueError(
             "an encoder goes from data to noise, for which diffusers has no pipeline; use another --format"
         )
-    if model.card.is_guided_outside:
+    if model.card.sampling.guidance == "two_evaluations":
         warnings.warn("this model has no w input, so the export takes two network evaluations a step", stacklevel=2)
     with quiet():
         write_parts = write_stable_diffusion if model.card.data.text is not None else write_few_step
@@ -62,31 +64,30 @@ def write(folder: Path, model: Model, path: Path, half: bool) -> float:
 
 
 def made_by(folder: Path, model: Model, trial: Trial) -> Tensor:
-    """What the exported pipeline makes of a trial, opened as the model card says, in float32."""
+    """The samples of a trial by the exported pipeline, opened as the README says, in float32."""
     if model.card.data.text is not None:
         pipe: Any = StableDiffusionPipeline.from_pretrained(folder)
-        asked: dict[str, Any] = {"prompt": list(trial.prompts)}
+        given: dict[str, Any] = {"prompt": list(trial.prompts)}
     else:
         pipe = DiffusionPipeline.from_pretrained(folder, custom_pipeline=str(folder), trust_remote_code=True)
-        asked = {"class_labels": trial.label, "generator": torch.Generator().manual_seed(0)}
+        given = {"class_labels": trial.label, "generator": torch.Generator().manual_seed(0)}
+    if model.card.sampling.guidance != "none":
+        given["guidance_scale"] = 1 + trial.w
     pipe.to(torch.float32)
     pipe.set_progress_bar_config(disable=True)
-    return pipe(
-        **asked,
-        latents=trial.noise,
-        guidance_scale=1 + trial.w,
-        num_inference_steps=trial.steps,
-        output_type="latent",
-    ).images
+    return pipe(**given, latents=trial.noise, num_inference_steps=trial.steps, output_type="latent").images
 
 
 # Prompts ------------------------------------------------------------------------------------------------------------
 
 
 def write_stable_diffusion(folder: Path, model: Model, half: bool) -> None:
-    """The parts of a stock StableDiffusionPipeline, where guidance_scale = 1 + w.
+    """Write the parts of a stock StableDiffusionPipeline, where guidance_scale = 1 + w.
 
-    Its `time_cond_proj_dim` tells the pipeline to embed guidance_scale - 1 and to evaluate once a step.
+    With a `time_cond_proj_dim` the pipeline embeds guidance_scale - 1 and evaluates once a step.
+
+    Raises:
+        ValueError: no stock pipeline samples the model as it was made to be.
     """
     unet = model.denoiser.network.unet
     scheduler = ddim_scheduler(model)
@@ -116,14 +117,18 @@ def ddim_scheduler(model: Model) -> DDIMScheduler:
     Of "zero" SNR at the end of a rescaled schedule ours keeps alpha = 4.5e-5, and this one nothing.
 
     Raises:
-        ValueError: the model's schedule, sampler or data are none that a stock pipeline has.
+        ValueError: the model's schedule, sampling or data are none that a stock pipeline has.
     """
     card = model.card
-    schedule = card.schedule
+    schedule, sampling = card.schedule, card.sampling
     if not isinstance(schedule, BetaSchedule) or schedule != card.native_schedule:
         reason = f"its schedule is {type(schedule).__name__}, and not the one its network was trained with"
-    elif card.sampling != "deterministic":
-        reason = "it was made for the stochastic sampler, which no stock scheduler has"
+    elif sampling.sampler != "deterministic":
+        reason = f"it was made for the {sampling.sampler} sampler, which no stock scheduler has"
+    elif sampling.times is not None and not torch.equal(sampling.grid(), uniform_times(len(sampling.times))):
+        reason = "it was made for times of its own, and the scheduler's are evenly spaced"
+    elif sampling.guidance == "none":
+        reason = "it has no guidance, and the pipeline guides unless guidance_scale is 1"
     elif card.prediction == "eps" and schedule.has_zero_terminal_snr:
         reason = "it predicts eps where the schedule leaves nothing but noise, which a stock scheduler divides by"
     elif card.data.latent is None:
@@ -152,12 +157,14 @@ def ddim_scheduler(model: Model) -> DDIMScheduler:
 
 
 def write_few_step(folder: Path, model: Model, half: bool) -> None:
-    """The parts of `FewStepPipeline`, whose own text goes along.
+    """Write the parts of `FewStepPipeline`, and its source.
 
     Raises:
-        ValueError: the network is none of diffusers'.
+        ValueError: the network is none of diffusers', or the sampler none of the pipeline's.
     """
-    network = model.denoiser.network
+    network, sampler = model.denoiser.network, model.card.sampling.sampler
+    if sampler not in pipeline.SAMPLERS:
+        raise ValueError(f"the exported pipeline has no {sampler} sampler; use --format safetensors or onnx")
     plain = getattr(network, "unet", None) or getattr(network, "transformer", None)
     if plain is None:
         raise ValueError(
@@ -171,7 +178,7 @@ def write_few_step(folder: Path, model: Model, half: bool) -> None:
         "settings": settings_of(model),
     }
     features = getattr(network, "time_features", None)
-    if features is not None and features.projection is not None:
+    if features is not None and features.projection is not None:  # of w alone: `export` refuses other inputs
         weight = features.projection.weight
         parts["w_input"] = w_input.WInput(weight.shape[1], weight.shape[0])
         parts["w_input"].load_state_dict({"projection.weight": weight})
@@ -188,7 +195,7 @@ def write_few_step(folder: Path, model: Model, half: bool) -> None:
 
 
 def settings_of(model: Model) -> dict[str, Any]:
-    """What `FewStepPipeline` has to know of a model."""
+    """The settings of `FewStepPipeline` that follow from a model."""
     card, network = model.card, model.denoiser.network
     own = arguments_of(network)
     unet = isinstance(getattr(network, "unet", None), UNet2DConditionModel)
@@ -205,11 +212,13 @@ def settings_of(model: Model) -> dict[str, Any]:
         if isinstance(schedule, BetaSchedule)
         else {"log_snr_min": schedule.log_snr_min, "log_snr_max": schedule.log_snr_max},
         "native_schedule": card.native_schedule and table_of(card.native_schedule),
-        "sampling": card.sampling,
+        "sampler": card.sampling.sampler,
+        "times": card.sampling.times and list(card.sampling.times),
+        "guidance": card.sampling.guidance,
         "num_steps": model.default_steps,
-        "made_for_steps": card.num_steps,
+        "made_for_steps": list(card.sampling.steps),
+        "w": model.default_w,
         "w_range": None if card.w_min is None else [card.w_min, card.w_max],
-        "guided_outside": card.is_guided_outside,
         "guidance_dim": own["guidance_dim"] if unet and own["guidance_input"] else None,
         "attends": unet,
     }
@@ -221,13 +230,13 @@ def table_of(schedule: BetaSchedule) -> dict[str, list[float]]:
 
 
 def stored(module: Module, half: bool) -> Module:
-    """What is written of a part: itself, or a copy with its weights rounded to float16."""
+    """The part itself, or a copy with its weights rounded to float16."""
     return deepcopy(module).half() if half else module
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without the libraries' progress bars and advice, which are of no use to who runs us."""
+    """Silence the libraries' progress bars and advice."""
     loggers = (diffusers.utils.logging, transformers_logging)
     before = [logger.get_verbosity() for logger in loggers]
     for logger in loggers:

@@ -1,9 +1,9 @@
-"""`fewstep export`: a model as a folder that others can open, compared with the model before it appears."""
+"""Export of a model to a folder that others can open, compared with the model before it is written."""
 
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, replace
@@ -15,9 +15,9 @@ from jaxtyping import Float
 from safetensors import safe_open
 from torch import Tensor
 
-from fewstep.artifacts.model_file import KEY, Parent, save_model
+from fewstep.artifacts.model_file import KEY, save_model
 from fewstep.diffusion.prediction import Condition
-from fewstep.diffusion.sampler import SAMPLERS, sample
+from fewstep.diffusion.sampler import SAMPLERS, Fresh, sample
 from fewstep.export import UNKNOWN_LICENCE
 from fewstep.export.card import CARD, README, Format, readme
 from fewstep.inference.model import Model, load
@@ -34,7 +34,7 @@ TOLERANCE = 1e-3  # of float32 weights, relative to the largest value compared: 
 
 @dataclass(frozen=True)
 class Trial:
-    """What a model and its export are both asked, to be compared."""
+    """The inputs from which a model and its export make the images that are compared."""
 
     noise: Float[Tensor, "count *shape"]
     label: Condition
@@ -44,34 +44,33 @@ class Trial:
 
     @classmethod
     def of(cls, model: Model) -> "Trial":
-        card = model.card
-        prompts = ("a photograph", "a drawing of a house")[:CHECKED] if card.data.text else ()
-        wanted = list(prompts) or (torch.arange(CHECKED) % card.data.num_classes)
-        low, high = (0.0, 1.0) if card.w_min is None or card.w_max is None else (card.w_min, card.w_max)
-        return cls(
-            noise=starting_noise(0, 0, CHECKED, card.data.shape),
-            label=model.condition(wanted),
-            prompts=prompts,
-            w=min(max(1.0, low), high),
-            steps=card.num_steps or CHECKED_STEPS,
-        )
+        """Prompts where the model has them, which needs its text encoder; else classes."""
+        prompts = ("a photograph", "a drawing of a house")[:CHECKED] if model.card.data.text else ()
+        wanted = list(prompts) or (torch.arange(CHECKED) % model.card.data.num_classes)
+        return cls.at(model, model.condition(wanted), prompts)
 
-    def fresh(self) -> Callable[[int], Tensor]:
-        """The noise of a stochastic sampler that is given a generator of seed 0, in the order of its draws."""
+    @classmethod
+    def at(cls, model: Model, label: Condition, prompts: tuple[str, ...] = ()) -> "Trial":
+        """The trial of a model at these conditions."""
+        noise = starting_noise(0, 0, CHECKED, model.card.data.shape)
+        return cls(noise, label, prompts, model.default_w, model.card.num_steps or CHECKED_STEPS)
+
+    def fresh(self) -> Fresh:
+        """The noise of a sampler that is given a generator of seed 0, in the order of its draws."""
         generator = torch.Generator().manual_seed(0)
         return lambda step: torch.randn(self.noise.shape, generator=generator)
 
     def of_ours(self, model: Model) -> Float[Tensor, "count *shape"]:
-        """What our own sampler makes of it, not decoded."""
-        facts = model.card.data
+        """The samples of our own sampler, not decoded."""
+        facts, sampling = model.card.data, model.card.sampling
         x = sample(
             model.denoise,
             self.noise,
             schedule=model.card.schedule,
-            num_steps=self.steps,
+            times=sampling.grid(self.steps),
             label=self.label,
             w=torch.full((len(self.noise),), self.w),
-            sampler=SAMPLERS[model.card.sampling],
+            sampler=SAMPLERS[sampling.sampler],
             fresh=self.fresh(),
         )
         return x.clamp(facts.low, facts.high)
@@ -87,17 +86,17 @@ def export(
     autoencoder: Path | None = None,
     text_encoder: Path | None = None,
 ) -> float:
-    """Write the model at `path` into the new `folder`; give the largest difference of what the re-opened export makes.
+    """Write the model at `path` into the new `folder`; give the largest difference between their samples.
 
     Args:
         format: diffusers (a pipeline), safetensors (our own model file) or onnx (the bare network).
         half: round the weights to float16.
         licence: of the parent, for the model card.
-        autoencoder, text_encoder: folders of its companions, where they are not where they were.
+        autoencoder, text_encoder: their folders, where they have moved.
 
     Raises:
-        ValueError: an unknown format, a folder that is not empty, a model that this format cannot hold, or companions
-            that are missing or others.
+        ValueError: an unknown format, a folder that is not empty, a model that this format cannot hold, or an
+            autoencoder or text encoder that is missing or another one.
         OSError: the folder cannot be written or the disk is full.
     """
     if format not in FORMATS:
@@ -105,6 +104,11 @@ def export(
     if half and format == "onnx":
         raise ValueError("--half goes with --format diffusers or safetensors: times and w would lose digits in ONNX")
     model = load(path, autoencoder=autoencoder, text_encoder=text_encoder)
+    if format != "safetensors" and model.denoiser.extra_inputs:
+        raise ValueError(
+            f"a network with inputs beside w ({', '.join(model.denoiser.extra_inputs)}) opens in fewstep alone; use "
+            "--format safetensors"
+        )
     with new_folder(folder) as temporary:
         match format:
             case "diffusers":
@@ -128,21 +132,21 @@ def export(
 
 
 def write_safetensors(temporary: Path, folder: Path, model: Model, path: Path, half: bool) -> float:
-    """Our own model file, its parents' places told from the new one, and its adapter where it has one."""
-    parents = tuple(Parent(p.role, os.path.relpath(path.parent / p.path, folder), p.sha256) for p in model.card.parents)
+    """Write our own model file, its ancestors' paths relative to `folder`, and its adapter where it has one."""
+    card = model.card
+    parents = tuple(replace(each, path=os.path.relpath(path.parent / each.path, folder)) for each in card.parents)
     network = deepcopy(model.denoiser.network).half() if half else model.denoiser.network
     own = temporary / "model.safetensors"
-    save_model(own, Denoiser(network, model.card.prediction, model.card.native_schedule), replace(model.card, parents=parents))
+    save_model(own, Denoiser(network, card.prediction, card.native_schedule), replace(card, parents=parents))
     for file in (adapter_file(path), guidance_file(adapter_file(path))):
         if file.is_file():
             shutil.copyfile(file, temporary / file.name)
     again = load(own)
-    facts = model.card.data
-    if facts.text is not None:  # no need of its text encoder
-        label = starting_noise(1, 0, CHECKED, (facts.text.tokens, facts.text.features))
+    if card.data.text is not None:  # no need of its text encoder
+        label = starting_noise(1, 0, CHECKED, (card.data.text.tokens, card.data.text.features))
     else:
-        label = torch.arange(CHECKED) % facts.num_classes
-    trial = Trial(starting_noise(0, 0, CHECKED, facts.shape), label, (), 1.0, model.card.num_steps or CHECKED_STEPS)
+        label = torch.arange(CHECKED) % card.data.num_classes
+    trial = Trial.at(model, label)
     return difference_of(trial.of_ours(model), trial.of_ours(again))
 
 
@@ -153,7 +157,7 @@ def difference_of(ours: Tensor, theirs: Tensor) -> float:
 
 
 def described(path: Path) -> dict[str, object]:
-    """What the model file says of itself, as it stands there, and the file's hash."""
+    """The model file's own description, and the file's hash."""
     with safe_open(path, framework="pt") as file:
         return {"sha256": sha256_of(path), **json.loads(file.metadata()[KEY])}
 

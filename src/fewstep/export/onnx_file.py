@@ -17,7 +17,7 @@ TRACED, CHECKED = 2, 3  # images: the comparison has another number of them than
 
 
 class Bare(nn.Module):
-    """A network without its w input, where it has none: an ONNX input that nothing uses would be dropped silently."""
+    """A network called without w where it has no such input: ONNX drops an input that nothing uses, silently."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -60,7 +60,7 @@ def write(folder: Path, model: Model) -> float:
 
 
 def inputs_of(model: Model, count: int) -> dict[str, Tensor]:
-    """Inputs of the network by name: z, time in (0, 1) as the network is told it, label or embedding, and w if any."""
+    """Inputs of the network by name: z, the network's time in (0, 1), label or embedding, and w if any."""
     data = model.card.data
     if data.text is None:
         label = torch.arange(count) % data.num_classes

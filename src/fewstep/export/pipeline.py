@@ -9,14 +9,16 @@ w is the guidance weight of Meng et al. 2023: (1 + w) conditional - w unconditio
 
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from diffusers.models.embeddings import Timesteps, get_timestep_embedding
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
 from diffusers.utils.torch_utils import randn_tensor
+
+Noise = Callable[[], torch.Tensor]
 
 
 class FewStepPipeline(DiffusionPipeline):
@@ -42,7 +44,7 @@ class FewStepPipeline(DiffusionPipeline):
     def __call__(
         self,
         class_labels: int | list[int] | torch.Tensor,
-        w: float = 1.0,
+        w: float | None = None,
         guidance_scale: float | None = None,
         num_inference_steps: int | None = None,
         generator: torch.Generator | list[torch.Generator] | None = None,
@@ -53,46 +55,66 @@ class FewStepPipeline(DiffusionPipeline):
         """One image for each class.
 
         Args:
-            w: guidance weight, 0 none. guidance_scale: 1 + w, the other way to say it.
+            w: guidance weight, 0 none; default: 1, or the nearest that the model was made for. guidance_scale: 1 + w.
             num_inference_steps: default: those the model was made for.
             latents: the noise to start from, (images, C, H, W).
             output_type: pil, np or pt (images in [0, 1]), or latent (what the network makes, not decoded).
         """
         about = self.about
-        w = w if guidance_scale is None else guidance_scale - 1
+        if about["guidance"] == "none" and not (w is None and guidance_scale is None):
+            raise ValueError("this model was made without guidance: leave out w and guidance_scale")
+        weight: float = guidance_scale - 1 if guidance_scale is not None else about["w"] if w is None else w
         steps = about["num_steps"] if num_inference_steps is None else num_inference_steps
         label = torch.as_tensor(class_labels, device=self._execution_device).reshape(-1).long()
-        if steps < 1 or not 0 <= w < math.inf or not bool(((label >= 0) & (label < about["num_classes"])).all()):
-            raise ValueError(f"classes are 0..{about['num_classes'] - 1}, w >= 0 (guidance_scale >= 1), steps >= 1")
-        if about["made_for_steps"] and steps != about["made_for_steps"]:
-            warnings.warn(f"made for {about['made_for_steps']} steps, not {steps}: expect worse images", stacklevel=2)
-        if about["w_range"] and not about["w_range"][0] <= w <= about["w_range"][1]:
-            warnings.warn(f"made for w in {about['w_range']}, not {w:g}: expect worse images", stacklevel=2)
-
+        self.check(label, weight, steps)
         shape = (len(label), *about["shape"])
         z = randn_tensor(shape, generator, label.device) if latents is None else latents.to(label.device).float()
-        times = log_snr_at(about["schedule"], torch.arange(steps, -1, -1, dtype=torch.float64) / steps).tolist()
-        shown: Any = self.progress_bar
+        log_snrs = log_snr_at(about["schedule"], self.times(steps)).tolist()
+        move, progress = SAMPLERS[about["sampler"]], cast(Any, self.progress_bar)
         x = z  # until there is a prediction
-        with self.guided(w, len(label)):
-            for step in shown(range(steps)):
+        with self.guided(weight, len(label)):
+            for step in progress(range(steps)):
                 if step:
-                    noise = randn_tensor(shape, generator, z.device) if about["sampling"] == "stochastic" else None
-                    z = follow(x, z, times[step - 1 : step + 2], noise)
-                x = self.predict(z, times[step], label, w)
+                    z = move(x, z, log_snrs[step - 1 : step + 2], lambda: randn_tensor(shape, generator, label.device))
+                x = self.predict(z, log_snrs[step], label, weight)
         x = x.clamp(about["low"], about["high"])
-        if output_type == "latent":
-            images = x
-        else:
-            if self.vae is not None:
-                sample = x / about["scaling_factor"] + about["shift_factor"]
-                x = self.vae.decode(sample.to(self.vae.dtype), return_dict=False)[0].float()
-            images = (x / 2 + 0.5).clamp(0, 1)
-            if output_type != "pt":
-                images = images.permute(0, 2, 3, 1).cpu().numpy()
-                images = images if output_type == "np" else self.numpy_to_pil(images)
+        images = x if output_type == "latent" else self.images(x, output_type)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)  # pyright: ignore[reportArgumentType]
+
+    def check(self, label: torch.Tensor, w: float, steps: int) -> None:
+        """Refuse what cannot be sampled; warn of what the model was not made for.
+
+        Raises:
+            ValueError: no class of the model, w below 0, or no step.
+        """
+        about = self.about
+        if steps < 1 or not 0 <= w < math.inf or not bool(((label >= 0) & (label < about["num_classes"])).all()):
+            raise ValueError(f"classes are 0..{about['num_classes'] - 1}, w >= 0 (guidance_scale >= 1), steps >= 1")
+        if about["made_for_steps"] and steps not in about["made_for_steps"]:
+            made_for = " or ".join(map(str, about["made_for_steps"]))
+            warnings.warn(f"made for {made_for} steps, not {steps}: expect worse images", stacklevel=3)
+        if about["w_range"] and not about["w_range"][0] <= w <= about["w_range"][1]:
+            warnings.warn(f"made for w in {about['w_range']}, not {w:g}: expect worse images", stacklevel=3)
+
+    def times(self, steps: int) -> torch.Tensor:
+        """The times of the evaluations, and 0: those that the model was made for where there are so many, else even."""
+        about = self.about
+        if steps not in about["made_for_steps"]:
+            return torch.arange(steps, -1, -1, dtype=torch.float64) / steps
+        return torch.tensor([*about["times"][:: len(about["times"]) // steps], 0], dtype=torch.float64)
+
+    def images(self, x: torch.Tensor, output_type: str) -> Any:
+        """Decoded images, in [0, 1] or as pictures."""
+        about = self.about
+        if self.vae is not None:
+            sample = x / about["scaling_factor"] + about["shift_factor"]
+            x = self.vae.decode(sample.to(self.vae.dtype), return_dict=False)[0].float()
+        images = (x / 2 + 0.5).clamp(0, 1)
+        if output_type == "pt":
+            return images
+        arrays = images.permute(0, 2, 3, 1).cpu().numpy()
+        return arrays if output_type == "np" else self.numpy_to_pil(arrays)
 
     @property
     def about(self) -> dict[str, Any]:
@@ -104,7 +126,7 @@ class FewStepPipeline(DiffusionPipeline):
 
     @contextmanager
     def guided(self, w: float, count: int) -> Iterator[None]:
-        """Let `w_input`, where there is one, add to the features of time in the meantime."""
+        """Let `w_input`, where there is one, add to the features of time inside this context."""
         hooks = []
         if self.w_input is not None:
             extra = self.w_input(torch.full((count,), float(w), device=self._execution_device))
@@ -118,12 +140,14 @@ class FewStepPipeline(DiffusionPipeline):
                 hook.remove()
 
     def predict(self, z: torch.Tensor, log_snr: float, label: torch.Tensor, w: float) -> torch.Tensor:
-        """x predicted at z: one evaluation, or two of a model that is guided from outside."""
+        """x predicted at z: one evaluation, or two of a model without a guidance input."""
         about = self.about
-        native_schedule = None if about["native_schedule"] is None else torch.tensor(about["native_schedule"]["table"], dtype=torch.float64)
-        known = log_snr if native_schedule is None else max(log_snr, float(native_schedule[-1]))  # noisier than it has ever seen
-        timestep = 1000 * angle(known) / (math.pi / 2) if native_schedule is None else timestep_at(native_schedule, known)
-        if about["guided_outside"]:
+        known, timestep = log_snr, 1000 * angle(log_snr) / (math.pi / 2)
+        if about["native_schedule"] is not None:
+            table = torch.tensor(about["native_schedule"]["table"], dtype=torch.float64)
+            known = max(log_snr, float(table[-1]))  # no noisier than in its training
+            timestep = timestep_at(table, known)
+        if about["guidance"] == "two_evaluations":
             unconditional = self.output(z, timestep, torch.full_like(label, about["num_classes"]), w)
             output = (1 + w) * self.output(z, timestep, label, w) - w * unconditional
         else:
@@ -166,23 +190,32 @@ def log_snr_at(schedule: dict, t: torch.Tensor) -> torch.Tensor:
 
 
 def timestep_at(table: torch.Tensor, log_snr: float) -> float:
-    """What a network of a table of log-SNRs is told: the timestep, a fraction between two of them."""
+    """The timestep of a network trained with a table of log-SNRs; between two of them a fraction."""
     log_snr = min(log_snr, float(table[0]))
     after = int(torch.searchsorted(-table, torch.tensor(-log_snr, dtype=torch.float64)).clamp(1, len(table) - 1))
     share = (float(table[after - 1]) - log_snr) / float(table[after - 1] - table[after])
     return max(0.0, after - 2 + share)
 
 
-def follow(x: torch.Tensor, z: torch.Tensor, times: list[float], noise: torch.Tensor | None) -> torch.Tensor:
-    """From z at times[0], whose predicted data are x, to times[1].
-
-    Without noise along the prediction (DDIM); with noise to times[2], and then as much noise as brings it back.
-    """
-    here, there = angle(times[0]), angle(times[1] if noise is None else times[2])
+def deterministic(x: torch.Tensor, z: torch.Tensor, log_snrs: list[float], noise: Noise) -> torch.Tensor:
+    """Along the prediction x at z to the next time (DDIM)."""
+    here, there = angle(log_snrs[0]), angle(log_snrs[1])
     eps = (z - math.cos(here) * x) / math.sin(here)
-    landed = math.cos(there) * x + math.sin(there) * eps
-    if noise is None:
-        return landed
-    back = angle(times[1])
-    added = math.sin(back) * math.sqrt(-math.expm1(times[1] - times[2]))
-    return math.cos(back) / math.cos(there) * landed + added * noise
+    return math.cos(there) * x + math.sin(there) * eps
+
+
+def stochastic(x: torch.Tensor, z: torch.Tensor, log_snrs: list[float], noise: Noise) -> torch.Tensor:
+    """Along the prediction to the time after the next, and back to the next with as much noise as that takes."""
+    landed = deterministic(x, z, [log_snrs[0], log_snrs[2]], noise)
+    there, back = angle(log_snrs[2]), angle(log_snrs[1])
+    added = math.sin(back) * math.sqrt(-math.expm1(log_snrs[1] - log_snrs[2]))
+    return math.cos(back) / math.cos(there) * landed + added * noise()
+
+
+def renoise(x: torch.Tensor, z: torch.Tensor, log_snrs: list[float], noise: Noise) -> torch.Tensor:
+    """The predicted x, noised afresh to the next time."""
+    there = angle(log_snrs[1])
+    return math.cos(there) * x + math.sin(there) * noise()
+
+
+SAMPLERS = {"deterministic": deterministic, "stochastic": stochastic, "renoise": renoise}

@@ -1,4 +1,4 @@
-"""Images and masks that a user gives, as a model takes them: read, and converted where need be, which is said."""
+"""Images and masks from files, converted to what a model takes; a warning says what was converted."""
 
 import warnings
 import zipfile

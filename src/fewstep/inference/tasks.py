@@ -1,8 +1,9 @@
-"""What a model does with given images: `edit`, `inpaint`, `transfer`, `interpolate`.
+"""Tasks on given images: `edit`, `inpaint`, `transfer`, `interpolate`.
 
 Images in, images out: float32 (count, channels, height, width) in [-1, 1], whether the model works on pixels or on
 latents of its autoencoder (points: in the data's range). Conditions are classes, prompts or embeddings, one for each
-image, as `Model.sample` takes them.
+image, as `Model.sample` takes them. Every model is sampled at its own times, with its own sampler: one that adds noise
+draws it from `seed`.
 """
 
 import warnings
@@ -15,9 +16,9 @@ from torch.nn.functional import max_pool2d
 
 from fewstep.diffusion import edit as tensors
 from fewstep.diffusion.prediction import Condition
-from fewstep.diffusion.sampler import encode, sample
-from fewstep.inference.model import DEFAULT_TEACHER_STEPS, MOST_STEPS, Model, Requested, require_w
-from fewstep.system.seeds import starting_noise
+from fewstep.diffusion.sampler import SAMPLERS, Fresh, encode, sample
+from fewstep.inference.model import MOST_STEPS, Model, Requested, require_w
+from fewstep.system.seeds import fresh_noise, starting_noise
 
 Pictures = Float[Tensor, "count *image"]
 
@@ -36,20 +37,20 @@ def edit(
     """Image to image: noise each image to t = `strength`, then sample from there as `wanted`.
 
     Args:
-        strength: 0 leaves the images as they are, 1 keeps nothing of them; rounded to whole steps, of which
-            round(strength x steps) are taken.
+        strength: 0 leaves the images as they are, 1 keeps nothing of them; it becomes the nearest of the sampler's
+            times, from which on the steps are taken.
         steps: of the whole way from noise; default: those the model was made for, or 64.
         seed: image i's noise depends on (seed, i) alone.
 
     Raises:
         ValueError: a strength outside [0, 1], images of another size, or see `Model.condition`, `Model.check_request`.
     """
-    labels, steps = _checked(model, images, wanted, steps, w)
-    if tensors.steps_for(strength, steps) == 0:
+    labels, times = _checked(model, images, wanted, steps, w)
+    if tensors.steps_for(strength, times) == 0:
         if strength > 0:
             warnings.warn(
-                f"strength {strength:g} of {steps} steps is no step, the images stay as they are; "
-                f"take {0.5 / steps:g} or more",
+                f"strength {strength:g} of {len(times)} steps is no step, the images stay as they are; "
+                f"take {float(times[-1]) / 2:g} or more",
                 stacklevel=2,
             )
         return images.clone()  # not decoded from latents: as they are
@@ -60,10 +61,12 @@ def edit(
             x,
             _noise(model, seed, part, x),
             schedule=model.card.schedule,
-            num_steps=steps,
+            times=times,
             strength=strength,
             label=labels[part].to(x.device),
             w=_weights(w, x),
+            sampler=SAMPLERS[model.card.sampling.sampler],
+            fresh=_fresh(model, seed, part),
         )
 
     return _in_batches(model, images, batch, batch_size)
@@ -80,17 +83,17 @@ def inpaint(
     seed: int = 0,
     batch_size: int = 500,
 ) -> Pictures:
-    """Fill in what is `missing` of each image; what is known is returned exactly, also by a latent model.
+    """Fill in what is `missing` of each image; the known pixels are returned exactly, also by a latent model.
 
     Args:
-        missing: True where the image is to be made; what `images` hold there is never looked at by a model of pixels.
-            A latent is known where all of its pixels are.
+        missing: True where the image is to be made; a model of pixels never reads what `images` hold there. A latent is
+            known where all of its pixels are.
         The rest: as in `edit`.
 
     Raises:
         ValueError: a mask of another shape or that marks nothing, or as `edit`.
     """
-    labels, steps = _checked(model, images, wanted, steps, w)
+    labels, times = _checked(model, images, wanted, steps, w)
     if missing.shape != images.shape or not missing.any():
         raise ValueError(
             f"the mask must be True where an image is missing and have the images' shape {tuple(images.shape)}, "
@@ -104,9 +107,11 @@ def inpaint(
             _missing_of(model, missing[part]).to(x.device).expand_as(x),
             _noise(model, seed, part, x),
             schedule=model.card.schedule,
-            num_steps=steps,
+            times=times,
             label=labels[part].to(x.device),
             w=_weights(w, x),
+            sampler=SAMPLERS[model.card.sampling.sampler],
+            fresh=_fresh(model, seed, part),
         )
 
     return torch.where(missing, _in_batches(model, images, batch, batch_size), images)
@@ -123,27 +128,30 @@ def transfer(
     encode_steps: int | None = None,
     w: float = 1.0,
     encode_w: float | None = None,
+    seed: int = 0,
     batch_size: int = 500,
 ) -> Pictures:
     """Encode each image as `source`, decode it as `target`: the same noise, so much of the same style, as another.
 
-    Nothing is random. `target` = `source` gives the images back, up to the error of the two ways.
+    Nothing is random but what the model's own sampler adds. `target` = `source` gives the images back, up to the error
+    of the two ways.
 
     Args:
-        encoder: a rung of `stage=encoder`, or a teacher or guided student, which encode by DDIM backwards; default:
+        encoder: a student of `stage=encoder`, or a teacher or guided student, which encode by DDIM backwards; default:
             the model itself, which suits only those two.
         steps: of decoding; default: those the model was made for, or 64.
         encode_steps: default: those the encoder was made for, or 64.
         w: guidance of decoding. encode_w: of encoding; default: the encoder's least, 0 as a rule.
+        seed: of the noise that the model's sampler adds, if it does.
 
     Raises:
         ValueError: an encoder of other data or another schedule, or as `edit`.
     """
-    target_labels, steps = _checked(model, images, target, steps, w)
-    ways = _encoding(model, encoder, images, source, encode_steps, encode_w)
+    target_labels, times = _checked(model, images, target, steps, w)
+    encoded = _encoding(model, encoder, images, source, encode_steps, encode_w)
 
     def batch(part: slice, x: Tensor) -> Tensor:
-        return _decode(model, ways(part, x), target_labels[part], steps, w)
+        return _decode(model, encoded(part, x), target_labels[part], times, w, _fresh(model, seed, part))
 
     return _in_batches(model, images, batch, batch_size)
 
@@ -161,12 +169,13 @@ def interpolate(
     encode_steps: int | None = None,
     w: float = 1.0,
     encode_w: float | None = None,
+    seed: int = 0,
     batch_size: int = 500,
 ) -> Float[Tensor, "count num *image"]:
     """`num` images from each of `first` to its partner in `second`, by slerp between their encodings.
 
-    The two ends are those images encoded and decoded again. On the way a prompt's embedding is blended evenly; a class
-    is that of the nearer end (in the middle: of `first`).
+    The two ends are those images encoded and decoded again. In between a prompt's embedding is blended evenly; a class
+    is that of the nearer end (in the middle: of `first`). All images of a row have the same noise added, if any.
 
     Args:
         source, target: what `first` and `second` are.
@@ -179,7 +188,7 @@ def interpolate(
         raise ValueError(f"num must be at least 2, the two ends, got {num}")
     if first.shape != second.shape:
         raise ValueError(f"images come in pairs of one shape, got {tuple(first.shape)} and {tuple(second.shape)}")
-    source_labels, steps = _checked(model, first, source, steps, w)
+    source_labels, times = _checked(model, first, source, steps, w)
     target_labels, _ = _checked(model, second, target, steps, w, warn=False)
     starts = _encoding(model, encoder, first, source_labels, encode_steps, encode_w)
     ends = _encoding(model, encoder, second, target_labels, encode_steps, encode_w, warn=False)
@@ -191,7 +200,7 @@ def interpolate(
         for fraction in torch.linspace(0, 1, num).tolist():
             z = tensors.slerp(start, end, torch.full((len(x),), fraction, device=x.device))
             label = torch.lerp(a, b, fraction) if a.is_floating_point() else (a if fraction <= 0.5 else b)
-            frames.append(_decode(model, z, label, steps, w))
+            frames.append(_decode(model, z, label, times, w, _fresh(model, seed, part)))
         return torch.stack(frames, 1)
 
     return _in_batches(model, first, batch, batch_size)
@@ -199,8 +208,8 @@ def interpolate(
 
 def _checked(
     model: Model, images: Pictures, wanted: Requested, steps: int | None, w: float, warn: bool = True
-) -> tuple[Condition, int]:
-    """The condition of every image, and the steps of the model, after all checks of a request."""
+) -> tuple[Condition, Float[Tensor, "times"]]:
+    """The condition of every image, and the times of the sampler, after all checks of a request."""
     labels, shape = model.condition(wanted), model.card.data.pixels.shape
     steps = model.default_steps if steps is None else steps
     if images.ndim < 2 or tuple(images.shape[1:]) != shape or len(images) != len(labels):
@@ -209,8 +218,8 @@ def _checked(
             f"{tuple(images.shape)} and {len(labels)} conditions"
         )
     if warn:
-        model.check_request(steps, w, "deterministic")
-    return labels, steps
+        model.check_request(steps, w)
+    return labels, model.card.sampling.grid(steps)
 
 
 def _encoding(
@@ -222,7 +231,7 @@ def _encoding(
     w: float | None,
     warn: bool = True,
 ) -> Callable[[slice, Tensor], Tensor]:
-    """What encodes a part of the images as `source`, after all checks of the encoder."""
+    """A function that encodes a part of the images as `source`, after all checks of the encoder."""
     chosen = encoder or model
     card = chosen.card
     if (card.data, card.schedule) != (model.card.data, model.card.schedule):
@@ -233,7 +242,7 @@ def _encoding(
     labels = model.condition(source)
     if len(labels) != len(images):
         raise ValueError(f"every image needs a source condition: {len(images)} images, {len(labels)} conditions")
-    steps = (card.num_steps or DEFAULT_TEACHER_STEPS) if steps is None else steps
+    steps = chosen.default_steps if steps is None else steps
     w = (card.w_min or 0.0) if w is None else w
     if not 1 <= steps <= MOST_STEPS:
         raise ValueError(f"an encoder needs at least 1 step and at most {MOST_STEPS}, got {steps}")
@@ -241,23 +250,25 @@ def _encoding(
     if warn:
         _warn_of_encoder(chosen, steps, w)
 
-    def ways(part: slice, x: Tensor) -> Tensor:
-        label = labels[part].to(x.device)
-        return encode(chosen.denoise, x, schedule=card.schedule, num_steps=steps, label=label, w=_weights(w, x))
+    times = card.sampling.grid(steps)
 
-    return ways
+    def encoded(part: slice, x: Tensor) -> Tensor:
+        label = labels[part].to(x.device)
+        return encode(chosen.denoise, x, schedule=card.schedule, times=times, label=label, w=_weights(w, x))
+
+    return encoded
 
 
 def _warn_of_encoder(encoder: Model, steps: int, w: float) -> None:
-    """Warn of what an encoder was not made for."""
+    """Warn of steps or a w that an encoder was not made for, and of a few-step student that is none."""
     card = encoder.card
-    if card.role == "progressive":
+    if card.sampling.times is not None and not card.encodes:
         warnings.warn(
-            "a rung of stage=progressive was made to sample and encodes badly: give an encoder, a rung of "
-            "stage=encoder, a guided student or a teacher",
+            "a few-step student was made to sample and encodes badly: give an encoder (stage=encoder), a guided "
+            "student or a teacher",
             stacklevel=4,
         )
-    elif card.num_steps and steps != card.num_steps:
+    elif not card.sampling.is_made_for(steps):
         warnings.warn(f"this encoder was made for {card.num_steps} steps, not {steps}: expect worse", stacklevel=4)
     if card.w_max is not None and card.w_min is not None and not card.w_min <= w <= card.w_max:
         warnings.warn(
@@ -265,21 +276,25 @@ def _warn_of_encoder(encoder: Model, steps: int, w: float) -> None:
         )
 
 
-def _decode(model: Model, z: Tensor, labels: Condition, steps: int, w: float) -> Tensor:
+def _decode(
+    model: Model, z: Tensor, labels: Condition, times: Float[Tensor, "times"], w: float, fresh: Fresh
+) -> Tensor:
     return sample(
         model.denoise,
         z,
         schedule=model.card.schedule,
-        num_steps=steps,
+        times=times,
         label=labels.to(z.device),
         w=_weights(w, z),
+        sampler=SAMPLERS[model.card.sampling.sampler],
+        fresh=fresh,
     )
 
 
 def _in_batches(
     model: Model, images: Pictures, task: Callable[[slice, Tensor], Tensor], batch_size: int
 ) -> Float[Tensor, "..."]:
-    """`task(part, x)` of every part, x being what the model works on; decoded, in the data's range, on the CPU."""
+    """`task(part, x)` of every part, x its images or latents; decoded, in the data's range, on the CPU."""
     device, facts = next(model.denoiser.parameters()).device, model.card.data
     done = []
     for start in range(0, len(images), batch_size):
@@ -292,7 +307,7 @@ def _in_batches(
 
 
 def _missing_of(model: Model, missing: Bool[Tensor, "count *image"]) -> Bool[Tensor, "count *shape"]:
-    """The mask on what the model works on: a latent is missing if a pixel under it is."""
+    """The mask of images, or of latents: a latent is missing if a pixel under it is."""
     facts = model.card.data
     if facts.latent is None:
         return missing
@@ -302,6 +317,10 @@ def _missing_of(model: Model, missing: Bool[Tensor, "count *image"]) -> Bool[Ten
 
 def _noise(model: Model, seed: int, part: slice, like: Tensor) -> Tensor:
     return starting_noise(seed, part.start, part.stop - part.start, model.card.data.shape).to(like)
+
+
+def _fresh(model: Model, seed: int, part: slice) -> Fresh:
+    return fresh_noise(seed, part.start, part.stop - part.start, model.card.data.shape)
 
 
 def _weights(w: float, like: Tensor) -> Float[Tensor, "batch"]:
