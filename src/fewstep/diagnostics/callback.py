@@ -1,4 +1,4 @@
-"""The callback that measures a student while it trains: records to diagnostics.jsonl and trackers, alarms to the log."""
+"""The callback that measures a student while it trains, writes diagnostics.jsonl and raises alarms."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
