@@ -2,18 +2,20 @@
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
 from running import TINY, Commands, config_of, files_below
 from safetensors.torch import load_file
-from test_stages import SCHEDULE, fit, guidance_stage
-from test_stages import network as mlp
+from small_methods import SCHEDULE, fit, module, small
+from small_methods import network as mlp
 from torch import Tensor, nn
 
 from fewstep.diffusion.guidance import Guided
 from fewstep.diffusion.sampler import sample
+from fewstep.diffusion.schedule import uniform_times
 from fewstep.networks import Denoiser, Frozen, UNet, with_guidance_input
 from fewstep.networks.adapter import (
     adapter_file,
@@ -61,7 +63,7 @@ def samples(denoiser: Denoiser) -> Tensor:
     shape = denoiser.network.arguments["shape"]
     noise = torch.randn(6, *shape, generator=torch.Generator().manual_seed(2))
     label, w = torch.arange(6) % 3, torch.linspace(0, 4, 6)
-    return sample(Frozen(copy.deepcopy(denoiser)), noise, schedule=SCHEDULE, num_steps=4, label=label, w=w)
+    return sample(Frozen(copy.deepcopy(denoiser)), noise, schedule=SCHEDULE, times=uniform_times(4), label=label, w=w)
 
 
 @pytest.mark.parametrize("make", [mlp, unet], ids=["mlp", "unet"])
@@ -83,9 +85,9 @@ def test_only_the_adapter_and_the_w_input_change(ema_decay: float) -> None:
     teacher = mlp()
     student = with_adapter(with_guidance_input(teacher), rank=2, alpha=2.0)
     before = {name: value.clone() for name, value in student.state_dict().items()}
-    stage = guidance_stage(student, Guided(Frozen(teacher), 3), ema_decay=ema_decay)
-    fit(stage)
-    for model in (stage.student, stage.model):
+    made = module(small("guidance", {"ema_decay": ema_decay}), student, Guided(Frozen(teacher), 3))
+    fit(made)
+    for model in (made.student, made.nets.model):
         changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
         assert "network.guidance_projection.weight" in changed
         others = changed - {"network.guidance_projection.weight"}
@@ -93,7 +95,7 @@ def test_only_the_adapter_and_the_w_input_change(ema_decay: float) -> None:
         assert all(".lora_A." in name or ".lora_B." in name for name in others)
         lora = {name for name in before if ".lora_" in name}
         assert others == lora  # and all of it
-    optimised = stage.trainer.optimizers[0].param_groups[0]["params"]
+    optimised = made.trainer.optimizers[0].param_groups[0]["params"]
     assert sum(weight.numel() for weight in optimised) == sum(before[name].numel() for name in changed)
 
 
@@ -162,9 +164,10 @@ def test_bad_adapters_are_refused(adapter, rank, alpha, rule: str) -> None:
 
 
 def run_stage(outputs: Path, *settings: str) -> None:
+    from fewstep.runs.config import Settings
     from fewstep.runs.pipeline import run
 
-    run(config_of(f"outputs={outputs}", *TINY, *FAST, *settings))
+    run(Settings.read(config_of(f"outputs={outputs}", *TINY, *FAST, *settings)))
 
 
 def test_a_chain_of_adapters_from_the_command_line(commands: Commands, tmp_path: Path) -> None:
@@ -195,23 +198,23 @@ def test_a_chain_of_adapters_from_the_command_line(commands: Commands, tmp_path:
 
 
 def test_an_interrupted_adapter_goes_on_to_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from fewstep.methods import Stage
     from fewstep.training.checkpointing import SaveCheckpoint
+    from fewstep.training.module import DistillationModule
 
     run_stage(tmp_path, "stage=teacher")
     (teacher,) = tmp_path.glob("*/teacher/*/model.safetensors")
     settings = ("stage=guidance", f"teacher={teacher}", "trainer.checkpoint_seconds=0", *LORA)
     run_stage(tmp_path / "whole", *settings)
 
-    step, save = Stage.training_step, SaveCheckpoint.on_train_end
+    step, save = DistillationModule.training_step, SaveCheckpoint.on_train_end
 
-    def stopped(self: Stage, *given: object) -> Tensor:
+    def stopped(self: DistillationModule, *given: Any) -> Tensor:
         if self.global_step == 4:
             raise KeyboardInterrupt
         return step(self, *given)
 
     with monkeypatch.context() as patched:
-        patched.setattr(Stage, "training_step", stopped)
+        patched.setattr(DistillationModule, "training_step", stopped)
         patched.setattr(SaveCheckpoint, "on_train_end", lambda *_: None)
         with pytest.raises((KeyboardInterrupt, SystemExit)):
             run_stage(tmp_path / "halves", *settings)

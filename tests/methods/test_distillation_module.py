@@ -46,9 +46,9 @@ def test_only_what_learns_and_its_averages_are_in_the_module(name: str) -> None:
     rates = [3e-3, *([2e-3] * len(method.roles[1:]))]
     assert [group["lr"] for group in groups] == pytest.approx([warm_up * rate for rate in rates])
     expected = [made.student, *(made.trained[role] for role in method.roles[1:])]
-    for group, network in zip(groups, expected, strict=True):
-        assert {id(p) for p in group["params"]} == {id(p) for p in network.parameters()}
-    learning = {id(p) for network in expected for p in network.parameters()}
+    for group, trained in zip(groups, expected, strict=True):
+        assert {id(p) for p in group["params"]} == {id(p) for p in trained.parameters()}
+    learning = {id(p) for each in expected for p in each.parameters()}
     assert {id(p) for p in made.parameters() if p.requires_grad} == learning
     assert made.nets.model is made.nets.averages["model"].network
     assert made.nets.model is not made.student

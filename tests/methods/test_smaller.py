@@ -1,17 +1,22 @@
 """Students of another size, and features held near the teacher's."""
 
+from collections.abc import Mapping
+
 import pytest
 import torch
+from small_methods import module, small
 from torch import nn
 
 from fewstep.data.batches import Batch
 from fewstep.diffusion.guidance import Guided
-from fewstep.diffusion.schedule import CosineSchedule
-from fewstep.methods import GuidanceStage, Training
+from fewstep.methods.draws import Draws
 from fewstep.methods.feature_matching import FeatureMatching, relative_error
+from fewstep.methods.guidance import PROJECTION
+from fewstep.methods.losses import Loss
 from fewstep.networks import Denoiser, DiT, Frozen, ResidualMLP, UNet, UNet2D, with_guidance_input
 from fewstep.networks.denoiser import arguments_of
 from fewstep.networks.smaller import middle, smaller_student
+from fewstep.training.module import DistillationModule
 
 IMAGES = {"shape": (3, 8, 8), "num_classes": 3}
 TEACHERS = {
@@ -28,9 +33,6 @@ CHANGES = {
     "unet": {"channels": [8], "attention": [False]},
     "dit": {"config": {"num_layers": 2, "num_attention_heads": 1}},
 }
-PLAN = Training(
-    images=64, batch_size=8, learning_rate=1e-3, warmup_images=0, gradient_clip=1.0, ema_decay=0.5, weight="snr"
-)
 
 
 def teacher_of(kind: str) -> Denoiser:
@@ -41,21 +43,25 @@ def teacher_of(kind: str) -> Denoiser:
     return Denoiser(network)
 
 
-def stage_of(student: Denoiser, teacher: object, feature_matching: float) -> GuidanceStage:
-    return GuidanceStage(
-        student=student,
-        teacher=teacher,  # pyright: ignore[reportArgumentType]
-        schedule=CosineSchedule(),
-        training=PLAN,
-        stream="0/guidance",
-        w_min=0.0,
-        w_max=2.0,
-        feature_matching=feature_matching,
-    )
+def module_of(student: Denoiser, teacher: object, feature_matching: float) -> DistillationModule:
+    method = small("guidance with features", {"weight": "snr"}, w_max=2.0, feature_matching=feature_matching)
+    return module(method, student, teacher)  # pyright: ignore[reportArgumentType]
+
+
+def projection_of(made: DistillationModule) -> FeatureMatching:
+    matching = made.nets.trained[PROJECTION]
+    assert isinstance(matching, FeatureMatching)
+    return matching
 
 
 def batch_for(denoiser: Denoiser) -> Batch:
-    return Batch(torch.randn(8, *arguments_of(denoiser.network)["shape"]), torch.arange(8) % 3)
+    generator = torch.Generator().manual_seed(0)
+    return Batch(torch.randn(8, *arguments_of(denoiser.network)["shape"], generator=generator), torch.arange(8) % 3)
+
+
+def losses_of(made: DistillationModule, batch: Batch) -> Mapping[str, Loss]:
+    draws = Draws.begin(batch.x, made.stream, 0)
+    return made.method.losses(batch, made.nets, draws, step=0, phase=made.phase)
 
 
 @pytest.mark.parametrize("kind", TEACHERS)
@@ -93,52 +99,55 @@ def test_features_of_the_student_are_compared_with_the_conditional_branch(kind):
     """The error is that of a second computation, by hooks of this test, on the conditional call alone."""
     teacher = teacher_of(kind)
     student = smaller_student(teacher, CHANGES[kind])
-    stage = stage_of(student, Guided(Frozen(teacher), 3), feature_matching=0.5)
-    assert stage.features is not None
+    made = module_of(student, Guided(Frozen(teacher), 3), feature_matching=0.5)
+    assert made.nets.teacher is not None
     x, label = batch_for(teacher)
     log_snr, w = torch.linspace(-3, 3, 8), torch.linspace(0, 2, 8)
     with torch.no_grad():
-        stage.teacher(x, log_snr, label, w)
+        made.nets.teacher(x, log_snr, label, w)
         student(x, log_snr, label, w)
-        error = stage.hint()
+        error = projection_of(made)()
         seen: dict[str, torch.Tensor] = {}
         for name, model in (("own", student), ("goal", teacher)):
             handle = middle(model.network).register_forward_hook(lambda m, i, o, name=name: seen.update({name: o}))
             model(x, log_snr, label, w)
             handle.remove()
-        expected = relative_error(stage.features.projection, seen["own"], seen["goal"])
-    assert error is not None
+        own, goal = (each.movedim(1, -1) if each.ndim == 4 else each for each in (seen["own"], seen["goal"]))
+        expected = relative_error(projection_of(made).projection, own, goal)
+        weighted = losses_of(made, batch_for(teacher))[PROJECTION].error
+        twice = module_of(student, Guided(Frozen(teacher), 3), feature_matching=1.0)
     assert error.shape == (8,)
-    torch.testing.assert_close(error, 0.5 * expected)
+    torch.testing.assert_close(error, expected)
+    torch.testing.assert_close(2 * weighted, losses_of(twice, batch_for(teacher))[PROJECTION].error)
     assert float(error.min()) > 0
 
 
 def test_the_error_is_zero_where_the_projection_finds_the_teachers_features_and_relative_elsewhere():
-    goal = torch.randn(5, 4, 3, 3)
+    goal = torch.randn(5, 3, 3, 4)  # channels last
     found = nn.Linear(4, 4, bias=False)
     nn.init.eye_(found.weight)
     torch.testing.assert_close(relative_error(found, goal, goal), torch.zeros(5))
     torch.testing.assert_close(relative_error(found, 2 * goal, goal), torch.ones(5))  # |2f - f|^2 / |f|^2
     torch.testing.assert_close(relative_error(found, 200 * goal, 100 * goal), torch.ones(5))
-    larger = goal.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
+    larger = goal.repeat_interleave(2, dim=1).repeat_interleave(2, dim=2)
     torch.testing.assert_close(relative_error(found, larger, goal), torch.zeros(5))
 
 
 def test_the_projection_learns_with_the_student_and_is_no_part_of_the_model():
     teacher = teacher_of("mlp")
     student = smaller_student(teacher, CHANGES["mlp"])
-    stage = stage_of(student, Guided(Frozen(teacher), 3), feature_matching=1.0)
-    optimiser = stage.configure_optimizers()["optimizer"]  # pyright: ignore[reportArgumentType, reportCallIssue, reportIndexIssue]
+    made = module_of(student, Guided(Frozen(teacher), 3), feature_matching=1.0)
+    optimiser = made.configure_optimizers()["optimizer"]  # pyright: ignore[reportArgumentType, reportCallIssue, reportIndexIssue]
     trained = {id(p) for group in optimiser.param_groups for p in group["params"]}
-    assert stage.features is not None
-    assert id(stage.features.projection.weight) in trained
+    projection = projection_of(made).projection
+    assert id(projection.weight) in trained
     assert {id(p) for p in student.parameters()} <= trained
-    assert not any("projection" in name and "features" in name for name in stage.model.state_dict())
-    error, first = stage.regression(batch_for(teacher)), stage.hint()
-    assert first is not None
-    (first.mean() + 0 * error.prediction.v.sum()).backward()
-    assert stage.features.projection.weight.grad is not None
-    assert stage.features.projection.weight.grad.abs().max() > 0
+    assert not any("projection" in name and "guidance" not in name for name in made.nets.model.state_dict())
+    losses_of(made, batch_for(teacher))[PROJECTION].error.mean().backward()
+    assert projection.weight.grad is not None
+    assert projection.weight.grad.abs().max() > 0
+    assert any(p.grad is not None and p.grad.abs().max() > 0 for p in student.parameters())  # which is the point of it
+    assert all(p.grad is None for p in teacher.parameters())
 
 
 def test_the_same_stream_gives_the_same_projection():
@@ -152,9 +161,9 @@ def test_features_of_no_network_are_refused(make_mixture):
     exact = Guided(make_mixture().denoise, 3)
     student = smaller_student(teacher_of("mlp"), {})
     with pytest.raises(ValueError, match="trained teacher"):
-        stage_of(student, exact, feature_matching=1.0)
+        module_of(student, exact, feature_matching=1.0)
     with pytest.raises(ValueError, match="at least 0"):
-        stage_of(student, exact, feature_matching=-1.0)
+        module_of(student, exact, feature_matching=-1.0)
 
 
 def test_unet2d_has_a_middle():

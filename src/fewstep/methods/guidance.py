@@ -30,7 +30,7 @@ class Guidance(StudentSettings, Regression):
         The rest: see `Method` and `StudentSettings`.
 
     Raises:
-        ValueError: a negative weight, a bad range or interval.
+        ValueError: a negative weight, a bad range or interval, or feature matching without a learning rate of its own.
     """
 
     paper: ClassVar[str] = "Meng et al. 2023 (2210.03142), stage one"
@@ -49,6 +49,8 @@ class Guidance(StudentSettings, Regression):
             raise ValueError(f"stage.feature_matching must be at least 0, got {self.feature_matching}; 0 is none")
         self.guidance(None)
         log_snr_interval(CosineSchedule(), self.guidance_interval)  # refuses what is no interval
+        for role in self.roles:
+            self.training.of_role(role)
 
     @property
     def interval(self) -> tuple[float, ...] | None:
