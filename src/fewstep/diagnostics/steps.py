@@ -32,12 +32,13 @@ class Grid(NamedTuple):
     """The times of a path.
 
     Attributes:
-        times: of the evaluations in their order, and of the path's end.
-        jump_ends: where one jump of the model from each evaluation lands.
+        begin: of each step's evaluation, in their order. end: of where one jump of the model from there lands.
+        last: of the path's end.
     """
 
-    times: Float[Tensor, "steps_and_end"]
-    jump_ends: Float[Tensor, "steps"]
+    begin: Float[Tensor, "steps"]
+    end: Float[Tensor, "steps"]
+    last: Float[Tensor, ""]
 
 
 def path_grid(sampling: Sampling) -> Grid:
@@ -48,9 +49,9 @@ def path_grid(sampling: Sampling) -> Grid:
     times = append_zero(sampling.grid(None if sampling.times else MAX_PATH_STEPS))
     times = times if sampling.direction == "decode" else times.flip(0)
     last = len(times) - 1
-    index = torch.arange(0, last + 1, last // largest_divisor(last, MAX_PATH_STEPS))
+    index = torch.arange(0, last, last // largest_divisor(last, MAX_PATH_STEPS))
     jump = {"stochastic": 2, "renoise": last}.get(sampling.sampler, 1)
-    return Grid(times[index], times[(index[:-1] + jump).clamp(max=last)])
+    return Grid(times[index], times[(index + jump).clamp(max=last)], times[-1])
 
 
 def largest_divisor(number: int, most: int) -> int:
@@ -74,7 +75,8 @@ class Paths:
 
     def follow(self, denoise: Denoise, sampling: Sampling) -> Path:
         """Sample or encode along `path_grid(sampling)`."""
-        return self._follow(denoise, sampling, path_grid(sampling).times)
+        begin, _, last = path_grid(sampling)
+        return self._follow(denoise, sampling, torch.cat([begin, last[None]]))
 
     def teacher_samples(self) -> Images | None:
         """Samples of the teacher in its own number of steps, or MAX_PATH_STEPS; None without one, and for encoders."""
@@ -95,9 +97,9 @@ class Paths:
         module, grid, count = self.module, path_grid(self.module.phase.sampling), len(path.steps[0].z)
         if module.nets.teacher is None:
             return []
-        times, all_steps, squares = grid.times[:-1], concatenate(path.steps), []
-        begin, end = (each.repeat_interleave(count).to(module.device) for each in (times, grid.jump_ends))
-        _, label, w = self.starts.part(torch.arange(count).repeat(len(times)), module.device)
+        all_steps, squares = concatenate(path.steps), []
+        begin, end = (times.repeat_interleave(count).to(module.device) for times in (grid.begin, grid.end))
+        _, label, w = self.starts.part(torch.arange(count).repeat(len(path.steps)), module.device)
         for start in range(0, len(begin), self.rows):
             part = slice(start, start + self.rows)
             own = Prediction(all_steps.z[part], all_steps.v[part], all_steps.log_snr[part])
@@ -109,8 +111,8 @@ class Paths:
                 return []
             log_snr = module.nets.schedule.log_snr(end[part])
             squares.append(mean_square(ddim_step(own, log_snr) - ddim_step(target, log_snr)))
-        errors = torch.cat(squares).reshape(len(times), count).mean(1).sqrt()
-        return list(zip(times.tolist(), errors.tolist(), strict=True))
+        errors = torch.cat(squares).reshape(len(path.steps), count).mean(1).sqrt()
+        return list(zip(grid.begin.tolist(), errors.tolist(), strict=True))
 
     @torch.no_grad()
     def _follow(self, denoise: Denoise, sampling: Sampling, times: Float[Tensor, "steps_and_end"]) -> Path:
