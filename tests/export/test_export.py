@@ -11,7 +11,7 @@ from exporting import BETAS, companions, write_model
 from running import Commands, files_below
 
 import fewstep
-from fewstep.evaluation.grid import Row
+from fewstep.artifacts.quality_file import QualityRow
 from fewstep.export import folder as folder_module
 from fewstep.export import onnx_file
 from fewstep.export.folder import Trial, difference_of, export, new_folder
@@ -28,7 +28,7 @@ def student(tmp_path: Path) -> Path:
 
 def cell(role: str, steps: int, fid: float) -> dict[str, object]:
     """A row of quality.json."""
-    values: dict[str, object] = dict.fromkeys(Row.__dataclass_fields__, 0.5)
+    values: dict[str, object] = dict.fromkeys(QualityRow.__dataclass_fields__, 0.5)
     return values | {"model": role, "sampler": "ddim", "steps": steps, "w": 2.0, "fid": fid, "protocol": "0a1b2c3d"}
 
 

@@ -6,12 +6,12 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import chain
 from math import prod
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from fewstep.artifacts.quality_file import QualityRow
 from fewstep.data.facts import DataFacts
 from fewstep.diffusion.guidance import Guided
 from fewstep.diffusion.mixture import GaussianMixture
@@ -104,43 +104,6 @@ class Candidate:
         return "ddim" if self.sampler == "deterministic" else self.sampler
 
 
-@dataclass(frozen=True)
-class Row:
-    """One cell of the grid, as quality.json keeps it.
-
-    Attributes:
-        nfe: network evaluations per image, guidance counted twice.
-        same_noise_rmse: root mean squared difference per value to the first contender's first steps, from the same
-            noise at the same w, in the data's range; it compares within one evaluation only.
-        exact_rmse: the same to the exact solution, where the data have one.
-        images_per_second: sampled; decoding latents is not counted.
-        clip_score: of the images with their prompts, where there are prompts and a CLIP to ask; kid likewise for text.
-    """
-
-    model: str
-    sampler: str
-    steps: int
-    nfe: int
-    w: float
-    fid: float
-    inception_score: float
-    precision: float
-    recall: float
-    accuracy: float | None
-    diversity: float | None
-    same_noise_rmse: float
-    exact_rmse: float | None
-    images_per_second: float
-    num_images: int
-    seed: int
-    protocol: str
-    kid: float | None = None
-    clip_score: float | None = None
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-
 Show = Callable[[Candidate, int, float, EvaluationImages, Int[Tensor, "count"]], None]
 Decode = Callable[[Tensor], Tensor]
 
@@ -159,7 +122,7 @@ def quality_grid(
     exact: GaussianMixture | None = None,
     device: torch.device | str = "cpu",
     show: Show = lambda *_: None,
-) -> Iterator[Row]:
+) -> Iterator[QualityRow]:
     """Yield the cells, w by w; the first contender at its first steps is what the others' same_noise_rmse refers to.
 
     Samples are judged batch by batch as they come. In memory are the noise, the first contender's samples, and a cell's
@@ -228,7 +191,7 @@ def quality_grid(
                 values = plan.num_images * prod(facts.shape)
 
                 found, fits = on_main_process(partial(judged, contender, steps, w, images, seen))
-                yield Row(
+                yield QualityRow(
                     model=contender.model,
                     sampler=contender.sampler_name,
                     steps=steps,

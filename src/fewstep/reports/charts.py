@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from io import StringIO
+from itertools import cycle
 from typing import Any
 
 import matplotlib
@@ -13,12 +14,13 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
-from fewstep.reports.summary import Row, by_model, model_order
+from fewstep.artifacts.quality_file import GUIDED, TEACHER, QualityRow
+from fewstep.reports.summary import by_name
 
 INK, CARD = "#123457", "#fedcb9"  # stand for the page's text and card colours until the SVG is written
 # Mid-tones that read on white and on near-black.
-COLOURS = {"teacher": "#7a8594", "guided": "#d9822b", "progressive": "#2f86d6"}
-OTHERS = ("#2a9d6f", "#b05bc4", "#c2456d", "#8a6d3b")
+COLOURS = {TEACHER: "#7a8594", GUIDED: "#d9822b"}
+PALETTE = ("#2f86d6", "#2a9d6f", "#b05bc4", "#c2456d", "#1b9aaa", "#8a6d3b", "#6c6fd8", "#7a9a01", "#e05d44")
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "fewstep",  # the same numbers give the same bytes
@@ -41,101 +43,87 @@ STYLE: dict[Any, Any] = {
 
 
 @dataclass(frozen=True)
-class Curve:
-    """Training loss over images; `rung` is None outside a ladder."""
-
-    rung: int | None
-    images: list[float]
-    loss: list[float]
-
-
-def colours(models: Sequence[str]) -> dict[str, str]:
-    """A colour for each model, the same in every chart."""
-    others = iter(OTHERS * len(models))
-    return {model: COLOURS.get(model) or next(others) for model in sorted(set(models), key=model_order)}
-
-
-@matplotlib.rc_context(STYLE)
-def fid_against_steps(rows: Sequence[Row], reference: Row | None, colour: Mapping[str, str]) -> Markup:
-    """FID over steps, a line per model, at one w; dashed `reference`, the teacher's most steps."""
-    figure, axes = _axes()
-    if reference is not None:
-        axes.axhline(reference.fid, color=INK, alpha=0.6, lw=1, ls=(0, (4, 3)))
-    for model, own in by_model(rows).items():
-        axes.plot([r.steps for r in own], [r.fid for r in own], "o-", color=colour[model], ms=4.5, lw=1.6)
-    axes.set_xscale("log", base=2)
-    axes.xaxis.set_major_locator(FixedLocator(sorted({float(row.steps) for row in rows})))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda steps, _: f"{steps:g}"))
-    _label(axes, "steps", "FID")
-    _log_y(axes)
-    return _svg(figure, "FID against steps")
-
-
-@matplotlib.rc_context(STYLE)
-def fid_against_inception(rows: Sequence[Row], reference: Sequence[Row], colour: Mapping[str, str]) -> Markup:
-    """FID over inception score at one number of steps, a curve over w per model, w written on each point.
-
-    `reference`, dashed, is the teacher's most steps.
-    """
-    figure, axes = _axes()
-    curves = [("reference", reference), *by_model(rows).items()]
-    for layer, (model, own) in enumerate(curves, start=2):
-        points = sorted((row for row in own if row.inception_score is not None), key=lambda row: row.w)
-        x, y = [row.inception_score for row in points], [row.fid for row in points]
-        hollow = model == "reference"
-        line, face, ink = (INK, CARD, INK) if hollow else (colour[model], colour[model], "white")
-        axes.plot(x, y, color=line, lw=1.3, ls=(0, (3, 2)) if hollow else "-", zorder=layer)
-        axes.scatter(x, y, s=78, facecolor=face, edgecolor=line, linewidths=0.8, zorder=layer + 0.3)
-        for row in points:
-            axes.annotate(
-                f"{row.w:g}",
-                (row.inception_score or 0.0, row.fid),
-                color=ink,
-                size=6.2,
-                weight="bold",
-                ha="center",
-                va="center_baseline",
-                zorder=layer + 0.6,
-            )
-    axes.margins(0.1)
-    _label(axes, "inception score", "FID")
-    axes.xaxis.set_major_locator(MaxNLocator(5))
-    _log_y(axes)
-    return _svg(figure, "FID against inception score, over w")
-
-
-@matplotlib.rc_context(STYLE)
-def loss_curves(curves: Sequence[Curve], colour: str) -> Markup:
-    """Training loss over images in `colour`; a ladder's rungs side by side, below their steps."""
-    figure, axes = _axes()
-    shades = matplotlib.colormaps["plasma"]
-    for index, curve in enumerate(curves):
-        face = colour if len(curves) == 1 else shades(0.4 + 0.4 * index / (len(curves) - 1))
-        marker = "o" if len(curve.loss) == 1 else None
-        axes.plot(curve.images, curve.loss, color=face, lw=1.5, marker=marker, ms=4)
-        if curve.rung is not None:
-            middle = (curve.images[0] + curve.images[-1]) / 2
-            place = axes.get_xaxis_transform()
-            axes.text(middle, 1.03, f"{curve.rung}", transform=place, color=face, ha="center", weight="bold")
-    _label(axes, "images seen", "loss")
-    axes.xaxis.set_major_locator(MaxNLocator(5))
-    axes.xaxis.set_major_formatter(FuncFormatter(_short))
-    _log_y(axes)
-    return _svg(figure, "training loss")
-
-
-@dataclass(frozen=True)
 class Line:
-    """A student's figure over images, t or w; `rung` is None outside a ladder."""
+    """A figure over images, t or w; `rung` is the steps of its phase, None in a run of one phase."""
 
     rung: int | None
     x: list[float]
     y: list[float]
 
 
+def colours(models: Sequence[str]) -> dict[str, str]:
+    """A colour for each model, the same in every chart: fixed for teacher and guided, others in order of appearance."""
+    palette = cycle(PALETTE)
+    return {model: COLOURS.get(model) or next(palette) for model in dict.fromkeys(models)}
+
+
+@matplotlib.rc_context(STYLE)
+def fid_against_steps(rows: Sequence[QualityRow], reference: QualityRow | None, colour: Mapping[str, str]) -> Markup:
+    """FID over steps, a line per model, at one w; dashed `reference`, the teacher's most steps."""
+    figure, axes = new_axes()
+    if reference is not None:
+        axes.axhline(reference.fid, color=INK, alpha=0.6, lw=1, ls=(0, (4, 3)))
+    for model, own in by_name(rows).items():
+        axes.plot([r.steps for r in own], [r.fid for r in own], "o-", color=colour[model], ms=4.5, lw=1.6)
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_locator(FixedLocator(sorted({float(row.steps) for row in rows})))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda steps, _: f"{steps:g}"))
+    label_axes(axes, "steps", "FID")
+    log_y(axes)
+    return to_svg(figure, "FID against steps")
+
+
+@matplotlib.rc_context(STYLE)
+def fid_against_inception(
+    rows: Sequence[QualityRow], reference: Sequence[QualityRow], colour: Mapping[str, str]
+) -> Markup:
+    """FID over inception score at one number of steps, a curve over w per model, w written on each point.
+
+    `reference`, dashed, is the teacher's most steps.
+    """
+    figure, axes = new_axes()
+    curve_over_w(axes, reference, line=INK, face=CARD, ink=INK, layer=2)
+    for layer, (model, own) in enumerate(by_name(rows).items(), start=3):
+        curve_over_w(axes, own, line=colour[model], face=colour[model], ink="white", layer=layer)
+    axes.margins(0.1)
+    label_axes(axes, "inception score", "FID")
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+    log_y(axes)
+    return to_svg(figure, "FID against inception score, over w")
+
+
+def curve_over_w(axes: Axes, rows: Sequence[QualityRow], *, line: str, face: str, ink: str, layer: int) -> None:
+    """A curve whose points are discs with their w in them; dashed where the discs are of another colour."""
+    points = sorted((row for row in rows if row.inception_score is not None), key=lambda row: row.w)
+    x, y = [row.inception_score or 0.0 for row in points], [row.fid for row in points]
+    axes.plot(x, y, color=line, lw=1.3, ls="-" if face == line else (0, (3, 2)), zorder=layer)
+    axes.scatter(x, y, s=78, facecolor=face, edgecolor=line, linewidths=0.8, zorder=layer + 0.3)
+    text: dict[str, Any] = {"ha": "center", "va": "center_baseline", "size": 6.2, "weight": "bold", "color": ink}
+    for row, score, fid in zip(points, x, y, strict=True):
+        axes.annotate(f"{row.w:g}", (score, fid), zorder=layer + 0.6, **text)
+
+
+@matplotlib.rc_context(STYLE)
+def loss_curves(lines: Sequence[Line], colour: str) -> Markup:
+    """Training loss over images in `colour`; phases side by side, below their steps."""
+    figure, axes = new_axes()
+    shades = matplotlib.colormaps["plasma"]
+    for index, line in enumerate(lines):
+        face = colour if len(lines) == 1 else shades(0.4 + 0.4 * index / (len(lines) - 1))
+        axes.plot(line.x, line.y, color=face, lw=1.5, marker="o" if len(line.y) == 1 else None, ms=4)
+        if line.rung is not None:
+            middle = (line.x[0] + line.x[-1]) / 2
+            place = axes.get_xaxis_transform()
+            axes.text(middle, 1.03, f"{line.rung}", transform=place, color=face, ha="center", weight="bold")
+    label_axes(axes, "images seen", "loss")
+    show_large_numbers(axes)
+    log_y(axes)
+    return to_svg(figure, "training loss")
+
+
 def shades(rungs: Sequence[int | None], colour: str) -> dict[int | None, str]:
-    """A colour for each rung in the order of training; `colour` where there is no ladder."""
+    """A colour for each phase in the order of training; `colour` in a run of one phase."""
     plasma = matplotlib.colormaps["plasma"]
     last = max(1, len(rungs) - 1)
     return {
@@ -147,20 +135,23 @@ def shades(rungs: Sequence[int | None], colour: str) -> dict[int | None, str]:
 def student_lines(
     lines: Sequence[Line], colour: Mapping[int | None, str], x: str, y: str, *, log: bool = True
 ) -> Markup:
-    """A line per rung over `x`; `y` is logarithmic if so wanted and above 0 throughout."""
-    figure, axes = _axes()
+    """A line per phase over `x`.
+
+    Args:
+        log: whether y is logarithmic, where it is above 0 throughout.
+    """
+    figure, axes = new_axes()
     for line in lines:
         dots = {"marker": "o", "ms": 3.5} if len(line.x) <= 16 else {}
         axes.plot(line.x, line.y, color=colour[line.rung], lw=1.4, **dots)
-    _label(axes, x, y)
-    axes.xaxis.set_major_locator(MaxNLocator(5))
-    axes.xaxis.set_major_formatter(FuncFormatter(_short))
+    label_axes(axes, x, y)
+    show_large_numbers(axes)
     if log and all(value > 0 for line in lines for value in line.y):
-        _log_y(axes)
-    return _svg(figure, f"{y} over {x}")
+        log_y(axes)
+    return to_svg(figure, f"{y} over {x}")
 
 
-def _axes() -> tuple[Figure, Axes]:
+def new_axes() -> tuple[Figure, Axes]:
     """Axes with room for five-character labels; the y-label stands above them, so that all panels align."""
     figure = Figure(figsize=(3.05, 2.45))
     axes = figure.add_axes((0.135, 0.165, 0.83, 0.745))
@@ -168,12 +159,12 @@ def _axes() -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _label(axes: Axes, x: str, y: str) -> None:
+def label_axes(axes: Axes, x: str, y: str) -> None:
     axes.set_xlabel(x)
     axes.set_title(y, loc="left", x=-0.145, pad=7)
 
 
-def _log_y(axes: Axes) -> None:
+def log_y(axes: Axes) -> None:
     """A logarithmic axis that is labelled in plain numbers, also where it spans less than a decade."""
     axes.set_yscale("log")
     low, high = axes.get_ylim()
@@ -189,6 +180,12 @@ def _log_y(axes: Axes) -> None:
     axes.yaxis.set_minor_locator(NullLocator())
 
 
+def show_large_numbers(axes: Axes) -> None:
+    """Few ticks on the x-axis, with 25000 as 25 k."""
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+    axes.xaxis.set_major_formatter(FuncFormatter(_short))
+
+
 def _short(count: float, _: int) -> str:
     """25000 as 25 k, 1500000 as 1.5 M."""
     if count >= 1e6:
@@ -196,7 +193,7 @@ def _short(count: float, _: int) -> str:
     return f"{count / 1e3:g} k" if count >= 1e3 else f"{count:g}"
 
 
-def _svg(figure: Figure, label: str) -> Markup:
+def to_svg(figure: Figure, label: str) -> Markup:
     """The figure as an <svg> element for HTML: no prolog, metadata, namespaces, fixed size or address."""
     text = StringIO()
     figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})

@@ -9,22 +9,14 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
-from fewstep.reports.charts import INK, Curve, colours, fid_against_inception, fid_against_steps, loss_curves
+from fewstep.artifacts.quality_file import TEACHER, QualityRow, names_in_order, read_rows
+from fewstep.artifacts.run_folder import QUALITY, REPORT
+from fewstep.reports.charts import INK, Line, colours, fid_against_inception, fid_against_steps, loss_curves
 from fewstep.reports.diagnostics import Seen, seen
-from fewstep.reports.summary import (
-    TEACHER,
-    Row,
-    fid_ratio,
-    headline,
-    model_order,
-    read_rows,
-    references,
-    speed_table,
-)
-from fewstep.system.files import atomic_write
+from fewstep.reports.page import write_page
+from fewstep.reports.summary import fid_ratio, headline, references, speed_table
 from fewstep.tracking.metrics_file import FILE as METRICS
 from fewstep.tracking.metrics_file import read_metrics
 from fewstep.tracking.names import IMAGES, LOSS, RUNG, SAMPLE_STATISTICS
@@ -46,7 +38,7 @@ def write_report(run: Path) -> Path:
             another.
         OSError: the page cannot be written.
     """
-    rows = read_rows(run / "quality.json")
+    rows = read_rows(run / QUALITY)
     provenance = _read_provenance(run / "provenance.json")
     protocol = provenance.get("protocol", {})
     if protocol and protocol.get("id") != rows[0].protocol:
@@ -54,40 +46,33 @@ def write_report(run: Path) -> Path:
             f"quality.json and provenance.json need one protocol id, got {rows[0].protocol} and "
             f"{protocol.get('id')} in {run}; evaluate again"
         )
-    reference = references(rows)
-    models = sorted({row.who for row in rows}, key=model_order)
+    reference, models = references(rows), names_in_order(rows)
     colour = colours(models)
-    page = (
-        _environment()
-        .get_template("report.html")
-        .render(
-            run="/".join(run.resolve().parts[-3:]),
-            rows_by_w=[(w, [(row, fid_ratio(row, reference)) for row in rows if row.w == w]) for w in _weights(rows)],
-            headline=headline(rows),
-            models=models,
-            samplers=sorted({row.sampler for row in rows}),
-            colour=colour,
-            reference_steps=max((row.steps for row in rows if row.who == TEACHER), default=None),
-            pictures=_pictures(run / "samples" / "same-noise"),
-            fid_steps=[
-                (w, fid_against_steps([row for row in rows if row.w == w], reference.get(w), colour))
-                for w in _weights(rows)
-            ],
-            fid_inception=_fid_inception(rows, list(reference.values()), colour),
-            speeds=speed_table(rows),
-            losses=_losses(run, provenance, colour),
-            diagnostics=_diagnostics(run, provenance, colour),
-            config=_read_text(run / "config.yaml"),
-            protocol=protocol or {"id": rows[0].protocol},
-            provenance=provenance,
-            statistics=SAMPLE_STATISTICS,
-            example=rows[0],
-        )
-    )
-    path = run / "report.html"
-    with atomic_write(path) as temporary:
-        temporary.write_text(page, encoding="utf-8")
-    return path
+    weights = sorted({row.w for row in rows})
+    content = {
+        "run": "/".join(run.resolve().parts[-3:]),
+        "rows_by_w": [(w, [(row, fid_ratio(row, reference)) for row in rows if row.w == w]) for w in weights],
+        "headline": headline(rows),
+        "models": models,
+        "samplers": sorted({row.sampler for row in rows}),
+        "colour": colour,
+        "reference_steps": max((row.steps for row in rows if row.name == TEACHER), default=None),
+        "pictures": _pictures(run / "samples" / "same-noise", models),
+        "fid_steps": [
+            (w, fid_against_steps([row for row in rows if row.w == w], reference.get(w), colour)) for w in weights
+        ],
+        "fid_inception": _fid_inception(rows, list(reference.values()), colour),
+        "speeds": speed_table(rows),
+        "losses": _losses(run, provenance, colour),
+        "diagnostics": _diagnostics(run, provenance, colour),
+        "config": _read_text(run / "config.yaml"),
+        "protocol": protocol or {"id": rows[0].protocol},
+        "provenance": provenance,
+        "statistics": SAMPLE_STATISTICS,
+        "example": rows[0],
+    }
+    write_page(run / REPORT, "report.html", content)
+    return run / REPORT
 
 
 @dataclass(frozen=True)
@@ -99,8 +84,8 @@ class PictureGrid:
     enlarged: bool
 
 
-def _pictures(folder: Path) -> PictureGrid | None:
-    """The same-noise pictures of a folder as a grid: steps falling, then models; None if there are none."""
+def _pictures(folder: Path, models: Sequence[str]) -> PictureGrid | None:
+    """The same-noise pictures of a folder as a grid: steps falling, then `models`; None if there are none."""
     found: dict[tuple[int, str, float], Path] = {}
     for path in sorted(folder.glob("*.png")):
         if match := PICTURE_NAME.fullmatch(path.name):
@@ -109,7 +94,9 @@ def _pictures(folder: Path) -> PictureGrid | None:
         return None
     cells = {key: _embed(path, PICTURE_BYTES // len(found)) for key, path in found.items()}
     weights = sorted({w for _, _, w in cells})
-    lines = sorted({(steps, model) for steps, model, _ in cells}, key=lambda key: (-key[0], model_order(key[1])))
+    order = [model.replace(", ", "-") for model in models]  # as files are named
+    place = {model: order.index(model) if model in order else len(order) for _, model, _ in cells}
+    lines = sorted({(steps, model) for steps, model, _ in cells}, key=lambda key: (-key[0], place[key[1]], key[1]))
     rows = [(steps, model, [cells.get((steps, model, w)) for w in weights]) for steps, model in lines]
     return PictureGrid(weights, rows, enlarged=any(cell and cell[1] > cell[2] for cell in cells.values()))
 
@@ -137,7 +124,9 @@ def _embed(path: Path, most_bytes: int) -> tuple[str, int, int] | None:
     return address, round(width * scale), round(height * scale)
 
 
-def _fid_inception(rows: Sequence[Row], reference: Sequence[Row], colour: dict[str, str]) -> list[tuple[int, Any]]:
+def _fid_inception(
+    rows: Sequence[QualityRow], reference: Sequence[QualityRow], colour: dict[str, str]
+) -> list[tuple[int, Any]]:
     """A chart for each number of steps that a student has, few steps first; none without inception scores."""
     if all(row.inception_score is None for row in rows):
         return []
@@ -172,28 +161,20 @@ def _runs(provenance: dict[str, Any]) -> dict[str, str]:
     return runs
 
 
-def _curves(rows: Sequence[dict[str, float]]) -> list[Curve]:
-    """The loss column by rung, in the order of training, thinned to what a chart can show."""
+def _curves(rows: Sequence[dict[str, float]]) -> list[Line]:
+    """The loss column by phase, in the order of training, thinned to what a chart can show."""
     by_rung: dict[float | None, list[dict[str, float]]] = {}
     for row in rows:
         if row.get(LOSS, 0.0) > 0:
             by_rung.setdefault(row.get(RUNG), []).append(row)
-    curves = []
+    lines = []
     for rung, own in by_rung.items():
         stride = -(-len(own) // MOST_POINTS)
         thin = own[::-stride][::-1]  # keeps the last
-        curves.append(
-            Curve(
-                None if rung is None else int(rung),
-                [row[IMAGES] for row in thin],
-                [row[LOSS] for row in thin],
-            )
+        lines.append(
+            Line(None if rung is None else int(rung), [row[IMAGES] for row in thin], [row[LOSS] for row in thin])
         )
-    return curves
-
-
-def _weights(rows: Sequence[Row]) -> list[float]:
-    return sorted({row.w for row in rows})
+    return lines
 
 
 def _read_provenance(path: Path) -> dict[str, Any]:
@@ -216,35 +197,3 @@ def _read_provenance(path: Path) -> dict[str, Any]:
 
 def _read_text(path: Path) -> str | None:
     return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else None
-
-
-def _environment() -> Environment:
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(number=_number, percent=_percent, times=_times)
-    return environment
-
-
-def _number(value: float | None) -> str:
-    """Three significant digits without an exponent where that is short: 3.02, 0.0121, 12,300."""
-    if value is None:
-        return "–"
-    if abs(value) >= 1000:
-        return f"{float(f'{value:.3g}'):,.0f}"
-    return f"{value:#.3g}".rstrip(".")
-
-
-def _percent(share: float | None) -> str:
-    return "–" if share is None else f"{100 * share:.1f} %"
-
-
-def _times(ratio: float | None) -> str:
-    """A ratio: 1.03×, 31×, 0.97×."""
-    if ratio is None:
-        return "–"
-    return f"{ratio:.2f}×" if ratio < 10 else f"{ratio:,.0f}×"

@@ -8,7 +8,7 @@ from markupsafe import Markup
 from matplotlib.colors import to_hex
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from fewstep.reports.charts import INK, STYLE, _axes, _label, _log_y, _svg
+from fewstep.reports.charts import INK, STYLE, label_axes, log_y, new_axes, to_svg
 
 MOST_TICKS = 6
 
@@ -39,7 +39,7 @@ def shade(steps: int, all_steps: Sequence[int]) -> str:
 @matplotlib.rc_context(STYLE)
 def figure_against_value(name: str, values: Sequence[str], lines: Sequence[Line], figure_name: str) -> Markup:
     """A figure over the values of one setting: a dot for each job's setting, a line through their means."""
-    figure, axes = _axes()
+    figure, axes = new_axes()
     steps = [line.steps for line in lines]
     for line in lines:
         colour = shade(line.steps, steps)
@@ -54,16 +54,16 @@ def figure_against_value(name: str, values: Sequence[str], lines: Sequence[Line]
         FuncFormatter(lambda place, _: shortened(str(values[round(place)]), min(len(values), MOST_TICKS)))
     )
     axes.set_xlim(-0.35, len(values) - 0.65)
-    _label(axes, name, figure_name)
+    label_axes(axes, name, figure_name)
     if all(y > 0 for line in lines for _, y in line.points):
-        _log_y(axes)
-    return _svg(figure, f"{figure_name} against {name}")
+        log_y(axes)
+    return to_svg(figure, f"{figure_name} against {name}")
 
 
 @matplotlib.rc_context(STYLE)
 def fid_against_evaluations(dots: Sequence[Dot], front: Sequence[Dot], colour: Mapping[str, str]) -> Markup:
     """Every model of every setting, and the line of those that none beats in both."""
-    figure, axes = _axes()
+    figure, axes = new_axes()
     for model in dict.fromkeys(dot.model for dot in dots):
         own = [dot for dot in dots if dot.model == model]
         axes.plot([d.nfe for d in own], [d.fid for d in own], "o", color=colour[model], ms=3.5, alpha=0.6)
@@ -71,9 +71,9 @@ def fid_against_evaluations(dots: Sequence[Dot], front: Sequence[Dot], colour: M
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda nfe, _: f"{nfe:g}"))
     axes.xaxis.set_minor_locator(NullLocator())
-    _label(axes, "network evaluations", "FID")
-    _log_y(axes)
-    return _svg(figure, "FID against network evaluations")
+    label_axes(axes, "network evaluations", "FID")
+    log_y(axes)
+    return to_svg(figure, "FID against network evaluations")
 
 
 def shortened(value: str, count: int) -> str:

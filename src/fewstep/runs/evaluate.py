@@ -18,13 +18,14 @@ from torch import Tensor
 
 from fewstep.artifacts.lineage import ancestors
 from fewstep.artifacts.model_file import ModelCard, load_model
+from fewstep.artifacts.quality_file import QualityRow
 from fewstep.artifacts.run_folder import QUALITY
 from fewstep.diffusion.guidance import Guided, log_snr_interval
 from fewstep.diffusion.mixture import GaussianMixture
 from fewstep.diffusion.sampling import Sampling
 from fewstep.distributed.collectives import on_main_process, rank
 from fewstep.evaluation.evaluator import Evaluator
-from fewstep.evaluation.grid import Candidate, EvaluationPlan, Row, quality_grid
+from fewstep.evaluation.grid import Candidate, EvaluationPlan, quality_grid
 from fewstep.evaluation.images import EvaluationImages
 from fewstep.evaluation.protocol import Protocol
 from fewstep.inference.model import Model
@@ -207,7 +208,9 @@ def save_same_noise(
     save_png(picture(images[:count], labels[:count], facts.pixels, facts.in_a_row), folder / SAME_NOISE / name)
 
 
-def with_progress(cells: Iterator[Row], candidates: Sequence[Candidate], plan: EvaluationPlan) -> Iterator[Row]:
+def with_progress(
+    cells: Iterator[QualityRow], candidates: Sequence[Candidate], plan: EvaluationPlan
+) -> Iterator[QualityRow]:
     """Pass the cells on, showing how far the grid is in network evaluations, and the images/s of the latest cell."""
     if rank() > 0:
         yield from cells

@@ -8,11 +8,11 @@ from typing import Any
 from lightning.pytorch.loggers.logger import Logger
 from PIL import Image
 
+from fewstep.artifacts.quality_file import GUIDED, TEACHER
 from fewstep.tracking.metrics_file import FILE, read_metrics
 from fewstep.tracking.names import IMAGES, RUNG, SAMPLE_GRID, quality_of
 
 AXES = {IMAGES, RUNG}  # present in every row
-GUIDED_TEACHERS = ("teacher", "guided")  # the models of quality.json that are not few-step students
 
 Row = Mapping[str, Any]
 """Numbers and PIL images by name, with IMAGES and, in a stage of several phases, RUNG."""
@@ -111,7 +111,7 @@ def students_fid(rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
     """FID of the few-step students by steps, as mean over w and at each w, of the best method: what sweeps compare."""
     by_method: dict[tuple[str, str], list[float]] = {}
     for row in rows:
-        if row["model"] not in GUIDED_TEACHERS:
+        if row["model"] not in (TEACHER, GUIDED):
             for w in (None, row["w"]):
                 by_method.setdefault((quality_of("fid", row["steps"], w), row["model"]), []).append(row["fid"])
     best: dict[str, float] = {}

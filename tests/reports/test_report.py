@@ -3,13 +3,16 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
 from PIL import Image
 
+from fewstep.artifacts.quality_file import names_in_order, read_rows, write_rows
+from fewstep.reports.charts import COLOURS, colours
 from fewstep.reports.report import write_report
-from fewstep.reports.summary import fid_ratio, headline, read_rows, references, speed_table
+from fewstep.reports.summary import fid_ratio, headline, references, speed_table
 
 HOSTILE = '</pre><script>alert("x")</script><img src="http://example.org/x.png">'
 
@@ -234,3 +237,26 @@ def test_figures_of_text_have_their_columns(run):
     page = write_report(run).read_text()
     assert "<th>KID</th><th>CLIP<br>score</th>" in page
     assert page.count("31.2") >= len(rows)
+
+
+def test_the_students_of_every_method_stand_side_by_side(run):
+    rows = read_rows(run / "quality.json")
+    students = [row for row in rows if row.is_few_step]
+    methods = ("zeta", "alpha")  # in the order of the file, not of the alphabet
+    others = [replace(row, model=method, fid=row.fid * 1.01) for method in methods for row in students]
+    baselines = [replace(row, sampler="unipc") for row in rows if row.model == "teacher" and row.steps == 8]
+    write_rows(run / "quality.json", [*rows, *baselines, *others])
+    rows = read_rows(run / "quality.json")
+    names = ["teacher", "guided", "progressive", "zeta", "alpha", "teacher, unipc"]
+    assert names_in_order(rows) == names
+    assert {row.name for row in rows if row.is_few_step} == {"progressive", *methods}
+    colour = colours(names)
+    assert len(set(colour.values())) == len(names)
+    assert (colour["teacher"], colour["guided"]) == (COLOURS["teacher"], COLOURS["guided"])
+
+    page = report(run)
+    html = (run / "report.html").read_text(encoding="utf-8")
+    for name in names:
+        assert f'<i style="color: {colour[name]}"></i>{name}</li>' in html
+        assert f'<td class="left">{name}</td>' in html  # of the table of speed
+    assert "2 steps, 2 evaluations per image instead of 128: FID 3.16" in page.text  # of the best of the three

@@ -1,0 +1,112 @@
+"""quality.json: one row for every model, sampler, number of steps and guidance weight that was judged."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import MISSING, asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from fewstep.system.files import write_json
+
+TEACHER, GUIDED = "teacher", "guided"  # labels of the models for any number of steps
+
+
+@dataclass(frozen=True, kw_only=True)
+class QualityRow:
+    """Quality and cost of one model at one sampler, number of steps and w; shares are in [0, 1].
+
+    Attributes:
+        model: the card's label: teacher, guided, or the method of a few-step student.
+        sampler: ddim for the deterministic one.
+        nfe: network evaluations per image, guidance counted twice.
+        same_noise_rmse: root mean squared difference per value to the teacher's most steps, from the same noise at the
+            same w, in the data's range; it compares within one evaluation only.
+        exact_rmse: the same to the exact solution, where the data have one.
+        images_per_second: sampled; decoding latents is not counted.
+        kid, clip_score: where there are prompts, and for CLIP a model of it.
+
+    Raises:
+        ValueError: a figure that must be a number is none, or one that must be positive is not.
+    """
+
+    model: str
+    sampler: str
+    steps: int
+    nfe: int
+    w: float
+    fid: float
+    inception_score: float | None
+    precision: float | None
+    recall: float | None
+    accuracy: float | None
+    diversity: float | None
+    same_noise_rmse: float | None
+    exact_rmse: float | None = None
+    images_per_second: float
+    num_images: int
+    seed: int
+    protocol: str
+    kid: float | None = None
+    clip_score: float | None = None
+
+    def __post_init__(self) -> None:
+        numbers = (self.steps, self.nfe, self.w, self.fid, self.images_per_second)
+        if not all(isinstance(number, int | float) for number in numbers) or self.nfe * self.images_per_second <= 0:
+            raise ValueError(f"steps, nfe, w, fid and images_per_second must be numbers above 0, got {numbers}")
+
+    @property
+    def is_few_step(self) -> bool:
+        """Whether its model was made for a few steps, and not for any number of them."""
+        return self.model not in (TEACHER, GUIDED)
+
+    @property
+    def name(self) -> str:
+        """The model, and the sampler where it is a baseline: not the one that the model was made for."""
+        return self.model if self.sampler == "ddim" or self.is_few_step else f"{self.model}, {self.sampler}"
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def write_rows(path: Path, rows: Iterable[QualityRow]) -> None:
+    """Write quality.json."""
+    write_json(path, [row.as_dict() for row in rows])
+
+
+def read_rows(path: Path) -> list[QualityRow]:
+    """The rows of quality.json, by model, most steps first, then w.
+
+    Raises:
+        ValueError: no such file, not a list of rows, a figure is missing, or there is not exactly one protocol.
+    """
+    if not path.is_file():
+        raise ValueError(f"a report needs {path}, and it is not there; make it with: fewstep evaluate MODEL")
+    known = fields(QualityRow)
+    required = [field.name for field in known if field.default is MISSING]
+    optional = [field.name for field in known if field.default is not MISSING]
+    try:
+        rows = [
+            QualityRow(**{name: raw[name] for name in required}, **{name: raw.get(name) for name in optional})
+            for raw in json.loads(path.read_text())
+        ]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path} must be a list of rows with {', '.join(required)}, got {error!r}; evaluate again"
+        ) from None
+    protocols = sorted({row.protocol for row in rows})
+    if len(protocols) != 1:
+        raise ValueError(
+            f"rows of one quality table need one protocol id, got {', '.join(protocols) or 'no row'} "
+            f"in {path}; evaluate all models again in one way"
+        )
+    order = names_in_order(rows)
+    return sorted(rows, key=lambda row: (order.index(row.name), -row.steps, row.w))
+
+
+def names_in_order(rows: Iterable[QualityRow]) -> list[str]:
+    """The models and baselines: teacher, guided, few-step students as they appear, then baselines as they appear."""
+
+    def rank(row: QualityRow) -> int:
+        return 3 if row.name != row.model else {TEACHER: 0, GUIDED: 1}.get(row.model, 2)
+
+    return list(dict.fromkeys(row.name for row in sorted(rows, key=rank)))
