@@ -67,13 +67,13 @@ def test_a_sweep_trains_a_shared_parent_once_and_runs_again_only_what_is_missing
 
 def test_the_jobs_of_a_stage_find_their_parent_where_the_user_keeps_it(tmp_path: Path, commands: Commands):
     teacher = (*QUICK[:8], "teacher=null", f"outputs={tmp_path}")
-    commands.train("--multirun", "stage=guidance", "seed=0,1", *teacher).is_one_error("needs a teacher model below")
+    commands.train("--multirun", "stage=guidance", "seed=0,1", *teacher).is_one_error("needs a teacher below")
     run(config_of("stage=teacher", *teacher))
     result = commands.train("--multirun", "stage=guidance", "stage.w_max=1,2", *teacher, "name=mine")
     assert result.status == 0, result
-    told = yaml.safe_load((tmp_path / "sweeps/mine/sweep.yaml").read_text())["teachers"]
+    teachers = yaml.safe_load((tmp_path / "sweeps/mine/sweep.yaml").read_text())["teachers"]
     (own,) = tmp_path.glob("mixture/teacher/*/model.safetensors")
-    assert told == {"w_max=1": str(own), "w_max=2": str(own)}
+    assert teachers == {"w_max=1": str(own), "w_max=2": str(own)}
 
 
 def test_a_failed_job_does_not_end_the_sweep(tmp_path: Path, commands: Commands):

@@ -20,25 +20,25 @@ def collect(
     Example: fewstep collect outputs/sweeps/guidance_range
     """
     from fewstep.sweeps.collect import write_csv, write_page
-    from fewstep.sweeps.results import FIGURES, collected, table
-    from fewstep.sweeps.status import Objective
+    from fewstep.sweeps.results import collected, table
+    from fewstep.sweeps.status import FIGURES, Objective
     from fewstep.sweeps.sweep import described
 
     if figure is not None and figure not in FIGURES:
         raise ValueError(f"--figure must be one of {', '.join(FIGURES)}, got {figure}")
     own = Objective(**described(sweep)["objective"])
-    goal = Objective(figure or own.figure, own.steps if steps is None else steps, own.w if w is None else w)
-    found = collected(sweep, goal)
+    objective = Objective(figure or own.figure, own.steps if steps is None else steps, own.w if w is None else w)
+    found = collected(sweep, objective)
     for setting in found.settings:
-        spread = setting.objective(goal)
+        spread = setting.objective(objective)
         deviation = "" if spread is None or spread.std is None else f" ± {spread.std:.2g} over {spread.count} seeds"
         typer.echo(f"{setting.name}: {'no such figure' if spread is None else f'{spread.mean:.4g}{deviation}'}")
     if found.missing:
         typer.echo(f"without figures yet: {'; '.join(found.missing)}")
-    typer.echo(f"{write_csv(found)}, {write_page(found)} ({goal})")
+    typer.echo(f"{write_csv(found)}, {write_page(found)} ({objective})")
     if wandb:
         from fewstep.tracking.wandb_sweep import upload
 
-        best = found.settings[0].objective(goal)
-        summary = {} if best is None else {"best": found.settings[0].name, str(goal): best.mean}
+        best = found.settings[0].objective(objective)
+        summary = {} if best is None else {"best": found.settings[0].name, str(objective): best.mean}
         typer.echo(upload(sweep, table(found), summary))

@@ -20,9 +20,9 @@ def wandb_sweep(
     import yaml
 
     from fewstep.runs.overrides import conf_folder
-    from fewstep.sweeps.wandb_sweep import wandb_sweep as described
+    from fewstep.sweeps.wandb_sweep import wandb_sweep as sweep_of
 
     known = sorted(file.stem for file in Path(conf_folder(), "sweeps").glob("*.yaml"))
     if preset not in known:
         raise ValueError(f"PRESET must be one of {', '.join(known)}, got {preset}")
-    typer.echo(yaml.safe_dump(described(preset, overrides or [], program), sort_keys=False, width=200), nl=False)
+    typer.echo(yaml.safe_dump(sweep_of(preset, overrides or [], program), sort_keys=False, width=200), nl=False)

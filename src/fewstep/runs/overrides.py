@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
+from omegaconf import DictConfig, OmegaConf
+
 # An agent of W&B gives each setting as --key=value, as scripts with a parser of their own take it. These are Hydra's.
 FLAGS_OF_HYDRA = ("cfg", "package", "config-path", "config-name", "config-dir", "info", "experimental-rerun")
 NEEDED = {  # what a launcher or sweeper needs: the package, and the extra that installs it
@@ -42,6 +44,13 @@ def hydra_override(argument: str) -> str:
     if flag is None or flag[1] in FLAGS_OF_HYDRA:
         return argument
     return f"{flag[1]}={'null' if flag[2] == 'None' else flag[2]}"
+
+
+def preset_overrides(config: DictConfig) -> list[str]:
+    """The parameters of a sweep's preset as they would be typed; ${...} is for each job to resolve."""
+    params = OmegaConf.to_container(config.hydra.sweeper, resolve=False)
+    assert isinstance(params, dict)
+    return [f"{key}={'null' if value is None else value}" for key, value in (params["params"] or {}).items()]
 
 
 def is_installed(package: str) -> bool:

@@ -8,7 +8,7 @@ from fewstep.reports.charts import colours
 from fewstep.reports.sweep_charts import Dot, Line, fid_against_evaluations, figure_against_value, shade
 from fewstep.reports.sweep_report import write_sweep_report
 from fewstep.sweeps.results import Collected, Setting, pareto, points, table
-from fewstep.sweeps.status import Objective
+from fewstep.sweeps.status import NO_STUDENTS, Objective
 from fewstep.system.files import atomic_write
 
 CSV, PAGE = "results.csv", "collect.html"
@@ -16,12 +16,12 @@ CSV, PAGE = "results.csv", "collect.html"
 
 def write_csv(sweep: Collected) -> Path:
     """Write every figure of the sweep, best setting first."""
-    lines = table(sweep)
+    rows = table(sweep)
     path = sweep.folder / CSV
     with atomic_write(path) as temporary, temporary.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(lines[0]))
+        writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
-        writer.writerows(lines)
+        writer.writerows(rows)
     return path
 
 
@@ -31,7 +31,7 @@ def write_page(sweep: Collected) -> Path:
     every = points(sweep)
     front = pareto(every)
     models = colours([point.cell[0] for point in every])
-    settings = [of_setting(setting, sweep.objective, steps) for setting in sweep.settings]
+    settings = [row_of(setting, sweep.objective, steps) for setting in sweep.settings]
     content = {
         "name": sweep.folder.name,
         "objective": str(sweep.objective),
@@ -59,11 +59,11 @@ def write_page(sweep: Collected) -> Path:
 
 def student_steps(sweep: Collected) -> list[int]:
     """The steps of the students, most first."""
-    found = {cell[2] for setting in sweep.settings for cell in setting.cells if cell[0] == "progressive"}
+    found = {cell[2] for setting in sweep.settings for cell in setting.cells if cell[0] not in NO_STUDENTS}
     return sorted(found, reverse=True)
 
 
-def of_setting(setting: Setting, objective: Objective, steps: list[int]) -> dict[str, Any]:
+def row_of(setting: Setting, objective: Objective, steps: list[int]) -> dict[str, Any]:
     """A setting as the page's table has it."""
     figure = setting.objective(objective)
     teachers = [cell for cell in setting.cells if cell[0] == "teacher" and cell[1] == "ddim"]

@@ -1,10 +1,11 @@
-"""What a sweep's line means: which settings are fixed, which differ, and one job for each combination."""
+"""A sweep's overrides: which settings are fixed, which differ, and one job for each combination."""
 
 import hashlib
 import itertools
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 from hydra.core.override_parser.types import Override, Quote, QuotedString
 
@@ -15,22 +16,31 @@ LONGEST_NAME = 120
 
 @dataclass(frozen=True)
 class Job:
-    """One run of the sweep.
+    """One run of the sweep, or the training of stages that several runs share.
 
     Attributes:
         name: what differs, as "w_max=4,seed=1".
         overrides: of the command line, what differs and what is fixed.
         values: what differs, by short key, as it was written.
+        stages: what a shared training trains, in order; empty for a run of the sweep.
+        parent: name of the shared training whose model it starts from; empty for none.
     """
 
     name: str
     overrides: tuple[str, ...]
     values: Mapping[str, str]
+    stages: tuple[str, ...] = ()
+    parent: str = ""
+
+    def with_override(self, key: str, text: str) -> Self:
+        """The same job with this override of a key in the place of all others."""
+        others = (override for override in self.overrides if not override.startswith(f"{key}="))
+        return replace(self, overrides=(*others, f"{key}={text}"))
 
 
 @dataclass(frozen=True)
 class SweepOverrides:
-    """A sweep's line, parsed: the fixed overrides, and for each swept key its overrides in the order given."""
+    """A sweep's overrides, parsed: the fixed ones, and for each swept key one for each value, in the order given."""
 
     fixed: Mapping[str, str]
     swept: Mapping[str, tuple[str, ...]]
@@ -70,14 +80,15 @@ class SweepOverrides:
             raise ValueError("a sweep needs something to sweep over, like seed=0,1,2, and every setting has one value")
         short = shortened(list(self.swept))
         combinations = list(itertools.product(*self.swept.values()))
-        names = [name_of(dict(zip(short.values(), map(value_of, each), strict=True))) for each in combinations]
+        values = [dict(zip(short.values(), map(value_of, each), strict=True)) for each in combinations]
+        names = [name_of(each) for each in values]
         return [
             Job(
                 name if names.count(name) == 1 else f"{name[:LONGEST_NAME]}-{digest(each)}",
                 (*self.fixed.values(), *each),
-                dict(zip(short.values(), map(value_of, each), strict=True)),
+                own,
             )
-            for name, each in zip(names, combinations, strict=True)
+            for name, each, own in zip(names, combinations, values, strict=True)
         ]
 
     @property
@@ -120,6 +131,6 @@ def digest(texts: Iterable[str]) -> str:
     return hashlib.sha256("\n".join(texts).encode()).hexdigest()[:8]
 
 
-def quoted(key: str, value: object) -> str:
-    """An override whose value is this text, whatever it holds."""
-    return f"{key}={QuotedString(str(value), Quote.single).with_quotes()}"
+def quoted(value: object) -> str:
+    """A text as an override's value, whatever it holds."""
+    return QuotedString(str(value), Quote.single).with_quotes()

@@ -1,33 +1,25 @@
-"""One job as a process of its own: `python train.py ...`, its words in a log, signals passed on."""
+"""One job as a process of its own: `python train.py ...`, its output in a log, signals passed on."""
 
-import ctypes
-import fcntl
 import os
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
+from fewstep.artifacts.run_folder import locked
 from fewstep.sweeps.requeue import begin_again
-from fewstep.system.signals import Stopped
+from fewstep.system.signals import Stopped, stop_signals
 
 LOGS = "logs"
-PASSED_ON = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
-POLL = 0.2  # s
-GRACE = 60.0  # seconds in which a job that was told to stop writes its checkpoint
-PR_SET_PDEATHSIG = 1
-LIBC = ctypes.CDLL(None)  # loaded here: between fork and exec it would be too late
+GRACE = 60.0  # seconds in which a job that is asked to stop writes its checkpoint
 STARTED = "$ "
 
 
@@ -44,59 +36,61 @@ class JobProcess:
     one_gpu: bool = False
 
     def __call__(self, config: DictConfig) -> dict[str, Any]:
-        """Run the job whose settings Hydra composed here, to its end; give its exit status and its last words."""
-        overrides = list(HydraConfig.get().overrides.task)
+        """Run the job whose settings Hydra composed here, to its end; give its exit status and its last message."""
         folder = Path(config.outputs)
         log = folder / LOGS / f"{config.name}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, self.script, *overrides, "hydra.mode=RUN"]
-        with gpu_of(folder, self.one_gpu) as environment, log.open("a") as words:
-            words.write(f"{STARTED}{shlex.join(command)}\n")
-            words.flush()
-            status = run_to_its_end(command, environment, words.fileno())
-        return {"status": status, "words": last_words(log)}
+        command = [sys.executable, self.script, *job_arguments()]
+        with environment_of_job(folder, self.one_gpu) as environment, log.open("a") as output:
+            output.write(f"{STARTED}{shlex.join(command)}\n")
+            output.flush()
+            status = run_to_end(command, environment, output.fileno())
+        return {"status": status, "message": last_message(log)}
 
 
-def run_to_its_end(command: list[str], environment: dict[str, str], output: int) -> int:
-    """The exit status of a process that is told to stop when we are, or when we are gone."""
-    child = subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environment, preexec_fn=die_with_parent
-    )
+def job_arguments() -> list[str]:
+    """The command line of the job that Hydra composed here."""
+    composed = HydraConfig.get()
+    folders = [source.path for source in composed.runtime.config_sources if source.provider == "command-line"]
+    search_path = [text for text in composed.overrides.hydra if text.startswith("hydra.searchpath=")]
+    given = [argument for folder in folders for argument in ("--config-dir", folder)]
+    return [*given, *composed.overrides.task, *search_path, "hydra.mode=RUN"]
 
-    told: list[int] = []
 
-    def pass_on(number: int, _: FrameType | None) -> None:
-        told.append(number)
-        child.send_signal(number)
+def run_to_end(command: list[str], environment: dict[str, str], output: int) -> int:
+    """The exit status of a process that is asked to stop when this one is.
 
-    before = {number: signal.signal(number, pass_on) for number in PASSED_ON}
+    Raises:
+        Stopped: the whole sweep was asked to stop, and not one of its jobs on a cluster.
+    """
+    requeue = signal.getsignal(signal.SIGUSR2)
+    child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environment)
     try:
-        while child.poll() is None:  # not wait(): what it holds while it waits would keep a handler from asking
-            time.sleep(POLL)
-    except BaseException:  # of a signal that the launcher takes, or Ctrl-C
-        child.send_signal(signal.SIGTERM)
-        try:
-            child.wait(GRACE)
-        except subprocess.TimeoutExpired:
-            child.kill()
+        with stop_signals():
+            return child.wait()
+    except Stopped as stopped:
+        with stop_signals(lambda number, frame: None):  # clusters and launchers ask twice
+            status = stop(child, stopped.number)
+        if status:
+            begin_again(status, requeue)
+        if "SUBMITIT_EXECUTOR" in os.environ:
+            return status
         raise
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    if told and child.returncode:
-        begin_again(child.returncode, before[signal.SIGUSR2])
-        if "SUBMITIT_EXECUTOR" not in os.environ:  # it was the whole sweep that was told
-            raise Stopped(told[0])
-    return child.returncode
 
 
-def die_with_parent() -> None:
-    """Have Linux tell this process to stop when the one that started it is gone, however it went."""
-    LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+def stop(child: subprocess.Popen[bytes], number: int) -> int:
+    """Pass a signal on; give the exit status."""
+    # Ctrl-C has reached the job too, and a second one would have it end without a checkpoint.
+    child.send_signal(signal.SIGTERM if number == signal.SIGINT else number)
+    try:
+        return child.wait(GRACE)
+    except subprocess.TimeoutExpired:
+        child.kill()
+        return child.wait()
 
 
-def last_words(log: Path) -> str:
-    """The last error that the latest attempt said, else its last line."""
+def last_message(log: Path) -> str:
+    """The last error of the latest attempt, else its last line."""
     lines: list[str] = []
     for line in log.read_text(errors="replace").splitlines():
         lines = [] if line.startswith(STARTED) else [*lines, line.strip()] if line.strip() else lines
@@ -105,32 +99,20 @@ def last_words(log: Path) -> str:
 
 
 @contextmanager
-def gpu_of(folder: Path, one: bool) -> Iterator[dict[str, str]]:
-    """The environment of a job: if it is to have `one` GPU, of this machine's the first that no other job holds."""
+def environment_of_job(folder: Path, one_gpu: bool) -> Iterator[dict[str, str]]:
+    """The environment of a job: if it is to have one GPU, of this machine's the first that no other job has locked."""
     environment = dict(os.environ)
-    gpus = gpus_here() if one else []
-    held = None
-    for gpu in gpus:
-        held = (folder / LOGS / f".gpu-{gpu}").open("w")
-        try:
-            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            held.close()
-            continue
-        environment["CUDA_VISIBLE_DEVICES"] = gpu
-        break
-    try:
+    with ExitStack() as stack:
+        for gpu in visible_gpus() if one_gpu else ():
+            if stack.enter_context(locked(folder / LOGS / f".gpu-{gpu}")):
+                environment["CUDA_VISIBLE_DEVICES"] = gpu
+                break
         yield environment
-    finally:
-        if held is not None:
-            held.close()
 
 
-def gpus_here() -> list[str]:
+def visible_gpus() -> list[str]:
     """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
-    if "CUDA_VISIBLE_DEVICES" in os.environ:
-        return [gpu for gpu in os.environ["CUDA_VISIBLE_DEVICES"].split(",") if gpu]
-    if shutil.which("nvidia-smi") is None:
-        return []
-    listed = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True, check=False).stdout
-    return [str(number) for number, line in enumerate(listed.splitlines()) if line.startswith("GPU ")]
+    from torch.cuda import device_count
+
+    everything = ",".join(map(str, range(device_count())))
+    return [gpu for gpu in os.environ.get("CUDA_VISIBLE_DEVICES", everything).split(",") if gpu]

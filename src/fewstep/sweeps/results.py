@@ -6,13 +6,12 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+from fewstep.artifacts.quality_file import QualityRow, read_rows
 from fewstep.artifacts.run_folder import QUALITY
-from fewstep.reports.summary import Row, read_rows
-from fewstep.sweeps.status import Objective
+from fewstep.sweeps.status import FIGURES, Objective
 from fewstep.sweeps.sweep import described
 
 SEED = "seed"
-FIGURES = ("fid", "inception_score", "precision", "recall", "accuracy", "diversity", "kid", "clip_score", "exact_rmse")
 Cell = tuple[str, str, int, int]
 """Model, sampler, steps and evaluations of a row."""
 
@@ -23,7 +22,7 @@ class Result:
 
     job: str
     values: Mapping[str, str]
-    rows: Sequence[Row]
+    rows: Sequence[QualityRow]
 
 
 @dataclass(frozen=True)
@@ -65,9 +64,9 @@ class Setting:
         return Spread.of(each) if each else None
 
     def objective(self, objective: Objective) -> Spread | None:
-        """The figure by which settings are compared."""
-        cells = [cell for cell in self.cells if cell[0] == "progressive" and cell[2] == objective.steps]
-        return self.spread(cells[0], objective.figure, objective.w) if cells else None
+        """The figure by which settings are compared, over the seeds."""
+        each = [value for result in self.results if (value := objective.of(result.rows)) is not None]
+        return Spread.of(each) if each else None
 
 
 @dataclass(frozen=True)
@@ -113,7 +112,7 @@ def collected(folder: Path, objective: Objective | None = None) -> Collected:
         ValueError: it is no sweep's folder, nothing is finished, or its jobs were not judged alike.
     """
     about = described(folder)
-    goal = objective or Objective(**about["objective"])
+    objective = objective or Objective(**about["objective"])
     results, missing = [], []
     for job, values in about["jobs"].items():
         files = sorted(folder.glob(f"*/*/{job}/{QUALITY}"))
@@ -123,13 +122,28 @@ def collected(folder: Path, objective: Objective | None = None) -> Collected:
             missing.append(job)
     if not results:
         raise ValueError(f"no job of {folder} has figures yet; the sweep's own line goes on with it")
-    by_protocol: dict[str, list[str]] = {}
+    require_one_protocol(folder, results)
+
+    def key(setting: Setting) -> tuple[bool, float]:
+        spread = setting.objective(objective)
+        return (spread is None, objective.sign * (spread.mean if spread else 0.0))
+
+    return Collected(folder, objective, results[0].rows[0].protocol, sorted(grouped(results), key=key), missing)
+
+
+def require_one_protocol(folder: Path, results: Sequence[Result]) -> None:
+    """Refuse figures that share no table.
+
+    Raises:
+        ValueError: the jobs were judged in several ways, or at different w.
+    """
+    protocols: dict[str, list[str]] = {}
     for result in results:
-        by_protocol.setdefault(result.rows[0].protocol, []).append(result.job)
-    if len(by_protocol) > 1:
-        ways = "; ".join(f"{protocol}: {jobs[0]} and {len(jobs) - 1} more" for protocol, jobs in by_protocol.items())
+        protocols.setdefault(result.rows[0].protocol, []).append(result.job)
+    if len(protocols) > 1:
+        ways = "; ".join(f"{protocol}: {jobs[0]} and {len(jobs) - 1} more" for protocol, jobs in protocols.items())
         raise ValueError(
-            f"the jobs of {folder} were judged in {len(by_protocol)} ways, which share no table ({ways}); sweep "
+            f"the jobs of {folder} were judged in {len(protocols)} ways, which share no table ({ways}); sweep "
             "over one data set and one stage.evaluate at a time"
         )
     weights = {frozenset(row.w for row in result.rows) for result in results}
@@ -139,14 +153,6 @@ def collected(folder: Path, objective: Objective | None = None) -> Collected:
             f"the jobs of {folder} were judged at different w ({ways}), whose means share no table; sweep over one "
             "stage.evaluate at a time"
         )
-    settings = grouped(results)
-    sign = 1 if goal.less_is_better else -1
-
-    def key(setting: Setting) -> tuple[bool, float]:
-        spread = setting.objective(goal)
-        return (spread is None, sign * (spread.mean if spread else 0.0))
-
-    return Collected(folder, goal, next(iter(by_protocol)), sorted(settings, key=key), missing)
 
 
 def grouped(results: Iterable[Result]) -> list[Setting]:
@@ -158,7 +164,7 @@ def grouped(results: Iterable[Result]) -> list[Setting]:
     return [Setting(dict(values), each) for values, each in found.items()]
 
 
-def cell_of(row: Row) -> Cell:
+def cell_of(row: QualityRow) -> Cell:
     return (row.model, row.sampler, row.steps, row.nfe)
 
 

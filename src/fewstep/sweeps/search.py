@@ -6,16 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from omegaconf import DictConfig
-
+from fewstep.runs.config import Settings
 from fewstep.runs.overrides import is_installed
-from fewstep.sweeps.grid import Hydra, Launched, about, outcome_of, show_plan
+from fewstep.sweeps.context import SweepContext
+from fewstep.sweeps.grid import about, count_of, show_jobs
 from fewstep.sweeps.jobs import Job, SweepOverrides, name_of, shortened
-from fewstep.sweeps.parents import Step, child_of, planned
 from fewstep.sweeps.running import Sweep
+from fewstep.sweeps.shared import from_parent, method_in, own_stages, with_shared_trainings
 from fewstep.sweeps.space import Choices, Dimension, Range, space_of, texts
-from fewstep.sweeps.status import FAILED, Objective
-from fewstep.sweeps.sweep import describe, locked_sweep, place_jobs
+from fewstep.sweeps.status import FAILED, JobState, Objective
+from fewstep.sweeps.sweep import describe, locked_sweep
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -40,7 +40,7 @@ class Search:
             )
 
 
-def sweep_search(hydra: Hydra, arguments: Sequence[str], objective: Objective, search: Search) -> Sweep:
+def sweep_search(context: SweepContext, arguments: Sequence[str], search: Search) -> None:
     """Run trials until there are as many as asked for, those of earlier starts counted.
 
     Raises:
@@ -49,75 +49,84 @@ def sweep_search(hydra: Hydra, arguments: Sequence[str], objective: Objective, s
     """
     if not is_installed("optuna"):
         raise ValueError("sweeper=optuna needs a package that is not installed; pip install 'fewstep[search]' has it")
-    line, space = space_of(hydra.overrides(arguments))
+    overrides, space = space_of(context.parse(arguments))
     if not space:
         raise ValueError("a search needs something to search, like stage.guidance.w_max=interval(2, 8)")
-    hydra.require_one_preset(line)
-    folder = hydra.folder(line)
+    folder = context.folder(overrides)
     # What the first and the last values share, all share. Their settings are checked before anything is started.
-    probes = [job_of(f"end-{end}", line, texts(space, end)) for end in (0, -1)]
-    jobs, configs = place_jobs(probes, hydra.compose, folder, elsewhere=hydra.is_elsewhere)
-    for config in configs.values():
-        require_figure(config.stage, objective)
-    steps = planned(jobs, configs, folder)
-    parents, example = [step for step in steps if step.until], steps[-1]
-    if hydra.config.plan:
-        show_plan(folder, parents)
+    ends = [job_of(f"end-{end}", overrides, texts(space, end)) for end in (0, -1)]
+    placed = [context.placed(job, folder) for job in ends]
+    for _, settings in placed:
+        require_figure(settings, context.objective)
+    trainings, _ = with_shared_trainings([job for job, _ in placed], {job.name: own for job, own in placed})
+    shared = list(trainings.values())
+    if context.config.plan:
+        show_jobs(folder, shared)
         print(f"search: {search.trials} trials")
-        return Sweep([], objective)
+        return
     with locked_sweep(folder):
-        sweep = Sweep([outcome_of(step, hydra, objective) for step in parents], objective)
-        print(f"search: {folder}: {search.trials} trials, {len(parents)} shared parents", flush=True)
-        launched = Launched.of(hydra, folder, sweep, search.at_once)
-        launched.run()
-        study = opened_study(folder, objective, search.seed)
-        for number, values in told(study, space):
-            (job,), _ = place_jobs([job_of(f"trial={number}", line, values)], hydra.compose, folder, elsewhere=True)
-            sweep.outcomes.append(outcome_of(trial_step(job, example, parents), hydra, objective))
-        while not sweep.failures or parents_are_done(sweep):
-            asked = ask(study, space, search)
-            if not asked:
-                break
-            for number, values in asked:
-                own = job_of(f"trial={number}", line, values)
-                (job,), _ = place_jobs([own], hydra.compose, folder, elsewhere=hydra.is_elsewhere)
-                sweep.outcomes.append(outcome_of(trial_step(job, example, parents), hydra, objective))
-            describe(folder, about(hydra, line, [o.step for o in sweep.outcomes], objective))
-            launched.run()
-            for (number, _), outcome in zip(asked, sweep.outcomes[-len(asked) :], strict=True):
-                tell(study, number, None if outcome.state == FAILED else outcome.figure)
+        print(f"search: {folder}: {search.trials} trials, {count_of(shared)}", flush=True)
+        sweep = Sweep([context.state_of(job) for job in shared], context.objective)
+        context.run(sweep, folder)
+        if not sweep.failures:
+            run_trials(context, Trials(overrides, space, folder, trainings), sweep, search)
         sweep.show()
-    if not any(outcome.figure is not None for outcome in sweep.outcomes):
+    if not any(state.figure is not None for state in sweep.states):
         print("no trial has a figure; the same line goes on", flush=True)
         sys.exit(1)
-    return sweep
 
 
-def parents_are_done(sweep: Sweep) -> bool:
-    return not any(outcome.step.until for outcome in sweep.failures)
+@dataclass(frozen=True)
+class Trials:
+    """What all trials of a search have in common.
+
+    Attributes:
+        overrides: the fixed ones. trainings: shared, by key; see `with_shared_trainings`.
+    """
+
+    overrides: SweepOverrides
+    space: Mapping[str, Dimension]
+    folder: Path
+    trainings: Mapping[str, Job]
+
+    def state(self, context: SweepContext, number: int, values: Mapping[str, str]) -> JobState:
+        """How a trial stands before it is launched, its settings checked."""
+        job, settings = context.placed(job_of(f"trial={number}", self.overrides, values), self.folder)
+        return context.state_of(from_parent(job, settings, self.trainings))
 
 
-def require_figure(stage: DictConfig, objective: Objective) -> None:
+def run_trials(context: SweepContext, trials: Trials, sweep: Sweep, search: Search) -> None:
+    """Ask Optuna for values, run them and tell it their figures, until there are as many trials as asked for."""
+    study = opened_study(trials.folder, context.objective, search.seed)
+    for number, values in finished_trials(study, trials.space):
+        sweep.states.append(trials.state(context, number, values))
+    while batch := ask(study, trials.space, search):
+        states = [trials.state(context, number, values) for number, values in batch]
+        sweep.states.extend(states)
+        jobs = [state.job for state in sweep.states]
+        describe(trials.folder, about(context, trials.overrides, jobs))
+        context.run(sweep, trials.folder)
+        for (number, _), state in zip(batch, states, strict=True):
+            tell(study, number, None if state.state == FAILED else state.figure)
+
+
+def require_figure(settings: Settings, objective: Objective) -> None:
     """Refuse a search for a figure that no job will have."""
-    ladder = list(stage.progressive.ladder) if stage.name == "pipeline" else []
-    if objective.steps not in ladder[1:]:
+    stages = own_stages(settings)
+    phases = [phase for stage in stages for phase in method_in(settings, stage).phases()]
+    made = sorted({steps for phase in phases for steps in phase.sampling.steps}, reverse=True)
+    if objective.steps not in made:
         raise ValueError(
-            f"the search looks for the best student of {objective.steps} steps, and the ladder {ladder} makes none; "
-            "set hydra.sweeper.objective.steps or the ladder"
+            f"the search looks for the best student of {objective.steps} steps, and these settings make some of "
+            f"{made or 'no'} steps; set hydra.sweeper.objective.steps or the steps of the method"
         )
 
 
-def job_of(name: str, line: SweepOverrides, values: Mapping[str, str]) -> Job:
+def job_of(name: str, overrides: SweepOverrides, values: Mapping[str, str]) -> Job:
     """The job of a trial."""
     short = {shorter: values[key] for key, shorter in shortened(list(values)).items()}
-    overrides = (*line.fixed.values(), *(f"{key}={value}" for key, value in values.items()))
-    return Job(f"{name},{name_of(short)}", overrides, short)
-
-
-def trial_step(job: Job, example: Step, parents: Sequence[Step]) -> Step:
-    """A trial's step: its parent is that of the example, if all trials share one."""
-    parent = next((step for step in parents if example.after and step.job.name == example.after[-1]), None)
-    return Step(job if parent is None else child_of(job, parent), after=example.after)
+    own = (*overrides.fixed.values(), *(f"{key}={value}" for key, value in values.items()))
+    return Job(f"{name},{name_of(short)}", own, short)
 
 
 def opened_study(folder: Path, objective: Objective, seed: int) -> "Study":
@@ -142,16 +151,16 @@ def ask(study: "Study", space: Mapping[str, Dimension], search: Search) -> list[
     """The next trials: those that an earlier start left unfinished, then new ones, as many as still belong to it."""
     from optuna.trial import TrialState
 
-    left = [trial for trial in study.get_trials(deepcopy=False) if trial.state == TrialState.RUNNING]
-    settled = len(study.get_trials(deepcopy=False)) - len(left)
-    count = min(search.at_once, search.trials - settled)
-    known = [(trial.number, chosen(trial, space)) for trial in left[:count]]
+    begun = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+    ended = len(study.get_trials(deepcopy=False)) - len(begun)
+    count = max(0, min(search.at_once, search.trials - ended))
+    known = [(trial.number, chosen(trial, space)) for trial in begun[:count]]
     distributions = {key: distribution(own) for key, own in space.items()}
     fresh = [study.ask(distributions) for _ in range(count - len(known))]
     return [*known, *((trial.number, chosen(trial, space)) for trial in fresh)]
 
 
-def told(study: "Study", space: Mapping[str, Dimension]) -> list[tuple[int, dict[str, str]]]:
+def finished_trials(study: "Study", space: Mapping[str, Dimension]) -> list[tuple[int, dict[str, str]]]:
     """The trials of earlier starts that have a figure."""
     from optuna.trial import TrialState
 

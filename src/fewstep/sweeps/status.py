@@ -1,17 +1,19 @@
 """What has come of a sweep's jobs, by the files that they leave."""
 
-import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
 
-from omegaconf import DictConfig, OmegaConf
+from fewstep.artifacts.quality_file import QualityRow, read_rows
+from fewstep.artifacts.run_folder import CONFIG, PRODUCTS, QUALITY, differences, products_of, settings_in
+from fewstep.runs.config import Settings
+from fewstep.sweeps.jobs import Job
+from fewstep.sweeps.shared import folder_of
 
-from fewstep.artifacts.run_folder import CONFIG, MODEL, QUALITY, REPORT, differences, rung_file, settings_in
-from fewstep.runs.cycle import CYCLE
-from fewstep.sweeps.parents import Step
-
-WAITING, FINISHED, DONE, FAILED, HELD_BACK = "waiting", "finished before", "done", "failed", "held back"
+WAITING, FINISHED, DONE, FAILED, SKIPPED = "waiting", "finished before", "done", "failed", "skipped"
+NO_STUDENTS = ("teacher", "guided")  # models of any number of steps, in the rows of quality.json
+FIGURES = ("fid", "inception_score", "precision", "recall", "accuracy", "diversity", "kid", "clip_score", "exact_rmse")
 
 
 @dataclass(frozen=True)
@@ -21,11 +23,18 @@ class Objective:
     Attributes:
         figure: a column of quality.json; less is better of fid, kid and errors, more of the others.
         w: null is the mean over the grid's weights.
+
+    Raises:
+        ValueError: no such column.
     """
 
     figure: str = "fid"
     steps: int = 4
     w: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.figure not in (*FIGURES, "same_noise_rmse"):
+            raise ValueError(f"the figure of an objective must be one of {', '.join(FIGURES)}, got {self.figure}")
 
     def __str__(self) -> str:
         where = "mean over w" if self.w is None else f"w = {self.w:g}"
@@ -35,65 +44,50 @@ class Objective:
     def less_is_better(self) -> bool:
         return self.figure in ("fid", "kid", "same_noise_rmse", "exact_rmse")
 
-    def of(self, folder: Path) -> float | None:
-        """The figure of a run; None where its quality.json has no such row."""
-        file = folder / QUALITY
-        rows = json.loads(file.read_text()) if file.is_file() else []
+    @property
+    def sign(self) -> int:
+        """Times a figure: of two jobs, the smaller one is better."""
+        return 1 if self.less_is_better else -1
+
+    def of(self, rows: Iterable[QualityRow]) -> float | None:
+        """The figure of a job; None where its rows have none of such a student."""
+        students = [row for row in rows if row.steps == self.steps and row.model not in NO_STUDENTS]
         values = [
-            row[self.figure]
-            for row in rows
-            if row["model"] == "progressive"
-            and row["steps"] == self.steps
-            and (self.w is None or row["w"] == self.w)
-            and row.get(self.figure) is not None
+            value
+            for row in students
+            if row.model == students[0].model
+            and (self.w is None or row.w == self.w)
+            and (value := getattr(row, self.figure)) is not None
         ]
         return mean(values) if values else None
 
 
 @dataclass
 class JobState:
-    """One line of a sweep's table."""
+    """One row of a sweep's table."""
 
-    step: Step
+    job: Job
     folder: Path
-    products: list[str]
     state: str = WAITING
-    words: str = ""
+    message: str = ""
     figure: float | None = None
 
+    @classmethod
+    def of(cls, job: Job, settings: Settings, objective: Objective) -> "JobState":
+        """How a job stands before anything is launched."""
+        state = cls(job, folder_of(job, settings))
+        # A shared training's name is a digest of its settings; a job of other settings says itself in what they differ.
+        same = job.stages or not differences(settings_in(state.folder), settings.values)
+        if state.missing() is None and same:
+            state.state, state.figure = FINISHED, state.read_figure(objective)
+        return state
+
     def missing(self) -> str | None:
-        """The first of its products that is not there."""
-        return next((name for name in self.products if not (self.folder / name).is_file()), None)
+        """The first file of a finished run that is not there."""
+        files = (CONFIG, PRODUCTS, *products_of(self.folder))
+        return next((name for name in files if not (self.folder / name).is_file()), None)
 
-
-def folder_of(config: DictConfig, step: Step) -> Path:
-    """The run folder in which a step's product will lie."""
-    return Path(config.outputs, config.dataset.name, step.until or config.stage.name, step.job.name)
-
-
-def is_done(config: DictConfig, step: Step) -> bool:
-    """Whether all that the step makes is there, of the settings that it has now.
-
-    A run of other settings is not: its process says in what it differs.
-    """
-    folder = folder_of(config, step)
-    if not all((folder / product).is_file() for product in products_of(config, step)):
-        return False
-    if step.until is not None:  # its name is a digest of its settings
-        return True
-    now = OmegaConf.to_container(config, resolve=True)
-    assert isinstance(now, dict)
-    return not differences(settings_in(folder), {str(key): value for key, value in now.items()})
-
-
-def products_of(config: DictConfig, step: Step) -> list[str]:
-    """The files of a finished run, and its settings."""
-    stage = config.stage
-    match step.until or stage.name:
-        case "teacher" | "guidance":
-            products = [MODEL]
-        case "progressive" | "encoder":
-            products = [*(rung_file(steps) for steps in stage.ladder[1:]), *([CYCLE] * (stage.name == "encoder"))]
-        case _:
-            products = [QUALITY, REPORT]
-    return [CONFIG, *products]
+    def read_figure(self, objective: Objective) -> float | None:
+        """The figure of its quality.json, if it has one."""
+        file = self.folder / QUALITY
+        return objective.of(read_rows(file)) if file.is_file() else None

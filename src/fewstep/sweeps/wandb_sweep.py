@@ -5,9 +5,8 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from omegaconf import OmegaConf
 
-from fewstep.runs.overrides import conf_folder
+from fewstep.runs.overrides import conf_folder, preset_overrides
 from fewstep.sweeps.space import Choices, Dimension, space_of
 from fewstep.sweeps.status import Objective
 from fewstep.tracking.names import quality_of
@@ -26,10 +25,7 @@ def wandb_sweep(preset: str, overrides: Sequence[str], program: str) -> dict[str
     with initialize_config_dir(str(conf_folder()), version_base="1.3"):
         composed = compose("config", [f"sweeps={preset}", *fixed], return_hydra_config=True)
     sweeper = composed.hydra.sweeper
-    params = OmegaConf.to_container(sweeper.params, resolve=False) if sweeper.params else {}
-    assert isinstance(params, dict)
-    own = [f"{key}={'null' if value is None else value}" for key, value in params.items()]
-    line, space = space_of(OverridesParser.create().parse_overrides([*own, *overrides]))
+    swept, space = space_of(OverridesParser.create().parse_overrides([*preset_overrides(composed), *overrides]))
     if not space:
         raise ValueError(f"sweeps={preset} sweeps over nothing with these settings; leave one with several values")
     objective = Objective(sweeper.objective.figure, sweeper.objective.steps, sweeper.objective.w)
@@ -43,7 +39,7 @@ def wandb_sweep(preset: str, overrides: Sequence[str], program: str) -> dict[str
             "goal": "minimize" if objective.less_is_better else "maximize",
         },
         "parameters": {key: parameter(dimension) for key, dimension in space.items()},
-        "command": [*COMMAND, f"sweeps={preset}", "hydra.mode=RUN", *line.fixed.values(), *outputs, "${args}"],
+        "command": [*COMMAND, f"sweeps={preset}", "hydra.mode=RUN", *swept.fixed.values(), *outputs, "${args}"],
     }
 
 

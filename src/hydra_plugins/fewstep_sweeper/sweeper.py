@@ -2,12 +2,17 @@
 
 import inspect
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra.core.config_store import ConfigStore
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
+
+from fewstep.runs.overrides import preset_overrides
+
+if TYPE_CHECKING:
+    from fewstep.sweeps.context import SweepContext
 
 
 @dataclass
@@ -56,25 +61,28 @@ class FewstepSweeper(Sweeper):
         self.hydra_context, self.config, self.launcher = hydra_context, config, None
         self.script = inspect.getfile(task_function)
 
-    def parameters(self) -> list[str]:
-        """The preset's parameters as they would be typed; ${...} is for each job to resolve."""
-        assert self.config is not None
-        params = OmegaConf.to_container(self.config.hydra.sweeper, resolve=False)
-        assert isinstance(params, dict)
-        return [f"{key}={'null' if value is None else value}" for key, value in (params["params"] or {}).items()]
+    def context(self) -> "SweepContext":
+        """What Hydra gave, for fewstep.sweeps.
 
-    def sweep(self, arguments: list[str]) -> Any:
-        """Run the sweep of the preset's parameters and of the command line; the latter count more."""
-        from fewstep.sweeps.grid import Hydra, sweep_grid
+        Raises:
+            ValueError: an objective without such a figure.
+        """
+        from fewstep.sweeps.context import SweepContext
         from fewstep.sweeps.status import Objective
-        from fewstep.system.signals import stop_signals
 
         assert self.hydra_context is not None
         assert self.config is not None
-        hydra = Hydra(self.hydra_context, self.config, self.script)
         objective = Objective(self.objective.figure, self.objective.steps, self.objective.w)
+        return SweepContext(self.hydra_context, self.config, self.script, objective, self.at_once)
+
+    def sweep(self, arguments: list[str]) -> None:
+        """Run the sweep of the preset's parameters and of the command line; the latter count more."""
+        from fewstep.sweeps.grid import sweep_grid
+        from fewstep.system.signals import stop_signals
+
+        context = self.context()
         with stop_signals():
-            return sweep_grid(hydra, [*self.parameters(), *arguments], objective, self.at_once)
+            sweep_grid(context, [*preset_overrides(context.config), *arguments])
 
 
 class FewstepSearch(FewstepSweeper):
@@ -84,17 +92,11 @@ class FewstepSearch(FewstepSweeper):
         super().__init__(params, objective, at_once)
         self.trials, self.seed = trials, seed
 
-    def sweep(self, arguments: list[str]) -> Any:
+    def sweep(self, arguments: list[str]) -> None:
         """Search in the preset's parameters and those of the command line; the latter count more."""
-        from fewstep.sweeps.grid import Hydra
         from fewstep.sweeps.search import Search, sweep_search
-        from fewstep.sweeps.status import Objective
         from fewstep.system.signals import stop_signals
 
-        assert self.hydra_context is not None
-        assert self.config is not None
-        hydra = Hydra(self.hydra_context, self.config, self.script)
-        objective = Objective(self.objective.figure, self.objective.steps, self.objective.w)
-        search = Search(self.trials, self.at_once, self.seed)
+        context, search = self.context(), Search(self.trials, self.at_once, self.seed)
         with stop_signals():
-            return sweep_search(hydra, [*self.parameters(), *arguments], objective, search)
+            sweep_search(context, [*preset_overrides(context.config), *arguments], search)
