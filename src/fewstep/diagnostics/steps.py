@@ -32,12 +32,13 @@ class Grid(NamedTuple):
     """The times of a path.
 
     Attributes:
-        begin: of each step's evaluation, in their order. end: of where one jump of the model from there lands.
+        begin: of each step's evaluation, in their order.
+        jump_ends: where one jump of the model from each of them lands.
         last: of the path's end.
     """
 
     begin: Float[Tensor, "steps"]
-    end: Float[Tensor, "steps"]
+    jump_ends: Float[Tensor, "steps"]
     last: Float[Tensor, ""]
 
 
@@ -98,7 +99,7 @@ class Paths:
         if module.nets.teacher is None:
             return []
         all_steps, squares = concatenate(path.steps), []
-        begin, end = (times.repeat_interleave(count).to(module.device) for times in (grid.begin, grid.end))
+        begin, end = (times.repeat_interleave(count).to(module.device) for times in (grid.begin, grid.jump_ends))
         _, label, w = self.starts.part(torch.arange(count).repeat(len(path.steps)), module.device)
         for start in range(0, len(begin), self.rows):
             part = slice(start, start + self.rows)
