@@ -18,6 +18,7 @@ from fewstep.data.batches import Data
 from fewstep.data.facts import DataFacts
 from fewstep.data.noise import NoiseData
 from fewstep.diagnostics import NUM_EXAMPLES, Diagnostics
+from fewstep.diagnostics.file import logged_rows
 from fewstep.diffusion.betas import BetaSchedule
 from fewstep.diffusion.schedule import CosineSchedule
 from fewstep.distributed.collectives import on_main_process, world_size
@@ -348,5 +349,6 @@ def loggers_of(settings: Settings, folder: Path) -> Iterator[list[Logger]]:
         job_type=settings.name,
         config=settings.values,
         loggers=settings.values["logger"],
+        earlier=logged_rows(folder),
     ) as loggers:
         yield loggers
