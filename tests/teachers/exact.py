@@ -10,10 +10,10 @@ from fewstep.diffusion.schedule import CosineSchedule
 
 
 class ExactNetwork(nn.Module):
-    """Says `kind` of the exact mixture, told the time of its native_schedule, timestep / 1000, or ours.
+    """Outputs `kind` of the exact mixture at the time of its native schedule, timestep / 1000, or at ours.
 
     Args:
-        null_is: the label that "no class" is answered like: itself, or a class where the null does not work.
+        null_is: the label whose answer "no class" gets: itself, or a class where the null does not work.
     """
 
     def __init__(

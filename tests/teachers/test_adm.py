@@ -137,12 +137,12 @@ def adm(
         if resample is not None:
             inner, h = resample(inner), resample(h)
         inner = conv(inner, f"{name}.in_layers.2")
-        told = F.linear(F.silu(embedding), *weights(f"{name}.emb_layers.1"))[..., None, None]
-        if told.shape[1] == 2 * inner.shape[1]:
-            scale, shift = told.chunk(2, dim=1)
+        embedded = F.linear(F.silu(embedding), *weights(f"{name}.emb_layers.1"))[..., None, None]
+        if embedded.shape[1] == 2 * inner.shape[1]:
+            scale, shift = embedded.chunk(2, dim=1)
             inner = norm(inner, f"{name}.out_layers.0") * (1 + scale) + shift
         else:
-            inner = norm(inner + told, f"{name}.out_layers.0")
+            inner = norm(inner + embedded, f"{name}.out_layers.0")
         inner = conv(F.silu(inner), f"{name}.out_layers.3")
         return inner + (conv(h, f"{name}.skip_connection") if f"{name}.skip_connection.weight" in tensors else h)
 
@@ -156,8 +156,8 @@ def adm(
             q, k, v = (part.reshape(batch * heads, head, places) for part in qkv.chunk(3, dim=1))
         else:  # queries, keys and values of the first head, then of the second, ...
             q, k, v = qkv.reshape(batch * heads, 3 * head, places).split(head, dim=1)
-        told = torch.softmax(torch.bmm(q.transpose(1, 2), k) / math.sqrt(head), dim=-1)
-        mixed = torch.bmm(v, told.transpose(1, 2)).reshape(batch, size, places)
+        attended = torch.softmax(torch.bmm(q.transpose(1, 2), k) / math.sqrt(head), dim=-1)
+        mixed = torch.bmm(v, attended.transpose(1, 2)).reshape(batch, size, places)
         weight, bias = weights(f"{name}.proj_out")
         return h + F.conv1d(mixed, weight, bias).reshape(h.shape)
 
@@ -248,7 +248,11 @@ def test_the_two_published_shapes_need_no_settings(tmp_path: Path) -> None:
         path = tmp_path / f"{size}.pt"
         torch.save(Plan(64, mults, attend=(2, 3)).tensors(), path)
         found = read_adm(path)
-        assert (found.config["sample_size"], found.config["attention_head_dim"], found.native_schedule.kind) == (size, 64, kind)
+        assert (found.config["sample_size"], found.config["attention_head_dim"], found.native_schedule.kind) == (
+            size,
+            64,
+            kind,
+        )
     linear = found.native_schedule  # 1e-4 to 0.02 over a thousand timesteps
     assert (linear.beta_start, linear.beta_end) == pytest.approx((1e-4, 0.02))
 
@@ -257,7 +261,7 @@ def test_an_adm_without_a_row_for_no_class_cannot_be_guided(tmp_path: Path) -> N
     for classes, words in ((4, "only with a class"), (None, "only without a condition")):
         path = write(Plan(classes=classes).tensors(), tmp_path / "adm.pt")
         assert not read(path, FACTS).has_null
-        with pytest.raises(ValueError, match=f"cannot be guided, because it can be asked {words}"):
+        with pytest.raises(ValueError, match=f"cannot be guided, because it can be called {words}"):
             imported(path, tmp_path, FACTS)
 
 
@@ -294,15 +298,15 @@ def without(tensors: dict[str, Tensor], name: str) -> dict[str, Tensor]:
 )
 @pytest.mark.usefixtures("unchecked")
 def test_a_file_that_cannot_be_used_is_refused(tmp_path: Path, tensors: Any, flags: dict[str, Any], words: str) -> None:
-    with pytest.raises(ValueError, match=words) as told:
+    with pytest.raises(ValueError, match=words) as refused:
         imported(write(tensors, tmp_path / "adm.pt", **flags), tmp_path, FACTS)
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(refused.value)
 
 
-def test_unpublished_settings_must_be_told(tmp_path: Path) -> None:
+def test_unpublished_settings_must_be_given(tmp_path: Path) -> None:
     path = tmp_path / "adm.pt"
     torch.save(Plan().tensors(), path)
-    with pytest.raises(ValueError, match=r"write what no tensor tells into .*adm.json"):
+    with pytest.raises(ValueError, match=r"write what is in no tensor into .*adm.json"):
         read_adm(path)
 
 

@@ -75,7 +75,7 @@ def test_where_the_schedule_ends(make_mixture: Callable[..., GaussianMixture]) -
     diffusion = found_of(mixture, "eps", "eps", BetaSchedule())
     assert not diffusion.has_zero_terminal_snr
     assert diffusion.terminal_alpha == pytest.approx(0.0683, abs=1e-3)
-    assert not diffusion.problems  # it can be distilled, and is told how
+    assert not diffusion.problems  # it can be distilled, and the output says how
     steep = BetaSchedule("linear", beta_start=1e-3, beta_end=0.01, num_timesteps=200)
     levels = found_of(mixture, "eps", "eps", steep).levels
     assert min(level.log_snr for level in levels) > steep.lowest_log_snr
@@ -151,9 +151,9 @@ def test_a_trained_teacher_passes(commands: Commands, teacher: dict[str, Path]) 
 
 
 def test_a_mislabelled_teacher_is_refused_after_its_table(commands: Commands, teacher: dict[str, Path]) -> None:
-    told = commands.fewstep("check", teacher["mislabelled"])
-    told.is_one_error("mislabelled.safetensors", "denoises as v and says eps", "times worse")
-    assert "without condition" in told.out
+    result = commands.fewstep("check", teacher["mislabelled"])
+    result.is_one_error("mislabelled.safetensors", "denoises as v and says eps", "times worse")
+    assert "without condition" in result.out
 
 
 def test_a_foreign_folder_is_checked_without_being_written(commands: Commands, tmp_path: Path) -> None:
@@ -162,10 +162,10 @@ def test_a_foreign_folder_is_checked_without_being_written(commands: Commands, t
     folder = tmp_path / "folder"
     own = {"down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",), "norm_num_groups": 4}
     write(UNet2DModel(8, 1, 1, block_out_channels=(8,), layers_per_block=1, num_class_embeds=10, **own), folder)
-    told = commands.fewstep("check", folder, "--dataset", "digits", "--num", "32")
-    told.is_one_error("no reading denoises", "no null condition")
-    assert "none (it is asked only with a class)" in told.out
-    assert "alpha = 0.00635" in told.out
+    result = commands.fewstep("check", folder, "--dataset", "digits", "--num", "32")
+    result.is_one_error("no reading denoises", "no null condition")
+    assert "none (it is called only with a class)" in result.out
+    assert "alpha = 0.00635" in result.out
     assert sorted(path.name for path in tmp_path.iterdir()) == ["folder"]
 
 

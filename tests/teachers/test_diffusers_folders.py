@@ -69,7 +69,7 @@ def test_an_imported_teacher_says_what_diffusers_says(tmp_path: Path, kind: str,
     path = imported(tmp_path / "folder", tmp_path / "outputs", FACTS)
     assert path == tmp_path / "outputs" / "tiny" / "teacher" / path.parent.name / "model.safetensors"
     denoiser, card = load_model(path)
-    assert (card.role, card.prediction, card.data, card.schedule) == ("teacher", reading, FACTS, card.native_schedule)
+    assert (card.label, card.prediction, card.data, card.schedule) == ("teacher", reading, FACTS, card.native_schedule)
     check_parity(original, denoiser, torch.tensor([0, 1, 2, 3, 4, 4]), 4)
     student = with_guidance_input(denoiser)  # starts as its teacher
     native_schedule = card.native_schedule
@@ -90,12 +90,12 @@ def check_parity(original: Any, denoiser: Any, label: Tensor, null: int) -> None
         for i in range(6)
     ]
     expected = torch.cat(theirs)[:, :3]
-    said = getattr(denoiser(z, log_snr, label), denoiser.prediction)
+    ours = getattr(denoiser(z, log_snr, label), denoiser.prediction)
     scale = expected.abs().max()
     assert scale > 0.05
-    told = denoiser.network(z, native_schedule.timestep(log_snr) / 1000, label, None)
-    torch.testing.assert_close(told, expected, rtol=0, atol=1e-5 * float(scale))
-    torch.testing.assert_close(said, expected, rtol=1e-5, atol=1e-4 * float(scale))  # through v, which divides by alpha
+    output = denoiser.network(z, native_schedule.timestep(log_snr) / 1000, label, None)
+    torch.testing.assert_close(output, expected, rtol=0, atol=1e-5 * float(scale))
+    torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-4 * float(scale))  # through v, which divides by alpha
     assert denoiser.null == null
 
 
@@ -107,7 +107,7 @@ def arguments(original: Any, label: Tensor) -> dict[str, Any]:
 
 def test_the_schedule_is_that_of_the_scheduler(tmp_path: Path) -> None:
     betas = [0.01 * (i + 1) for i in range(20)]
-    for number, (told, has_zero) in enumerate(
+    for number, (settings, has_zero) in enumerate(
         [
             ({"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}, False),
             ({"beta_schedule": "linear", "rescale_betas_zero_snr": True}, True),
@@ -115,8 +115,8 @@ def test_the_schedule_is_that_of_the_scheduler(tmp_path: Path) -> None:
         ]
     ):
         folder = tmp_path / str(number)
-        write(unet2d(), folder, "v", **told)
-        theirs = DDIMScheduler(**told).alphas_cumprod.double()  # pyright: ignore
+        write(unet2d(), folder, "v", **settings)
+        theirs = DDIMScheduler(**settings).alphas_cumprod.double()  # pyright: ignore
         native_schedule = read(folder, FACTS).denoiser.native_schedule
         assert native_schedule is not None
         steps = len(theirs)
@@ -175,7 +175,7 @@ def test_parts_of_weights_and_a_pipeline_of_a_transformer_open(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("classes", [None, 4])
-def test_who_has_no_null_condition_is_told(tmp_path: Path, classes: int | None) -> None:
+def test_a_teacher_without_a_null_condition_is_refused(tmp_path: Path, classes: int | None) -> None:
     folder = tmp_path / "folder"
     original: Any = write(unet2d(classes), folder)
     found = read(folder, FACTS)
@@ -185,7 +185,7 @@ def test_who_has_no_null_condition_is_told(tmp_path: Path, classes: int | None) 
         theirs = original(z, 7, class_labels=label if classes else None, return_dict=False)[0]
         ours = found.denoiser.network(z, torch.full((2,), 0.007, dtype=torch.float64), label, None)
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
-    with pytest.raises(ValueError, match="cannot be guided, because it can be asked only with"):
+    with pytest.raises(ValueError, match="cannot be guided, because it can be called only with"):
         imported(folder, tmp_path / "outputs", FACTS)
     assert not (tmp_path / "outputs").exists()
 
@@ -260,8 +260,8 @@ def drop(name: str) -> Callable[[Path], None]:
 
 def settle(name: str, **values: Any) -> Callable[[Path], None]:
     def change(folder: Path) -> None:
-        told = json.loads((folder / name).read_text())
-        (folder / name).write_text(json.dumps(told | values))
+        settings = json.loads((folder / name).read_text())
+        (folder / name).write_text(json.dumps(settings | values))
 
     return change
 
@@ -320,9 +320,9 @@ def test_a_folder_that_cannot_be_used_is_refused(tmp_path: Path, spoil: Callable
     folder = tmp_path / "folder"
     write(unet2d(), folder)
     spoil(folder)
-    with pytest.raises(ValueError, match=words) as told:
+    with pytest.raises(ValueError, match=words) as refused:
         imported(folder, tmp_path / "outputs", FACTS)
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(refused.value)
     assert not (tmp_path / "outputs").exists()
 
 

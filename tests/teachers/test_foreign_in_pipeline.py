@@ -14,7 +14,7 @@ from fewstep.diffusion.schedule import CosineSchedule
 
 pytest_plugins = ("running",)
 FAST = (*TINY[3:], "trainer.max_images=64", "trainer.snapshots=0")
-CLOCK = BetaSchedule("linear", beta_start=0.0001, beta_end=0.02)
+NATIVE = BetaSchedule("linear", beta_start=0.0001, beta_end=0.02)
 
 
 def folder_of(path: Path, classes: int | None = 11) -> Path:
@@ -36,14 +36,14 @@ def test_a_student_of_a_foreign_teacher_lives_on_its_schedule(commands: Commands
     guided = only(outputs, "digits/guidance/*/model.safetensors")
     denoiser, card = load_model(guided)
     assert type(denoiser.network).__name__ == "UNet2D"  # the teacher's, not that of model=digits
-    assert (card.prediction, card.schedule, card.native_schedule) == ("eps", CLOCK, CLOCK)
+    assert (card.prediction, card.schedule, card.native_schedule) == ("eps", NATIVE, NATIVE)
     imported = guided.parent / card.parents[0].path
     assert imported.resolve() == only(outputs, "digits/teacher/imported-*/model.safetensors").resolve()
     own = (f"outputs={outputs}", "stage.ladder=[4,2]", *FAST)
     done = commands.train("stage=progressive", *own)  # the newest guided student, though model= says another network
     assert done.status == 0, done
     rung = only(outputs, "digits/progressive/*/model-2.safetensors")
-    assert load_model(rung)[1].schedule == CLOCK
+    assert load_model(rung)[1].schedule == NATIVE
     shown = commands.fewstep("sample", rung, "--num", "4", "--w", "1", "--out", tmp_path / "some.png")
     assert shown.status == 0, shown
     commands.train("stage=guidance", *FAST, f"outputs={outputs}").is_one_error("needs a teacher", "there is none")
@@ -57,7 +57,7 @@ def test_zero_terminal_snr_and_another_reading(commands: Commands, tmp_path: Pat
     assert done.status == 0, done
     guided = only(outputs, "digits/guidance/*/model.safetensors")
     card = load_model(guided)[1]
-    assert (card.prediction, card.schedule, card.native_schedule) == ("v", CosineSchedule(), CLOCK)
+    assert (card.prediction, card.schedule, card.native_schedule) == ("v", CosineSchedule(), NATIVE)
     ladder = ("stage=progressive", f"teacher={guided}", "stage.ladder=[4,2]", *own)
     commands.train(*ladder).is_one_error("does not fit", "its schedule is CosineSchedule", "this run's BetaSchedule")
     done = commands.train(*ladder, "zero_terminal_snr=true")
@@ -84,8 +84,8 @@ def test_the_pipeline_and_the_evaluation_take_one(commands: Commands, tmp_path: 
 @pytest.mark.parametrize("stage", ["guidance", "pipeline", "evaluate"])
 def test_a_teacher_that_cannot_be_guided_is_refused_at_once(commands: Commands, tmp_path: Path, stage: str) -> None:
     folder, outputs = folder_of(tmp_path / "folder", classes=10), tmp_path / "outputs"
-    told = commands.train(f"stage={stage}", f"teacher={folder}", *FAST, f"outputs={outputs}")
-    told.is_one_error("cannot be guided", "no row for no class", "num_class_embeds = classes + 1")
+    result = commands.train(f"stage={stage}", f"teacher={folder}", *FAST, f"outputs={outputs}")
+    result.is_one_error("cannot be guided", "no row for no class", "num_class_embeds = classes + 1")
     assert not outputs.exists() or files_below(outputs) == []
 
 

@@ -17,7 +17,7 @@ NETWORK, SCHEDULER = "config.json", "scheduler_config.json"
         (NETWORK, "attention_head_dim", 0, "cannot be used here"),  # divided by when the network is made
         (NETWORK, "block_out_channels", [], "cannot be used here"),
         (NETWORK, "block_out_channels", {"a": 1}, "cannot be used here"),
-        (NETWORK, "downsample_padding", None, "cannot be used here"),  # met when the network is first asked
+        (NETWORK, "downsample_padding", None, "cannot be used here"),  # met when the network is first called
         (NETWORK, "freq_shift", "abc", "cannot be used here"),
         (NETWORK, "num_class_embeds", [5], r"a number of classes, and its config says \[5\]"),
         (NETWORK, "num_class_embeds", float("inf"), "a number of classes, and its config says inf"),
@@ -30,9 +30,9 @@ NETWORK, SCHEDULER = "config.json", "scheduler_config.json"
 def test_nonsense_is_refused_in_one_line(tmp_path: Path, file: str, name: str, value: Any, words: str) -> None:
     write(unet2d(), tmp_path)
     settle(file, **{name: value})(tmp_path)
-    with pytest.raises(ValueError, match=words) as told:
+    with pytest.raises(ValueError, match=words) as refused:
         read(tmp_path, FACTS)
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(refused.value)
 
 
 @pytest.mark.usefixtures("unchecked")

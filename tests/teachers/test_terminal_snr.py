@@ -1,6 +1,6 @@
 """eps teachers whose schedule ends above zero SNR: the exact mixture seen through Stable Diffusion's betas.
 
-What is done with them (`compose.Setup.schedule_of`), each against a closed form: the sampler on the teacher's own
+What is done with them (`runs.build.schedule_of`), each against a closed form: the sampler on the teacher's own
 schedule solves the guided ODE; starting it from pure noise biases mean and variance by what is derived below; on the
 cosine schedule the bias is gone; and a v student of such a teacher learns it.
 """
@@ -20,17 +20,18 @@ from fewstep.diffusion.guidance import Guided
 from fewstep.diffusion.mixture import GaussianMixture
 from fewstep.diffusion.prediction import PredictionKind, diffuse
 from fewstep.diffusion.sampler import integrate, sample
-from fewstep.diffusion.schedule import CosineSchedule, Schedule, alpha, sigma
-from fewstep.methods import GuidanceStage, Training
+from fewstep.diffusion.schedule import CosineSchedule, Schedule, alpha, sigma, uniform_times
+from fewstep.methods import Guidance, Networks, Training
+from fewstep.methods.draws import Draws
 from fewstep.networks import Denoiser, Frozen, ResidualMLP
 from fewstep.system.seeds import seed_for
 
-CLOCK = BetaSchedule()  # Stable Diffusion's: alpha = 0.068 at its last timestep
+NATIVE = BetaSchedule()  # Stable Diffusion's: alpha = 0.068 at its last timestep
 RESCALED = BetaSchedule(rescale_zero_snr=True)
 MakeMixture = Callable[..., GaussianMixture]
 
 
-def teacher_of(mixture: GaussianMixture, native_schedule: BetaSchedule = CLOCK) -> Frozen:
+def teacher_of(mixture: GaussianMixture, native_schedule: BetaSchedule = NATIVE) -> Frozen:
     return Frozen(Denoiser(ExactNetwork(mixture, "eps", native_schedule), "eps", native_schedule))
 
 
@@ -40,11 +41,11 @@ def test_ddim_on_its_own_schedule_converges_to_the_exact_guided_ode(make_mixture
     guided, exact = Guided(teacher, teacher.null), Guided(mixture.denoise, mixture.num_classes)
     noise = torch.randn(64, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     label, w = torch.arange(64) % 3, torch.full((64,), 1.5, dtype=torch.float64)
-    ends = CLOCK.log_snr(torch.tensor([1.0, 0.0], dtype=torch.float64))
+    ends = NATIVE.log_snr(torch.tensor([1.0, 0.0], dtype=torch.float64))
     truth = integrate(exact, noise, log_snr=ends[0], log_snr_next=ends[1], num_steps=200, label=label, w=w)
 
     def distance(num_steps: int) -> float:
-        x = sample(guided, noise, schedule=CLOCK, num_steps=num_steps, label=label, w=w)
+        x = sample(guided, noise, schedule=NATIVE, times=uniform_times(num_steps), label=label, w=w)
         return float((x - truth).square().mean().sqrt())
 
     errors = [distance(num_steps) for num_steps in (25, 50, 100, 200)]  # each a divisor of the thousand timesteps
@@ -72,29 +73,34 @@ TWO_POINTS = torch.tensor([[-1.0], [1.0]], dtype=torch.float64)  # of mean 0 and
 def biases(teacher: Frozen, schedule: Schedule, num_steps: int = 125) -> tuple[float, float]:
     """Mean and standard deviation of samples from pure noise, less those of the data."""
     x = sample(
-        teacher, TWO_POINTS, schedule=schedule, num_steps=num_steps, label=torch.zeros(2, dtype=torch.long), w=None
+        teacher,
+        TWO_POINTS,
+        schedule=schedule,
+        times=uniform_times(num_steps),
+        label=torch.zeros(2, dtype=torch.long),
+        w=None,
     )
     return float(x.mean()) - MEAN, float(x.std(correction=0)) - STD
 
 
 def test_the_bias_of_starting_from_pure_noise_is_what_the_ode_says() -> None:
-    end = CLOCK.log_snr(torch.tensor(1.0, dtype=torch.float64))
+    end = NATIVE.log_snr(torch.tensor(1.0, dtype=torch.float64))
     a, s = float(alpha(end)), float(sigma(end))
     assert a == pytest.approx(0.0683, abs=1e-4)
     spread = sqrt(a**2 * STD**2 + s**2)
     expected_mean, expected_std = -STD * a * MEAN / spread, STD / spread - STD
     label = torch.zeros(2, dtype=torch.long)
-    top = CLOCK.log_snr(torch.tensor(0.0, dtype=torch.float64))
+    top = NATIVE.log_snr(torch.tensor(0.0, dtype=torch.float64))
     solved = integrate(
         gaussian().denoise, TWO_POINTS, log_snr=end, log_snr_next=top, num_steps=200, label=label, w=None
     )
     assert float(solved.mean()) - MEAN == pytest.approx(expected_mean, abs=1e-4)
     assert float(solved.std(correction=0)) - STD == pytest.approx(expected_std, abs=1e-4)
-    mean, std = biases(teacher_of(gaussian()), CLOCK, num_steps=500)
+    mean, std = biases(teacher_of(gaussian()), NATIVE, num_steps=500)
     assert mean == pytest.approx(expected_mean, rel=0.03)
     assert mean == pytest.approx(-0.0239, abs=5e-4)  # a thirtieth of the mean is lost
     assert std == pytest.approx(expected_std, abs=8e-3)  # DDIM's own error, of 500 steps, is the larger part
-    # zero_terminal_snr=true: its x at the last timestep, asked of a z of no signal, is the mean up to alpha.
+    # zero_terminal_snr=true: its x at the last timestep, for a z without signal, is the mean up to alpha.
     cosine_mean, cosine_std = biases(teacher_of(gaussian()), CosineSchedule())
     assert abs(cosine_mean) < 0.02 * abs(mean)
     assert abs(cosine_std) < 0.025  # of 125 steps
@@ -109,15 +115,14 @@ def test_the_bias_of_starting_from_pure_noise_is_what_the_ode_says() -> None:
 @pytest.mark.parametrize("zero_terminal_snr", [False, True])
 def test_a_v_student_learns_the_guided_eps_teacher(make_mixture: MakeMixture, zero_terminal_snr: bool) -> None:
     mixture = make_mixture()
-    schedule = CosineSchedule() if zero_terminal_snr else CLOCK
+    schedule = CosineSchedule() if zero_terminal_snr else NATIVE
     torch.manual_seed(0)
     network = ResidualMLP(shape=(2,), num_classes=3, width=64, num_blocks=2, embedding_dim=32, guidance_input=True)
     teacher = teacher_of(mixture)
     steps = 200
-    stage = GuidanceStage(
-        student=Denoiser(network, "v", CLOCK),
-        teacher=Guided(teacher, teacher.null),
-        schedule=schedule,
+    student = Denoiser(network, "v", NATIVE)
+    method = Guidance(
+        name="guidance",
         training=Training(
             images=256 * steps,
             batch_size=256,
@@ -127,10 +132,11 @@ def test_a_v_student_learns_the_guided_eps_teacher(make_mixture: MakeMixture, ze
             ema_decay=0.0,
             weight="snr_plus_one",
         ),
-        stream="terminal",
         w_min=0.0,
         w_max=2.0,
     )
+    nets = Networks(student, Guided(teacher, teacher.null), schedule, method.guidance(None))
+    (phase,) = method.phases()
 
     def batch(step: int) -> Batch:
         generator = torch.Generator().manual_seed(seed_for("terminal", step))
@@ -146,14 +152,14 @@ def test_a_v_student_learns_the_guided_eps_teacher(make_mixture: MakeMixture, ze
         z = diffuse(x=x, eps=torch.randn(x.shape, generator=generator), log_snr=log_snr).z
         w = 2 * torch.rand(256, generator=generator)
         exact = Guided(mixture.denoise, 3)(z, log_snr, label, w).v
-        return float((stage.student(z, log_snr, label, w).v - exact).square().mean())
+        return float((student(z, log_snr, label, w).v - exact).square().mean())
 
     before = error()
-    optimiser = torch.optim.AdamW(stage.student.parameters(), 3e-3, weight_decay=0.0)
+    optimiser = torch.optim.AdamW(student.parameters(), 3e-3, weight_decay=0.0)
     for step in range(steps):
-        torch.manual_seed(step)
-        prediction, target, *_ = stage.regression(batch(step))
-        loss = (prediction.v - target.v).square().mean()
+        examples = batch(step)
+        draws = Draws.begin(examples.x, "terminal", step)
+        loss = method.losses(examples, nets, draws, step=step, phase=phase)["student"].error.mean()
         assert bool(loss.isfinite())
         optimiser.zero_grad()
         loss.backward()
@@ -178,11 +184,11 @@ def test_the_error_of_an_eps_teacher_does_not_explode_at_zero_snr(make_mixture: 
 
     def sampled(network: ExactNetwork) -> Tensor:
         teacher = Frozen(Denoiser(network, prediction, native_schedule))
-        return sample(teacher, noise, schedule=native_schedule, num_steps=50, label=label, w=None)
+        return sample(teacher, noise, schedule=native_schedule, times=uniform_times(50), label=label, w=None)
 
     good, erring = (sampled(kind(mixture, prediction, native_schedule)) for kind in (ExactNetwork, Erring))
     assert (good - erring).abs().max() < 0.15
-    exact = sample(mixture.denoise, noise, schedule=native_schedule, num_steps=50, label=label, w=None)
+    exact = sample(mixture.denoise, noise, schedule=native_schedule, times=uniform_times(50), label=label, w=None)
     assert (good - exact).abs().max() < 0.05
 
 

@@ -21,7 +21,7 @@ def check(
     dataset: Annotated[
         str | None, typer.Option(help="NAME of the data it was trained on; a model of ours says it itself.")
     ] = None,
-    num: Annotated[int, typer.Option(help="Examples it is asked about.")] = 256,
+    num: Annotated[int, typer.Option(help="Examples of the data that it is checked on.")] = 256,
     as_json: Annotated[bool, typer.Option("--json", help="Figures as JSON.")] = False,
 ) -> None:
     """Find out how a teacher's output reads (x, eps or v), and whether its null condition works.
@@ -43,9 +43,9 @@ def check(
 
     foreign = is_foreign(teacher)
     denoiser, card = (None, None) if foreign else load_model(Path(teacher))
-    if card is not None and card.role != "teacher":
+    if card is not None and (card.sampling.guidance != "two_evaluations" or card.sampling.times is not None):
         raise ValueError(
-            f"{teacher} is a {card.role} model, and only teachers are checked; `fewstep evaluate` judges it"
+            f"{teacher} is a {card.label} model, and only teachers are checked; `fewstep evaluate` judges it"
         )
     if dataset is None and card is None:
         raise ValueError(f"say on which data {teacher} was trained: --dataset NAME, one of conf/dataset")
@@ -74,7 +74,12 @@ def as_dict(found: "Findings") -> dict[str, object]:
     """The findings as plain JSON."""
     from dataclasses import asdict
 
+    levels = [
+        asdict(level) | {"unconditional": level.unconditional and level.unconditional[found.reads_as]}
+        for level in found.levels
+    ]
     return asdict(found) | {
+        "levels": levels,
         "denoises": found.denoises,
         "null_works": found.null_works,
         "has_zero_terminal_snr": found.has_zero_terminal_snr,
@@ -91,7 +96,7 @@ def show(teacher: str, found: "Findings", conditional: bool) -> None:
     for column in ("log-SNR", "linear guess", "read as x", "as eps", "as v", "without condition"):
         table.add_column(column, justify="right")
     for level in found.levels:
-        free = "-" if level.unconditional is None else f"{level.unconditional:.3g}"
+        free = "-" if level.unconditional is None else f"{level.unconditional[found.reads_as]:.3g}"
         reads = [f"{level.readings[kind]:.3g}" for kind in ("x", "eps", "v")]
         table.add_row(f"{level.log_snr:g}", f"{level.linear:.3g}", *reads, free)
     console = Console(soft_wrap=True)
@@ -101,7 +106,7 @@ def show(teacher: str, found: "Findings", conditional: bool) -> None:
     ends = (
         "with zero SNR" if found.has_zero_terminal_snr else f"with alpha = {found.terminal_alpha:.3g}, above zero SNR"
     )
-    kind = "none (it is asked only with a class)" if conditional else "none (it is unconditional)"
+    kind = "none (it is called only with a class)" if conditional else "none (it is unconditional)"
     null = "works" if found.null_works else "does not work" if found.denoises else "not known"
     lines = [
         f"reading: denoises as {found.reads_as}, {verdict}; worse are {worse}"

@@ -1,9 +1,9 @@
 """State dicts of guided-diffusion (ADM, Dhariwal & Nichol 2021), renamed to diffusers' UNet2DModel.
 
-What the tensors' shapes tell is read from them: channels, levels, blocks, where attention is, classes, the kind of
-resampling and of time conditioning, a learned variance (not used). What they cannot tell is taken from `MODEL.json`
-beside the file, in the words of guided-diffusion's own flags, or from the two published settings (reconstruction: from
-memory of the public commands) by the channel multipliers.
+Read from the tensors' shapes: channels, levels, blocks, attention, classes, the kind of resampling and of time
+conditioning, a learned variance (not used). Not in them, and so taken from `MODEL.json` beside the file, in
+guided-diffusion's own flags, or from the two published settings (reconstruction: from memory of the public commands)
+by the channel multipliers: image size, noise schedule, attention heads.
 """
 
 import re
@@ -19,7 +19,7 @@ from fewstep.teachers.foreign import Foreign, read_json, read_tensors
 
 Flags = dict[str, Any]
 DEFAULTS: Flags = {"num_head_channels": 64, "use_new_attention_order": False, "diffusion_steps": 1000}
-PUBLISHED: dict[tuple[float, ...], Flags] = {  # channel multipliers -> what no tensor tells
+PUBLISHED: dict[tuple[float, ...], Flags] = {  # channel multipliers -> what is in no tensor
     (1, 2, 3, 4): {"image_size": 64, "use_new_attention_order": True, "noise_schedule": "cosine"},
     (1, 1, 2, 2, 4, 4): {"image_size": 256, "use_new_attention_order": False, "noise_schedule": "linear"},
 }
@@ -50,7 +50,7 @@ def read_adm(path: Path) -> Foreign:
     """The teacher in a state dict of guided-diffusion, .pt or .safetensors.
 
     Raises:
-        ValueError: another file, settings that are not told and not published, or tensors that contradict each other.
+        ValueError: another file, settings that are neither given nor published, or tensors that contradict each other.
     """
     tensors = read_tensors(path)
     if not is_adm(tensors):
@@ -66,36 +66,64 @@ def read_adm(path: Path) -> Foreign:
         raise ValueError(f"{path} lacks the tensor {error.args[0]}; is the file whole?") from error
     except (TypeError, IndexError) as error:
         raise ValueError(f"{path} has tensors of too few dimensions for an ADM; is the file whole?") from error
-    told = path.with_suffix(".json")
-    channels = config["block_out_channels"]
-    own = read_json(told) if told.is_file() else PUBLISHED.get(mults, {})
-    flags = DEFAULTS | own
+    flags = flags_of(path, mults, config["block_out_channels"])
+    head = flags["num_head_channels"]
+    config |= {"sample_size": flags["image_size"], "attention_head_dim": head}
+    levels, new_order = len(config["block_out_channels"]), bool(flags["use_new_attention_order"])
+    return Foreign(
+        kind="UNet2DModel",
+        config=config,
+        tensors=renamed(tensors, levels, config["layers_per_block"], head, new_order),
+        prediction="eps",
+        native_schedule=schedule_of(flags, path),
+        pipeline=None,
+        digest=sha256_of(path) + str(sorted(flags.items())),
+    )
+
+
+def flags_of(path: Path, mults: tuple[float, ...], channels: list[int]) -> Flags:
+    """What is in no tensor: the flags in MODEL.json, or those published for these channel multipliers.
+
+    Raises:
+        ValueError: there are none, or one has no such value.
+    """
+    file = path.with_suffix(".json")
+    flags = DEFAULTS | (read_json(file) if file.is_file() else PUBLISHED.get(mults, {}))
     if not {"image_size", "noise_schedule"} <= flags.keys():
         raise ValueError(
-            f"{path} has channels {channels}, neither of the published 64 and 256 models; write what no tensor tells "
-            f'into {told}: {{"image_size": 64, "noise_schedule": "cosine", "num_head_channels": 64, '
+            f"{path} has channels {channels}, neither of the published 64 and 256 models; write what is in no tensor "
+            f'into {file}: {{"image_size": 64, "noise_schedule": "cosine", "num_head_channels": 64, '
             '"use_new_attention_order": true}'
         )
     try:
-        head, steps, size = (int(flags[name]) for name in ("num_head_channels", "diffusion_steps", "image_size"))
+        numbers = {name: int(flags[name]) for name in ("num_head_channels", "diffusion_steps", "image_size")}
     except (TypeError, ValueError, OverflowError) as error:
-        raise ValueError(f"{told} must give sizes and steps as whole numbers ({error}); correct it") from error
+        raise ValueError(f"{file} must give sizes and steps as whole numbers ({error}); correct it") from error
+    head = numbers["num_head_channels"]
     if head < 1 or any(channel % head for channel in channels):
-        raise ValueError(f"{path} has channels {channels}, which num_head_channels={head} must divide; correct {told}")
-    config |= {"sample_size": size, "attention_head_dim": head}
-    named = renamed(tensors, len(channels), config["layers_per_block"], head, bool(flags["use_new_attention_order"]))
+        raise ValueError(f"{path} has channels {channels}, which num_head_channels={head} must divide; correct {file}")
+    return flags | numbers
+
+
+def schedule_of(flags: Flags, path: Path) -> BetaSchedule:
+    """The noise schedule of that name.
+
+    Raises:
+        ValueError: an unknown one.
+    """
+    steps = flags["diffusion_steps"]
     match flags["noise_schedule"]:
         case "cosine":
-            native_schedule = BetaSchedule("squaredcos_cap_v2", num_timesteps=steps)
+            return BetaSchedule("squaredcos_cap_v2", num_timesteps=steps)
         case "linear":
-            native_schedule = BetaSchedule("linear", beta_start=0.1 / steps, beta_end=20 / steps, num_timesteps=steps)
+            return BetaSchedule("linear", beta_start=0.1 / steps, beta_end=20 / steps, num_timesteps=steps)
         case other:
-            raise ValueError(f"noise_schedule must be cosine or linear, got {other!r}; correct {told}")
-    return Foreign("UNet2DModel", config, named, "eps", native_schedule, None, sha256_of(path) + str(sorted(flags.items())))
+            file = path.with_suffix(".json")
+            raise ValueError(f"noise_schedule must be cosine or linear, got {other!r}; correct {file}")
 
 
 def architecture(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Any]:
-    """diffusers' settings of the network whose tensors these are, as far as their names and shapes tell.
+    """diffusers' settings of the network, as far as they follow from the tensors' names and shapes.
 
     Raises:
         ValueError: they are those of no guided-diffusion U-Net.

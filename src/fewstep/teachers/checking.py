@@ -1,4 +1,4 @@
-"""What a teacher really is, asked of itself over a batch of data: how its output reads, whether its null works."""
+"""Check of a teacher over a batch of data: how its output reads, whether its null condition works."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from math import exp, log
 import torch
 
 from fewstep.diffusion.guidance import nulls
-from fewstep.diffusion.prediction import KINDS, Condition, PredictionKind, diffuse, interpret
+from fewstep.diffusion.prediction import KINDS, Condition, Prediction, PredictionKind, diffuse, interpret
 from fewstep.diffusion.schedule import Images, Schedule, alpha, sigma
 from fewstep.networks import Frozen
 
@@ -20,20 +20,22 @@ NULL_DIFFERS = 1e-3  # share of the prediction that must change when the conditi
 class Level:
     """Mean squared errors of the predicted x at one log-SNR.
 
-    `linear` is that of the best prediction that knows no more than mean and variance of the data; `readings` those of
-    the network's output read as x, eps and v; `unconditional` that of the best reading, asked without a condition.
+    Args:
+        linear: of the best prediction from the mean and variance of the data alone.
+        readings: of the network's output read as x, eps and v; unconditional: the same without a condition.
+        difference: share of the prediction that changes without the condition.
     """
 
     log_snr: float
     linear: float
     readings: Mapping[PredictionKind, float]
-    unconditional: float | None
+    unconditional: Mapping[PredictionKind, float] | None
     difference: float | None
 
 
 @dataclass(frozen=True)
 class Findings:
-    """What was found.
+    """What a check found.
 
     Args:
         says: the reading the teacher names. reads_as: the one of the least error. worse: each reading's error over that
@@ -93,54 +95,30 @@ class Findings:
 def examine(
     teacher: Frozen, x: Images, label: Condition, *, schedule: Schedule, has_null: bool, seed: int = 0
 ) -> Findings:
-    """Ask the teacher at several noise levels what it knows the answer of: its own data, noised.
+    """Compare a teacher's predictions at several noise levels with the data that were noised.
 
     Args:
         x, label: examples of the data it was trained on, at least a few dozen.
-        schedule: where its sampling starts. has_null: whether it can be asked without a condition.
+        schedule: where its sampling starts. has_null: whether it has a null condition.
 
     Raises:
         ValueError: the schedule ends with next to no noise.
     """
-    denoiser, generator = teacher.denoiser, torch.Generator().manual_seed(seed)
-    says = denoiser.prediction
     lowest = float(schedule.log_snr(torch.tensor(1.0, dtype=torch.float64)))
-    variance = float((x - x.mean(0)).square().mean())
-    asked = [value for value in LOG_SNRS if value >= lowest]
-    if not asked:
+    log_snrs = [value for value in LOG_SNRS if value >= lowest]
+    if not log_snrs:
         raise ValueError(
             f"a teacher's schedule must reach a log-SNR of {LOG_SNRS[0]:g} to be checked, and this one ends at "
             f"{lowest:.3g}, next to no noise; are num_train_timesteps and the betas right?"
         )
-    answers, errors = [], []
-    for value in asked:
-        log_snr = torch.full((len(x),), value, dtype=torch.float64)
-        z = diffuse(x=x, eps=torch.randn(x.shape, generator=generator, dtype=x.dtype), log_snr=log_snr).z
-        said = teacher(z, log_snr, label, None)
-        free = teacher(z, log_snr, nulls(label, teacher.null), None) if has_null else None
-        output = getattr(said, says)
-        reads = {k: error(interpret(k, output, z=z, log_snr=log_snr).x, x) for k in KINDS}
-        errors.append(reads)
-        answers.append((z, log_snr, said, free))
-    totals = {kind: geometric([reads[kind] for reads in errors]) for kind in KINDS}
+    generator = torch.Generator().manual_seed(seed)
+    levels = [examine_level(teacher, x, label, value, has_null, generator) for value in log_snrs]
+    totals = {kind: geometric([level.readings[kind] for level in levels]) for kind in KINDS}
     best = min(KINDS, key=totals.__getitem__)
-    levels = []
-    for value, reads, (z, log_snr, said, free) in zip(asked, errors, answers, strict=True):
-        a, s = float(alpha(log_snr[0]).square()), float(sigma(log_snr[0]).square())
-        without = None if free is None else interpret(best, getattr(free, says), z=z, log_snr=log_snr).x
-        levels.append(
-            Level(
-                log_snr=value,
-                linear=variance * s / (a * variance + s),
-                readings=reads,
-                unconditional=None if without is None else error(without, x),
-                difference=None if free is None else float((said.v - free.v).norm() / said.v.norm()),
-            )
-        )
-    frees = [level.unconditional / level.linear for level in levels if level.unconditional is not None]
+    frees = [level.unconditional[best] / level.linear for level in levels if level.unconditional is not None]
     differences = [level.difference for level in levels if level.difference is not None]
     return Findings(
-        says=says,
+        says=teacher.denoiser.prediction,
         reads_as=best,
         worse={kind: totals[kind] / totals[best] for kind in KINDS},
         quality=geometric([level.readings[best] / level.linear for level in levels]),
@@ -149,6 +127,31 @@ def examine(
         null_difference=max(differences, default=None),
         terminal_alpha=float(alpha(torch.tensor(lowest, dtype=torch.float64))),
         levels=tuple(levels),
+    )
+
+
+def examine_level(
+    teacher: Frozen, x: Images, label: Condition, level: float, has_null: bool, generator: torch.Generator
+) -> Level:
+    """Noise the data to one log-SNR and measure the teacher's errors there."""
+    log_snr = torch.full((len(x),), level, dtype=torch.float64)
+    z = diffuse(x=x, eps=torch.randn(x.shape, generator=generator, dtype=x.dtype), log_snr=log_snr).z
+    kind = teacher.denoiser.prediction
+
+    def errors(prediction: Prediction) -> dict[PredictionKind, float]:
+        output = getattr(prediction, kind)
+        return {each: error(interpret(each, output, z=z, log_snr=log_snr).x, x) for each in KINDS}
+
+    conditional = teacher(z, log_snr, label, None)
+    free = teacher(z, log_snr, nulls(label, teacher.null), None) if has_null else None
+    a, s = float(alpha(log_snr[0]).square()), float(sigma(log_snr[0]).square())
+    variance = float((x - x.mean(0)).square().mean())
+    return Level(
+        log_snr=level,
+        linear=variance * s / (a * variance + s),
+        readings=errors(conditional),
+        unconditional=None if free is None else errors(free),
+        difference=None if free is None else float((conditional.v - free.v).norm() / conditional.v.norm()),
     )
 
 

@@ -1,4 +1,4 @@
-"""A foreign teacher becomes a model file of our own, once, and from then on is a parent like any other."""
+"""Import of a foreign teacher: a model file of our own is made of it once, and is a parent like any other."""
 
 import json
 import re
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from fewstep.artifacts.model_file import KEY, ModelCard, load_model, save_model
 from fewstep.data.facts import DataFacts
+from fewstep.diffusion.sampling import Sampling
 from fewstep.networks import Denoiser, network_class
 from fewstep.system.files import atomic_write
 from fewstep.teachers.adm import is_adm, read_adm
@@ -34,9 +35,11 @@ DEPTHS = ("layers_per_block", "num_layers", "transformer_layers_per_block")
 
 @dataclass(frozen=True)
 class Source:
-    """A teacher as it can be asked: its network, and whether it was ever taught to answer without a condition.
+    """A teacher that was read.
 
-    `prompted`: by the embedding of a prompt; else by a class, or by nothing (`conditional` is then false).
+    Args:
+        denoiser: its network. digest: of its files.
+        has_null: whether it was trained without a condition too. conditional: whether it takes a class or a prompt.
     """
 
     denoiser: Denoiser
@@ -46,7 +49,7 @@ class Source:
 
 
 def is_foreign(source: str | Path) -> bool:
-    """Whether teacher=`source` is one that others made: a diffusers folder, an ADM state dict, or a hub id."""
+    """Whether teacher=`source` is no model file of ours: a diffusers folder, an ADM state dict, or a hub id."""
     path = Path(source)
     if path.is_dir():
         return is_diffusers_folder(path)
@@ -63,10 +66,10 @@ def is_foreign(source: str | Path) -> bool:
 
 
 def from_hub(name: str) -> Path:
-    """The folder of a model of the Hugging Face hub, downloaded, or as it lies in the hub's cache.
+    """The folder of a model of the Hugging Face hub, downloaded or in the hub's cache.
 
     Raises:
-        ValueError: it is not in the cache and cannot be had.
+        ValueError: it is not in the cache and cannot be downloaded.
     """
     from huggingface_hub import snapshot_download
 
@@ -95,7 +98,7 @@ def read(source: str | Path, facts: DataFacts) -> Source:
     try:
         with torch.device("meta"):  # shapes only: a config cannot make us allocate more than the weights hold
             network = network_class(name)(**arguments)
-            tried(network, facts)
+            try_forward(network, facts)
     except (TypeError, ValueError, RuntimeError, AttributeError, ArithmeticError, LookupError) as error:
         reason = " ".join(str(error).split())[:300]
         raise ValueError(f"the network of teacher={source} cannot be used here: {reason}") from error
@@ -114,8 +117,8 @@ def read(source: str | Path, facts: DataFacts) -> Source:
 
 
 @torch.no_grad()
-def tried(network: nn.Module, facts: DataFacts) -> None:
-    """Ask a copy without weights once, on the meta device: diffusers meets some bad settings only there."""
+def try_forward(network: nn.Module, facts: DataFacts) -> None:
+    """Call a copy without weights once, on the meta device: some bad settings of diffusers raise only there."""
     text = facts.text
     label = torch.zeros(1, dtype=torch.long) if text is None else torch.zeros(1, text.tokens, text.features)
     copied = deepcopy(network).to("meta")  # DiT's fixed table has values even in a network of shapes
@@ -155,7 +158,7 @@ def check_shape(foreign: Foreign, facts: DataFacts, source: str | Path) -> None:
         if facts.text is None or facts.text.features != width:
             has = f"prompts of {facts.text.features} features" if facts.text else "no prompts"
             raise ValueError(
-                f"teacher={source} is asked by prompts of {width} features, and {facts.name} has {has}; use "
+                f"teacher={source} takes prompts of {width} features, and {facts.name} has {has}; use "
                 "dataset=text with the teacher's own text encoder"
             )
     elif facts.text is not None or rows not in (0, facts.num_classes, facts.num_classes + 1):
@@ -178,7 +181,7 @@ def check_shape(foreign: Foreign, facts: DataFacts, source: str | Path) -> None:
 def described(foreign: Foreign, facts: DataFacts, source: str | Path) -> tuple[str, dict[str, Any], str]:
     """Our class, its arguments, and the name under which it holds diffusers' network."""
     rows = num_rows(foreign)
-    # Labels are rows of one table: a teacher without a row for "no class" is one whose last class is asked like it.
+    # Labels are rows of one table: a teacher without a row for "no class" has its last class in that place.
     shape = {"shape": list(facts.shape), "num_classes": max(rows - 1, 0)}
     match foreign.kind:
         case "UNet2DModel":
@@ -207,7 +210,8 @@ def unet_arguments(config: Mapping[str, Any], source: str | Path) -> dict[str, A
 
     from fewstep.networks.backbones.unet import UNet, UNet2DConditionModel
 
-    own = {name: p.default for name, p in signature(UNet2DConditionModel.__init__).parameters.items()} | dict(config)
+    defaults = {name: p.default for name, p in signature(UNet2DConditionModel.__init__).parameters.items()}
+    own = defaults | dict(config)
     arguments: dict[str, Any] = {
         "channels": list(own["block_out_channels"]),
         "num_blocks": own["layers_per_block"],
@@ -220,11 +224,11 @@ def unet_arguments(config: Mapping[str, Any], source: str | Path) -> dict[str, A
     with torch.device("meta"):
         made = UNet(**arguments, **size).unet.config
     for name, value in config.items():
-        said = list(made[name]) if isinstance(made.get(name), tuple) else made.get(name)
-        if name != "sample_size" and name in made and said != value:
+        ours = list(made[name]) if isinstance(made.get(name), tuple) else made.get(name)
+        if name != "sample_size" and name in made and ours != value:
             raise ValueError(
                 f"teacher={source} is a UNet2DConditionModel of classes with {name}={value!r}, and only "
-                f"{name}={said!r} can be used here"
+                f"{name}={ours!r} can be used here"
             )
     return arguments
 
@@ -269,42 +273,40 @@ def load(network: nn.Module, tensors: dict[str, Tensor], source: str | Path) -> 
 
 
 def imported(source: str | Path, outputs: Path, facts: DataFacts) -> Path:
-    """The model file of our own that the foreign teacher at `source` is made into, unless it is there already.
+    """Make a model file of the foreign teacher at `source`, unless it is there already; give its path.
 
     It is <outputs>/<dataset>/teacher/imported-<sha8>/model.safetensors, sha8 of the teacher's own files; beside it,
     source.json says what it was.
 
     Raises:
-        ValueError: see `read`; or it cannot be asked without a condition, which guidance needs.
+        ValueError: see `read`; or it has no null condition, which guidance needs.
     """
-    read_now = read(source, facts)
-    if not read_now.has_null:
-        what = "only with a class: it has no row for no class" if read_now.conditional else "only without a condition"
+    found = read(source, facts)
+    if not found.has_null:
+        what = "only with a class: it has no row for no class" if found.conditional else "only without a condition"
         raise ValueError(
-            f"teacher={source} cannot be guided, because it can be asked {what}; guidance needs both, so train it "
+            f"teacher={source} cannot be guided, because it can be called {what}; guidance needs both, so train it "
             "further with labels dropped (num_class_embeds = classes + 1) or choose another"
         )
-    companions = [part.sha256 for part in (facts.latent, facts.text) if part]
-    digest = sha256(f"{read_now.digest}{facts.shape}{facts.num_classes}{companions}".encode()).hexdigest()
+    others = [part.sha256 for part in (facts.latent, facts.text) if part]
+    digest = sha256(f"{found.digest}{facts.shape}{facts.num_classes}{others}".encode()).hexdigest()
     path = outputs / facts.name / "teacher" / f"imported-{digest[:8]}" / "model.safetensors"
     if path.is_file() and load_model(path)[1].data == facts:
         return path
-    native_schedule = read_now.denoiser.native_schedule
+    native_schedule = found.denoiser.native_schedule
     assert native_schedule is not None
     card = ModelCard(
-        role="teacher",
+        method="teacher",
         data=facts,
-        prediction=read_now.denoiser.prediction,
+        prediction=found.denoiser.prediction,
         schedule=native_schedule,
-        w_min=None,
-        w_max=None,
-        num_steps=None,
+        sampling=Sampling(),
         images=0,
         parents=(),
         native_schedule=native_schedule,
     )
     with atomic_write(path.with_name("source.json")) as temporary:
         temporary.write_text(json.dumps({"teacher": str(source), "digest": digest}, indent=1) + "\n")
-    save_model(path, read_now.denoiser, card)
+    save_model(path, found.denoiser, card)
     print(f"teacher: {path} (from {source})", flush=True)
     return path
