@@ -1,17 +1,16 @@
 """The folder of a run, outputs/<dataset>/<stage>/<time>/, which the same command finds again."""
 
-import fcntl
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import yaml
+from filelock import FileLock, Timeout
 
 from fewstep.system.files import atomic_write, remove
 
@@ -48,32 +47,21 @@ class RunFolder:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[bool]:
-    """Hold the folder for this process; give False if another one holds it. The lock dies with its process."""
+    """Hold the folder for this process; give False if another one holds it.
+
+    The lock dies with its process; a forked child, such as a data worker, does not hold it.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / LOCK).open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-            return
-        _held.add(lock)
-        try:
-            yield True
-        finally:
-            _held.discard(lock)
-
-
-_held: set[IO[str]] = set()
-
-
-def _let_go() -> None:
-    """A lock is held by all who have its file open: data workers, forked, would hold it for a while after a kill."""
-    for lock in _held:
-        lock.close()
-    _held.clear()
-
-
-os.register_at_fork(after_in_child=_let_go)
+    lock = FileLock(folder / LOCK, blocking=False, fallback_to_soft=False)
+    try:
+        lock.acquire()
+    except Timeout:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        lock.release()
 
 
 @contextmanager

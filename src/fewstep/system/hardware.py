@@ -1,23 +1,24 @@
-"""What this machine has, and what this process has taken of it: memory, disk, speed of matrix products."""
+"""Memory, disk, processor and speed of this machine, and what this process uses of them."""
 
 import os
 import platform
+import resource
 import shutil
 from contextlib import suppress
 from pathlib import Path
 from time import perf_counter
 
+import psutil
 import torch
 
 GIB = 2**30
-STATUS, STATISTICS, RESET = Path("/proc/self/status"), Path("/proc/meminfo"), Path("/proc/self/clear_refs")
 CGROUPS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 MATRIX, SECONDS = 1024, 0.3  # size and duration of the matrix products
 
 
 def peak_memory() -> int:
-    """The most bytes of main memory that this process has held."""
-    return in_bytes(STATUS, "VmHWM")
+    """The most bytes of main memory that this process has held, or the one that started it had held by then."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def peak_gpu_memory() -> int:
@@ -27,43 +28,18 @@ def peak_gpu_memory() -> int:
 
 def current_memory() -> int:
     """Bytes of main memory that this process holds."""
-    return in_bytes(STATUS, "VmRSS")
-
-
-def memory_of_process(pid: int) -> int:
-    """Bytes of main memory that another process holds; 0 for one that is gone."""
-    with suppress(OSError):
-        return in_bytes(Path("/proc", str(pid), "status"), "VmRSS")
-    return 0
-
-
-def reset_peak_memory() -> None:
-    """Count both peaks from now on. Where the system forbids it, that of main memory stays the process's."""
-    if torch.cuda.is_initialized():
-        torch.cuda.reset_peak_memory_stats()
-    with suppress(OSError):
-        RESET.write_text("5")
+    return psutil.Process().memory_info().rss
 
 
 def free_memory(device: str = "cpu") -> int:
-    """Bytes that a process could still have: of main memory, as the system and this container's limit allow, or cuda's.
-
-    A training process on a GPU has all of it but what others hold.
-    """
+    """Bytes that this process could still allocate: of main memory, within its container's limit, or of cuda's."""
     if device == "cuda":
         return torch.cuda.mem_get_info()[0]
-    limits = [in_bytes(STATISTICS, "MemAvailable")]
+    limits = [psutil.virtual_memory().available]
     for path in CGROUPS:
         with suppress(OSError, ValueError):  # there is none, or it says max
             limits.append(int(path.read_text()) - current_memory())
     return max(0, min(limits))
-
-
-def in_bytes(path: Path, key: str) -> int:
-    """The value of a line like "VmRSS:  123 kB"; 0 where the system says nothing of it."""
-    lines = path.read_text().splitlines() if path.is_file() else []
-    found = [line.split()[1] for line in lines if line.startswith(f"{key}:")]
-    return int(found[0]) * 1024 if found else 0
 
 
 def free_disk(folder: Path) -> int:
@@ -75,7 +51,7 @@ def free_disk(folder: Path) -> int:
 
 
 def product_rate(device: str, dtype: torch.dtype) -> float:
-    """Floating-point operations a second of this machine in matrix products, as measured now for a moment."""
+    """Floating-point operations a second of this machine in matrix products, measured for SECONDS."""
     size = MATRIX if device == "cpu" else 8 * MATRIX
     a = torch.randn(size, size, device=device, dtype=dtype)
     torch.mm(a, a)
@@ -89,7 +65,7 @@ def product_rate(device: str, dtype: torch.dtype) -> float:
 
 
 def synchronise(device: str) -> None:
-    """Wait for what the device has been given."""
+    """Wait until the device has done all that was queued."""
     if device == "cuda":
         torch.cuda.synchronize()
 
