@@ -11,7 +11,7 @@ from PIL import Image
 
 from fewstep.data import imagefiles
 from fewstep.data.generate import generate_imagefolder
-from fewstep.data.imagefiles import ImageFile, by_class, centre_crop
+from fewstep.data.imagefiles import ImageFile, split_by_class, centre_crop
 from fewstep.data.imagefolder import ImageFolderData
 
 pytestmark = pytest.mark.usefixtures("unchecked")
@@ -123,16 +123,16 @@ def named(*names: str) -> list[ImageFile]:
 
 def test_folders_train_and_val_are_the_split() -> None:
     files = named("train/b/1.png", "train/a/deep/1.png", "val/b/1.png", "val/b/2.png")
-    classes, train, held_out = by_class(files, Path("root"), 2)
+    classes, train, held_out = split_by_class(files, Path("root"), 2)
     assert classes == ["a", "b"]
     assert [(e.file.name, e.label) for e in train] == [("train/b/1.png", 1), ("train/a/deep/1.png", 0)]
     assert [(e.file.name, e.label) for e in held_out] == [("val/b/1.png", 1), ("val/b/2.png", 1)]
 
 
 def test_val_beside_the_classes_is_held_out_and_a_class_may_be_called_train() -> None:
-    classes, train, held_out = by_class(named("a/1.png", "b/1.png", "val/a/1.png"), Path("root"), 2)
+    classes, train, held_out = split_by_class(named("a/1.png", "b/1.png", "val/a/1.png"), Path("root"), 2)
     assert (classes, len(train), len(held_out)) == (["a", "b"], 2, 1)
-    classes, train, held_out = by_class(named("train/1.png", "train/2.png", "car/1.png"), Path("root"), 2)
+    classes, train, held_out = split_by_class(named("train/1.png", "train/2.png", "car/1.png"), Path("root"), 2)
     assert (classes, len(train), len(held_out)) == (["car", "train"], 2, 1)
 
 
@@ -145,7 +145,7 @@ def test_val_beside_the_classes_is_held_out_and_a_class_may_be_called_train() ->
 )
 def test_files_that_fit_no_class_are_named(names: list[str], words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        by_class(named(*names), Path("root"), 2)
+        split_by_class(named(*names), Path("root"), 2)
 
 
 def damage(root: Path) -> None:

@@ -93,7 +93,7 @@ def test_the_reference_is_capped_evenly(root: Path) -> None:
 
 def test_it_is_converted_once_and_the_source_may_go(root: Path, monkeypatch) -> None:
     first = opened(root).batch(2)
-    monkeypatch.setattr(cache, "write", None)  # would be called
+    monkeypatch.setattr(cache, "write_part", None)  # would be called
     assert torch.equal(opened(root).batch(2).x, first.x)
     shutil.rmtree(root)
     assert torch.equal(opened(root).batch(2).x, first.x)
@@ -101,13 +101,13 @@ def test_it_is_converted_once_and_the_source_may_go(root: Path, monkeypatch) -> 
 
 def converted(monkeypatch) -> list[str]:
     """Names of the parts that are converted from now on."""
-    names, write = [], cache.write
+    names, write = [], cache.write_part
 
     def noted(folder, part, progress, task):
         names.append(part.name)
         return write(folder, part, progress, task)
 
-    monkeypatch.setattr(cache, "write", noted)
+    monkeypatch.setattr(cache, "write_part", noted)
     return names
 
 

@@ -85,7 +85,7 @@ def test_the_facts_lead_back_to_the_images(made: Path, vae: Path) -> None:
     data = opened(made)
     assert data.facts.shape == (4, 8, 8)
     assert data.facts.latent == Autoencoder.open(vae).facts((3, 32, 32))
-    assert data.judged.name == "patches"
+    assert data.evaluation_facts.name == "patches"
     assert data.facts.pixels.shape == (3, 32, 32)
     reference, source = data.reference(), some_patches(COUNT).reference()
     torch.testing.assert_close(reference.x, source.x)
@@ -100,7 +100,7 @@ def test_an_interrupted_conversion_goes_on_and_ends_the_same(made: Path, vae: Pa
     out = tmp_path / "latents"
     make(vae, out, stop_after=5)  # within the second file
     assert sorted(path.name for path in out.iterdir()) == ["latents-00000.npy", UNFINISHED]
-    with pytest.raises(ValueError, match="goes on"):
+    with pytest.raises(ValueError, match="resumes after an interruption"):
         opened(out)
     begun = (out / "latents-00000.npy").stat().st_mtime_ns
     assert make(vae, out)[0] == PER_FILE  # the first file is not made again

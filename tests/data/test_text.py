@@ -49,9 +49,9 @@ def opened(root: Path, *, latent: bool = False, encoder: Path | None = None, **c
 
 def names(data: TextData, steps: range) -> list[list[str]]:
     """Which samples make up each batch, by their keys."""
-    walks = data.walks()
-    walks.decode = lambda raw: raw["__key__"]
-    return [[key for _, key in walks.rows(step)] for step in steps]
+    reader = data.reader()
+    reader.decode = lambda raw: raw["__key__"]
+    return [[key for _, key in reader.rows(step)] for step in steps]
 
 
 def test_every_walk_sees_its_share_of_each_epoch_once_in_a_new_order(generated: Path) -> None:
@@ -59,7 +59,7 @@ def test_every_walk_sees_its_share_of_each_epoch_once_in_a_new_order(generated: 
     for walks in (1, 2, 5):
         data.num_walks = walks
         keys = [[] for _ in range(walks)]
-        for number, walk in enumerate(data.walks().walks):
+        for number, walk in enumerate(data.reader().walks):
             keys[number] = [raw["__key__"] for _, raw in zip(range(2 * COUNT // walks), walk.raw_from(0), strict=False)]
         if walks in (1, 5):  # equal shares
             first = [key for own in keys for key in own[: COUNT // walks]]
@@ -87,7 +87,7 @@ def test_resuming_opens_no_shard_before_its_place(generated: Path, monkeypatch: 
         "fewstep.data.shards.samples_of", lambda shard, is_sample: read.append(shard) or samples_of(shard, is_sample)
     )
     data = opened(generated, walks=1)
-    next(data.walks().walks[0].raw_from(1000 * COUNT + 3 * 10))
+    next(data.reader().walks[0].raw_from(1000 * COUNT + 3 * 10))
     assert len(read) == 1
 
 
@@ -306,13 +306,14 @@ def trained(generated: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A teacher of a few steps of text, latents and all."""
     from running import config_of
 
+    from fewstep.runs.config import Settings
     from fewstep.runs.pipeline import run
 
     outputs = tmp_path_factory.mktemp("outputs")
     own = ("stage=teacher", "dataset=text", "trainer=debug", "logger=csv", "stage.training.batch_size=8")
     folders = [f"dataset.{key}={generated}" for key in ("root", "encoder", "autoencoder")]
-    run(config_of(*own, *folders, "dataset.size=32", "trainer.max_images=16", "trainer.snapshot_images=8",
-                  "dataset.num_workers=0", f"outputs={outputs}"))  # fmt: skip
+    toy = ("dataset.size=32", "trainer.max_images=16", "trainer.snapshot_images=8", "dataset.num_workers=0")
+    run(Settings.read(config_of(*own, *folders, *toy, f"outputs={outputs}")))
     return next(outputs.glob("text/teacher/*/model.safetensors"))
 
 

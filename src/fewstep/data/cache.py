@@ -1,9 +1,8 @@
-"""Images converted once into uint8 arrays that training maps into memory, whatever they were published as.
+"""A cache of images as uint8 arrays, converted once from the published files and memory-mapped in training.
 
-A cache folder holds parts, each an array NAME.images beside a record NAME.json with its labels, its checksum and what
-it was made from, and at last manifest.json, which lists the parts. Every file appears whole or not at all, a record
-after its array and the manifest after all records: an interrupted conversion goes on with the parts that are missing,
-and nothing half-written is read as whole.
+A cache folder holds parts, each an array NAME.images and a record NAME.json with its labels, its checksum and the key
+of its source, and manifest.json, which lists the parts. Every file is written atomically, a record after its array and
+the manifest after all records, so an interrupted conversion resumes with the missing parts.
 """
 
 import fcntl
@@ -26,21 +25,21 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from fewstep.data.split import Examples
-from fewstep.system.files import atomic_write
+from fewstep.system.files import atomic_write, write_json
 
 FORMAT = 2
 MANIFEST = "manifest.json"
 RECORD = {"key", "count", "sha256", "skipped", "converted", "labels"}
-PART_BYTES = 2**29  # of images in a part, where the source does not say: so much work is lost by an interruption
-RELEASE_BYTES = 2**27  # mapped pages are given back to the system after about so many
-FAULT_BYTES = 2**16  # the system maps so much around what is read
+PART_BYTES = 2**29  # of images in a part, where the source has none: the most that an interruption costs
+RELEASE_BYTES = 2**27  # after reading about so many, mapped pages are released to the system
+FAULT_BYTES = 2**16  # that the system maps around each read
 
 
 class Chunk(NamedTuple):
-    """Some images of a part in their order, uint8 (N, C, H, W), labels int64 (N,).
+    """Consecutive images of a part, uint8 (N, C, H, W), and labels, int64 (N,).
 
     Attributes:
-        skipped: files that were left out. converted: modes of images that were not RGB, as often as they came.
+        skipped: names of damaged files. converted: the mode of each image that was not RGB.
     """
 
     images: UInt8[np.ndarray, "count channels height width"]
@@ -51,7 +50,11 @@ class Chunk(NamedTuple):
 
 @dataclass(frozen=True)
 class Part:
-    """What one part is made from: `key` is another when the source or the settings are; `count` images at most."""
+    """The source of one part.
+
+    Attributes:
+        key: changes with the source files and the settings. count: of images, with damaged ones.
+    """
 
     name: str
     key: str
@@ -61,7 +64,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Source:
-    """What a cache is made from: parts of each split, shape of an image, names of the classes."""
+    """The source of a cache: parts of each split, shape of an image, names of the classes."""
 
     parts: Mapping[str, Sequence[Part]]
     shape: tuple[int, int, int]
@@ -69,16 +72,16 @@ class Source:
 
     @property
     def key(self) -> str:
-        """Another for every other source."""
+        """Hash of the parts' keys, the shape and the classes."""
         keys = [[split, [part.key for part in parts]] for split, parts in self.parts.items()]
         return hashlib.sha256(json.dumps([FORMAT, keys, self.shape, list(self.classes)]).encode()).hexdigest()
 
 
 class MappedImages:
-    """The images of many files as if they were one array, read from disk when they are asked for.
+    """The images of several memory-mapped files, indexed as one array.
 
-    The pages that were read are handed back now and then, so that a training of any length holds a bounded part of
-    the files in its own memory; the system keeps what it has room for.
+    Pages that were read are released now and then, so that the resident memory of a long training stays bounded; the
+    system's page cache keeps what it has room for.
     """
 
     def __init__(self, files: Sequence[tuple[Path, int]], shape: Sequence[int]) -> None:
@@ -89,7 +92,7 @@ class MappedImages:
                 continue
             with path.open("rb") as file:
                 mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            mapped.madvise(mmap.MADV_RANDOM)  # no reading ahead
+            mapped.madvise(mmap.MADV_RANDOM)  # no read-ahead
             self._maps.append(mapped)
             self._arrays.append(np.frombuffer(mapped, np.uint8).reshape(count, *self.shape))
             starts.append(starts[-1] + count)
@@ -118,7 +121,7 @@ class Cache:
     """A finished cache folder.
 
     Raises:
-        ValueError: a part that the manifest lists is gone, or is not of the length that its record says.
+        ValueError: a part in the manifest is missing, or has not the length in its record.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -144,17 +147,17 @@ class Cache:
                 self.converted.update(record["converted"])
 
     def examples(self, split: str) -> Examples:
-        """Images and labels of a split, empty if there is none of that name."""
+        """Images and labels of a split; empty if there is no such split."""
         parts = self._splits.get(split, [])
         files = [(self.folder / f"{name}.images", record["count"]) for name, record in parts]
         labels = [torch.tensor(record["labels"], dtype=torch.int64) for _, record in parts]
         return Examples(MappedImages(files, self.shape), torch.cat([torch.zeros(0, dtype=torch.int64), *labels]))
 
     def verify(self) -> list[str]:
-        """Read every part and compare its checksum; say how many were.
+        """Verify the checksum of every part; return a line with their number.
 
         Raises:
-            ValueError: the bytes of a part are not those that were written.
+            ValueError: a part has changed since it was written.
         """
         names = [(name, record) for parts in self._splits.values() for name, record in parts]
         for name, record in names:
@@ -167,29 +170,29 @@ class Cache:
 
 
 def cached(folder: Path, source: Source | None) -> Cache:
-    """The cache in `folder`, converted from `source` where it is not yet, or is of another source.
+    """The cache in `folder`, first converted from `source` if it is not finished or has another source.
 
-    Parts that an earlier conversion finished are kept if their key and their checksum are right. Without a source,
-    the cache is taken as it is.
+    Parts of an earlier conversion are kept if their key and checksum match. Without a source, the cache is used as it
+    is.
 
     Raises:
         ValueError: the source is damaged, or the cache is.
-        OSError: the disk is full; what was converted is kept.
+        OSError: the disk is full; finished parts are kept.
     """
     if source is not None and stored_key(folder) != source.key:
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / ".lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # another process that wants the same waits, and finds it done
+            fcntl.flock(lock, fcntl.LOCK_EX)  # a second process waits, and finds it done
             if stored_key(folder) != source.key:
                 convert(folder, source)
     return Cache(folder)
 
 
 def stored_key(folder: Path) -> str | None:
-    """The key of the source that the cache was made from, None if there is no finished cache.
+    """The key of the source of a finished cache, None if there is none.
 
     Raises:
-        ValueError: what is there in its place is not from here.
+        ValueError: manifest.json is damaged, or is not one of a cache.
     """
     manifest = folder / MANIFEST
     if not manifest.is_file():
@@ -204,29 +207,29 @@ def stored_key(folder: Path) -> str | None:
 
 
 def convert(folder: Path, source: Source) -> None:
-    """Make the parts that are not there yet, then the manifest."""
+    """Convert the missing parts, then write the manifest."""
     (folder / MANIFEST).unlink(missing_ok=True)
     parts = [part for split in source.parts.values() for part in split]
     for split in source.parts:
-        for left in folder.glob(f".{split}-*.tmp"):  # of one that was killed; the lock says that none is running
-            left.unlink()
+        for temporary in folder.glob(f".{split}-*.tmp"):  # of a killed process: the lock is ours
+            temporary.unlink()
     columns = (TextColumn("convert"), BarColumn(), MofNCompleteColumn(), TextColumn("images"), TimeRemainingColumn())
     with Progress(*columns) as progress:
         task = progress.add_task("", total=sum(part.count for part in parts))
         skipped, converted = 0, Counter[str]()
         for part in parts:
-            record = kept(folder, part, source.shape) or write(folder, part, progress, task)
+            record = valid_record(folder, part, source.shape) or write_part(folder, part, progress, task)
             skipped += len(record["skipped"])
             converted.update(record["converted"])
             progress.update(task, completed=sum(p.count for p in parts[: parts.index(part) + 1]))
     if skipped:
         warnings.warn(f"{skipped} damaged images were left out; {folder}/*.json name them", stacklevel=2)
     if converted:
-        warnings.warn(f"{said(converted)} became RGB", stacklevel=2)
-    wanted = {part.name for part in parts}
-    for old in folder.glob("*.*"):  # parts of other sources; what is not from here stays
-        if re.fullmatch(rf"({'|'.join(source.parts)})-\d{{5}}\.(images|json)", old.name) and old.stem not in wanted:
-            old.unlink()
+        warnings.warn(f"{conversions(converted)} became RGB", stacklevel=2)
+    names = {part.name for part in parts}
+    for file in folder.glob("*.*"):  # removes the parts of other sources, and no other files
+        if re.fullmatch(rf"({'|'.join(source.parts)})-\d{{5}}\.(images|json)", file.name) and file.stem not in names:
+            file.unlink()
     manifest = {
         "format": FORMAT,
         "key": source.key,
@@ -237,14 +240,14 @@ def convert(folder: Path, source: Source) -> None:
     write_json(folder / MANIFEST, manifest)
 
 
-def said(converted: Counter[str]) -> str:
-    """How many images were converted, and from which modes."""
+def conversions(converted: Counter[str]) -> str:
+    """The number of converted images, in all and by mode, in words."""
     modes = ", ".join(f"{count:,} {mode}" for mode, count in sorted(converted.items()))
     return f"{converted.total():,} images of other modes ({modes})" if converted else "no image of another mode"
 
 
-def write(folder: Path, part: Part, progress: Progress, task: Any) -> dict[str, Any]:
-    """Make one part; give its record."""
+def write_part(folder: Path, part: Part, progress: Progress, task: Any) -> dict[str, Any]:
+    """Convert one part; return its record."""
     labels: list[int] = []
     skipped: list[str] = []
     converted: Counter[str] = Counter()
@@ -263,8 +266,8 @@ def write(folder: Path, part: Part, progress: Progress, task: Any) -> dict[str, 
     return record
 
 
-def kept(folder: Path, part: Part, shape: Sequence[int]) -> dict[str, Any] | None:
-    """The record of a part that was finished before and is as it was then, else None."""
+def valid_record(folder: Path, part: Part, shape: Sequence[int]) -> dict[str, Any] | None:
+    """The record of a part that an earlier conversion finished and that has not changed since, else None."""
     record = read_record(folder, part.name, shape)
     if record is None or record["key"] != part.key:
         return None
@@ -277,26 +280,21 @@ def kept(folder: Path, part: Part, shape: Sequence[int]) -> dict[str, Any] | Non
 
 
 def read_record(folder: Path, name: str, shape: Sequence[int]) -> dict[str, Any] | None:
-    """The record of a part, None if it or its array is not there or the array is not of its length."""
+    """The record of a part, None if it or its array is missing or damaged, or the array has another length."""
     path, images = folder / f"{name}.json", folder / f"{name}.images"
     if not path.is_file() or not images.is_file():
         return None
     try:
         record = json.loads(path.read_text())
-        whole = images.stat().st_size == record["count"] * prod(shape) and record.keys() >= RECORD
-    except (ValueError, KeyError, TypeError, AttributeError):  # damaged, or not from here
+        is_complete = images.stat().st_size == record["count"] * prod(shape) and record.keys() >= RECORD
+    except (ValueError, KeyError, TypeError, AttributeError):
         return None
-    return record if whole else None
+    return record if is_complete else None
 
 
 def digest(path: Path, labels: Sequence[int]) -> str:
-    """sha256 of an array's bytes and its labels."""
+    """Hex SHA-256 of the bytes of an array file and its labels."""
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "sha256")
     found.update(np.asarray(labels, np.int64).tobytes())
     return found.hexdigest()
-
-
-def write_json(path: Path, value: Any) -> None:
-    with atomic_write(path) as temporary:
-        temporary.write_text(json.dumps(value) + "\n")

@@ -17,12 +17,12 @@ LATENT, EMBEDDING, BOTH = "latent.npy", "text.npy", "safetensors"
 
 
 class Sample(NamedTuple):
-    """One example, as its shard has it.
+    """One example of a shard.
 
     Attributes:
         x: uint8 (3, size, size), or the latent: float32, a sample (C, h, w) or its mean and variance (2, C, h, w).
-        caption: "" where there is none. embedding: float32 (tokens, features), or None: to be made of the caption.
-        mode: of an image, before it became RGB.
+        caption: "" if there is none. embedding: float32 (tokens, features), or None if it is to be encoded.
+        mode: of the image file, before conversion to RGB.
     """
 
     x: np.ndarray
@@ -32,16 +32,16 @@ class Sample(NamedTuple):
 
 
 def is_sample(extensions: set[str]) -> bool:
-    """An image or its latent, and a caption or its embedding."""
-    pictured = any(e in extensions for e in (*PICTURES, LATENT, BOTH))
-    return pictured and any(e in extensions for e in (*CAPTIONS, EMBEDDING, BOTH))
+    """Whether files of these extensions are an image or its latent, and a caption or its embedding."""
+    has_image = any(e in extensions for e in (*PICTURES, LATENT, BOTH))
+    return has_image and any(e in extensions for e in (*CAPTIONS, EMBEDDING, BOTH))
 
 
 def decode_sample(raw: Raw, *, size: int) -> Sample:
-    """What lies in a shard as an example: images cropped to their central square and resized, of other modes made RGB.
+    """Decode a sample: images are cropped to their central square, resized and converted to RGB.
 
     Raises:
-        Exception: of any kind; it is damaged.
+        Exception: of any type: the sample is damaged.
     """
     tensors = load_safetensors(raw[BOTH]) if BOTH in raw else {}
     tensors |= {name.removesuffix(".npy"): array_of(raw[name]) for name in (LATENT, EMBEDDING) if name in raw}
@@ -59,5 +59,5 @@ def decode_sample(raw: Raw, *, size: int) -> Sample:
 
 
 def array_of(content: bytes) -> np.ndarray:
-    """A .npy file's array."""
+    """The array in the bytes of a .npy file."""
     return np.load(io.BytesIO(content), allow_pickle=False)

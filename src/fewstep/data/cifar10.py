@@ -1,4 +1,4 @@
-"""CIFAR-10 as it is published: the binary version, or the python version through a restricted unpickler."""
+"""CIFAR-10 from its published files: the binary version, or the python version through a restricted unpickler."""
 
 import hashlib
 import warnings
@@ -9,8 +9,8 @@ import torch
 from torchvision.datasets import CIFAR10
 
 from fewstep.data.facts import DataFacts
-from fewstep.data.generate import generate_cifar10, in_place_of
-from fewstep.data.split import Examples, SplitImages, is_missing
+from fewstep.data.generate import generate_cifar10, generated_folder
+from fewstep.data.split import Examples, SplitImages, missing_data_error
 from fewstep.data.unpickle import read_arrays
 
 NAME = "cifar10"
@@ -21,17 +21,17 @@ VALUES = 3 * 32 * 32
 RECORD = 1 + VALUES
 MD5 = {name: str(md5) for name, md5 in [*CIFAR10.train_list, *CIFAR10.test_list]}  # of the python version
 VERSIONS = (("cifar-10-batches-bin", ".bin"), ("cifar-10-batches-py", ""))
-HOW = (
+ADVICE = (
     "get cifar-10-binary.tar.gz or cifar-10-python.tar.gz at cs.toronto.edu/~kriz/cifar.html and unpack it there, so "
     "that it holds cifar-10-batches-bin or cifar-10-batches-py"
 )
 
 
 def batch_files(root: Path) -> list[Path] | None:
-    """The five training files and the test file of the version that is there; None if none is.
+    """The five training files and the test file of either version; None if there are none.
 
     Raises:
-        ValueError: some of the six are there.
+        ValueError: some of the six are missing.
     """
     for folder, suffix in [*VERSIONS, *((".", suffix) for _, suffix in VERSIONS)]:
         files = [root / folder / f"{name}{suffix}" for name in (*TRAIN, TEST)]
@@ -47,7 +47,7 @@ def read_batch(path: Path) -> Examples:
     """Images uint8 (N, 3, 32, 32) and labels int64 (N,) of one file of either version.
 
     Raises:
-        ValueError: it is cut short or of another form, or a label is above 9.
+        ValueError: it is truncated or of another layout, or a label is above 9.
     """
     if path.suffix == ".bin":
         size = path.stat().st_size
@@ -57,23 +57,23 @@ def read_batch(path: Path) -> Examples:
         images, labels = records[:, 1:].clone(), records[:, 0].long()
     else:
         batch = read_arrays(path)
-        data, given = (batch.get(key) if isinstance(batch, dict) else None for key in (b"data", b"labels"))
+        data, listed = (batch.get(key) if isinstance(batch, dict) else None for key in (b"data", b"labels"))
         if (
             not isinstance(data, np.ndarray)
             or data.shape[1:] != (VALUES,)
-            or not isinstance(given, list)
-            or not len(data) == len(given) > 0
+            or not isinstance(listed, list)
+            or not len(data) == len(listed) > 0
         ):
             raise ValueError(f"{path} must hold data uint8 (N, {VALUES}) and a list of N labels; get it again")
-        whole = all(type(label) is int and 0 <= label <= 9 for label in given)
-        images, labels = torch.from_numpy(data.copy()), torch.tensor(given if whole else [-1])
+        is_valid = all(type(label) is int and 0 <= label <= 9 for label in listed)
+        images, labels = torch.from_numpy(data.copy()), torch.tensor(listed if is_valid else [-1])
     if int(labels.min()) < 0 or int(labels.max()) > 9:
         raise ValueError(f"{path} must have labels from 0 to 9, and has others; get it again")
     return Examples(images.reshape(-1, 3, 32, 32), labels)
 
 
-def joined(files: list[Path]) -> Examples:
-    """The examples of several files, in their order."""
+def read_batches(files: list[Path]) -> Examples:
+    """The examples of several files, concatenated."""
     parts = [read_batch(file) for file in files]
     images = [part.images for part in parts]
     return Examples(torch.cat([i for i in images if isinstance(i, torch.Tensor)]), torch.cat([p.labels for p in parts]))
@@ -84,11 +84,11 @@ class Cifar10Data(SplitImages):
 
     Args:
         root: a folder that holds cifar-10-batches-bin or cifar-10-batches-py, or is one of them.
-        flip: mirror training images by chance.
-        generated: make do with generated files if `root` is not there.
+        flip: mirror training images at random.
+        generated: use generated files if `root` does not exist.
 
     Raises:
-        ValueError: `root` is not there, or a file of it is missing or damaged.
+        ValueError: `root` does not exist, or a file in it is missing or damaged.
     """
 
     facts = DataFacts(name=NAME, shape=(3, 32, 32), num_classes=10, low=-1.0, high=1.0)
@@ -96,15 +96,15 @@ class Cifar10Data(SplitImages):
     def __init__(self, *, root: str, batch_size: int, stream: str, flip: bool = False, generated: bool = False) -> None:
         place = Path(root)
         if generated and not place.exists():
-            place = in_place_of(place, NAME, generate_cifar10)
+            place = generated_folder(place, NAME, generate_cifar10)
         files = batch_files(place)
         if files is None:
-            raise is_missing(NAME, place, HOW)
+            raise missing_data_error(NAME, place, ADVICE)
         self.files = files
         super().__init__(
             facts=self.facts,
-            train=joined(files[:-1]),
-            held_out=joined(files[-1:]),
+            train=read_batches(files[:-1]),
+            held_out=read_batches(files[-1:]),
             batch_size=batch_size,
             stream=stream,
             flip=flip,

@@ -24,10 +24,10 @@ class DigitsSplit(NamedTuple):
 
 
 def load_digits_split() -> DigitsSplit:
-    """All digits in scikit-learn's order, divided without chance: 1,433 to train on, 364 to test with.
+    """The digits in scikit-learn's order, in a fixed split: 1,433 to train on, 364 to test with.
 
-    The 1st, 6th, 11th, ... image of each class is held out, so both parts have the classes and the writers in
-    equal measure. The file's 17 grey levels k become round(k 255 / 16).
+    The 1st, 6th, 11th, ... image of each class is held out, so both splits have the same shares of classes and writers.
+    The file's 17 grey levels k become round(k 255 / 16).
     """
     grey, target = load_digits(return_X_y=True)
     images = torch.from_numpy(np.rint(grey * 255 / 16).astype(np.uint8)).reshape(-1, 1, 8, 8)
@@ -39,7 +39,7 @@ def load_digits_split() -> DigitsSplit:
 
 
 class DigitsData(ImagesInMemory):
-    """The digits as training data: batches of the training part, the held-out part as reference."""
+    """The digits: batches of the training split; the held-out split is the reference."""
 
     facts = DataFacts(name="digits", shape=(1, 8, 8), num_classes=10, low=-1.0, high=1.0)
 

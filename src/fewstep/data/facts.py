@@ -1,4 +1,4 @@
-"""What a data set says about itself; everything else asks here and nobody types it twice."""
+"""The facts of a data set, the one place of its shape, range, classes and encoders."""
 
 from dataclasses import dataclass, field, replace
 
@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, replace
 class LatentFacts:
     """Latents z = (encoded - shift_factor) * scaling_factor of images of `image_shape`.
 
-    `autoencoder` is the folder of the AutoencoderKL that decodes them, `sha256` the digest of its weights: the same
-    weights elsewhere are the same autoencoder.
+    `autoencoder` is the folder of the AutoencoderKL that decodes them, `sha256` the digest of its weights. Facts with
+    the same digest are equal, wherever the folder lies.
     """
 
     image_shape: tuple[int, ...]
@@ -47,17 +47,17 @@ class DataFacts:
 
     @property
     def is_image(self) -> bool:
-        """Whether it can be looked at, decoded first if it is latent."""
+        """Whether examples are images, or latents of images."""
         return len(self.shape) == 3
 
     @property
     def in_a_row(self) -> int:
-        """Examples in a row of a picture: one of each class, where they are few."""
+        """Examples per row of a picture: one of each class, if there are at most 20."""
         return self.num_classes if 0 < self.num_classes <= 20 else 8
 
     @property
     def pixels(self) -> "DataFacts":
-        """The facts of what is looked at and judged: of the decoded images for latents, else of the data itself."""
+        """The facts of what is shown and evaluated: of the decoded images for latents, else of the data itself."""
         if self.latent is None:
             return self
         return replace(self, shape=self.latent.image_shape, low=-1.0, high=1.0, latent=None)

@@ -1,4 +1,4 @@
-"""Small generated files in exactly the forms the data sets are published in: to try a pipeline, and for tests."""
+"""Small generated files in the published formats of the data sets, to try a pipeline and for tests."""
 
 import os
 import shutil
@@ -11,14 +11,14 @@ from jaxtyping import Int, UInt8
 from PIL import Image
 
 SEED = 0
-SHOWN_CLASSES = 4  # of 1000, so that a toy budget has several images of each
+NUM_CLASSES = 4  # of 1000, so that a toy budget has several images of each
 
 
 def pictures(labels: Int[np.ndarray, "count"], size: int, seed: int) -> UInt8[np.ndarray, "count 3 size size"]:
-    """Waves of a colour and a direction of the class's own, with a phase and some noise of the image's own."""
+    """Sine waves; colour and direction depend on the class, phase and noise on the image."""
     random = np.random.default_rng([SEED, seed])
     y, x = np.mgrid[0:size, 0:size] * (2 * np.pi / size)
-    angle = labels * 2.4  # radians; the golden angle, so that neighbours differ
+    angle = labels * 2.4  # about the golden angle in radians, so that consecutive classes differ
     phase = random.uniform(0, 2 * np.pi, len(labels))
     waves = np.sin(np.cos(angle)[:, None, None] * 3 * x + np.sin(angle)[:, None, None] * 3 * y + phase[:, None, None])
     colour = 0.5 + 0.4 * np.sin(angle[:, None] + np.arange(3) * 2.1)
@@ -28,14 +28,14 @@ def pictures(labels: Int[np.ndarray, "count"], size: int, seed: int) -> UInt8[np
 
 def generate_cifar10(folder: Path, *, per_batch: int = 60) -> None:
     """The official binary version, shortened: records of a label and 3 x 32 x 32 values."""
-    inside = folder / "cifar-10-batches-bin"
-    inside.mkdir(parents=True)
+    batches = folder / "cifar-10-batches-bin"
+    batches.mkdir(parents=True)
     for number, name in enumerate([*(f"data_batch_{n}.bin" for n in range(1, 6)), "test_batch.bin"]):
         labels = np.arange(per_batch) % 10
         images = pictures(labels, 32, number).reshape(per_batch, -1)
-        np.concatenate([labels.astype(np.uint8)[:, None], images], axis=1).tofile(inside / name)
+        np.concatenate([labels.astype(np.uint8)[:, None], images], axis=1).tofile(batches / name)
     names = "airplane automobile bird cat deer dog frog horse ship truck"
-    (inside / "batches.meta.txt").write_text("\n".join(names.split()) + "\n")
+    (batches / "batches.meta.txt").write_text("\n".join(names.split()) + "\n")
 
 
 def generate_imagenet64(folder: Path, *, per_batch: int = 64, num_batches: int = 10, compress: bool = False) -> None:
@@ -43,7 +43,7 @@ def generate_imagenet64(folder: Path, *, per_batch: int = 64, num_batches: int =
     folder.mkdir(parents=True)
     save = np.savez_compressed if compress else np.savez
     for number in range(num_batches + 1):
-        labels = np.arange(per_batch) % SHOWN_CLASSES + 1
+        labels = np.arange(per_batch) % NUM_CLASSES + 1
         data = pictures(labels, 64, number).reshape(per_batch, -1)
         if number == num_batches:
             save(folder / "val_data.npz", data=data, labels=labels)
@@ -56,16 +56,16 @@ def generate_imagefolder(folder: Path, *, num_classes: int = 4, per_class: int =
     """A folder per class of PNG files of several sizes."""
     random = np.random.default_rng(SEED)
     for label in range(num_classes):
-        inside = folder / f"class-{label}"
-        inside.mkdir(parents=True)
+        class_folder = folder / f"class-{label}"
+        class_folder.mkdir(parents=True)
         for number, image in enumerate(pictures(np.full(per_class, label), 96, label)):
             width, height = (int(size) for size in random.integers(64, 97, 2))
-            Image.fromarray(image.transpose(1, 2, 0)[:height, :width]).save(inside / f"{number:03d}.png")
+            Image.fromarray(image.transpose(1, 2, 0)[:height, :width]).save(class_folder / f"{number:03d}.png")
 
 
 @cache
-def in_place_of(root: Path, name: str, generate: Callable[[Path], None]) -> Path:
-    """A folder beside `root`, which is not there, with generated files; made if need be, and said once."""
+def generated_folder(root: Path, name: str, generate: Callable[[Path], None]) -> Path:
+    """The folder ROOT.generated, filled by `generate` if it does not exist; prints once per process that it is used."""
     folder = root.with_name(f"{root.name}.generated")
     if not folder.exists():
         unfinished = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")

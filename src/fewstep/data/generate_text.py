@@ -1,4 +1,4 @@
-"""Small generated latents, captioned shards and companions, in exactly the forms of the real ones."""
+"""Small generated latents, captioned shards and pretrained-model folders, in the formats of the real ones."""
 
 import io
 import json
@@ -23,23 +23,23 @@ CAPTIONS = ("a photograph of a temple", "a photograph of a flower")  # china.jpg
 
 def some_patches(count: int) -> SplitImages:
     """`count` crops to train on and half as many held out, evenly spaced."""
-    parts = []
-    for part, number in zip(load_patches(SIZE), (count, count // 2), strict=True):
-        index = torch.arange(number) * len(part.labels) // number
-        parts.append(Examples(part.images[index], part.labels[index]))
+    splits = []
+    for split, number in zip(load_patches(SIZE), (count, count // 2), strict=True):
+        index = torch.arange(number) * len(split.labels) // number
+        splits.append(Examples(split.images[index], split.labels[index]))
     facts = DataFacts("patches", (3, SIZE, SIZE), len(CAPTIONS), low=-1.0, high=1.0)
-    return SplitImages(facts=facts, train=parts[0], held_out=parts[1], batch_size=1, stream="generated")
+    return SplitImages(facts=facts, train=splits[0], held_out=splits[1], batch_size=1, stream="generated")
 
 
 def generate_latents(folder: Path, *, count: int = 256) -> None:
-    """What `fewstep latents` makes of some patches by a random autoencoder, which lies in vae/ there."""
+    """Latents of some patches, as `fewstep latents` makes them, by a random autoencoder in FOLDER/vae."""
     write_tiny_autoencoder(folder / "vae")
     for _ in make_latents(some_patches(count), Autoencoder.open(folder), folder, per_file=count // 2):
         pass
 
 
 def generate_text(folder: Path, *, count: int = 192, num_shards: int = 4) -> None:
-    """Shards of captioned patches, the last of held-out ones, and random companions beside them."""
+    """Shards of captioned patches, the last of held-out ones, and a random autoencoder, text encoder and CLIP."""
     write_tiny_autoencoder(folder / "vae")
     write_tiny_text_encoder(folder)
     write_tiny_clip(folder / "clip")
@@ -51,7 +51,7 @@ def generate_text(folder: Path, *, count: int = 192, num_shards: int = 4) -> Non
 
 
 def write_shards(folder: Path, images: torch.Tensor, labels: torch.Tensor, *, num_shards: int, first: int = 0) -> None:
-    """Images (N, 3, H, W) uint8 and the captions of their labels as shards: PNG with .txt, JPEG with .json in turn."""
+    """Write uint8 images (N, 3, H, W) and their captions into shards, PNG with .txt and JPEG with .json in turn."""
     folder.mkdir(parents=True, exist_ok=True)
     for shard in range(num_shards):
         with TarWriter(str(folder / f"{first + shard:05d}.tar"), mtime=0) as writer:

@@ -1,4 +1,4 @@
-"""Image files in a folder or a zip, by class, and how one becomes a square of uint8."""
+"""Image files in a folder or a zip, by class, decoded to uint8 squares."""
 
 import hashlib
 import os
@@ -24,14 +24,14 @@ HELD_OUT = "val"
 
 class ImageFile(NamedTuple):
     name: str  # below the root, with /
-    stamp: tuple[int, int]  # bytes, and when it was last written (in a zip its CRC): others if it is another
+    stamp: tuple[int, int]  # size and modification time, in a zip size and CRC: changes with the file
 
 
 class ImageFiles:
-    """The image files below a folder or in a zip, sorted by name; one folder around all of them is left out.
+    """The image files below a folder or in a zip, sorted by name.
 
     Raises:
-        ValueError: no image file, or a zip that is damaged.
+        ValueError: there is no image file, or the zip is damaged.
     """
 
     def __init__(self, root: Path) -> None:
@@ -79,16 +79,17 @@ class Labelled(NamedTuple):
     label: int
 
 
-def by_class(
+def split_by_class(
     files: Sequence[ImageFile], root: Path, hold_out_every: int
 ) -> tuple[list[str], list[Labelled], list[Labelled]]:
-    """Names of the classes, files to train on, files held out.
+    """The class names, the training files and the held-out files.
 
-    The first folder of a name is its class, below train/ and val/ where there are such: then val/ is held out, else
-    every `hold_out_every`-th file of each class. Labels are the places of the classes in sorted order.
+    A file's class is its top-level folder, or the folder below train/ or val/. val/ is held out; without it, every
+    `hold_out_every`-th file of each class is. Labels number the sorted class names. A single folder around everything
+    is ignored.
 
     Raises:
-        ValueError: a file in no class's folder, a held-out class that is not trained, hold_out_every below 2.
+        ValueError: a file is in no class folder, a class of val/ is not in train/, or hold_out_every is below 2.
     """
     if hold_out_every < 2:
         raise ValueError(f"dataset.hold_out_every must be at least 2, got {hold_out_every}")
@@ -109,46 +110,46 @@ def by_class(
     label = {name: number for number, name in enumerate(classes)}
     train, held_out = ([Labelled(file, label[name]) for name, file in splits[split]] for split in splits)
     if not held_out:
-        seen: Counter[int] = Counter()
-        every, train = train, []
-        for example in every:
-            seen[example.label] += 1
-            (train if seen[example.label] % hold_out_every else held_out).append(example)
+        counts: Counter[int] = Counter()
+        examples, train = train, []
+        for example in examples:
+            counts[example.label] += 1
+            (train if counts[example.label] % hold_out_every else held_out).append(example)
     return classes, train, held_out
 
 
 def image_source(root: Path, *, size: int, hold_out_every: int, strict: bool) -> Source:
-    """The images of a folder or zip, cut to squares of `size` pixels, as a cache takes them."""
+    """The images of a folder or zip, cropped to squares of `size` pixels, as the source of a cache."""
     if size < 1:
         raise ValueError(f"dataset.size must be at least 1, got {size}")
     files = ImageFiles(root)
-    classes, train, held_out = by_class(files.files, root, hold_out_every)
+    classes, train, held_out = split_by_class(files.files, root, hold_out_every)
     per_part = max(1, PART_BYTES // (3 * size * size))
 
     def parts(split: str, examples: Sequence[Labelled]) -> list[Part]:
-        made = []
+        found = []
         for start in range(0, len(examples), per_part):
-            some = examples[start : start + per_part]
-            key = hashlib.sha256(f"adm crop {size} {strict} {some}".encode()).hexdigest()
-            chunks = partial(read_chunks, files, some, size, strict)
-            made.append(Part(f"{split}-{start // per_part:05d}", key, len(some), chunks))
-        return made
+            chosen = examples[start : start + per_part]  # their repr is part of the key of every cache
+            key = hashlib.sha256(f"adm crop {size} {strict} {chosen}".encode()).hexdigest()
+            chunks = partial(read_chunks, files, chosen, size, strict)
+            found.append(Part(f"{split}-{start // per_part:05d}", key, len(chosen), chunks))
+        return found
 
     return Source({"train": parts("train", train), HELD_OUT: parts(HELD_OUT, held_out)}, (3, size, size), classes)
 
 
 def read_chunks(files: ImageFiles, examples: Sequence[Labelled], size: int, strict: bool) -> Iterator[Chunk]:
-    """The images, some at a time, decoded in threads; damaged ones are left out.
+    """The images in chunks, decoded in threads; damaged files are skipped.
 
     Raises:
-        ValueError: one is damaged, and strict is wanted.
+        ValueError: a file is damaged, and `strict` is true.
     """
 
     def load(example: Labelled) -> tuple[UInt8[np.ndarray, "3 size size"], str] | None:
         try:
             image = Image.open(BytesIO(files.read(example.file.name)))
             return centre_crop(image, size), image.mode
-        except Exception as error:  # a damaged file fails in any way it likes
+        except Exception as error:  # a damaged file raises errors of any type
             if strict:
                 raise ValueError(
                     f"{files.root}: {example.file.name} is damaged or no image ({error}); replace it, or set "
@@ -158,27 +159,28 @@ def read_chunks(files: ImageFiles, examples: Sequence[Labelled], size: int, stri
 
     with ThreadPoolExecutor() as pool:
         for start in range(0, len(examples), CHUNK):
-            some = examples[start : start + CHUNK]
-            loaded = list(zip(some, pool.map(load, some), strict=True))
-            good = [(*read, example.label) for example, read in loaded if read is not None]
+            chosen = examples[start : start + CHUNK]
+            loaded = list(zip(chosen, pool.map(load, chosen), strict=True))
+            good = [(*decoded, example.label) for example, decoded in loaded if decoded is not None]
             images = np.stack([image for image, _, _ in good]) if good else np.empty((0, 3, size, size), np.uint8)
             labels = np.array([label for _, _, label in good], np.int64)
             yield Chunk(
                 images,
                 labels,
-                skipped=[example.file.name for example, read in loaded if read is None],
+                skipped=[example.file.name for example, decoded in loaded if decoded is None],
                 converted=[mode for _, mode, _ in good if mode != "RGB"],
             )
 
 
 def centre_crop(image: Image.Image, size: int) -> UInt8[np.ndarray, "3 size size"]:
-    """The middle square, as ADM's preprocessing has it (Dhariwal & Nichol 2021, guided-diffusion's image_datasets).
+    """The central square, by ADM's preprocessing (Dhariwal & Nichol 2021, guided-diffusion's image_datasets).
 
-    Halved by box averages while the shorter side is at least twice `size`, then resized bicubically so that the shorter
-    side is `size` (the other rounded), then cut. Grey, palette and transparent images become RGB first, 16 bits 8.
+    The image is halved by box averages while its shorter side is at least twice `size`, then resized bicubically to a
+    shorter side of `size` (the longer rounded), then cropped. Grey, palette, transparent and 16-bit images are first
+    converted to 8-bit RGB.
 
     Raises:
-        ValueError: floating-point pixels.
+        ValueError: the pixels are floating-point numbers.
     """
     image = eight_bits(image).convert("RGB")
     while min(image.size) >= 2 * size:
@@ -190,10 +192,10 @@ def centre_crop(image: Image.Image, size: int) -> UInt8[np.ndarray, "3 size size
 
 
 def eight_bits(image: Image.Image) -> Image.Image:
-    """Pillow cuts 16 bits off at 255 instead of scaling them.
+    """A 16-bit image scaled to 8 bits, which Pillow would clip at 255; others unchanged.
 
     Raises:
-        ValueError: floating-point pixels, whose white no file tells.
+        ValueError: the pixels are floating-point numbers, whose range is unknown.
     """
     if image.mode == "F":
         raise ValueError("an image must have pixels of 8 or 16 bits, and one is of mode F; convert it")

@@ -2,29 +2,30 @@
 
 from pathlib import Path
 
-from fewstep.data.cache import Cache, cached, said, stored_key
+from fewstep.data.cache import Cache, cached, conversions, stored_key
 from fewstep.data.facts import DataFacts
-from fewstep.data.generate import generate_imagefolder, in_place_of
+from fewstep.data.generate import generate_imagefolder, generated_folder
 from fewstep.data.imagefiles import HELD_OUT, image_source
-from fewstep.data.split import SplitImages, is_missing
+from fewstep.data.split import SplitImages, missing_data_error
 
 NAME = "imagefolder"
+ADVICE = "make it a folder or a zip with a sub-folder of images for each class"
 
 
 class ImageFolderData(SplitImages):
-    """Images of `root`, cut to squares as in ADM and cached; see `by_class` for what is held out.
+    """Images of `root`, cropped to squares as in ADM and cached; `split_by_class` chooses those held out.
 
     Args:
         root: a folder or a zip. cache: folder for the converted images, by default ROOT.SIZE.cache.
         size: of the squares, in pixels.
-        hold_out_every: of each class, every so-manieth image is held out where there is no folder val.
-        strict: refuse a damaged image instead of leaving it out with a warning.
-        flip: mirror training images by chance.
-        num_reference: held-out images that figures compare with, at most.
-        generated: make do with generated files if `root` is not there.
+        hold_out_every: N holds out every N-th image of each class, where there is no folder val.
+        strict: refuse a damaged image instead of skipping it with a warning.
+        flip: mirror training images at random.
+        num_reference: the most held-out images in the reference.
+        generated: use generated files if `root` does not exist.
 
     Raises:
-        ValueError: `root` is not there, or is not such a folder or zip.
+        ValueError: `root` does not exist, or is not such a folder or zip.
     """
 
     def __init__(
@@ -43,10 +44,10 @@ class ImageFolderData(SplitImages):
     ) -> None:
         place = Path(root)
         if generated and not place.exists():
-            place = in_place_of(place, NAME, generate_imagefolder)
+            place = generated_folder(place, NAME, generate_imagefolder)
         folder = Path(cache) if cache else place.with_name(f"{place.name}.{size}.cache")
         if not place.exists() and stored_key(folder) is None:
-            raise is_missing(NAME, place, "make it a folder or a zip with a sub-folder of images for each class")
+            raise missing_data_error(NAME, place, ADVICE)
         source = (
             image_source(place, size=size, hold_out_every=hold_out_every, strict=strict) if place.exists() else None
         )
@@ -62,5 +63,5 @@ class ImageFolderData(SplitImages):
         )
 
     def check(self) -> list[str]:
-        left_out = f"{len(self.cache.skipped)} damaged images left out, {said(self.cache.converted)} converted"
-        return [*super().check(), *self.cache.verify(), left_out, f"classes: {', '.join(self.cache.classes[:10])}"]
+        skipped = f"{len(self.cache.skipped)} damaged images left out, {conversions(self.cache.converted)} converted"
+        return [*super().check(), *self.cache.verify(), skipped, f"classes: {', '.join(self.cache.classes[:10])}"]

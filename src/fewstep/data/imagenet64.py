@@ -11,37 +11,37 @@ from zipfile import BadZipFile, ZipFile
 
 import numpy as np
 
-from fewstep.data.cache import Cache, Chunk, Part, Source, cached, said, stored_key
+from fewstep.data.cache import Cache, Chunk, Part, Source, cached, conversions, stored_key
 from fewstep.data.facts import DataFacts
-from fewstep.data.generate import generate_imagenet64, in_place_of
+from fewstep.data.generate import generate_imagenet64, generated_folder
 from fewstep.data.imagefiles import HELD_OUT, image_source
-from fewstep.data.split import SplitImages, is_missing
+from fewstep.data.split import SplitImages, missing_data_error
 
 NAME = "imagenet64"
 SIZE, CLASSES = 64, 1000
 BATCHES = ("train_data_batch_1..10.npz", "val_data.npz")
 FULL = {"train": 1_281_167, HELD_OUT: 50_000}
-ROWS = 4096  # read at a time
-HOW = (
+CHUNK = 4096  # images read at a time
+ADVICE = (
     f"get the npz files of Imagenet64 ({', '.join(BATCHES)}) at image-net.org (Download, Downsampled ImageNet), or a "
     "folder or zip of its images with train/CLASS and val/CLASS, and put them there"
 )
 
 
 def npz_source(root: Path) -> Source:
-    """The official batches in `root` (Chrabaszcz et al. 2017) as a cache takes them.
+    """The official batches in `root` (Chrabaszcz et al. 2017) as the source of a cache.
 
-    Each has `data` uint8 (N, 12288), an image's red, green and blue planes after another, and `labels` 1..1000, which
-    become 0..999 in the order of the ILSVRC devkit (its map_clsloc.txt), which is not that of the sorted WordNet ids.
+    Each has `data`, uint8 (N, 12288), the red, green and blue planes of each image, and `labels` in 1..1000, which
+    become 0..999 in the order of the ILSVRC devkit (its map_clsloc.txt), not that of the sorted WordNet ids.
 
     Raises:
-        ValueError: a batch is missing, truncated or not of this form.
+        ValueError: a batch is missing, truncated or of another layout.
     """
     train = sorted(root.glob("train_data_batch_*.npz"), key=lambda path: int(re.sub(r"\D", "", path.stem) or 0))
     val = root / "val_data.npz"
     if not train or not val.is_file():
         missing = val.name if train else BATCHES[0]
-        raise ValueError(f"{root} has npz batches of Imagenet64, but not {missing}; {HOW}")
+        raise ValueError(f"{root} has npz batches of Imagenet64, but not {missing}; {ADVICE}")
     parts = {
         "train": [npz_part(path, f"train-{number:05d}") for number, path in enumerate(train)],
         HELD_OUT: [npz_part(val, f"{HELD_OUT}-00000")],
@@ -50,11 +50,11 @@ def npz_source(root: Path) -> Source:
 
 
 def npz_part(path: Path, name: str) -> Part:
-    """A batch, known by the CRCs of what is in it."""
+    """The part of one batch file; its key is made of the CRCs in the zip."""
     try:
         with ZipFile(path) as archive:
-            inside = {info.filename: info.CRC for info in archive.infolist()}
-            key = hashlib.sha256(f"imagenet64 {inside['data.npy']} {inside['labels.npy']}".encode()).hexdigest()
+            crc = {info.filename: info.CRC for info in archive.infolist()}
+            key = hashlib.sha256(f"imagenet64 {crc['data.npy']} {crc['labels.npy']}".encode()).hexdigest()
             with archive.open("data.npy") as file:
                 (count, width), _ = npy_header(file)
     except (BadZipFile, KeyError, ValueError, EOFError, zlib.error) as error:
@@ -65,24 +65,24 @@ def npz_part(path: Path, name: str) -> Part:
 
 
 def npy_header(file: Any) -> tuple[tuple[int, int], np.dtype]:
-    """Shape (N, values) and type of the array that follows.
+    """Read the header of a .npy file: shape (N, values) and dtype.
 
     Raises:
-        ValueError: not a two-dimensional array of uint8 in C order.
+        ValueError: it is not a two-dimensional uint8 array in C order.
     """
     version = np.lib.format.read_magic(file)
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, fortran, dtype = read(file)
+    read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, fortran, dtype = read_header(file)
     if len(shape) != 2 or fortran or dtype != np.uint8:
         raise ValueError(f"data must be uint8 (N, {3 * SIZE * SIZE}) in C order, got {dtype} {shape}")
     return shape, dtype
 
 
 def read_npz(path: Path) -> Iterator[Chunk]:
-    """The images of a batch, some at a time: the whole of it is never in memory.
+    """The images of a batch file in chunks, so that it is never wholly in memory.
 
     Raises:
-        ValueError: the file is cut short or damaged (the zip's own CRCs), or a label is outside 1..1000.
+        ValueError: the file is truncated or damaged (by the zip's CRCs), or a label is outside 1..1000.
     """
     try:
         with ZipFile(path) as archive:
@@ -92,11 +92,11 @@ def read_npz(path: Path) -> Iterator[Chunk]:
                 (count, width), _ = npy_header(file)
                 if labels.shape != (count,) or not count or labels.min() < 1 or labels.max() > CLASSES:
                     raise ValueError(f"labels must be {count} numbers from 1 to {CLASSES}")
-                for start in range(0, count, ROWS):
-                    some = labels[start : start + ROWS] - 1
-                    pixels = np.frombuffer(file.read(len(some) * width), np.uint8)
-                    yield Chunk(pixels.reshape(len(some), 3, SIZE, SIZE), some)
-                file.read(1)  # at the end, where the CRC is looked at
+                for start in range(0, count, CHUNK):
+                    classes = labels[start : start + CHUNK] - 1
+                    pixels = np.frombuffer(file.read(len(classes) * width), np.uint8)
+                    yield Chunk(pixels.reshape(len(classes), 3, SIZE, SIZE), classes)
+                file.read(1)  # the end, where zipfile compares the CRC
     except (BadZipFile, KeyError, ValueError, EOFError, zlib.error) as error:
         raise damaged(path, error) from error
 
@@ -109,15 +109,15 @@ class ImageNet64Data(SplitImages):
     """ImageNet-64, converted once; 1,281,167 images to train on, 50,000 of the validation set held out.
 
     Args:
-        root: the folder of the npz batches, or a folder or zip of images by class, which are then cut as in ADM.
+        root: the folder of the npz batches, or a folder or zip of images by class, which are cropped as in ADM.
         cache: folder for the converted images (16 GB), by default ROOT.cache.
-        strict: refuse a damaged image file instead of leaving it out with a warning.
-        flip: mirror training images by chance.
-        num_reference: held-out images that figures compare with, at most.
-        generated: make do with generated files if `root` is not there.
+        strict: refuse a damaged image file instead of skipping it with a warning.
+        flip: mirror training images at random.
+        num_reference: the most held-out images in the reference.
+        generated: use generated files if `root` does not exist.
 
     Raises:
-        ValueError: `root` is not there or not of this form.
+        ValueError: `root` does not exist, or has another layout.
     """
 
     def __init__(
@@ -134,10 +134,10 @@ class ImageNet64Data(SplitImages):
     ) -> None:
         place = Path(root)
         if generated and not place.exists():
-            place = in_place_of(place, NAME, generate_imagenet64)
+            place = generated_folder(place, NAME, generate_imagenet64)
         folder = Path(cache) if cache else place.with_name(f"{place.name}.cache")
         if not place.exists() and stored_key(folder) is None:
-            raise is_missing(NAME, place, HOW)
+            raise missing_data_error(NAME, place, ADVICE)
         if not place.exists():
             source = None
         elif any(place.glob("*_data*.npz")):
@@ -157,6 +157,6 @@ class ImageNet64Data(SplitImages):
 
     def check(self) -> list[str]:
         counts = {"train": len(self.labels), HELD_OUT: len(self.held_out.labels)}
-        whole = "the full set" if counts == FULL else f"not the full set of {FULL['train']:,} and {FULL[HELD_OUT]:,}"
-        left_out = f"{len(self.cache.skipped)} damaged images left out, {said(self.cache.converted)} converted"
-        return [*super().check(), f"counts: {whole}", *self.cache.verify(), left_out]
+        full = "the full set" if counts == FULL else f"not the full set of {FULL['train']:,} and {FULL[HELD_OUT]:,}"
+        skipped = f"{len(self.cache.skipped)} damaged images left out, {conversions(self.cache.converted)} converted"
+        return [*super().check(), f"counts: {full}", *self.cache.verify(), skipped]

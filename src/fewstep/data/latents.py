@@ -1,4 +1,4 @@
-"""Latents of images, made by `fewstep latents`: mean and variance of each, memory-mapped; every visit draws anew."""
+"""Latents of images, made by `fewstep latents`: mean and variance, memory-mapped, sampled anew in every batch."""
 
 import json
 from collections.abc import Callable
@@ -11,10 +11,10 @@ import torch
 from jaxtyping import Float, Float16, Int
 from torch import Tensor
 
-from fewstep.data.batches import Batch, ImagesInMemory, balance, checked, from_uint8
+from fewstep.data.batches import Batch, ImagesInMemory, check_examples, class_balance, from_uint8
 from fewstep.data.facts import DataFacts, LatentFacts
-from fewstep.data.generate import in_place_of
-from fewstep.data.split import is_missing
+from fewstep.data.generate import generated_folder
+from fewstep.data.split import missing_data_error
 from fewstep.system.files import sha256_of
 from fewstep.system.seeds import seed_for
 
@@ -31,10 +31,10 @@ KEYS = {
 
 
 class Moments:
-    """Rows (2, channels, height, width) of float16, mean and variance, in files of `per_file` rows.
+    """Mean and variance of each latent, float16 (2, channels, height, width), in .npy files of `per_file` rows.
 
     Raises:
-        ValueError: a file is truncated, or holds something else.
+        ValueError: a file is truncated, or of another shape or dtype.
     """
 
     def __init__(self, files: list[Path], per_file: int, shape: tuple[int, ...]) -> None:
@@ -55,21 +55,21 @@ class Moments:
         rows = np.empty((len(index), *self.shards[0].shape[1:]), np.float16)
         shard, row = index.numpy() // self.per_file, index.numpy() % self.per_file
         for number in np.unique(shard):
-            here = shard == number
-            rows[here] = self.shards[number][row[here]]
+            in_shard = shard == number
+            rows[in_shard] = self.shards[number][row[in_shard]]
         return torch.from_numpy(rows)
 
 
 class LatentsData(ImagesInMemory):
-    """Latents as training data, drawn from N(mean, variance) at each visit by a chance that is a function of the step.
+    """Latents as training data, sampled from N(mean, variance) in each batch, by the random numbers of its step.
 
     latents = (mean + sqrt(variance) eps - shift_factor) scaling_factor (Rombach et al. 2022, section 3.1). Samples are
-    decoded to be judged, against the held-out *images* themselves, so that figures have the autoencoder's loss in them.
+    decoded and compared with the held-out *images*, so that figures include the error of the autoencoder.
 
     Args:
         root: the folder that `fewstep latents` made.
-        autoencoder: its folder, where it is not where it was.
-        generated: make do with latents of some patches, by a random autoencoder, if `root` is not there.
+        autoencoder: its folder, if it has been moved since.
+        generated: use latents of some patches by a random autoencoder if `root` does not exist.
 
     Raises:
         ValueError: a file is missing, truncated, or of another format.
@@ -84,14 +84,14 @@ class LatentsData(ImagesInMemory):
         if generated and not self.root.exists():
             from fewstep.data.generate_text import generate_latents
 
-            self.root = in_place_of(self.root, "latents", generate_latents)
-        about = read_manifest(self.root)
-        self.files: dict[str, str] = about["files"]
+            self.root = generated_folder(self.root, "latents", generate_latents)
+        manifest = read_manifest(self.root)
+        self.files: dict[str, str] = manifest["files"]
         for name in self.files:
             if not (self.root / name).is_file():
                 raise ValueError(f"{self.root / name} is missing; make the latents again with `fewstep latents`")
         shards = [self.root / name for name in self.files if name.startswith("latents-")]
-        moments = Moments(shards, about["per_file"], tuple(about["shape"]))
+        moments = Moments(shards, manifest["per_file"], tuple(manifest["shape"]))
         labels = torch.from_numpy(read_array(self.root / LABELS))
         if labels.dtype != torch.int64 or labels.shape != (len(moments),) or not len(labels):
             raise ValueError(
@@ -100,24 +100,24 @@ class LatentsData(ImagesInMemory):
             )
         super().__init__(images=moments, labels=labels, batch_size=batch_size, stream=stream)
         latent = LatentFacts(
-            tuple(about["image_shape"]),
-            about["scaling_factor"],
-            about["shift_factor"],
-            about["autoencoder_sha256"],
-            str((self.root / about["autoencoder"]).resolve() if autoencoder is None else Path(autoencoder).resolve()),
+            tuple(manifest["image_shape"]),
+            manifest["scaling_factor"],
+            manifest["shift_factor"],
+            manifest["autoencoder_sha256"],
+            str(Path(self.root / manifest["autoencoder"] if autoencoder is None else autoencoder).resolve()),
         )
         self.facts = DataFacts(
-            "latents", tuple(about["shape"]), about["num_classes"], low=-1000.0, high=1000.0, latent=latent
+            "latents", tuple(manifest["shape"]), manifest["num_classes"], low=-1000.0, high=1000.0, latent=latent
         )
-        balance(self.facts, "training", self.labels)  # labels that no class has are refused
-        self.source: str = about["source"]
+        class_balance(self.facts, "training", self.labels)  # refuses labels out of range
+        self.source: str = manifest["source"]
         self._autoencoder: Autoencoder | None = None
 
-    def part(self, step: int, kept: Callable[[Tensor], Tensor] = lambda whole: whole) -> Batch:
-        moments, labels = self.pixels(step, kept)
+    def selected(self, step: int, select: Callable[[Tensor], Tensor] = lambda batch: batch) -> Batch:
+        moments, labels = self.pixels(step, select)
         mean, variance = moments.float().unbind(1)
         generator = torch.Generator().manual_seed(seed_for(self.stream, "latents", step))
-        eps = kept(torch.randn(self.batch_size, *mean.shape[1:], generator=generator))
+        eps = select(torch.randn(self.batch_size, *mean.shape[1:], generator=generator))
         latent = self.facts.latent
         assert latent is not None
         return Batch((mean + variance.sqrt() * eps - latent.shift_factor) * latent.scaling_factor, labels)
@@ -127,8 +127,8 @@ class LatentsData(ImagesInMemory):
         return Batch(from_uint8(images), torch.from_numpy(read_array(self.root / REFERENCE_LABELS)))
 
     @property
-    def judged(self) -> DataFacts:
-        return replace(self.facts.pixels, name=self.source)  # patches stay patches, and so have their own judge
+    def evaluation_facts(self) -> DataFacts:
+        return replace(self.facts.pixels, name=self.source)  # the source's name, so that its feature net is used
 
     def decode(self, x: Float[Tensor, "batch *shape"]) -> Float[Tensor, "batch *image"]:
         if self._autoencoder is None:
@@ -152,39 +152,39 @@ class LatentsData(ImagesInMemory):
         spread = f"standard deviation {first.x.std():.2f} (about 1 is right)"
         return [
             f"{len(self.files)} files with the checksums of {MANIFEST}, latents of {self.source}",
-            balance(self.facts, "training", self.labels),
-            *checked(self.facts, f"a training batch, {spread}", first),
-            *checked(self.facts.pixels, "a training batch, decoded", self.preview()),
-            *checked(self.facts.pixels, self.reference_split, self.reference()),
+            class_balance(self.facts, "training", self.labels),
+            *check_examples(self.facts, f"a training batch, {spread}", first),
+            *check_examples(self.facts.pixels, "a training batch, decoded", self.preview()),
+            *check_examples(self.facts.pixels, self.reference_split, self.reference()),
         ]
 
 
 def read_manifest(root: Path) -> dict[str, Any]:
-    """What the folder of latents says of itself.
+    """The manifest of a folder of latents.
 
     Raises:
-        ValueError: there is none, it is unfinished, damaged, or of another version.
+        ValueError: it is missing, since the folder is unfinished or not there; it is damaged, or of another version.
     """
     path = root / MANIFEST
     if not path.is_file():
-        how = f"make it with `fewstep latents patches --autoencoder FOLDER --out {root}`; stopped, it goes on"
-        raise is_missing("latents", root, how)
+        command = f"fewstep latents patches --autoencoder FOLDER --out {root}"
+        raise missing_data_error("latents", root, f"make it with `{command}`, which resumes after an interruption")
     try:
-        about = json.loads(path.read_text())
-        if about["format"] != FORMAT:
-            raise ValueError(f"its format is {about['format']}, not {FORMAT}")
-        if missing := sorted(KEYS - about.keys()):
+        manifest = json.loads(path.read_text())
+        if manifest["format"] != FORMAT:
+            raise ValueError(f"its format is {manifest['format']}, not {FORMAT}")
+        if missing := sorted(KEYS - manifest.keys()):
             raise ValueError(f"it has no {missing[0]}")
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} cannot be read ({error}); make the latents again with `fewstep latents`") from error
-    return about
+    return manifest
 
 
 def read_array(path: Path, *, mapped: bool = False) -> np.ndarray:
-    """A .npy file, or a view of it that stays on disk.
+    """The array of a .npy file, memory-mapped if `mapped`.
 
     Raises:
-        ValueError: it is truncated or no such file.
+        ValueError: the file is missing, truncated or damaged.
     """
     try:
         return np.load(path, mmap_mode="r" if mapped else None, allow_pickle=False)

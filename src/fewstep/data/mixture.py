@@ -1,4 +1,4 @@
-"""Points drawn from the exact teacher, endless: every batch is new."""
+"""Points sampled from a Gaussian mixture, whose guided denoiser has a closed form; every batch is new."""
 
 from math import pi
 
@@ -11,12 +11,12 @@ from fewstep.system.seeds import seed_for
 
 
 def ring_mixture(*, num_classes: int, dim: int, std: float) -> GaussianMixture:
-    """Two Gaussians a class, the outer on the circle of radius 0.8, the inner on that of 0.4, turned by half a class.
+    """Two Gaussians per class, on circles of radius 0.8 and of 0.4, the inner ring turned by half a class; float64.
 
-    Dimensions past the second have mean zero. Everything is float64.
+    Dimensions past the second have mean zero.
 
     Raises:
-        ValueError: fewer than two dimensions or one class, or a std that is not positive.
+        ValueError: fewer than two dimensions, fewer than one class, or a std that is not positive.
     """
     if dim < 2 or num_classes < 1:
         raise ValueError(f"dataset.dim must be at least 2 and dataset.num_classes at least 1, got {dim}, {num_classes}")
@@ -31,10 +31,10 @@ def ring_mixture(*, num_classes: int, dim: int, std: float) -> GaussianMixture:
 
 
 class MixtureData(Data):
-    """The mixture of `ring_mixture`; `exact` is its closed form.
+    """Samples of `ring_mixture`; `exact` is the mixture itself.
 
     Args:
-        num_reference: points that quality figures compare with.
+        num_reference: points in the reference.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Conditions and noise, for methods that need no data."""
+"""Batches of noise and conditions, for methods that train without data."""
 
 import torch
 
@@ -8,13 +8,13 @@ from fewstep.system.seeds import seed_for
 
 
 class NoiseData(Data):
-    """Endless batches of standard normal noise and uniformly drawn classes; a model's card says of what.
+    """Batches of standard normal noise and uniformly drawn classes, of the shapes in a model's card.
 
     Args:
-        facts: of the data that the model makes.
+        facts: of the model's samples.
 
     Raises:
-        ValueError: conditions are prompts, which only a data set has.
+        ValueError: the conditions are prompts, which only a data set has.
     """
 
     def __init__(self, facts: DataFacts, *, batch_size: int, stream: str) -> None:

@@ -17,7 +17,7 @@ TRAINED = ((0, 160), (240, 480), (560, 640))
 
 
 class Crops:
-    """All crops of `size` pixels whose upper left corners are (photograph, y, x), cut when they are asked for."""
+    """The crops of `size` pixels with upper left corners (photograph, y, x), cropped when they are indexed."""
 
     def __init__(self, photographs: UInt8[Tensor, "photographs 3 height width"], size: int, corners: Tensor) -> None:
         # A view: (photographs, y, x, 3, size, size) without a copy.
@@ -35,9 +35,9 @@ class Crops:
 def load_patches(size: int) -> tuple[Examples, Examples]:
     """Training and held-out crops of china.jpg (class 0) and flower.jpg (class 1), each 427 x 640 pixels.
 
-    Each photograph is cut into eight upright stripes of 80 columns. The third and the seventh are held out, and a crop
-    lies wholly on one side: no pixel is in both parts. Training crops lie at every position, held-out crops 8 pixels
-    apart for size 32 and 4 for size 64.
+    Each photograph is divided into eight vertical stripes of 80 columns. The third and the seventh are held out, and no
+    crop crosses a border between held-out and training stripes, so the splits share no pixel. Training crops lie at
+    every position, held-out crops 8 pixels apart for size 32 and 4 for size 64.
 
     Raises:
         ValueError: `size` is neither 32 nor 64.

@@ -1,4 +1,4 @@
-"""WebDataset shards, streamed in an order that is a function of (stream, epoch): the place in it is a number."""
+"""WebDataset shards, streamed in an order that is a function of (stream, epoch), so that a position is a number."""
 
 import json
 import random
@@ -21,56 +21,56 @@ from fewstep.system.seeds import seed_for
 
 INDEX = ".fewstep-index.json"
 Raw = dict[str, Any]
-"""A sample as it lies in a shard: extension -> bytes, and __key__ and __url__."""
+"""An undecoded sample: extension -> bytes, and __key__ and __url__."""
 IsSample = Callable[[set[str]], bool]
 """Whether files of these extensions make a sample."""
 Sample = TypeVar("Sample")
 Row = tuple[int, Any]
-"""A sample and its number among all rows of all steps."""
+"""The number of a row among the rows of all steps, and its sample."""
 
 
 class Shard(NamedTuple):
-    """A .tar file and how many whole samples it begins with."""
+    """A .tar file and the number of complete samples at its beginning."""
 
     path: Path
     num_samples: int
 
 
 def open_shards(root: Path, is_sample: IsSample, *, strict: bool) -> list[Shard]:
-    """The shards of a folder, in the order of their names; their counts are kept in a file beside them.
+    """The shards of a folder, sorted by name; their sample counts are cached in a file beside them.
 
     Raises:
-        ValueError: none of them holds a sample; or with `strict`, one is cut short or damaged.
+        ValueError: none of them holds a sample; or with `strict`, one is truncated or damaged.
     """
     paths = sorted(root.glob("*.tar"))
-    known, shards, changed = read_index(root / INDEX), [], False
+    index, shards, changed = read_index(root / INDEX), [], False
     for path in paths:
         stat = path.stat()
         stamp = [stat.st_size, stat.st_mtime_ns]
-        entry = known.get(path.name, {})
+        entry = index.get(path.name, {})
         if entry.get("stamp") != stamp or (strict and not entry.get("whole")):
-            number, whole = scan(path, is_sample)
-            if strict and not whole:
+            number, is_complete = scan(path, is_sample)
+            if strict and not is_complete:
                 raise ValueError(
                     f"{path} is truncated or damaged after {number} samples; copy it again, or use dataset.strict=false"
                 )
-            entry, changed = {"stamp": stamp, "count": number, "whole": whole}, True
+            entry, changed = {"stamp": stamp, "count": number, "whole": is_complete}, True
         if not entry["whole"]:
             warnings.warn(
                 f"{path} is truncated or damaged: only its first {entry['count']} samples are used", stacklevel=2
             )
-        known[path.name] = entry
+        index[path.name] = entry
         if entry["count"]:
             shards.append(Shard(path, entry["count"]))
     if not shards:
         raise ValueError(f"no shard in {root} holds a sample: each needs an image and its caption under one name")
     if changed:
-        write_index(root / INDEX, known)
+        write_index(root / INDEX, index)
     return shards
 
 
 def read_index(path: Path) -> dict[str, Any]:
-    """What is known of the shards; nothing, if the file cannot be read."""
+    """The cached counts of the shards; empty if the file cannot be read."""
     try:
         index = json.loads(path.read_text()).items()
         return {name: entry for name, entry in index if entry.keys() >= {"stamp", "count", "whole"}}
@@ -79,7 +79,7 @@ def read_index(path: Path) -> dict[str, Any]:
 
 
 def write_index(path: Path, index: dict[str, Any]) -> None:
-    """Keep what is known of the shards, where the folder can be written."""
+    """Cache the counts of the shards, with a warning where the folder cannot be written."""
     try:
         with atomic_write(path) as temporary:
             temporary.write_text(json.dumps(index))
@@ -88,19 +88,18 @@ def write_index(path: Path, index: dict[str, Any]) -> None:
 
 
 def scan(path: Path, is_sample: IsSample) -> tuple[int, bool]:
-    """How many samples a shard begins with, by its headers alone, and whether it is whole: a shard ends with zeros."""
+    """The number of complete samples at the beginning of a shard, from its headers, and whether it is complete."""
     names: list[str] = []
-    whole = False
+    is_complete = False
     try:
         with tarfile.open(path, "r:") as tar, path.open("rb") as file:
-            for member in tar:  # ends without a word where a header is damaged, cut or not there
+            for member in tar:  # ends without an error at a header that is damaged, truncated or missing
                 if member.isfile():
                     names.append(member.name)
             file.seek(tar.offset)
-            whole = file.read(tarfile.BLOCKSIZE) == bytes(tarfile.BLOCKSIZE)
+            is_complete = file.read(tarfile.BLOCKSIZE) == bytes(tarfile.BLOCKSIZE)  # a tar ends with zeros
     except (tarfile.ReadError, EOFError):
-        # The header of the last file was there, and the file itself was not.
-        names = names[:-1]
+        names = names[:-1]  # the last file has a header but not its content
     number, key, extensions = 0, None, set[str]()
     for name in [*names, ""]:
         prefix, extension = base_plus_ext(name)
@@ -109,14 +108,14 @@ def scan(path: Path, is_sample: IsSample) -> tuple[int, bool]:
             key, extensions = prefix, set()
         if extension:
             extensions.add(extension.lower())
-    return number, whole
+    return number, is_complete
 
 
 def samples_of(shard: Shard, is_sample: IsSample) -> Iterator[Raw]:
-    """The samples of a shard, in its order.
+    """The samples of a shard, in order.
 
     Raises:
-        ValueError: there are fewer than were counted: the file has changed.
+        ValueError: there are fewer than were counted, so the file has changed.
     """
     with shard.path.open("rb") as stream:
         source = iter([{"url": str(shard.path), "stream": stream}])
@@ -133,10 +132,10 @@ def samples_of(shard: Shard, is_sample: IsSample) -> Iterator[Raw]:
 
 @dataclass(frozen=True)
 class Walk:
-    """One of `num_walks` endless walks, `number`, that share the shards of each epoch between them.
+    """An endless shuffled stream of samples, one of `num_walks` that divide the shards of each epoch between them.
 
     Args:
-        stream: names the order. buffer: samples of a shard that are shuffled with each other.
+        stream: key of the random numbers. number: of this walk, from 0. buffer: size of the shuffle buffer of a shard.
     """
 
     shards: Sequence[Shard]
@@ -147,47 +146,47 @@ class Walk:
     buffer: int
 
     def shards_of(self, epoch: int) -> list[Shard]:
-        """This walk's shards in an epoch, in order."""
+        """The shards of this walk in an epoch, in order."""
         order = np.random.default_rng(seed_for(self.stream, "shards", epoch)).permutation(len(self.shards))
         return [self.shards[index] for index in order[self.number :: self.num_walks]]
 
-    def raw_from(self, place: int) -> Iterator[Raw]:
-        """Samples number `place`, place + 1, ...: shards before it are not opened."""
+    def raw_from(self, position: int) -> Iterator[Raw]:
+        """The samples from `position` on; the shards before it are not opened."""
         for epoch in count():
             for shard in self.shards_of(epoch):
-                if place >= shard.num_samples:
-                    place -= shard.num_samples
+                if position >= shard.num_samples:
+                    position -= shard.num_samples
                     continue
-                chance = random.Random(seed_for(self.stream, "within", shard.path.name, epoch))
-                shuffled = shuffle(self.buffer, initial=self.buffer, rng=chance)(samples_of(shard, self.is_sample))
-                yield from islice(shuffled, place, None)
-                place = 0
+                generator = random.Random(seed_for(self.stream, "within", shard.path.name, epoch))
+                shuffled = shuffle(self.buffer, initial=self.buffer, rng=generator)(samples_of(shard, self.is_sample))
+                yield from islice(shuffled, position, None)
+                position = 0
 
 
-def filled(
+def decoded(
     raw: Iterator[Raw],
     decode: Callable[[Raw], Sample | None],
-    patience: int,
-    wanted: Iterable[bool] = repeat(True),
+    max_damaged: int,
+    needed: Iterable[bool] = repeat(True),
 ) -> Iterator[Sample | None]:
-    """Samples as `decode` makes them; it gives None for a damaged one, whose place the next good one takes, so that
-    places stay what they are.
+    """Decode a stream of samples; the next good sample replaces a damaged one, so that positions do not shift.
 
     Args:
-        wanted: of each place, whether its sample is; None stands in the others, which are not decoded.
+        decode: gives None for a damaged sample.
+        needed: for each position, whether its sample is; the others are not decoded, and are None.
 
     Raises:
-        ValueError: `patience` samples in a row are damaged.
+        ValueError: more than `max_damaged` samples in a row are damaged.
     """
     missing = 0
-    for each, here in zip(raw, wanted, strict=False):
-        if not here and not missing:
+    for each, is_needed in zip(raw, needed, strict=False):
+        if not is_needed and not missing:
             yield None
             continue
         sample = decode(each)
         if sample is None:
             missing += 1
-            if missing > patience:
+            if missing > max_damaged:
                 raise ValueError(
                     f"{missing} samples in a row are damaged, the last in {each['__url__']}; copy the shards again"
                 )
@@ -197,77 +196,77 @@ def filled(
         missing = 0
 
 
-class Walks:
-    """Rows of batches out of several walks: row q of all rows is sample q // num_walks of walk q % num_walks.
+class RowReader:
+    """Reads the rows of batches from several walks: row q of all steps is sample q // num_walks of walk q % num_walks.
 
     Args:
-        walks: all of them. decode, patience: see `filled`.
-        batch_size: rows of a step over all shares. share, shares: which walks are taken here: every shares-th.
-        rank, ranks: whose rows are, of all processes': an equal part of each step's, in order.
+        walks: all of them. decode, max_damaged: see `decoded`. batch_size: of the global batch.
+        worker, num_workers: this reader reads every num_workers-th walk, from number `worker` on.
+        rank, world_size: of the rows, this reader decodes the equal share of this rank in each step.
     """
 
     def __init__(
         self,
         walks: Sequence[Walk],
         decode: Callable[[Raw], Any],
-        patience: int,
+        max_damaged: int,
         batch_size: int,
-        share: int = 0,
-        shares: int = 1,
+        worker: int = 0,
+        num_workers: int = 1,
         rank: int = 0,
-        ranks: int = 1,
+        world_size: int = 1,
     ) -> None:
-        self.rank, self.part = rank, batch_size // ranks
-        self.walks, self.decode, self.patience, self.batch_size = walks, decode, patience, batch_size
-        self.numbers = range(share, len(walks), shares)
+        self.rank, self.local_batch_size = rank, batch_size // world_size
+        self.walks, self.decode, self.max_damaged, self.batch_size = walks, decode, max_damaged, batch_size
+        self.numbers = range(worker, len(walks), num_workers)
         self._next_step: int | None = None
         self._open: dict[int, Iterator[Any]] = {}
 
-    def place(self, step: int, number: int) -> int:
-        """How many samples of walk `number` come before that step."""
+    def position(self, step: int, number: int) -> int:
+        """The number of samples of walk `number` before a step."""
         return max(0, -(-(step * self.batch_size - number) // len(self.walks)))
 
     def rows(self, step: int) -> list[Row]:
-        """(q, sample) of this share in that step; steps in turn read on, others begin anew."""
+        """The rows of a step that are this reader's; consecutive steps read on, any other step reopens the shards."""
         if step != self._next_step:
-            self._open = {n: self._begin(n, self.place(step, n)) for n in self.numbers}
+            self._open = {n: self._samples(n, self.position(step, n)) for n in self.numbers}
         self._next_step = step + 1
         rows = []
         for number in self.numbers:
-            start, stop = self.place(step, number), self.place(step + 1, number)
+            start, stop = self.position(step, number), self.position(step + 1, number)
             rows += [
-                (place * len(self.walks) + number, sample)
-                for place, sample in zip(range(start, stop), self._open[number], strict=False)
-                if self.is_wanted(place, number)
+                (position * len(self.walks) + number, sample)
+                for position, sample in zip(range(start, stop), self._open[number], strict=False)
+                if self.is_local(position, number)
             ]
         return sorted(rows, key=lambda row: row[0])
 
-    def is_wanted(self, place: int, number: int) -> bool:
-        """Whether that sample of walk `number` is of this process."""
-        return (place * len(self.walks) + number) % self.batch_size // self.part == self.rank
+    def is_local(self, position: int, number: int) -> bool:
+        """Whether the sample at `position` of walk `number` is a row of this rank."""
+        return (position * len(self.walks) + number) % self.batch_size // self.local_batch_size == self.rank
 
-    def _begin(self, number: int, place: int) -> Iterator[Any]:
-        wanted = (self.is_wanted(each, number) for each in count(place))
-        return filled(self.walks[number].raw_from(place), self.decode, self.patience, wanted)
+    def _samples(self, number: int, position: int) -> Iterator[Any]:
+        needed = (self.is_local(each, number) for each in count(position))
+        return decoded(self.walks[number].raw_from(position), self.decode, self.max_damaged, needed)
 
 
-class Share:
-    """What one process reads: for each step its rows."""
+class WorkerRows:
+    """The rows that one worker process reads of steps start, ..., stop - 1: a list for each step."""
 
-    def __init__(self, walks: Walks, start: int, stop: int) -> None:
-        self.walks, self.start, self.stop = walks, start, stop
+    def __init__(self, reader: RowReader, start: int, stop: int) -> None:
+        self.reader, self.start, self.stop = reader, start, stop
 
     def __iter__(self) -> Iterator[list[Row]]:
-        return map(self.walks.rows, range(self.start, self.stop))
+        return map(self.reader.rows, range(self.start, self.stop))
 
 
-class Shares(IterableDataset[Any]):
-    """One share for each worker; a DataLoader asks its workers in turn."""
+class WorkerDataset(IterableDataset[Any]):
+    """The rows of each worker, for a DataLoader, which asks its workers in turn."""
 
-    def __init__(self, shares: Sequence[Share]) -> None:
-        self.shares = shares
+    def __init__(self, workers: Sequence[WorkerRows]) -> None:
+        self.workers = workers
 
     def __iter__(self) -> Iterator[list[Row]]:
         worker = get_worker_info()
         assert worker is not None
-        return iter(self.shares[worker.id])
+        return iter(self.workers[worker.id])

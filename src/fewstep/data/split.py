@@ -1,4 +1,4 @@
-"""uint8 images with a held-out part, and what data sets made of files have in common."""
+"""uint8 images with a training and a held-out split, and the error of a missing data set."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from fewstep.data.batches import Batch, ImagesInMemory, Rows, balance, checked, from_uint8
+from fewstep.data.batches import Batch, ImageArray, ImagesInMemory, check_examples, class_balance, from_uint8
 from fewstep.data.facts import DataFacts
 from fewstep.diffusion.prediction import Condition
 
@@ -15,15 +15,15 @@ from fewstep.diffusion.prediction import Condition
 class Examples(NamedTuple):
     """uint8 images (N, C, H, W) and int64 labels (N,)."""
 
-    images: Rows
+    images: ImageArray
     labels: Int[Tensor, "count"]
 
 
 class SplitImages(ImagesInMemory):
-    """Batches of the training part; of the held-out part at most `num_reference` images, evenly spaced, as reference.
+    """Batches of the training split; the reference is at most `num_reference` evenly spaced held-out images.
 
     Raises:
-        ValueError: one of the parts is empty, or num_reference is below 1.
+        ValueError: a split is empty, or num_reference is below 1.
     """
 
     def __init__(
@@ -37,8 +37,8 @@ class SplitImages(ImagesInMemory):
         flip: bool = False,
         num_reference: int | None = None,
     ) -> None:
-        for name, part in (("training", train), ("held-out", held_out)):
-            if not len(part.labels):
+        for name, split in (("training", train), ("held-out", held_out)):
+            if not len(split.labels):
                 raise ValueError(f"{facts.name} needs images in its {name} part and has none; add some")
         if num_reference is not None and num_reference < 1:
             raise ValueError(f"dataset.num_reference must be at least 1, got {num_reference}")
@@ -53,23 +53,23 @@ class SplitImages(ImagesInMemory):
         return Batch(from_uint8(self.held_out.images[index]), self.held_out.labels[index])
 
     def conditions(self, count: int) -> Condition:
-        """The classes that the held-out part has, in turn: of a whole data set that is all of them."""
-        held_out = self.held_out.labels.unique()
-        return held_out[torch.arange(count) % len(held_out)]
+        """The classes of the held-out split in turn; in a complete data set these are all classes."""
+        classes = self.held_out.labels.unique()
+        return classes[torch.arange(count) % len(classes)]
 
     def check(self) -> list[str]:
         return [
             f"{self.facts.name}: {len(self.labels):,} images to train on, {len(self.held_out.labels):,} held out",
-            balance(self.facts, "training", self.labels),
-            balance(self.facts, "held out", self.held_out.labels),
-            *checked(self.facts, "a training batch", self.preview()),
-            *checked(self.facts, "reference", self.reference()),
+            class_balance(self.facts, "training", self.labels),
+            class_balance(self.facts, "held out", self.held_out.labels),
+            *check_examples(self.facts, "a training batch", self.preview()),
+            *check_examples(self.facts, "reference", self.reference()),
         ]
 
 
-def is_missing(name: str, root: Path, how: str) -> ValueError:
-    """The error of a data set that is not there: how to get it, where to put it, how to do without."""
+def missing_data_error(name: str, root: Path, advice: str) -> ValueError:
+    """The error of a missing data set: how to get it, where to put it, how to try without it."""
     return ValueError(
-        f"dataset={name} is not at {root}: {how}, or say where it is with dataset.root=PATH; without it, "
+        f"dataset={name} is not at {root}: {advice}, or say where it is with dataset.root=PATH; without it, "
         f"`python train.py dataset={name} trainer=debug` tries everything on generated files"
     )

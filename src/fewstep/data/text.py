@@ -11,40 +11,40 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fewstep.data.batches import Batch, Data, checked, from_uint8
+from fewstep.data.batches import Batch, Data, check_examples, from_uint8
 from fewstep.data.captioned import BOTH, LATENT, Sample, decode_sample, is_sample
 from fewstep.data.facts import DataFacts
-from fewstep.data.generate import in_place_of
+from fewstep.data.generate import generated_folder
 from fewstep.data.generate_text import SIZE, generate_text
-from fewstep.data.shards import Raw, Row, Share, Walk, Walks, filled, open_shards, samples_of
-from fewstep.data.split import is_missing
+from fewstep.data.shards import Raw, Row, RowReader, Walk, WorkerRows, decoded, open_shards, samples_of
+from fewstep.data.split import missing_data_error
 from fewstep.data.workers import rows_of_steps
 from fewstep.diffusion.prediction import Condition
 from fewstep.networks.frozen.autoencoder import Autoencoder
 from fewstep.networks.frozen.text_encoder import TextEncoder
 from fewstep.system.seeds import seed_for
 
-TOGETHER = 16  # prompts encoded in one call, always as many: what a prompt becomes then never depends on its neighbours
-REMEMBERED = 2**28  # bytes of embeddings
+ENCODER_BATCH = 16  # prompts per call, always as many, so that an embedding never depends on the batch size
+MAX_CACHED = 2**28  # bytes of embeddings
 
 
 class TextData(Data):
-    """A text-to-image data set: streamed, shuffled, its order a function of (stream, step).
+    """A streamed and shuffled text-to-image data set, whose order is a function of (stream, step).
 
-    The last `held_out_shards` shards, by name, are the reference; their captions are what samples are asked for.
+    The last `held_out_shards` shards, by name, are the reference; their captions are the conditions of samples.
 
     Args:
         root: folder of the shards. size: of the images, which are cropped to squares and resized; null for latents.
-        encoder: folder of the text encoder. autoencoder: of the AutoencoderKL that makes it a latent model, or null.
-        held_out_shards: shards never trained on; num_reference: images of them that figures compare with.
-        walks: shards read at the same time, of which batches are mixed. buffer: samples shuffled within each.
+        encoder: folder of the text encoder. autoencoder: folder of the AutoencoderKL, null for a model of pixels.
+        held_out_shards: shards never trained on. num_reference: the most of their images in the reference.
+        walks: shards read at the same time and mixed in a batch. buffer: size of the shuffle buffer of each.
         num_workers: processes that read and decode; they change nothing but the speed.
         strict: refuse damaged shards and samples instead of skipping them with a warning.
         clip: folder of a CLIPModel with its processor, for the CLIP score; null leaves it out.
-        generated: make do with generated files, companions and all, if `root` is not there.
+        generated: use generated shards, encoders and all, if `root` does not exist.
 
     Raises:
-        ValueError: a folder or file is missing, or the shards do not hold what the settings say.
+        ValueError: a folder or file is missing, or the shards contradict the settings.
     """
 
     def __init__(
@@ -73,11 +73,11 @@ class TextData(Data):
             )
         place = Path(root)
         if generated and not place.exists():
-            place = in_place_of(place, "text", generate_text)
+            place = generated_folder(place, "text", generate_text)
             encoder, autoencoder, clip = str(place), autoencoder and str(place), str(place / "clip")
             size, num_workers = SIZE, 0
         if not any(place.glob("*.tar")):
-            raise is_missing(
+            raise missing_data_error(
                 "text", place, "put WebDataset shards there, each sample an image and its caption (.txt, .json)"
             )
         shards = open_shards(place, is_sample, strict=strict)
@@ -90,24 +90,24 @@ class TextData(Data):
         self.train_shards, self.test_shards = shards[:-held_out_shards], shards[-held_out_shards:]
         self.num_reference = num_reference
         self.buffer, self.num_walks = buffer, min(walks, len(self.train_shards))
-        self.encoder = opened_encoder(encoder)
-        self.autoencoder = None if autoencoder is None else opened_autoencoder(autoencoder)
-        self._form: tuple[object, ...] | None = None
+        self.encoder = open_encoder(encoder)
+        self.autoencoder = None if autoencoder is None else open_autoencoder(autoencoder)
+        self._layout: tuple[object, ...] | None = None  # dtype and shape of the first sample
         self._converted: set[str] = set()
         self.decode_raw = partial(self._decode, damaged=set(), size=size or 0)
         if not size and not {LATENT, BOTH} & set(next(samples_of(self.train_shards[0], is_sample))):
             raise ValueError("dataset.size is needed for shards of images: the side of the squares they are made")
         first = self._first()
         self.facts = self._facts(first, size)
-        self._form = first.x.dtype, first.x.shape
+        self._layout = first.x.dtype, first.x.shape
         kind = "held-out shards" if first.x.dtype == np.uint8 else "held-out latents, decoded"
         self.reference_split = f"{kind}: {', '.join(shard.path.name for shard in self.test_shards)}"
         self._embeddings: dict[str, Tensor] = {}
-        self._walks: Walks | None = None
+        self._reader: RowReader | None = None
         self._held_out: list[Sample] | None = None
 
     def _facts(self, first: Sample, size: int | None) -> DataFacts:
-        """What the first sample says of all."""
+        """The facts of the data set, from its first sample."""
         text = self.encoder.facts()
         if first.embedding is not None and first.embedding.shape != (text.tokens, text.features):
             raise ValueError(
@@ -130,106 +130,106 @@ class TextData(Data):
 
     def _first(self) -> Sample:
         raw = chain.from_iterable(samples_of(shard, is_sample) for shard in self.train_shards)
-        first = next(filled(raw, self.decode_raw, self.train_shards[0].num_samples))
-        assert first is not None, "all are wanted"
+        first = next(decoded(raw, self.decode_raw, self.train_shards[0].num_samples))
+        assert first is not None, "all are decoded"
         return first
 
     def _decode(self, raw: Raw, *, damaged: set[str], size: int) -> Sample | None:
-        """The sample, or None if it is damaged or has not the form of the first, once that is said."""
+        """Decode a sample; None, with a warning, if it is damaged or has another layout than the first."""
         name = f"{raw['__url__']}: {raw['__key__']}"
         try:
             sample = decode_sample(raw, size=size)
-            if self._form is not None:
-                self._require_form(sample)
-        except Exception as error:  # a damaged file fails in any way it likes
+            if self._layout is not None:
+                self._require_layout(sample)
+        except Exception as error:  # a damaged file raises errors of any type
             if self.strict:
                 raise ValueError(
                     f"{name} is damaged ({error}); repair the shard, or use dataset.strict=false"
                 ) from error
-            say(f"{name} is damaged and left out ({error})", name, damaged)
+            warn_sometimes(f"{name} is damaged and left out ({error})", name, damaged)
             return None
         if sample.mode != "RGB":
-            say(f"{name} is of mode {sample.mode} and becomes RGB", name, self._converted)
+            warn_sometimes(f"{name} is of mode {sample.mode} and becomes RGB", name, self._converted)
         return sample
 
-    def _require_form(self, sample: Sample) -> None:
+    def _require_layout(self, sample: Sample) -> None:
         text = self.encoder.facts()
-        if (sample.x.dtype, sample.x.shape) != self._form:
+        if (sample.x.dtype, sample.x.shape) != self._layout:
             raise ValueError(f"it is {sample.x.dtype} {sample.x.shape}, and the first is of {self.facts.shape}")
         if sample.embedding is not None and sample.embedding.shape != (text.tokens, text.features):
             raise ValueError(f"its embedding is {sample.embedding.shape}, not {(text.tokens, text.features)}")
 
-    def walks(self, share: int = 0, shares: int = 1, rank: int = 0, ranks: int = 1) -> Walks:
-        """Every shares-th walk through the training shards, from the share-th on; of their rows, those of this rank."""
+    def reader(self, worker: int = 0, num_workers: int = 1, rank: int = 0, world_size: int = 1) -> RowReader:
+        """The reader of the training rows of a worker and a rank; see `RowReader`."""
         walks = [
             Walk(self.train_shards, is_sample, self.stream, number, self.num_walks, self.buffer)
             for number in range(self.num_walks)
         ]
-        patience = sum(shard.num_samples for shard in self.train_shards)
-        return Walks(walks, self.decode_raw, patience, self.batch_size, share, shares, rank, ranks)
+        total = sum(shard.num_samples for shard in self.train_shards)
+        return RowReader(walks, self.decode_raw, total, self.batch_size, worker, num_workers, rank, world_size)
 
     def batch(self, step: int) -> Batch:
-        if self._walks is None:
-            self._walks = self.walks()
-        return self.finished(self._walks.rows(step), step)
+        if self._reader is None:
+            self._reader = self.reader()
+        return self.collated(self._reader.rows(step), step)
 
-    def finished(self, rows: Sequence[Row], step: int, device: torch.device | str = "cpu") -> Batch:
-        """Rows of a step as a batch: images in [-1, 1] or latents drawn anew, and the embeddings of their captions."""
+    def collated(self, rows: Sequence[Row], step: int, device: torch.device | str = "cpu") -> Batch:
+        """Rows of a step as a batch: images in [-1, 1] or latents sampled anew, and embeddings of their captions."""
         samples = [sample for _, sample in rows]
         x = torch.from_numpy(np.stack([sample.x for sample in samples])).to(device)
         if self.autoencoder is None:
             return Batch(from_uint8(x), self.embedded(samples).to(device))
         mean, variance = self.moments(x)
-        # Drawn for all rows of the step, so that a row's is the same whichever process has it.
+        # Drawn for the global batch, so that the noise of a row does not depend on its rank.
         generator = torch.Generator().manual_seed(seed_for(self.stream, "latents", step))
         eps = torch.randn(self.batch_size, *mean.shape[1:], generator=generator)
         eps = eps[torch.tensor([number - step * self.batch_size for number, _ in rows])].to(device)
         return Batch(self.autoencoder.latents(mean + variance.sqrt() * eps), self.embedded(samples).to(device))
 
     def moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and variance of the latents of images, or as the shards have them: variance 0 of those drawn before."""
+        """Mean and variance of the latents: encoded from images, or as stored; 0 is the variance of stored samples."""
         assert self.autoencoder is not None
         if x.dtype == torch.uint8:
             return self.autoencoder.encode(from_uint8(x))
         return (x[:, 0], x[:, 1]) if x.ndim == 5 else (x, torch.zeros_like(x))
 
     def embedded(self, samples: Sequence[Sample]) -> Float[Tensor, "batch tokens features"]:
-        """Embeddings of the samples' captions, those of the shard first, then remembered ones."""
+        """Embeddings of the samples' captions: those of the shard, or cached, or encoded now."""
         new = list(
             dict.fromkeys(s.caption for s in samples if s.embedding is None and s.caption not in self._embeddings)
         )
-        for start in range(0, len(new), TOGETHER):
-            chunk = new[start : start + TOGETHER]
-            made = self.encoder.encode(chunk + [""] * (TOGETHER - len(chunk))).cpu()
-            self._embeddings |= dict(zip(chunk, made.unbind(), strict=False))
-        found = [self._embeddings[s.caption] if s.embedding is None else torch.from_numpy(s.embedding) for s in samples]
-        stacked = torch.stack(found)
-        if len(self._embeddings) * stacked[0].nbytes > REMEMBERED:
+        for start in range(0, len(new), ENCODER_BATCH):
+            chunk = new[start : start + ENCODER_BATCH]
+            encoded = self.encoder.encode(chunk + [""] * (ENCODER_BATCH - len(chunk))).cpu()
+            self._embeddings |= dict(zip(chunk, encoded.unbind(), strict=False))
+        rows = [self._embeddings[s.caption] if s.embedding is None else torch.from_numpy(s.embedding) for s in samples]
+        stacked = torch.stack(rows)
+        if len(self._embeddings) * stacked[0].nbytes > MAX_CACHED:
             self._embeddings.clear()
         return stacked
 
     def train_dataloader(self) -> Iterable[Batch]:
-        # Called after a resumed run has its step back, so the first batch is the one that comes next.
+        # Called after a resumed run has restored its step, so the first batch is the next one.
         trainer = self.trainer
         assert trainer is not None
         start, stop, device = trainer.global_step, int(trainer.max_steps), trainer.strategy.root_device
         return Loader(partial(self.batches, start, stop, trainer.global_rank, trainer.world_size, device))
 
     def batches(
-        self, start: int, stop: int, rank: int = 0, ranks: int = 1, device: torch.device | str = "cpu"
+        self, start: int, stop: int, rank: int = 0, world_size: int = 1, device: torch.device | str = "cpu"
     ) -> Iterator[Batch]:
-        """The batches of steps start, ..., stop - 1: of each the rows of this rank, read by `num_workers` processes."""
-        workers = max(1, self.num_workers)
+        """The rows of a rank of the batches start, ..., stop - 1, read by `num_workers` processes."""
+        count = max(1, self.num_workers)
 
-        def shares(step: int) -> list[Share]:
-            return [Share(self.walks(w, workers, rank, ranks), step, stop) for w in range(workers)]
+        def workers(step: int) -> list[WorkerRows]:
+            return [WorkerRows(self.reader(w, count, rank, world_size), step, stop) for w in range(count)]
 
-        read: Iterable[list[Row]] = rows_of_steps(shares, start, stop) if self.num_workers else shares(start)[0]
+        read: Iterable[list[Row]] = rows_of_steps(workers, start, stop) if self.num_workers else workers(start)[0]
         for step, rows in zip(range(start, stop), read, strict=True):
-            yield self.finished(sorted(rows, key=lambda row: row[0]), step, device)
+            yield self.collated(sorted(rows, key=lambda row: row[0]), step, device)
 
     def held_out(self) -> list[Sample]:
-        """The samples that figures compare with, in their order."""
+        """The samples of the reference, in order."""
         if self._held_out is None:
             raw = chain.from_iterable(samples_of(shard, is_sample) for shard in self.test_shards)
             good = (sample for sample in map(self.decode_raw, raw) if sample is not None)
@@ -242,7 +242,7 @@ class TextData(Data):
 
     def reference(self) -> Batch:
         samples = self.held_out()
-        labels = torch.zeros(len(samples), dtype=torch.long)  # one group: no caption is a class
+        labels = torch.zeros(len(samples), dtype=torch.long)  # captions are no classes: all are in one
         if samples[0].x.dtype == np.uint8:
             return Batch(from_uint8(torch.from_numpy(np.stack([sample.x for sample in samples]))), labels)
         mean, _ = self.moments(torch.from_numpy(np.stack([sample.x for sample in samples])))
@@ -277,21 +277,21 @@ class TextData(Data):
             f"{len(self.train_shards)} shards of {count:,} samples to train on, {good:,} of them good; "
             f"{len(self.test_shards)} held out; {len(self._converted):,} images of other modes became RGB",
             f"prompts are {self.encoder.num_tokens} x {self.encoder.num_features}, for example {self.prompts(1)}",
-            *checked(self.facts, "a training batch", self.batch(0)),
-            *checked(self.facts.pixels, self.reference_split, self.reference()),
+            *check_examples(self.facts, "a training batch", self.batch(0)),
+            *check_examples(self.facts.pixels, self.reference_split, self.reference()),
         ]
 
 
-def say(what: str, name: str, names: set[str]) -> None:
-    """Warn of the first sample of a kind, the tenth, the hundredth, and each thousandth; `names` are those so far."""
+def warn_sometimes(message: str, name: str, names: set[str]) -> None:
+    """Warn of the first sample of a kind, the tenth, the hundredth and every thousandth; adds `name` to `names`."""
     if name not in names:
         names.add(name)
         if len(names) in (1, 10, 100) or len(names) % 1000 == 0:
-            warnings.warn(f"{what}; {len(names):,} so far", stacklevel=3)
+            warnings.warn(f"{message}; {len(names):,} so far", stacklevel=3)
 
 
 class Loader:
-    """What can be iterated over, each time anew."""
+    """An iterable that begins anew each time."""
 
     def __init__(self, begin: Callable[[], Iterator[Batch]]) -> None:
         self.begin = begin
@@ -301,12 +301,12 @@ class Loader:
 
 
 @lru_cache(maxsize=2)
-def opened_encoder(folder: str) -> TextEncoder:
-    """Opened once for all the stages of a run."""
+def open_encoder(folder: str) -> TextEncoder:
+    """The text encoder in a folder, opened once for all stages of a run."""
     return TextEncoder.open(folder)
 
 
 @lru_cache(maxsize=2)
-def opened_autoencoder(folder: str) -> Autoencoder:
-    """Opened once for all the stages of a run."""
+def open_autoencoder(folder: str) -> Autoencoder:
+    """The autoencoder in a folder, opened once for all stages of a run."""
     return Autoencoder.open(folder)

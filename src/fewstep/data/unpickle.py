@@ -1,8 +1,8 @@
-"""The one place that reads pickles: CIFAR-10's python version is published as such, and in no other way.
+"""A restricted unpickler of uint8 arrays, for CIFAR-10's python version: the one place that reads pickles.
 
-Nothing that a pickle names is imported, and nothing of numpy is handed to it either: a pickle that may build numpy's
-types can build one that reads any memory. It may name numpy's array, its type and the function that makes an empty
-array; in their places it gets the notes below, of which arrays of bytes are made here. All else ends the reading.
+No global that a pickle names is imported, not even numpy's: a pickle that can construct numpy dtypes can construct one
+that reads arbitrary memory. numpy's ndarray, dtype and _reconstruct are replaced by the two stand-ins below, from which
+uint8 arrays are built here. Any other global is refused.
 """
 
 import pickle
@@ -12,39 +12,40 @@ from typing import Any
 import numpy as np
 
 
-class Kind:
-    """What a pickle says of the type of an array's elements: its name."""
+class DtypeStandIn:
+    """In place of numpy.dtype: keeps the name."""
 
     def __init__(self, name: Any, *_: Any) -> None:
         self.name = name
 
     def __setstate__(self, state: Any) -> None:
-        """The order of its bytes, which uint8 has not."""
+        """Ignore the byte order, which uint8 does not have."""
 
 
-class Array:
-    """What a pickle says of an array: (version, shape, type, whether in Fortran's order, bytes)."""
+class ArrayStandIn:
+    """In place of numpy.ndarray: its state is (version, shape, dtype, whether in Fortran order, bytes)."""
 
     def __init__(self, *_: Any) -> None:
         self.values = np.empty(0, np.uint8)
 
     def __setstate__(self, state: Any) -> None:
-        _, shape, kind, fortran, content = state
-        if not isinstance(kind, Kind) or kind.name not in ("u1", b"u1") or fortran or not isinstance(content, bytes):
+        _, shape, dtype, fortran, content = state
+        is_uint8 = isinstance(dtype, DtypeStandIn) and dtype.name in ("u1", b"u1")
+        if not is_uint8 or fortran or not isinstance(content, bytes):
             raise pickle.UnpicklingError("it has an array of other than uint8 in C order")
         self.values = np.frombuffer(content, np.uint8).reshape(shape)
 
 
 ALLOWED = {
-    ("numpy.core.multiarray", "_reconstruct"): Array,
-    ("numpy._core.multiarray", "_reconstruct"): Array,
-    ("numpy", "ndarray"): Array,
-    ("numpy", "dtype"): Kind,
+    ("numpy.core.multiarray", "_reconstruct"): ArrayStandIn,
+    ("numpy._core.multiarray", "_reconstruct"): ArrayStandIn,
+    ("numpy", "ndarray"): ArrayStandIn,
+    ("numpy", "dtype"): DtypeStandIn,
 }
 
 
-class ArraysOnly(pickle.Unpickler):
-    """An unpickler that knows arrays of uint8 and plain values."""
+class RestrictedUnpickler(pickle.Unpickler):
+    """An unpickler of uint8 arrays and plain values."""
 
     def find_class(self, module: str, name: str, /) -> Any:
         if (module, name) not in ALLOWED:
@@ -53,23 +54,23 @@ class ArraysOnly(pickle.Unpickler):
 
 
 def read_arrays(path: Path) -> Any:
-    """What a pickle of arrays of uint8 and plain values holds; Python 2's text comes as bytes.
+    """The content of a pickle of uint8 arrays and plain values; Python 2's str becomes bytes.
 
-    The outermost dictionary's arrays are numpy's; further inside they stay notes.
+    Arrays that are values of the outermost dictionary become numpy's; deeper ones stay stand-ins.
 
     Raises:
-        ValueError: it is damaged, or holds anything else (which could run code, and is not run).
+        ValueError: the pickle is damaged, or holds anything else, which is not executed.
     """
     try:
         with path.open("rb") as file:
-            read = ArraysOnly(file, encoding="bytes").load()
+            content = RestrictedUnpickler(file, encoding="bytes").load()
     except OSError:
         raise
-    except Exception as error:  # a damaged pickle fails in any way it likes
+    except Exception as error:  # a damaged pickle raises errors of any type
         raise ValueError(
             f"{path} must be a pickle of arrays of uint8 and plain values alone, and is damaged or holds more, which "
             f"could run code ({error}); it is not opened, get it again"
         ) from error
-    if not isinstance(read, dict):
-        return read
-    return {key: value.values if isinstance(value, Array) else value for key, value in read.items()}
+    if not isinstance(content, dict):
+        return content
+    return {key: value.values if isinstance(value, ArrayStandIn) else value for key, value in content.items()}

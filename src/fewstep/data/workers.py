@@ -1,4 +1,4 @@
-"""Rows read by processes of their own; where one is killed, new ones go on from the step that is due."""
+"""Rows read by worker processes, which are restarted from the next step if one is killed."""
 
 import signal
 import threading
@@ -9,46 +9,46 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 
-from fewstep.data.shards import Row, Share, Shares
+from fewstep.data.shards import Row, WorkerDataset, WorkerRows
 
-MOST_TRIES = 3  # without a step between them; then something is wrong that does not pass
+MAX_FAILURES = 3  # in a row, without a step between them
 
 
-def rows_of_steps(shares: Callable[[int], Sequence[Share]], start: int, stop: int) -> Iterator[list[Row]]:
-    """The rows of steps start, ..., stop - 1, which the shares' processes have read.
+def rows_of_steps(workers: Callable[[int], Sequence[WorkerRows]], start: int, stop: int) -> Iterator[list[Row]]:
+    """The rows of steps start, ..., stop - 1, read by worker processes.
 
     Args:
-        shares: what each process reads from a step on; as many for every step.
+        workers: step -> what each worker reads from that step on.
 
     Raises:
-        RuntimeError: the processes are killed again and again.
+        RuntimeError: workers were killed MAX_FAILURES times in a row, or failed themselves.
     """
-    step, tries = start, 0
+    step, failures = start, 0
     while step < stop:
         try:
-            for rows in read(shares(step), stop - step):
-                tries = 0
+            for rows in read(workers(step), stop - step):
+                failures = 0
                 yield rows
                 step += 1
         except RuntimeError as error:
-            tries += 1
-            if not is_killed(error) or tries == MOST_TRIES:
+            failures += 1
+            if not is_killed(error) or failures == MAX_FAILURES:
                 raise
             warnings.warn(f"{str(error).splitlines()[0].rstrip('. ')}; new ones read on from step {step}", stacklevel=2)
 
 
-def read(shares: Sequence[Share], steps: int) -> Iterator[list[Row]]:
-    """The rows of so many steps, from one generation of processes."""
-    before = signal.getsignal(signal.SIGCHLD)
-    # One row at a time is asked of each in turn; that one is gone is noticed while it is waited for.
-    loader: Any = iter(DataLoader(Shares(shares), batch_size=None, num_workers=len(shares)))
+def read(workers: Sequence[WorkerRows], num_steps: int) -> Iterator[list[Row]]:
+    """The rows of `num_steps` steps, from one set of worker processes."""
+    handler = signal.getsignal(signal.SIGCHLD)
+    # The loader takes one list of rows from each worker in turn, and notices a killed worker while it waits for it.
+    loader: Any = iter(DataLoader(WorkerDataset(workers), batch_size=None, num_workers=len(workers)))
     if threading.current_thread() is threading.main_thread():
-        # Torch's own handler would raise wherever the training is, where nobody could go on.
-        signal.signal(signal.SIGCHLD, before or signal.SIG_DFL)
-    for _ in range(steps):
-        yield list(chain.from_iterable(islice(loader, len(shares))))
+        # The handler that torch has just installed would raise at any point of the training, which could not resume.
+        signal.signal(signal.SIGCHLD, handler or signal.SIG_DFL)
+    for _ in range(num_steps):
+        yield list(chain.from_iterable(islice(loader, len(workers))))
 
 
 def is_killed(error: RuntimeError) -> bool:
-    """Whether it is not the worker's own error but its end."""
+    """Whether a worker was killed, rather than raised the error itself."""
     return str(error).startswith("DataLoader worker")

@@ -39,8 +39,8 @@ class Evaluator:
         held_out = data.reference()
         return cls(
             facts=data.facts,
-            net=feature_net(data.judged, mixture=data.exact, wanted=features),
-            reference=Reference(data.reference_split, evaluation_tensor(held_out.x, data.judged), held_out.label),
+            net=feature_net(data.evaluation_facts, mixture=data.exact, wanted=features),
+            reference=Reference(data.reference_split, evaluation_tensor(held_out.x, data.evaluation_facts), held_out.label),
             exact=data.exact,
             data=data,
             cache=cache,
