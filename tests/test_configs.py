@@ -1,25 +1,29 @@
 """Every combination of settings composes; defaults are stated once; a recipe cannot name what is not there."""
 
 from dataclasses import asdict
+from inspect import signature
 from itertools import product
 from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
-from hydra.errors import ConfigCompositionException
-from hydra.utils import instantiate
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import ConfigCompositionException, MissingConfigException
 from omegaconf import OmegaConf
-from running import ROOT, config_of
+from running import ROOT, Commands, config_of
 
 from fewstep.diffusion.schedule import CosineSchedule
 from fewstep.evaluation.grid import EvaluationPlan
 from fewstep.methods import Training
+from fewstep.runs.build import build_method
+from fewstep.runs.config import Settings
 from fewstep.training.settings import TrainerSettings
 
+pytest_plugins = ("running",)
 CONF = ROOT / "conf"
-STAGES = ("pipeline", "teacher", "guidance", "progressive", "encoder", "evaluate")
-TRAINED = STAGES[1:5]
-IN_PIPELINE = STAGES[1:4]
+METHODS = ("progressive", "tract", "consistency", "dmd2", "encoder")
+TRAINED = ("teacher", "guidance", *METHODS)
+STAGES = ("pipeline", *TRAINED, "evaluate")
 
 
 def options(group: str) -> list[str]:
@@ -42,6 +46,9 @@ def test_the_groups_are_those_of_the_contract():
     assert {"digits", "mixture"} <= set(options("dataset"))
     assert {"cpu", "gpu", "debug"} <= set(options("trainer"))
     assert {"wandb", "csv"} <= set(options("logger"))
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        methods = GlobalHydra.instance().config_loader().get_group_options("method")
+    assert methods == sorted(METHODS)  # which no files say: they are the stages that a pipeline does not have anyway
 
 
 @pytest.mark.parametrize(("dataset", "stage"), list(product(options("dataset"), STAGES)))
@@ -51,11 +58,15 @@ def test_every_stage_of_every_data_set_composes(dataset, stage):
     assert (config.dataset.name, config.stage.name) == (dataset, stage)
     network = config_of(f"model={dataset}").model
     assert config.model == network  # the network follows the data
-    for name in IN_PIPELINE if stage == "pipeline" else [stage] if stage in TRAINED else []:
-        own = config.stage[name] if stage == "pipeline" else config.stage
-        assert own.name == name
-        assert isinstance(instantiate(own.training), Training)
-    assert instantiate(config.schedule) == CosineSchedule()
+    settings = Settings.read(config)
+    in_pipeline = ("teacher", "guidance", "progressive")
+    for name in in_pipeline if stage == "pipeline" else [stage] if stage in TRAINED else []:
+        own = settings.stage[name] if stage == "pipeline" else settings.stage
+        assert own["name"] == name
+        method = build_method(own)
+        assert set(own) - {"_target_"} <= set(signature(type(method)).parameters)
+        assert set(own["training"]) == set(signature(Training).parameters)
+    assert settings.schedule == CosineSchedule()
 
 
 @pytest.mark.parametrize(
@@ -76,6 +87,61 @@ def test_the_bare_command_is_the_pipeline_on_digits():
     assert (config.seed, config.teacher, config.outputs) == (0, None, "outputs")
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_a_method_takes_its_place_in_the_pipeline(method: str):
+    changed = ("stage.guidance.w_max=6", f"stage.{method}.training.images=300")
+    config = config_of(f"method={method}", *changed)
+    alone = config_of(f"stage={method}", "stage.training.images=300")
+    assert config.stage[method] == alone.stage
+    assert config.stage.guidance.w_max == 6
+    assert [key for key, value in config.stage.items() if "name" in value and key != "name"] == [
+        "teacher", "guidance", method, "evaluate",
+    ]  # fmt: skip
+    assert Settings.read(config).stages == ("teacher", "guidance", method, "evaluate")
+    assert "method" not in alone
+
+
+def test_settings_of_a_method_are_found_where_they_stand():
+    assert config_of("stage.progressive.ladder=[4,2]").stage.progressive.ladder == [4, 2]
+    assert config_of("method=tract", "stage.tract.time_schedule=[64,8,1]").stage.tract.time_schedule == [64, 8, 1]
+    toy = Settings.read(config_of("method=tract", "trainer=debug"))
+    assert toy.of_stage("tract").stage["time_schedule"] == [8, 1]
+    with pytest.raises(ConfigCompositionException):
+        config_of("method=tract", "stage.progressive.ladder=[4,2]")
+    with pytest.raises(ConfigCompositionException, match="method"):
+        config_of("stage=tract", "method=tract")
+
+
+def test_a_method_of_ones_own_is_one_yaml(tmp_path: Path, commands: Commands):
+    """In a folder of the user's, `_target_` in a module of the user's; a recipe for it likewise."""
+    for group, name, text in [
+        ("stage", "own", "name: own\n_target_: my.module.Method\nnumber: 3\n"),
+        ("recipe", "digits_own", "# @package stage\nnumber: 4\n"),
+    ]:
+        (tmp_path / group).mkdir()
+        (tmp_path / group / f"{name}.yaml").write_text(text)
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        own = compose("config", ["method=own", f"hydra.searchpath=[file://{tmp_path}]"])
+    assert own.stage.own == {"name": "own", "_target_": "my.module.Method", "number": 4}
+    for choice, setting in (("method=own", "stage.own"), ("stage=own", "stage")):
+        shown = commands.train("--config-dir", str(tmp_path), choice, f"{setting}.number=5", "--cfg", "job")
+        assert (shown.status, "number: 5" in shown.out) == (0, True), shown
+
+
+def test_an_unknown_method_is_one_error(commands: Commands):
+    with pytest.raises(MissingConfigException, match="stage/nothing"):
+        config_of("method=nothing")
+    commands.train("method=nothing").is_one_error("method/nothing", "stage/nothing", *METHODS)
+    commands.train("method=evaluate").is_one_error("method/evaluate", *METHODS)  # which every pipeline has
+    commands.train("recipe=digits_pipeline").is_one_error("recipe=digits_pipeline", "dataset=", "~recipe")
+
+
+def test_help_shows_the_methods(commands: Commands):
+    shown = commands.train("--help").out
+    assert f"\nmethod: {', '.join(sorted(METHODS))}\n" in shown
+    assert "method=tract" in shown
+
+
 @pytest.mark.parametrize("recipe", options("recipe"))
 def test_a_recipe_is_taken_by_its_stage_and_by_the_pipeline(recipe):
     dataset, stage = recipe.split("_")
@@ -83,8 +149,10 @@ def test_a_recipe_is_taken_by_its_stage_and_by_the_pipeline(recipe):
     without = config_of(f"dataset={dataset}", f"stage={stage}", "~recipe")
     assert with_recipe.stage != without.stage
     assert set(flat(with_recipe.stage)) == set(flat(without.stage))  # it changes values, and adds no key
-    if stage not in ("pipeline", "encoder"):  # an encoder is no part of a pipeline
-        assert config_of(f"dataset={dataset}", "stage=pipeline").stage[stage] == with_recipe.stage
+    method = [f"method={stage}"] if stage in METHODS else []
+    pipeline = [f"dataset={dataset}", "stage=pipeline", *method]
+    assert config_of(*pipeline).stage[stage] == with_recipe.stage
+    assert config_of(*pipeline, "~recipe").stage[stage] == without.stage
 
 
 def flat(config, before: str = "") -> dict[str, object]:
@@ -99,14 +167,14 @@ def test_a_misspelt_key_of_a_recipe_is_an_error(tmp_path: Path):
     """The settings are a closed set for recipes as for the command line."""
     recipe = tmp_path / "recipe"
     recipe.mkdir()
-    (recipe / "mine.yaml").write_text("# @package stage\ntraining:\n  imagess: 3\n")
-    settings = ["stage=teacher", "recipe=mine", f"hydra.searchpath=[file://{tmp_path}]"]
+    (recipe / "own.yaml").write_text("# @package stage\ntraining:\n  imagess: 3\n")
+    settings = ["stage=teacher", "recipe=own", f"hydra.searchpath=[file://{tmp_path}]"]
     with initialize_config_dir(str(CONF), version_base="1.3"):
         with pytest.raises(ConfigCompositionException):
             compose("config", ["stage=teacher", "stage.training.imagess=3"])
-        mine = compose("config", settings)
-    with pytest.raises(Exception, match="imagess"):
-        instantiate(mine.stage.training)
+        own = compose("config", settings)
+    with pytest.raises(ValueError, match="imagess"):
+        build_method(Settings.read(own).stage)
 
 
 def test_the_grid_of_the_settings_is_the_default_grid():

@@ -71,7 +71,7 @@ def test_another_figure_may_count(sweep: Path):
 
 def test_the_front_has_what_nothing_beats(sweep: Path):
     front = pareto(points(collected(sweep)))
-    assert [(p.nfe, p.setting.values["w_max"]) for p in front] == [(1, "4"), (4, "4"), (128, "4")]
+    assert [(p.cell.nfe, p.setting.values["w_max"]) for p in front] == [(1, "4"), (4, "4"), (128, "4")]
     assert all(a.fid.mean > b.fid.mean for a, b in pairwise(front))
 
 

@@ -1,14 +1,18 @@
 """One table of a sweep: results.csv and collect.html."""
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from markupsafe import Markup
+
+from fewstep.artifacts.quality_file import TEACHER
 from fewstep.reports.charts import colours
 from fewstep.reports.sweep_charts import Dot, Line, fid_against_evaluations, figure_against_value, shade
 from fewstep.reports.sweep_report import write_sweep_report
 from fewstep.sweeps.results import Collected, Setting, pareto, points, table
-from fewstep.sweeps.status import NO_STUDENTS, Objective
+from fewstep.sweeps.status import Objective
 from fewstep.system.files import atomic_write
 
 CSV, PAGE = "results.csv", "collect.html"
@@ -27,10 +31,11 @@ def write_csv(sweep: Collected) -> Path:
 
 def write_page(sweep: Collected) -> Path:
     """Write the page of the sweep."""
-    steps = student_steps(sweep)
+    cells = [cell for setting in sweep.settings for cell in setting.cells]
+    steps = sorted({cell.steps for cell in cells if cell.is_few_step}, reverse=True)
     every = points(sweep)
     front = pareto(every)
-    models = colours([point.cell[0] for point in every])
+    models = colours([point.cell.model for point in every])
     settings = [row_of(setting, sweep.objective, steps) for setting in sweep.settings]
     content = {
         "name": sweep.folder.name,
@@ -46,71 +51,51 @@ def write_page(sweep: Collected) -> Path:
         "shades": [(count, shade(count, steps)) for count in steps],
         "models": list(models.items()),
         "front": [
-            {"nfe": p.nfe, "fid": p.fid.mean, "std": p.fid.std, "model": who(p.cell), "steps": p.cell[2]}
-            | {"setting": p.setting.name}
-            for p in front
+            {"nfe": point.cell.nfe, "model": point.cell.name, "steps": point.cell.steps, "setting": point.setting.name}
+            | {"fid": point.fid.mean, "std": point.fid.std}
+            for point in front
         ],
     }
     charts = [chart for key in sweep.keys if (chart := chart_of(sweep, key, steps)) is not None]
-    dots, line = ([Dot(p.cell[0], p.nfe, p.fid.mean) for p in each] for each in (every, front))
+    dots, line = ([Dot(p.cell.model, p.cell.nfe, p.fid.mean) for p in own] for own in (every, front))
     write_sweep_report(sweep.folder / PAGE, content, charts, fid_against_evaluations(dots, line, models))
     return sweep.folder / PAGE
-
-
-def student_steps(sweep: Collected) -> list[int]:
-    """The steps of the students, most first."""
-    found = {cell[2] for setting in sweep.settings for cell in setting.cells if cell[0] not in NO_STUDENTS}
-    return sorted(found, reverse=True)
 
 
 def row_of(setting: Setting, objective: Objective, steps: list[int]) -> dict[str, Any]:
     """A setting as the page's table has it."""
     figure = setting.objective(objective)
-    teachers = [cell for cell in setting.cells if cell[0] == "teacher" and cell[1] == "ddim"]
-    most = max(teachers, key=lambda cell: cell[2], default=None)
-    teacher = setting.spread(most) if most else None
+    teachers = [cell for cell in setting.cells if cell.name == TEACHER]
+    teacher = setting.spread(max(teachers, key=lambda cell: cell.steps)) if teachers else None
+    by_steps = [setting.objective(Objective("fid", count)) for count in steps]
     return {
         "name": setting.name,
         "values": setting.values,
         "count": len(setting.results),
         "figure": figure and figure.mean,
         "std": figure and figure.std,
-        "by_steps": [fid_at(setting, count) for count in steps],
+        "by_steps": [spread and spread.mean for spread in by_steps],
         "teacher": teacher and teacher.mean,
     }
 
 
-def fid_at(setting: Setting, steps: int) -> float | None:
-    """The mean FID over w of the student of so many steps."""
-    spread = setting.objective(Objective("fid", steps))
-    return spread and spread.mean
-
-
-def chart_of(sweep: Collected, key: str, steps: list[int]) -> Any:
+def chart_of(sweep: Collected, key: str, steps: list[int]) -> Markup | None:
     """The chart of the objective's figure against one swept value; None where it has one value."""
-    values = list(dict.fromkeys(setting.values.get(key, "") for setting in sweep.settings))
-    values.sort(key=lambda value: (0, float(value), "") if is_number(value) else (1, 0.0, value))
+    values = sorted({setting.values.get(key, "") for setting in sweep.settings}, key=number_or_text)
+    if len(values) < 2:
+        return None
     lines = []
     for count in steps:
-        own = Objective(sweep.objective.figure, count, sweep.objective.w)
-        dots = [
-            (values.index(setting.values.get(key, "")), spread.mean)
-            for setting in sweep.settings
-            if (spread := setting.objective(own)) is not None
-        ]
+        objective = replace(sweep.objective, steps=count)
+        figures = [(setting.values.get(key, ""), setting.objective(objective)) for setting in sweep.settings]
+        dots = [(values.index(value), spread.mean) for value, spread in figures if spread]
         lines += [Line(count, dots)] if dots else []
-    return figure_against_value(key, values, lines, sweep.objective.figure.upper()) if len(values) > 1 else None
+    return figure_against_value(key, values, lines, sweep.objective.figure.upper())
 
 
-def is_number(value: str) -> bool:
+def number_or_text(value: str) -> tuple[bool, float, str]:
+    """What values are sorted by: numbers first."""
     try:
-        float(value)
+        return False, float(value), ""
     except ValueError:
-        return False
-    return True
-
-
-def who(cell: tuple[str, str, int, int]) -> str:
-    """A model, and the sampler where it says something."""
-    model, sampler, _, _ = cell
-    return model if sampler == "ddim" else f"{model}, {sampler}"
+        return True, 0.0, value

@@ -2,18 +2,32 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any
+from typing import Any, NamedTuple
 
 from fewstep.artifacts.quality_file import QualityRow, read_rows
 from fewstep.artifacts.run_folder import QUALITY
-from fewstep.sweeps.status import FIGURES, Objective
+from fewstep.sweeps.status import FIGURES, Objective, mean_figure
 from fewstep.sweeps.sweep import described
 
 SEED = "seed"
-Cell = tuple[str, str, int, int]
-"""Model, sampler, steps and evaluations of a row."""
+
+
+class Cell(NamedTuple):
+    """What the rows of one model, sampler and number of steps have in common, whatever their w."""
+
+    model: str
+    sampler: str
+    steps: int
+    nfe: int
+    name: str
+    is_few_step: bool
+
+    @classmethod
+    def of(cls, row: QualityRow) -> "Cell":
+        return cls(row.model, row.sampler, row.steps, row.nfe, row.name, row.is_few_step)
 
 
 @dataclass(frozen=True)
@@ -34,8 +48,10 @@ class Spread:
     count: int
 
     @classmethod
-    def of(cls, values: Sequence[float]) -> "Spread":
-        return cls(mean(values), stdev(values) if len(values) > 1 else None, len(values))
+    def of(cls, values: Iterable[float | None]) -> "Spread | None":
+        """Of those that there are; None where there is none."""
+        own = [value for value in values if value is not None]
+        return cls(mean(own), stdev(own) if len(own) > 1 else None, len(own)) if own else None
 
 
 @dataclass(frozen=True)
@@ -52,21 +68,16 @@ class Setting:
     @property
     def cells(self) -> list[Cell]:
         """Models, samplers and steps in the order of the tables."""
-        return list(dict.fromkeys(cell_of(row) for result in self.results for row in result.rows))
+        return list(dict.fromkeys(Cell.of(row) for result in self.results for row in result.rows))
 
     def spread(self, cell: Cell, figure: str = "fid", w: float | None = None) -> Spread | None:
         """A figure over the seeds, at one w or as mean over w; None where no job has it."""
-        each = []
-        for result in self.results:
-            rows = [row for row in result.rows if cell_of(row) == cell and (w is None or row.w == w)]
-            values = [value for row in rows if (value := getattr(row, figure)) is not None]
-            each += [mean(values)] if values else []
-        return Spread.of(each) if each else None
+        rows = ([row for row in result.rows if Cell.of(row) == cell] for result in self.results)
+        return Spread.of(mean_figure(own, figure, w) for own in rows)
 
     def objective(self, objective: Objective) -> Spread | None:
         """The figure by which settings are compared, over the seeds."""
-        each = [value for result in self.results if (value := objective.of(result.rows)) is not None]
-        return Spread.of(each) if each else None
+        return Spread.of(objective.of(result.rows) for result in self.results)
 
 
 @dataclass(frozen=True)
@@ -96,10 +107,6 @@ class Point:
     setting: Setting
     cell: Cell
     fid: Spread
-
-    @property
-    def nfe(self) -> int:
-        return self.cell[3]
 
 
 def collected(folder: Path, objective: Objective | None = None) -> Collected:
@@ -164,10 +171,6 @@ def grouped(results: Iterable[Result]) -> list[Setting]:
     return [Setting(dict(values), each) for values, each in found.items()]
 
 
-def cell_of(row: QualityRow) -> Cell:
-    return (row.model, row.sampler, row.steps, row.nfe)
-
-
 def points(sweep: Collected) -> list[Point]:
     """Every model, sampler and number of steps of every setting, by its mean FID over w."""
     return [
@@ -181,27 +184,24 @@ def points(sweep: Collected) -> list[Point]:
 def pareto(candidates: Iterable[Point]) -> list[Point]:
     """Those that no other beats in both FID and evaluations, fewest evaluations first."""
     front: list[Point] = []
-    for point in sorted(candidates, key=lambda p: (p.nfe, p.fid.mean)):
+    for point in sorted(candidates, key=lambda point: (point.cell.nfe, point.fid.mean)):
         if not front or point.fid.mean < front[-1].fid.mean:
             front.append(point)
     return front
 
 
 def table(sweep: Collected) -> list[dict[str, Any]]:
-    """One line for each setting, model, sampler, steps and w, and one of the mean over w; best setting first."""
-    lines = []
+    """One row for each setting, model, sampler, steps and w, and one of the mean over w; best setting first."""
+    rows = []
     for rank, setting in enumerate(sweep.settings, start=1):
-        for cell in setting.cells:
-            for w in (None, *sweep.weights):
-                spreads = {figure: setting.spread(cell, figure, w) for figure in FIGURES}
-                known = next((spread for spread in spreads.values() if spread), None)
-                if known is None:
-                    continue
-                model, sampler, steps, nfe = cell
-                line: dict[str, Any] = {"rank": rank, **{key: setting.values.get(key, "") for key in sweep.keys}}
-                line |= {"model": model, "sampler": sampler, "steps": steps, "nfe": nfe}
-                line |= {"w": "mean" if w is None else w, "seeds": known.count}
-                for figure, spread in spreads.items():
-                    line |= {figure: spread and spread.mean, f"{figure}_std": spread and spread.std}
-                lines.append(line | {"protocol": sweep.protocol})
-    return lines
+        for cell, w in product(setting.cells, (None, *sweep.weights)):
+            spreads = {figure: setting.spread(cell, figure, w) for figure in FIGURES}
+            if not (seeds := max((spread.count for spread in spreads.values() if spread), default=0)):
+                continue
+            row: dict[str, Any] = {"rank": rank, **{key: setting.values.get(key, "") for key in sweep.keys}}
+            row |= {"model": cell.model, "sampler": cell.sampler, "steps": cell.steps, "nfe": cell.nfe}
+            row |= {"w": "mean" if w is None else w, "seeds": seeds}
+            for figure, spread in spreads.items():
+                row |= {figure: spread and spread.mean, f"{figure}_std": spread and spread.std}
+            rows.append(row | {"protocol": sweep.protocol})
+    return rows

@@ -25,9 +25,7 @@ class LaunchMode(Enum):
 
     EACH = "one after another"
     TOGETHER = "all that can begin at once"  # it has a pool of its own
-    THREADS = (
-        "each by a thread that waits for it"  # see `Sweep.run_in_threads`
-    )
+    THREADS = "each by a thread that waits for it"  # see `Sweep.run_in_threads`
 
 
 @dataclass

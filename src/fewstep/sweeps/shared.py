@@ -45,20 +45,23 @@ def from_parent(job: Job, settings: Settings, trainings: Mapping[str, Job]) -> J
         trainings: by the key of their last stage.
     """
     stages, keys = job.stages or own_stages(settings), prefix_keys(settings)
-    known = [number for number, stage in enumerate(stages) if keys.get(stage) in trainings]
-    if not known and not job.stages:
-        return job
-    if known:
-        parent, last = trainings[keys[stages[known[-1]]]], stages[known[-1]]
-        phase = method_in(settings, last).phases()[-1]
-        file = MODEL if phase.num_steps is None else rung_file(phase.num_steps)
-        job = job.with_override("teacher", quoted(folder_of(parent, settings) / file))
-        job, stages = replace(job, parent=parent.name), stages[known[-1] + 1 :]
+    shared = [stage for stage in stages if keys.get(stage) in trainings]
+    left = stages
+    if shared:
+        parent = trainings[keys[shared[-1]]]
+        job = replace(job, parent=parent.name).with_override("teacher", quoted(model_of(parent, settings)))
+        left = stages[stages.index(shared[-1]) + 1 :]
     if job.stages:
-        job, left = replace(job, stages=stages), stages
-    else:
-        left = (*stages, *(stage for stage in settings.stages if stage == EVALUATE))
-    return job.with_override("stage.stages", f"[{','.join(left)}]")
+        job = replace(job, stages=left)
+    elif settings.name == PIPELINE and EVALUATE in settings.stages:
+        left = (*left, EVALUATE)
+    return job.with_override("stage.stages", f"[{','.join(left)}]") if shared or job.stages else job
+
+
+def model_of(training: Job, settings: Settings) -> Path:
+    """The file of the model that a shared training makes for its children, of which one has these settings."""
+    phase = method_in(settings, training.stages[-1]).phases()[-1]
+    return folder_of(training, settings) / (MODEL if phase.num_steps is None else rung_file(phase.num_steps))
 
 
 def own_stages(settings: Settings) -> tuple[str, ...]:
@@ -75,7 +78,7 @@ def method_in(settings: Settings, stage: str) -> Method:
 
 
 def prefix_keys(settings: Settings) -> dict[str, str]:
-    """For each stage from whose model the rest of the pipeline could start: a digest of all that the model depends on."""
+    """A digest of all that a stage's model depends on, for each stage from whose model the rest could start."""
     stages = own_stages(settings)
     methods = [method_in(settings, stage) for stage in stages]
     keys, teacher = {}, settings.teacher

@@ -12,7 +12,6 @@ from fewstep.sweeps.jobs import Job
 from fewstep.sweeps.shared import folder_of
 
 WAITING, FINISHED, DONE, FAILED, SKIPPED = "waiting", "finished before", "done", "failed", "skipped"
-NO_STUDENTS = ("teacher", "guided")  # models of any number of steps, in the rows of quality.json
 FIGURES = ("fid", "inception_score", "precision", "recall", "accuracy", "diversity", "kid", "clip_score", "exact_rmse")
 
 
@@ -51,15 +50,15 @@ class Objective:
 
     def of(self, rows: Iterable[QualityRow]) -> float | None:
         """The figure of a job; None where its rows have none of such a student."""
-        students = [row for row in rows if row.steps == self.steps and row.model not in NO_STUDENTS]
-        values = [
-            value
-            for row in students
-            if row.model == students[0].model
-            and (self.w is None or row.w == self.w)
-            and (value := getattr(row, self.figure)) is not None
-        ]
-        return mean(values) if values else None
+        students = [row for row in rows if row.is_few_step and row.steps == self.steps]
+        return mean_figure([row for row in students if row.model == students[0].model], self.figure, self.w)
+
+
+def mean_figure(rows: Iterable[QualityRow], figure: str, w: float | None) -> float | None:
+    """A figure at one w, or its mean over all; None where no row has it."""
+    values = [getattr(row, figure) for row in rows if w is None or row.w == w]
+    known = [value for value in values if value is not None]
+    return mean(known) if known else None
 
 
 @dataclass
@@ -76,9 +75,10 @@ class JobState:
     def of(cls, job: Job, settings: Settings, objective: Objective) -> "JobState":
         """How a job stands before anything is launched."""
         state = cls(job, folder_of(job, settings))
+        if state.missing() is not None:
+            return state
         # A shared training's name is a digest of its settings; a job of other settings says itself in what they differ.
-        same = job.stages or not differences(settings_in(state.folder), settings.values)
-        if state.missing() is None and same:
+        if job.stages or not differences(settings_in(state.folder), settings.values):
             state.state, state.figure = FINISHED, state.read_figure(objective)
         return state
 
