@@ -268,7 +268,7 @@ def flow(
     log_snr_next: Tensor,
     label: Tensor,
     w: Tensor | None,
-    num_steps: int = 100,
+    num_steps: int = 50,
 ) -> Tensor:
     """`fewstep.diffusion.sampler.integrate` with times of its own for each example."""
     phi, end = angle(log_snr.double()), angle(log_snr_next.double())
