@@ -26,10 +26,11 @@ from torchmetrics.image.inception import InceptionScore
 
 from fewstep.data.digits import DigitsData, load_digits_split
 from fewstep.diffusion.guidance import Guided
+from fewstep.diffusion.sampling import Sampling
 from fewstep.diffusion.schedule import CosineSchedule
 from fewstep.evaluation import grid
 from fewstep.evaluation.features import DigitsFeatures
-from fewstep.evaluation.images import Reference, UInt8Images
+from fewstep.evaluation.images import EvaluationImages, Reference
 from fewstep.evaluation.metrics import figures_of
 from fewstep.evaluation.protocol import INCEPTION_SPLITS, NEIGHBOURHOOD, Protocol
 from fewstep.evaluation.statistics import Features, Moments, ReferenceStatistics, frechet_distance, square_root
@@ -71,7 +72,7 @@ class Registered(FeatureExtractorBase):
     def can_be_compiled() -> bool:
         return False
 
-    def forward(self, input: UInt8Images) -> tuple[Tensor, ...]:
+    def forward(self, input: EvaluationImages) -> tuple[Tensor, ...]:
         seen = dict(zip(("features", "logits"), self.net(input), strict=True))
         return tuple(seen[name] for name in self.features_list)
 
@@ -79,7 +80,7 @@ class Registered(FeatureExtractorBase):
 class Images(Dataset[Tensor]):
     """One image per item, as torch-fidelity asks."""
 
-    def __init__(self, images: UInt8Images) -> None:
+    def __init__(self, images: EvaluationImages) -> None:
         self.images = images
 
     def __len__(self) -> int:
@@ -96,11 +97,11 @@ class View(nn.Module):
         super().__init__()
         self.net, self.index, self.num_features = net, index, net.num_features
 
-    def forward(self, images: UInt8Images) -> Tensor:
+    def forward(self, images: EvaluationImages) -> Tensor:
         return self.net(images)[self.index]
 
 
-def problem() -> tuple[UInt8Images, Tensor, Reference]:
+def problem() -> tuple[EvaluationImages, Tensor, Reference]:
     """Noisy training digits in the place of samples, their labels, and the held-out digits."""
     split = load_digits_split()
     index = torch.arange(NUM_IMAGES) % len(split.train_images)
@@ -211,9 +212,10 @@ def whole_grid(num_images: int) -> list[dict[str, Any]]:
     plan = grid.EvaluationPlan(num_images=num_images, baselines=())
     teacher = Clock(Guided(Frozen(Denoiser(untrained(guidance_input=False))), facts.num_classes))
     student = Clock(Frozen(Denoiser(untrained(guidance_input=True))))
-    contenders = [
-        grid.Candidate("teacher", teacher, Guided.evaluations, schedule, plan.teacher_steps),
-        *(grid.Candidate("progressive", student, Denoiser.evaluations, schedule, (steps,)) for steps in STUDENTS),
+    guided = Sampling(guidance="input")
+    candidates = [
+        grid.Candidate("teacher", teacher, Guided.evaluations, schedule, plan.teacher_steps, Sampling()),
+        *(grid.Candidate("student", student, Denoiser.evaluations, schedule, (steps,), guided) for steps in STUDENTS),
     ]
     seen, figures = Clock(net.forward), Clock(grid.figures_of)
     net.forward = seen
@@ -222,11 +224,11 @@ def whole_grid(num_images: int) -> list[dict[str, Any]]:
     with TemporaryDirectory() as folder:
         rows = list(
             grid.quality_grid(
-                contenders,
+                candidates,
                 plan,
                 facts=facts,
                 net=net,
-                known=ReferenceStatistics.of(net, reference, Path(folder)),
+                reference_statistics=ReferenceStatistics.of(net, reference, Path(folder)),
                 protocol=Protocol.of(facts, net, reference, num_images=plan.num_images, seed=plan.seed),
                 labels=torch.arange(plan.num_images) % facts.num_classes,
             )

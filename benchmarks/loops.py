@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from fewstep.data.batches import Batch, from_uint8
 from fewstep.data.digits import DigitsData, load_digits_split
-from fewstep.methods import Stage
+from fewstep.training.module import DistillationModule
 
 RUNG = 8
 NULL_LABEL = DigitsData.facts.num_classes
@@ -32,11 +32,11 @@ SLOPE = pi / 2 - 2 * OFFSET
 class BareLoop:
     """A training loop as one writes it down: no logging, checkpoint or check. It starts from the stage's student."""
 
-    def __init__(self, stage: Stage) -> None:
-        self.training = stage.training_plan
-        self.stream = stage.stream
-        self.data = DigitsData(batch_size=self.training.batch_size, stream=stage.stream)
-        self.network: nn.Module = deepcopy(stage.student.network)
+    def __init__(self, module: DistillationModule) -> None:
+        self.training = module.training_plan
+        self.stream = module.stream
+        self.data = DigitsData(batch_size=self.training.batch_size, stream=module.stream)
+        self.network: nn.Module = deepcopy(module.student.network)
         self.average = deepcopy(self.network).requires_grad_(False) if self.training.ema_decay else None
         rate: Callable[[int], float] = lambda step: (  # noqa: E731
             min(1, (step + 1) * self.training.batch_size / self.training.warmup_images)
@@ -81,8 +81,8 @@ class Teacher(BareLoop):
 
 
 class Guidance(BareLoop):
-    def __init__(self, stage: Stage, teacher: nn.Module) -> None:
-        super().__init__(stage)
+    def __init__(self, module: DistillationModule, teacher: nn.Module) -> None:
+        super().__init__(module)
         self.teacher = teacher
 
     def loss(self, batch: Batch) -> Float[Tensor, ""]:
@@ -100,8 +100,8 @@ class Guidance(BareLoop):
 
 
 class Progressive(BareLoop):
-    def __init__(self, stage: Stage, teacher: nn.Module) -> None:
-        super().__init__(stage)
+    def __init__(self, module: DistillationModule, teacher: nn.Module) -> None:
+        super().__init__(module)
         self.teacher = teacher
 
     def loss(self, batch: Batch) -> Float[Tensor, ""]:

@@ -22,7 +22,7 @@ from torch import Tensor
 from fewstep.data.digits import DigitsData
 from fewstep.diffusion.guidance import Guided
 from fewstep.diffusion.sampler import sample
-from fewstep.diffusion.schedule import CosineSchedule
+from fewstep.diffusion.schedule import CosineSchedule, uniform_times
 from fewstep.networks import Denoiser, Frozen, ResidualMLP
 
 MODEL = Path(__file__).parents[1] / "conf" / "model" / "digits.yaml"
@@ -108,7 +108,7 @@ def samplers(guided: bool, num_steps: int, size: int) -> dict[str, Sampler]:
         return conditional + scale * (conditional - unconditional)
 
     def ours() -> Images:
-        return sample(denoise, noise, schedule=schedule, num_steps=num_steps, label=label, w=w)
+        return sample(denoise, noise, schedule=schedule, times=uniform_times(num_steps), label=label, w=w)
 
     @torch.no_grad()
     def by_hand() -> Images:

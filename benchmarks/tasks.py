@@ -100,7 +100,7 @@ def measure(way: Way, x: Digits, label: Labels, w: float) -> dict[str, Any]:
     for strength in STRENGTHS:
         edited = fewstep.edit(way.model, x, target, strength=strength, steps=way.steps, w=w, seed=1)
         row |= compared(f"edit_{strength:g}", x, label, edited, target)
-        row[f"edit_{strength:g}_steps"] = steps_for(strength, way.steps)
+        row[f"edit_{strength:g}_steps"] = steps_for(strength, way.model.card.sampling.grid(way.steps))
     return row | inpainting(way, x, label, w)
 
 

@@ -1,4 +1,4 @@
-"""The README's picture of the tasks: ten held-out digits, edited, completed, transferred, and on the way to another.
+"""The picture of docs/results.md: ten held-out digits, edited, completed, transferred, and on the way to another.
 
 python benchmarks/tasks_picture.py --student MODEL-4 --encoder ENCODER-4 --out docs/tasks.png
 """

@@ -1,4 +1,4 @@
-"""What does a stage cost over a plain loop? As `fewstep.training.loop.fit` runs it, beside PyTorch alone and diffusers' shape.
+"""What does a stage cost over a plain loop? `fewstep.training.loop.fit` beside PyTorch alone and diffusers' shape.
 
 One fit, cut into blocks of steps; between two blocks the other loops (`loops.py`) take as many steps each on networks,
 optimisers and averages of their own, from the same start. The first steps are not timed: in them the stage and the bare
@@ -23,15 +23,16 @@ from loops import NULL_LABEL, RUNG, BareLoop, DiffusersLoop, Guidance, Progressi
 from measure import Seconds, Spread, percent, report
 from torch import nn
 
-from fewstep.artifacts.run_folder import RunFolder
 from fewstep.data.digits import DigitsData
 from fewstep.diffusion.guidance import Guided
-from fewstep.methods import Stage, Training
+from fewstep.methods import GuidanceRange, Method, Networks, Training
 from fewstep.networks import Denoiser, Frozen, with_guidance_input
-from fewstep.runs.pipeline import Setup
+from fewstep.runs.build import build_method, build_network
+from fewstep.runs.config import Settings
 from fewstep.system.seeds import seed_for
 from fewstep.tracking.metrics_file import MetricsFile
 from fewstep.training.loop import fit
+from fewstep.training.module import DistillationModule
 
 CONF = Path(__file__).parents[1] / "conf"
 STAGES = {  # with what is written out in loops.py; sizes are the recipe's
@@ -64,23 +65,24 @@ def measure_stage(name: str, rounds: int, block_seconds: float) -> dict[str, Any
     """One row of the result."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
         config = compose("config", overrides=[f"stage={name}", "trainer.snapshots=0", "logger=csv", *STAGES[name]])
-    setup = Setup.of(config)
-    teacher = shaken(setup.network(guidance_input=name == "progressive"))
-    recipe = setup.training()
-    trial = bare_loop(name, stage_of(name, setup, teacher, recipe), teacher.network)
+    settings = Settings.read(config)
+    method = build_method(settings.stage)
+    teacher = shaken(build_network(settings, DigitsData.facts, guidance_input=name == "progressive"))
+    recipe = method.training
+    trial = bare_loop(name, module_of(settings, method, teacher, recipe), teacher.network)
     start = Seconds.now()
     trial.run(0, CALIBRATION_STEPS)
     block = max(1, round(block_seconds * CALIBRATION_STEPS / Seconds.now().since(start).wall))
     training = replace(recipe, images=(WARM_UP_STEPS + rounds * block) * recipe.batch_size)
-    stage = stage_of(name, setup, teacher, training)
-    bare, peer = (bare_loop(name, stage, teacher.network) for _ in range(2))
+    module = module_of(settings, method, teacher, training)
+    bare, peer = (bare_loop(name, module, teacher.network) for _ in range(2))
     turns = Turns(bare, DiffusersLoop(peer), block)
     with TemporaryDirectory() as folder:
         fit(
-            stage,
-            DigitsData(batch_size=training.batch_size, stream=stage.stream),
-            RunFolder(Path(folder), finished=False),
-            setup.settings,
+            module,
+            DigitsData(batch_size=training.batch_size, stream=module.stream),
+            Path(folder),
+            settings.trainer,
             parent_sha256=None,
             loggers=[MetricsFile(Path(folder))],
             watchers=[turns],
@@ -107,35 +109,30 @@ def measure_stage(name: str, rounds: int, block_seconds: float) -> dict[str, Any
     }
 
 
-def stage_of(name: str, setup: Setup, teacher: Denoiser, training: Training) -> Stage:
+def module_of(settings: Settings, method: Method, teacher: Denoiser, training: Training) -> DistillationModule:
     """The stage, from a student that is its teacher."""
-    match name:
-        case "teacher":
-            return setup.stage(deepcopy(teacher), training=training)
-        case "guidance":
-            student = with_guidance_input(teacher)
-            return setup.stage(student, training=training, teacher=Guided(Frozen(deepcopy(teacher)), NULL_LABEL))
-        case _:
-            return setup.stage(
-                deepcopy(teacher),
-                training=training,
-                rung=RUNG,
-                teacher=Frozen(deepcopy(teacher)),
-                num_steps=RUNG,
-                w_min=0.0,
-                w_max=4.0,
-            )
+    phase = next((phase for phase in method.phases() if phase.num_steps == RUNG), method.phases()[0])
+    student, frozen, stream = deepcopy(teacher), Frozen(deepcopy(teacher)), f"{settings.seed}/{settings.name}"
+    if method.parent() is None:
+        nets = Networks(student, None, settings.schedule, guidance=None)
+    elif teacher.has_guidance_input:
+        nets = Networks(student, frozen, settings.schedule, GuidanceRange(0.0, 4.0))
+    else:
+        guided = Guided(frozen, NULL_LABEL)
+        nets = Networks(with_guidance_input(teacher), guided, settings.schedule, method.guidance(None))
+    nets = method.networks(nets, stream)
+    return DistillationModule(method=method, phase=phase, nets=nets, training=training, stream=stream)
 
 
-def bare_loop(name: str, stage: Stage, teacher: nn.Module) -> BareLoop:
+def bare_loop(name: str, module: DistillationModule, teacher: nn.Module) -> BareLoop:
     """The same by hand."""
     match name:
         case "teacher":
-            return Teacher(stage)
+            return Teacher(module)
         case "guidance":
-            return Guidance(stage, teacher)
+            return Guidance(module, teacher)
         case _:
-            return Progressive(stage, teacher)
+            return Progressive(module, teacher)
 
 
 def shaken(denoiser: Denoiser) -> Denoiser:
