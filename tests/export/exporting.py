@@ -6,9 +6,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from fewstep.artifacts.model_file import ModelCard, Parent, save_model
+from fewstep.artifacts.model_file import Ancestor, ModelCard, save_model
 from fewstep.data.facts import DataFacts, LatentFacts, TextFacts
 from fewstep.diffusion.betas import BetaSchedule
+from fewstep.diffusion.sampling import Sampling
 from fewstep.diffusion.schedule import CosineSchedule
 from fewstep.networks import Denoiser, network_class
 from fewstep.networks.frozen.autoencoder import Autoencoder, write_tiny_autoencoder
@@ -72,28 +73,35 @@ def write_model(
     latent: LatentFacts | None = None,
     text: TextFacts | None = None,
     w: tuple[float, float] | None = (0.0, 4.0),
+    sampling: Sampling | None = None,
+    extra_inputs: tuple[str, ...] = (),
     **card: Any,
 ) -> Path:
-    """A model file of the network of that name: an 8 x 8 student with a w input, or a teacher where w is None."""
+    """A model file of the network of that name: a student of 4 steps with a w input, or a teacher where w is None.
+
+    Args:
+        sampling: another one than theirs. card: other values of the card.
+    """
     shape = (4, 8, 8) if latent else (3, 8, 8)
     bound = 1000.0 if latent else 1.0
     data = DataFacts("tiny", shape, 0 if text else 10, -bound, bound, latent=latent, text=text)
     own: dict[str, Any] = {"tokens": text.tokens, "features": text.features} if text else {}
     made = ModelCard(
         **{
-            "role": "progressive" if w else "teacher",
+            "method": "progressive" if w else "teacher",
             "data": data,
             "prediction": "v",
             "schedule": COSINE,
+            "sampling": sampling or (Sampling.uniform(4, guidance="input") if w else Sampling()),
             "w_min": w[0] if w else None,
             "w_max": w[1] if w else None,
-            "num_steps": 4 if w else None,
             "images": 1000,
-            "parents": (Parent("guided", "../guidance/model.safetensors", "ab" * 32),) if w else (),
+            "parents": (Ancestor("guidance", "../guidance/model.safetensors", "ab" * 32),) if w else (),
         }
         | card
     )
     sizes = SIZES[name] | own | {"shape": list(shape), "num_classes": data.num_classes, "guidance_input": bool(w)}
+    sizes["extra_inputs"] = list(extra_inputs)
     if name == "DiT":
         sizes["config"] = SIZES[name]["config"] | {"out_channels": 2 * shape[0]}
     network = lively(network_class(name)(**sizes))

@@ -12,8 +12,10 @@ from running import Commands, files_below
 
 import fewstep
 from fewstep.artifacts.quality_file import QualityRow
+from fewstep.diffusion.sampling import Sampling
 from fewstep.export import folder as folder_module
 from fewstep.export import onnx_file
+from fewstep.export.card import onnx_usage
 from fewstep.export.folder import Trial, difference_of, export, new_folder
 from fewstep.system.files import sha256_of
 
@@ -24,6 +26,9 @@ pytestmark = pytest.mark.usefixtures("as_users_run")
 @pytest.fixture
 def student(tmp_path: Path) -> Path:
     return write_model(tmp_path / "digits" / "progressive" / "now" / "model-4.safetensors", "UNet")
+
+
+ENCODES = Sampling.uniform(4, guidance="input", direction="encode")
 
 
 def cell(role: str, steps: int, fid: float) -> dict[str, object]:
@@ -52,13 +57,15 @@ def test_the_folder_says_all(commands: Commands, student: Path, tmp_path: Path) 
         "unet/diffusion_pytorch_model.safetensors",
     ]
     text = (tmp_path / "out" / "README.md").read_text()
-    for said in ("license: openrail++\n", sha256_of(student), "ab" * 32, "w in [0, 4]", "guidance_scale 1 to 5"):
-        assert said in text
-    for said in ("4-step progressive", "deterministic sampler", "Protocol `0a1b2c3d`", "7.125", "w=1)", "one network"):
-        assert said in text
+    for words in ("license: openrail++\n", sha256_of(student), "ab" * 32, "w in [0, 4]", "guidance_scale 1 to 5"):
+        assert words in text
+    for words in ("4-step progressive", "deterministic sampler", "Protocol `0a1b2c3d`", "7.125", "w=1)", "one network"):
+        assert words in text
+    assert "Made for 4 step(s), at t = 1, 0.75, 0.5, 0.25, of the deterministic sampler" in text
     assert "9.0" not in text  # of another model
     described = json.loads((tmp_path / "out" / "fewstep.json").read_text())
-    assert (described["role"], described["sha256"]) == ("progressive", sha256_of(student))
+    assert (described["method"], described["sha256"]) == ("progressive", sha256_of(student))
+    assert described["sampling"]["times"] == [1.0, 0.75, 0.5, 0.25]
 
 
 def test_safetensors_is_our_own_file_and_knows_its_parents(commands: Commands, student: Path, tmp_path: Path) -> None:
@@ -112,7 +119,7 @@ def test_models_that_diffusers_cannot_hold(commands: Commands, tmp_path: Path) -
     mlp = write_model(tmp_path / "mlp.safetensors", "ResidualMLP")
     commands.fewstep("export", mlp, tmp_path / "out").is_one_error("a ResidualMLP is no network of diffusers", "onnx")
     assert commands.fewstep("export", mlp, tmp_path / "out", "--format", "safetensors").status == 0
-    encoder = write_model(tmp_path / "encoder.safetensors", "UNet", role="encoder")
+    encoder = write_model(tmp_path / "encoder.safetensors", "UNet", method="encoder", sampling=ENCODES)
     commands.fewstep("export", encoder, tmp_path / "encoder").is_one_error("an encoder goes from data to noise")
     assert commands.fewstep("export", encoder, tmp_path / "encoder", "--format", "safetensors").status == 0
     text = (tmp_path / "encoder" / "README.md").read_text()
@@ -120,10 +127,38 @@ def test_models_that_diffusers_cannot_hold(commands: Commands, tmp_path: Path) -
     assert "fewstep.transfer(student, images, source, target, encoder=encoder)" in text
 
 
-def test_companions_that_are_gone_or_others(commands: Commands, tmp_path: Path) -> None:
+@pytest.mark.parametrize("format", ["diffusers", "onnx"])
+def test_inputs_that_no_other_library_knows_are_refused(tmp_path: Path, format: str) -> None:
+    path = write_model(tmp_path / "model.safetensors", "UNet", extra_inputs=("s", "d"))
+    with pytest.raises(ValueError, match=r"inputs beside w \(s, d\) opens in fewstep alone; use --format safetensors"):
+        export(path, tmp_path / "out", format=format)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_sampler_that_the_pipeline_lacks_is_refused(tmp_path: Path) -> None:
+    sampling = Sampling.uniform(4, sampler="ancestral", guidance="input")
+    path = write_model(tmp_path / "model.safetensors", "UNet", sampling=sampling)
+    with pytest.raises(ValueError, match="the exported pipeline has no ancestral sampler; use --format safetensors"):
+        export(path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_model_without_guidance_says_so(tmp_path: Path) -> None:
+    sampling = Sampling(sampler="renoise", times=(1.0, 0.6), guidance="none")
+    path = write_model(tmp_path / "model.safetensors", "UNet", w=None, sampling=sampling, method="consistency")
+    export(path, tmp_path / "out", format="safetensors")
+    text = (tmp_path / "out" / "README.md").read_text()
+    assert "# tiny: a 2-step consistency diffusion model" in text
+    assert "Made without guidance: one network evaluation a step, and no w." in text
+    assert "Made for 1 or 2 step(s), at t = 1, 0.6, of the renoise sampler" in text
+    assert ".sample([0, 1, 2], steps=2)" in text
+    assert "guidance_scale" not in text
+
+
+def test_an_autoencoder_or_encoder_that_is_gone_or_another_one(commands: Commands, tmp_path: Path) -> None:
     latent, text = companions(tmp_path / "sd")
-    clocked = {"schedule": BETAS, "native_schedule": BETAS}
-    path = write_model(tmp_path / "model.safetensors", "TextUNet", latent=latent, text=text, **clocked)
+    native = {"schedule": BETAS, "native_schedule": BETAS}
+    path = write_model(tmp_path / "model.safetensors", "TextUNet", latent=latent, text=text, **native)
     (tmp_path / "sd").rename(tmp_path / "moved")
     commands.fewstep("export", path, tmp_path / "out").is_one_error("--autoencoder")
     moved = ("--autoencoder", tmp_path / "moved", "--text-encoder", tmp_path / "moved")
@@ -200,3 +235,23 @@ def test_formats_are_those_the_card_knows() -> None:
     from fewstep.export.card import LIBRARY
 
     assert set(folder_module.FORMATS) == set(LIBRARY)
+
+
+@pytest.mark.parametrize(
+    ("name", "card"), [("UNet", {}), ("UNet2D", {"schedule": BETAS, "native_schedule": BETAS})], ids=["cosine", "betas"]
+)
+def test_the_readme_of_onnx_says_at_which_times_the_network_is_called(
+    tmp_path: Path, name: str, card: dict[str, object]
+) -> None:
+    sampling = Sampling(sampler="renoise", times=(1.0, 0.6, 0.2), guidance="input")
+    model = fewstep.load(write_model(tmp_path / "model.safetensors", name, sampling=sampling, **card))
+    text = onnx_usage(model)
+    times: list[float] = []
+
+    def record(module: torch.nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
+        times.append(float(arguments[1][0]))
+
+    model.denoiser.network.register_forward_pre_hook(record)
+    model.sample([0], w=1.0)
+    assert "The sampler is yours: renoise, calling it at time = " in text
+    assert [float(value) for value in text.removesuffix(".").split("= ")[-1].split(", ")] == pytest.approx(times, 1e-4)

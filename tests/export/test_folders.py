@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import fewstep
 from fewstep.artifacts.model_file import save_model
 from fewstep.data.facts import LatentFacts, TextFacts
 from fewstep.diffusion.sampler import SAMPLERS, sample
+from fewstep.diffusion.sampling import Sampling
 from fewstep.diffusion.schedule import alpha
 from fewstep.export.folder import export
 from fewstep.inference.model import Model
@@ -25,6 +27,10 @@ from fewstep.networks.adapter import adapter_file, merged, save_adapter, trained
 from fewstep.system.seeds import starting_noise
 
 PROMPTS = ["a temple", "two flowers, in a vase"]
+STOCHASTIC = Sampling.uniform(4, sampler="stochastic", guidance="input")
+UNEVEN = Sampling(times=(1.0, 0.8, 0.3, 0.1), guidance="input")
+RENOISE = Sampling(sampler="renoise", times=(1.0, 0.8, 0.3, 0.1), guidance="input")
+UNGUIDED = Sampling(sampler="renoise", times=(1.0, 0.8, 0.3, 0.1), guidance="none")
 Companions = tuple[LatentFacts, TextFacts]
 
 
@@ -40,17 +46,17 @@ def ours(model: Model, wanted: Any, noise: Tensor, steps: int, w: float) -> Tens
         model.denoise,
         noise,
         schedule=model.card.schedule,
-        num_steps=steps,
+        times=model.card.sampling.grid(steps),
         label=model.condition(wanted),
         w=torch.full((len(noise),), w),
-        sampler=SAMPLERS[model.card.sampling],
+        sampler=SAMPLERS[model.card.sampling.sampler],
         fresh=lambda step: torch.randn(noise.shape, generator=generator),
     )
     return x.clamp(model.card.data.low, model.card.data.high)
 
 
 class Calls:
-    """How often a network was asked."""
+    """The number of calls of a network."""
 
     def __init__(self, network: nn.Module) -> None:
         self.count = 0
@@ -80,20 +86,21 @@ def opened(folder: Path, kind: Any = DiffusionPipeline, **how: Any) -> Any:
 )
 def test_a_text_student_opens_in_stable_diffusion(made: Companions, tmp_path: Path, schedule, prediction) -> None:
     latent, text = made
-    clocked = {"schedule": schedule, "native_schedule": schedule, "prediction": prediction, "num_steps": None, "role": "guided"}
-    path = write_model(tmp_path / "model.safetensors", "TextUNet", latent=latent, text=text, **clocked)
+    native = {"schedule": schedule, "native_schedule": schedule, "prediction": prediction}
+    guided = {"sampling": Sampling(guidance="input"), "method": "guidance"}
+    path = write_model(tmp_path / "model.safetensors", "TextUNet", latent=latent, text=text, **native, **guided)
     assert export(path, tmp_path / "out") < 1e-4
     model, noise = fewstep.load(path), starting_noise(1, 0, 2, (4, 8, 8))
     pipe = opened(tmp_path / "out", StableDiffusionPipeline)
-    asked = Calls(pipe.unet)
+    calls = Calls(pipe.unet)
     # Of "zero" SNR our schedule keeps alpha = 4.5e-5 of the noise it begins with, and the stock one nothing.
     kept = float(alpha(schedule.table[-1]) * noise.abs().max()) if schedule.has_zero_terminal_snr else 0.0
     for steps, w in ((1, 0.0), (4, 1.5), (10, 4.0)):
-        asked.count = 0
+        calls.count = 0
         given = {"prompt": PROMPTS, "latents": noise, "num_inference_steps": steps, "guidance_scale": 1 + w}
         theirs = pipe(**given, output_type="latent").images
         expected = ours(model, PROMPTS, noise, steps, w)
-        assert asked.count == steps
+        assert calls.count == steps
         assert float((theirs - expected).abs().max()) < kept + 1e-4 * max(1.0, float(expected.abs().max()))
     images = pipe(**given, output_type="pt").images
     assert torch.allclose(images, model.decode(expected) / 2 + 0.5, atol=1e-3)
@@ -105,7 +112,13 @@ def test_a_text_student_opens_in_stable_diffusion(made: Companions, tmp_path: Pa
 def test_a_text_teacher_is_guided_from_outside(made: Companions, tmp_path: Path) -> None:
     latent, text = made
     path = write_model(
-        tmp_path / "model.safetensors", "TextUNet", w=None, latent=latent, text=text, schedule=BETAS, native_schedule=BETAS
+        tmp_path / "model.safetensors",
+        "TextUNet",
+        w=None,
+        latent=latent,
+        text=text,
+        schedule=BETAS,
+        native_schedule=BETAS,
     )
     assert export(path, tmp_path / "out") < 1e-4
     assert opened(tmp_path / "out", StableDiffusionPipeline).unet.config.time_cond_proj_dim is None
@@ -116,8 +129,17 @@ def test_a_text_teacher_is_guided_from_outside(made: Companions, tmp_path: Path)
     [
         ({"schedule": COSINE}, "its schedule is CosineSchedule"),
         ({"native_schedule": None}, "not the one its network was trained with"),
-        ({"sampling": "stochastic"}, "stochastic sampler, which no stock scheduler has"),
-        ({"schedule": ZERO_SNR, "native_schedule": ZERO_SNR, "prediction": "eps"}, "it predicts eps where .* divides by"),
+        ({"sampling": STOCHASTIC}, "stochastic sampler, which no stock scheduler has"),
+        ({"sampling": RENOISE}, "renoise sampler, which no stock scheduler has"),
+        ({"sampling": UNEVEN}, "made for times of its own, and the scheduler's are evenly spaced"),
+        (
+            {"sampling": replace(UNGUIDED, sampler="deterministic", times=None), "w": None},
+            "it has no guidance, and the",
+        ),
+        (
+            {"schedule": ZERO_SNR, "native_schedule": ZERO_SNR, "prediction": "eps"},
+            "it predicts eps where .* divides by",
+        ),
     ],
 )
 def test_text_students_that_no_stock_scheduler_samples_are_refused(
@@ -144,9 +166,15 @@ def test_text_students_that_no_stock_scheduler_samples_are_refused(
         ("UNet", {"w": None}, 2),
         ("UNet2D", {"schedule": BETAS, "native_schedule": BETAS, "prediction": "eps"}, 1),
         ("UNet", {"native_schedule": BETAS, "prediction": "x"}, 1),
-        ("UNet2D", {"sampling": "stochastic"}, 1),
+        ("UNet2D", {"sampling": STOCHASTIC}, 1),
+        ("UNet", {"sampling": UNEVEN}, 1),
+        ("UNet2D", {"sampling": RENOISE}, 1),
+        ("UNet", {"sampling": UNGUIDED, "w": None}, 1),
     ],
-    ids=["unet", "unet2d", "dit-latent", "teacher", "eps-betas", "x-cosine-with-native_schedule", "stochastic"],
+    ids=[
+        *("unet", "unet2d", "dit-latent", "teacher", "eps-betas", "x-cosine-with-native-schedule", "stochastic"),
+        *("uneven", "renoise", "unguided"),
+    ],
 )
 @pytest.mark.filterwarnings("ignore:this model has no w input", "ignore:made for")
 def test_a_class_conditional_model_opens_through_its_own_pipeline(
@@ -158,17 +186,19 @@ def test_a_class_conditional_model_opens_through_its_own_pipeline(
     model = fewstep.load(path)
     noise, labels = starting_noise(1, 0, 3, model.card.data.shape), [0, 9, 4]
     pipe = opened(tmp_path / "out", custom_pipeline=str(tmp_path / "out"), trust_remote_code=True)
-    asked = Calls(pipe.network)
-    for steps, w in ((1, 0.0), (4, 1.5), (7, 4.0)):
-        asked.count = 0
+    calls = Calls(pipe.network)
+    unguided = model.card.sampling.guidance == "none"
+    for steps, w in ((1, 0.0), (2, 0.5), (4, 1.5), (7, 4.0)):
+        calls.count = 0
         given = {"latents": noise, "num_inference_steps": steps, "generator": torch.Generator().manual_seed(3)}
-        theirs = pipe(labels, w=w, output_type="latent", **given).images
+        weight = {} if unguided else {"w": w}
+        theirs = pipe(labels, **weight, output_type="latent", **given).images
         expected = ours(model, labels, noise, steps, w)
-        assert asked.count == evaluations * steps
+        assert calls.count == evaluations * steps
         assert float((theirs - expected).abs().max()) < 1e-4 * max(1.0, float(expected.abs().max()))
-    scaled = pipe(
-        labels, guidance_scale=5.0, output_type="pt", **given | {"generator": given["generator"].manual_seed(3)}
-    )
+    scale = {} if unguided else {"guidance_scale": 5.0}
+    again = given | {"generator": given["generator"].manual_seed(3)}
+    scaled = pipe(labels, **scale, output_type="pt", **again)
     assert torch.allclose(scaled.images, (model.decode(expected) / 2 + 0.5).clamp(0, 1), atol=1e-3)
     assert len(pipe(labels, num_inference_steps=1).images) == 3  # pictures, of noise of its own
 
@@ -187,6 +217,30 @@ def test_the_pipeline_refuses_and_warns(tmp_path: Path) -> None:
         pipe([0], num_inference_steps=1)
     with pytest.warns(UserWarning, match=r"made for w in \[0.0, 4.0\], not 9"):
         pipe([0], w=9.0)
+
+
+@pytest.mark.filterwarnings("error:made for")
+def test_the_pipeline_of_a_model_without_guidance_takes_no_w(tmp_path: Path) -> None:
+    export(write_model(tmp_path / "model.safetensors", "UNet", w=None, sampling=UNGUIDED), tmp_path / "out")
+    pipe = opened(tmp_path / "out", trust_remote_code=True)
+    for given in ({"w": 1.0}, {"guidance_scale": 2.0}):
+        with pytest.raises(ValueError, match="made without guidance: leave out w and guidance_scale"):
+            pipe([0], **given)
+    calls = Calls(pipe.network)
+    pipe([0])
+    assert calls.count == 4
+    pipe([0], num_inference_steps=2)  # a divisor of the levels it was made for
+    with pytest.warns(UserWarning, match="made for 1 or 2 or 4 steps, not 3"):
+        pipe([0], num_inference_steps=3)
+
+
+@pytest.mark.filterwarnings("error:made for")
+def test_the_default_w_is_one_that_the_model_was_made_for(tmp_path: Path) -> None:
+    export(write_model(tmp_path / "model.safetensors", "UNet", w=(2.0, 4.0)), tmp_path / "out")
+    pipe = opened(tmp_path / "out", trust_remote_code=True)
+    noise = starting_noise(1, 0, 1, (3, 8, 8))
+    first, second = (pipe([0], **w, latents=noise, output_type="latent").images for w in ({}, {"w": 2.0}))
+    assert torch.equal(first, second)
 
 
 @pytest.mark.slow

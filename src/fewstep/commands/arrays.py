@@ -20,14 +20,14 @@ def save_batches(
     facts: DataFacts,
     out: Path,
     *,
-    labels: Sequence[int] | Sequence[str],
+    labels: Sequence[int] | Sequence[str] | None,
 ) -> None:
-    """Write `count` images as `images` (uint8, channels last; points as they are), `labels` beside them.
+    """Write `count` images to an .npz: `images` (uint8, channels last; points as they are), and their `labels`.
 
     The file is the one that numpy.savez_compressed would write of all of them; it appears whole or not at all.
 
     Args:
-        facts: of the images.
+        facts: of the images. labels: classes or prompts; None for none.
 
     Raises:
         ValueError: some value is not finite.
@@ -36,8 +36,8 @@ def save_batches(
 
     def arrays() -> Iterator[np.ndarray]:
         for batch in batches:
-            judged = evaluation_tensor(batch, facts)
-            yield np.ascontiguousarray((judged.permute(0, 2, 3, 1) if facts.is_image else judged).numpy())
+            pixels = evaluation_tensor(batch, facts)
+            yield np.ascontiguousarray((pixels.permute(0, 2, 3, 1) if facts.is_image else pixels).numpy())
 
     made = arrays()
     first = next(made)
@@ -51,5 +51,6 @@ def save_batches(
             np.lib.format.write_array_header_1_0(file, header)
             for array in chain([first], made):
                 file.write(array.data)
-        with archive.open("labels.npy", "w", force_zip64=True) as file:
-            np.lib.format.write_array(file, np.asarray(labels))
+        if labels is not None:
+            with archive.open("labels.npy", "w", force_zip64=True) as file:
+                np.lib.format.write_array(file, np.asarray(labels))

@@ -42,5 +42,6 @@ def check(
     for line in opened.check():
         typer.echo(line)
     x, labels = opened.preview()
-    save_png(picture(evaluation_tensor(x, opened.facts.pixels), labels, opened.facts.pixels, COLUMNS), picture_file)
+    facts = opened.facts.pixels
+    save_png(picture(evaluation_tensor(x, facts), labels, facts, COLUMNS), picture_file)
     typer.echo(f"{picture_file}: {len(x)} training examples")

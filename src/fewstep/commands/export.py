@@ -1,31 +1,30 @@
-"""`fewstep export`: a model for those who do not have fewstep."""
+"""fewstep export: a model for those who do not have fewstep."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from fewstep.commands.models import OUTPUTS, ModelFile, Outputs
+from fewstep.commands.tasks import AutoencoderFolder, TextEncoderFolder
 from fewstep.export import UNKNOWN_LICENCE
 
 
 def export(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A model.safetensors or model-N.safetensors.")],
+    model: ModelFile,
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="New or empty.")],
     format: Annotated[
         str, typer.Option(help="diffusers (a pipeline), safetensors (fewstep's own file) or onnx (the bare network).")
     ] = "diffusers",
     half: Annotated[bool, typer.Option("--half", help="Round the weights to float16.")] = False,
     licence: Annotated[str, typer.Option(help="Licence of the parent, for the model card.")] = UNKNOWN_LICENCE,
-    autoencoder: Annotated[
-        Path | None, typer.Option(help="Folder of a latent model's autoencoder, if it was moved.")
-    ] = None,
-    text_encoder: Annotated[
-        Path | None, typer.Option(help="Folder of a text model's encoder, if it was moved.")
-    ] = None,
+    autoencoder: AutoencoderFolder = None,
+    text_encoder: TextEncoderFolder = None,
+    outputs: Outputs = OUTPUTS,
 ) -> None:
-    """Write a model as a folder that diffusers or ONNX opens, compared with the model before it appears.
+    """Write a model as a folder that diffusers or ONNX opens; its samples are compared with the model's first.
 
-    A text student opens in StableDiffusionPipeline, others through the short pipeline.py that goes along; there
+    A text student opens in StableDiffusionPipeline, others through the short pipeline.py in the folder; there
     guidance_scale = 1 + w.
 
     Example: fewstep export outputs/digits/progressive/TIME/model-4.safetensors digits-4 --format onnx

@@ -19,6 +19,8 @@ from fewstep.commands.collect import collect
 from fewstep.commands.dashboard import dashboard
 from fewstep.commands.export import export
 from fewstep.commands.latents import latents
+from fewstep.commands.methods import methods
+from fewstep.commands.models import OUTPUTS, ModelFile, Outputs
 from fewstep.commands.play import play
 from fewstep.commands.wandb_sweep import wandb_sweep
 from fewstep.distributed.launch import is_silent_rank, is_worker_process
@@ -44,7 +46,7 @@ app = typer.Typer(
 
 @app.command()
 def sample(
-    model: tasks.ModelFile,
+    model: ModelFile,
     out: tasks.Out,
     steps: tasks.Steps = None,
     w: tasks.Weight = None,
@@ -56,10 +58,11 @@ def sample(
     seed: Annotated[int, typer.Option(help="Image i depends on (seed, i) alone.")] = 0,
     sampler: Annotated[
         str | None,
-        typer.Option(help="deterministic, stochastic or ancestral; default: the one the model was made for."),
+        typer.Option(help="deterministic, stochastic, ancestral or renoise; default: the model's own."),
     ] = None,
     autoencoder: tasks.AutoencoderFolder = None,
     text_encoder: tasks.TextEncoderFolder = None,
+    outputs: Outputs = OUTPUTS,
 ) -> None:
     """Draw images.
 
@@ -70,26 +73,27 @@ def sample(
         raise ValueError(f"--num must be at least 1, got {num}")
     import time
 
-    loaded = open_model(model, autoencoder=autoencoder, text_encoder=text_encoder)
-    asked = requested_conditions(loaded, label, prompt or [], num)
-    labels = loaded.condition(asked)
-    w = loaded.default_w if w is None else w
-    start = time.perf_counter()
-    prompts = [str(each) for each in asked] if prompt else None
-    if out.suffix == ".npz":
-        from fewstep.commands.arrays import save_batches
+    from fewstep.commands.arrays import save_batches
+    from fewstep.commands.images import save_images
 
+    loaded = open_model(model, autoencoder=autoencoder, text_encoder=text_encoder)
+    requested = requested_conditions(loaded, label, prompt or [], num)
+    labels = loaded.condition(requested)
+    w = tasks.chosen_w(loaded, w)
+    start = time.perf_counter()
+    prompts = [str(each) for each in requested] if prompt else None
+    if out.suffix == ".npz":
         batches = loaded.batches(labels, steps=steps, w=w, seed=seed, sampler=sampler)
         save_batches(batches, num, loaded.card.data.pixels, out, labels=prompts or labels.tolist())
         seconds = time.perf_counter() - start
     else:
         x = loaded.sample(labels, steps=steps, w=w, seed=seed, sampler=sampler)
         seconds = time.perf_counter() - start
-        tasks.save_images(x, labels, loaded, out, prompts=prompts)
+        save_images(x, labels, loaded.card.data.pixels, out, prompts=prompts)
     used = loaded.default_steps if steps is None else steps
     typer.echo(
-        f"{out}: {num} images, {used} steps of {loaded.evaluations_per_step} evaluation(s), w = {w:g} "
-        f"(guidance_scale {1 + w:g}), {num / seconds:,.0f} images/s"
+        f"{out}: {num} images, {used} steps of {loaded.evaluations_per_step} evaluation(s), "
+        f"{tasks.guidance_words(loaded, w)}, {num / seconds:,.0f} images/s"
     )
 
 
@@ -104,19 +108,20 @@ def requested_conditions(model: "Model", label: int | None, prompts: list[str], 
     if prompts:
         return [prompts[number % len(prompts)] for number in range(num)]
     if model.card.data.text is not None and label is None:
-        raise ValueError("this model is told by prompts what to make: give --prompt 'a photograph of a temple'")
+        raise ValueError("this model takes prompts: give --prompt 'a photograph of a temple'")
     return [number % model.card.data.num_classes if label is None else label for number in range(num)]
 
 
 @app.command()
 def evaluate(
-    model: tasks.ModelFile,
+    model: ModelFile,
     out: Annotated[
         Path | None, typer.Option(help="Folder for quality.json and report.html; default: MODEL-quality.")
     ] = None,
     num_images: Annotated[int, typer.Option(help="Images per cell of the grid.")] = 2000,
     w: Annotated[list[float] | None, typer.Option(help="Guidance weight; repeat for several [0 1 2 4].")] = None,
     seed: Annotated[int, typer.Option(help="Of the starting noise.")] = 0,
+    outputs: Outputs = OUTPUTS,
 ) -> None:
     """Judge a model beside those it was made from: FID, inception score, precision, recall, accuracy, diversity.
 
@@ -125,12 +130,12 @@ def evaluate(
     from dataclasses import replace
 
     from fewstep.data.digits import DigitsData
+    from fewstep.evaluation.evaluator import Evaluator
     from fewstep.evaluation.grid import EvaluationPlan
-    from fewstep.runs.evaluate import Evaluator
-    from fewstep.runs.evaluate import evaluate as judge_models
+    from fewstep.runs.evaluate import evaluate as evaluate_models
 
     card = open_model(model).card
-    if card.role == "encoder":
+    if card.encodes:
         raise ValueError("an encoder makes no samples to judge; what it is worth is in the cycle.json of its run")
     facts = card.data
     if facts.name != DigitsData.facts.name:
@@ -140,7 +145,7 @@ def evaluate(
         )
     plan = replace(EvaluationPlan(), num_images=num_images, seed=seed, w=tuple(w) if w else EvaluationPlan().w)
     folder = out or model.with_name(f"{model.stem}-quality")
-    judge_models([model], plan, Evaluator.of(DigitsData(batch_size=1, stream="facts")), folder, [])
+    evaluate_models([model], plan, Evaluator.of(DigitsData(batch_size=1, stream="facts")), folder, [])
     typer.echo(f"{folder / 'quality.json'}, {folder / 'report.html'}")
 
 
@@ -158,8 +163,8 @@ def report(
 
 
 @app.command()
-def info(model: tasks.ModelFile) -> None:
-    """Show what a model file says of itself, as JSON.
+def info(model: ModelFile, outputs: Outputs = OUTPUTS) -> None:
+    """Show a model file's description as JSON: data, network, sampling, guidance, ancestors.
 
     Example: fewstep info outputs/digits/progressive/TIME/model-4.safetensors
     """
@@ -180,7 +185,7 @@ def info(model: tasks.ModelFile) -> None:
 
 
 OF_MODELS = (tasks.edit, tasks.inpaint, tasks.transfer, tasks.interpolate, check, export, latents, play)
-OF_RUNS = (collect, wandb_sweep, dashboard)
+OF_RUNS = (methods, collect, wandb_sweep, dashboard)
 for command in (*OF_MODELS, *OF_RUNS):
     app.command()(command)
 app.add_typer(data.app, name="data")
@@ -217,7 +222,7 @@ def run_guarded(main: Callable[[], object]) -> int:
 
 
 def local_error_line(error: BaseException, line: str) -> str | None:
-    """The line that this process prints of an error: of several that meet the same one, one speaks."""
+    """The line that this process prints of an error; identical errors of several processes print once."""
     if not is_worker_process():
         return line
     from fewstep.distributed.collectives import deduplicated_error_line
@@ -226,7 +231,7 @@ def local_error_line(error: BaseException, line: str) -> str | None:
 
 
 def raise_usage_error(self: argparse.ArgumentParser, message: str) -> NoReturn:
-    """Raise what argparse would print with its usage, and end with."""
+    """Raise the message that argparse would print with its usage before it exits."""
     raise ValueError(f"{message}; `python train.py --help` shows what there is")
 
 
@@ -250,8 +255,8 @@ def one_line(error: BaseException) -> str:
     if type(error).__module__.startswith("hydra") and error.__cause__ is not None and is_user_error(error.__cause__):
         return one_line(error.__cause__)
     if is_out_of_memory(error):
-        said = " ".join(str(error).partition("\n")[0].split()) or "an allocation failed"
-        return f"memory ran out ({said}); a smaller batch_size needs less, and the same command resumes the run"
+        reason = " ".join(str(error).partition("\n")[0].split()) or "an allocation failed"
+        return f"memory ran out ({reason}); a smaller batch_size needs less, and the same command resumes the run"
     if isinstance(error, OSError) and error.strerror:
         advice = "make room" if error.errno == errno.ENOSPC else "choose another path or make this one usable"
         place = f": {error.filename}" if error.filename else ""
