@@ -1,68 +1,79 @@
-"""fewstep dashboard: how runs and sweeps stand, by question, from local files or in W&B."""
+"""fewstep dashboard: how runs and sweeps stand, as a W&B workspace or in TensorBoard."""
 
+import os
+import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from fewstep.commands.play import Port, require_pages
-
 
 def dashboard(
-    local: Annotated[bool, typer.Option("--local", help="A page from the files below --outputs, live.")] = False,
+    local: Annotated[bool, typer.Option("--local", help="Start TensorBoard on --outputs.")] = False,
     outputs: Annotated[Path, typer.Option(help="Where the runs are.")] = Path("outputs"),
     sweep: Annotated[
         str | None, typer.Option(help="Only a sweep: its name or folder below --outputs; or the id of one of W&B's.")
     ] = None,
-    port: Port = 5007,
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Of TensorBoard on this machine; 0: any free one.")
+    ] = 6006,
     project: Annotated[str | None, typer.Option(help="Of W&B; default: WANDB_PROJECT, or fewstep.")] = None,
     entity: Annotated[str | None, typer.Option(help="Of W&B; default: WANDB_ENTITY, or your own.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the workspace instead of saving it in W&B.")] = False,
 ) -> None:
     """Show how runs stand: is it training, which w, which steps, what did it cost.
 
-    With --local on a page of this machine, live while runs go on; without, as a workspace in W&B, made from code: each
-    call makes a new one.
+    Without --local, as a workspace in W&B, made from code: each call makes a new one. With it, `tensorboard --logdir`
+    on the files of runs with logger=tensorboard.
 
     Example: fewstep dashboard --local
     """
-    folder = folder_of(outputs, sweep)
+    from fewstep.sweeps.sweep import SWEEPS
+
+    folder = sweep_folder(outputs, sweep)
     if not local:
         in_wandb(folder, sweep, project, entity, as_json)
         return
     if as_json or project or entity:
         raise ValueError("--local shows files, and --json, --project and --entity are W&B's: leave them out")
     if sweep is not None and folder is None:
-        raise ValueError(f"there is no sweep {sweep} below {outputs}/sweeps; python train.py sweeps=NAME makes one")
-    serve_local(folder or outputs, port)
+        raise ValueError(f"there is no sweep {sweep} below {outputs}/{SWEEPS}; python train.py sweeps=NAME makes one")
+    start_tensorboard(folder or outputs, port)
 
 
-def folder_of(outputs: Path, sweep: str | None) -> Path | None:
-    """The folder of a sweep of ours; None if it is none."""
-    from fewstep.pages.runs import SWEEP, SWEEPS
+def sweep_folder(outputs: Path, sweep: str | None) -> Path | None:
+    """The folder of a local sweep; None if it is none."""
+    from fewstep.sweeps.sweep import SWEEP, SWEEPS
 
     places = [] if sweep is None else [Path(sweep), outputs / SWEEPS / sweep]
     return next((place for place in places if (place / SWEEP).is_file()), None)
 
 
-def serve_local(outputs: Path, port: int) -> None:
-    """Serve the page until Ctrl-C."""
-    require_pages()
+def start_tensorboard(outputs: Path, port: int) -> None:
+    """Become `tensorboard --logdir outputs`.
+
+    Raises:
+        ValueError: there is no such folder, or no run in it was logged to TensorBoard.
+    """
+    from fewstep.tracking.tensorboard import FOLDER
+
     if not outputs.is_dir():
         raise ValueError(f"--outputs must be a folder of runs, and {outputs} is none; python train.py makes outputs/")
-    from fewstep.pages.dashboard import page_of
-    from fewstep.pages.serving import serve
-
-    ready = lambda address: typer.echo(f"{address} (Ctrl-C ends it)")  # noqa: E731
-    serve(page_of(outputs), port=port, title="fewstep dashboard", ready=ready)
+    if not any(outputs.rglob(f"{FOLDER}/events.*")):
+        raise ValueError(f"no run below {outputs} was logged to TensorBoard; train with logger=tensorboard")
+    command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(outputs), "--port", str(port)]
+    typer.echo(f"tensorboard --logdir {outputs} --port {port}")
+    os.execv(sys.executable, command)
 
 
 def in_wandb(folder: Path | None, sweep: str | None, project: str | None, entity: str | None, as_json: bool) -> None:
     """Make the workspace of a project or sweep; print it or save it."""
-    require_pages("wandb_workspaces")
+    if find_spec("wandb_workspaces") is None:
+        raise ValueError("this needs wandb-workspaces, which is not installed: pip install 'fewstep[workspace]'")
     import yaml
 
-    from fewstep.pages.runs import SWEEP
+    from fewstep.sweeps.sweep import SWEEP
     from fewstep.tracking import workspace
 
     own_project, own_entity = workspace.default_project()
