@@ -14,7 +14,7 @@ from fewstep.evaluation.features import (
     DigitsFeatures,
     InceptionFeatures,
     MixtureFeatures,
-    feature_net,
+    build_feature_extractor,
 )
 
 DIGITS = DataFacts("digits", (1, 8, 8), 10, -1.0, 1.0)
@@ -76,13 +76,13 @@ def test_mixture_digest_names_the_mixture(mixture: GaussianMixture) -> None:
 
 
 def test_one_place_decides(mixture: GaussianMixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert isinstance(feature_net(DIGITS), DigitsFeatures)
-    assert isinstance(feature_net(POINTS, mixture=mixture), MixtureFeatures)
+    assert isinstance(build_feature_extractor(DIGITS), DigitsFeatures)
+    assert isinstance(build_feature_extractor(POINTS, mixture=mixture), MixtureFeatures)
     with pytest.raises(ValueError, match="pass mixture="):
-        feature_net(POINTS)
+        build_feature_extractor(POINTS)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     with pytest.raises(ValueError, match=f"pt_inception-2015-12-05.*is not at {tmp_path}.*put it there"):
-        feature_net(COLOUR)
+        build_feature_extractor(COLOUR)
     assert not list(tmp_path.iterdir())
 
 
@@ -100,7 +100,7 @@ def inception_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_inception_is_torch_fidelitys_with_the_files_weights(inception_file: Path) -> None:
     before = torch.get_rng_state()
-    net = feature_net(COLOUR, inception_weights=inception_file)
+    net = build_feature_extractor(COLOUR, inception_weights=inception_file)
     assert torch.equal(torch.get_rng_state(), before)
     grey = torch.randint(0, 256, (2, 1, 8, 8), dtype=torch.uint8)
     features, logits = net(grey)

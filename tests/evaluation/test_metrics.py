@@ -10,7 +10,7 @@ from torch import Tensor
 from fewstep.data.digits import DigitsSplit
 from fewstep.data.facts import DataFacts
 from fewstep.diffusion.mixture import GaussianMixture
-from fewstep.evaluation.features import DigitsFeatures, FeatureNet, MixtureFeatures
+from fewstep.evaluation.features import DigitsFeatures, FeatureExtractor, MixtureFeatures
 from fewstep.evaluation.images import Reference, to_uint8
 from fewstep.evaluation.metrics import Figures, RunningFigures, diversity, final_figures
 from fewstep.evaluation.statistics import ReferenceStatistics, class_distances
@@ -39,7 +39,7 @@ def figures(net: DigitsFeatures, split: DigitsSplit, reference: Reference) -> Fi
     )
 
 
-def running(net: FeatureNet, images: Tensor, reference: Reference) -> dict[str, float]:
+def running(net: FeatureExtractor, images: Tensor, reference: Reference) -> dict[str, float]:
     measure = RunningFigures(net, ReferenceStatistics.of(net, reference))
     for batch in images.split(250):
         measure.update(batch)

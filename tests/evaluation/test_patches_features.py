@@ -8,7 +8,7 @@ from safetensors import safe_open
 
 from fewstep.data.facts import DataFacts
 from fewstep.data.patches import load_patches
-from fewstep.evaluation.features import PATCHES_WEIGHTS, PatchesFeatures, feature_net
+from fewstep.evaluation.features import PATCHES_WEIGHTS, PatchesFeatures, build_feature_extractor
 from fewstep.evaluation.images import Reference
 from fewstep.evaluation.metrics import final_figures
 from fewstep.evaluation.protocol import Protocol
@@ -63,16 +63,16 @@ def test_it_tells_damaged_images_from_good_ones(net: PatchesFeatures) -> None:
 
 
 def test_it_judges_patches_and_stands_in_only_where_it_is_asked_to() -> None:
-    own = feature_net(PATCHES)
+    own = build_feature_extractor(PATCHES)
     assert isinstance(own, PatchesFeatures)
     assert (own.name, own.num_classes) == ("patches classifier", 2)
     with pytest.warns(UserWarning, match=r"figures of cifar10 .* not from Inception.* no published figure"):
-        other = feature_net(COLOUR, wanted="patches")
+        other = build_feature_extractor(COLOUR, choice="patches")
     assert isinstance(other, PatchesFeatures)
     assert other.num_classes is None
     assert other(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))[1].shape == (1, 72)
     with pytest.raises(ValueError, match=r"one of auto, patches, got 'vgg'"):
-        feature_net(COLOUR, wanted="vgg")
+        build_feature_extractor(COLOUR, choice="vgg")
 
 
 def test_its_figures_have_a_protocol_of_their_own() -> None:
@@ -80,7 +80,7 @@ def test_its_figures_have_a_protocol_of_their_own() -> None:
     images, labels = load_patches(32)[1]
     reference = Reference("held out", images[torch.arange(8)], labels[:8])
     with pytest.warns(UserWarning, match="small patches classifier"):
-        nets = [feature_net(PATCHES), feature_net(COLOUR, wanted="patches")]
+        nets = [build_feature_extractor(PATCHES), build_feature_extractor(COLOUR, choice="patches")]
     protocols = [Protocol.of(COLOUR, net, reference, num_images=8, seed=0) for net in nets]
     assert protocols[0].id != protocols[1].id
     assert protocols[1].feature_net == "patches classifier in place of inception"

@@ -127,7 +127,7 @@ def test_the_distance_of_gaussians_that_share_axes_is_the_closed_form() -> None:
 
 def test_what_a_net_sees_does_not_depend_on_how_images_come(net: DigitsFeatures, split: DigitsSplit) -> None:
     images = split.train_images[:300]
-    whole, parts = Features.of(net, images), Features.joined(Features.of(net, part) for part in images.split(110))
+    whole, parts = Features.of(net, images), Features.concatenated(Features.of(net, part) for part in images.split(110))
     assert torch.allclose(whole.features, parts.features, atol=1e-5)
     assert torch.allclose(whole.logits, parts.logits, atol=1e-5)
 
@@ -138,7 +138,7 @@ def test_a_reference_is_seen_once_by_each_net(
     assert not list(tmp_path.iterdir())
     ReferenceStatistics.of(net, reference, tmp_path)
     assert not list(tmp_path.iterdir())  # it was quick
-    monkeypatch.setattr(statistics, "WORTH_KEEPING", -1.0)
+    monkeypatch.setattr(statistics, "MIN_CACHED_SECONDS", -1.0)
     first = ReferenceStatistics.of(net, reference, tmp_path)
     (file,) = tmp_path.iterdir()
     calls = []

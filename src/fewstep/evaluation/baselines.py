@@ -1,4 +1,4 @@
-"""What a student has to beat: the fast solvers of diffusers, run on the same network along the same times."""
+"""Baselines of students: the fast solvers of diffusers, with the same network and times."""
 
 from collections.abc import Callable
 from functools import partial
@@ -26,12 +26,13 @@ SOLVERS: dict[str, Callable[..., Scheduler]] = {
 def scheduler_of(solver: str, schedule: Schedule, num_steps: int) -> Any:
     """The scheduler of diffusers whose `num_steps` timesteps are t = 1, 1 - 1/N, ..., 1/N of `schedule`.
 
-    Made for N training timesteps, which are these, and given their alpha^2: of betas, the last would be rounded away.
+    It is built for N training timesteps, these, and given their alpha^2; from betas the last would lose its digits.
     """
-    made: Any = SOLVERS[solver](num_train_timesteps=num_steps, timestep_spacing="trailing", prediction_type="sample")
-    made.alphas_cumprod = alpha(schedule.log_snr(uniform_times(num_steps).flip(0))).square()
-    made.set_timesteps(num_steps)
-    return made
+    build: Any = partial(SOLVERS[solver], timestep_spacing="trailing", prediction_type="sample")
+    scheduler = build(num_train_timesteps=num_steps)
+    scheduler.alphas_cumprod = alpha(schedule.log_snr(uniform_times(num_steps).flip(0))).square()
+    scheduler.set_timesteps(num_steps)
+    return scheduler
 
 
 @torch.no_grad()
@@ -45,7 +46,7 @@ def sample_with(
     label: Condition,
     w: Float[Tensor, "batch"] | None,
 ) -> Images:
-    """Sample with a solver of diffusers, one of SOLVERS; one evaluation a step, else as `fewstep.diffusion.sample`."""
+    """Sample with one of SOLVERS, with one evaluation per step; else as `fewstep.diffusion.sampler.sample`."""
     scheduler, z = scheduler_of(solver, schedule, num_steps), noise
     times = schedule.log_snr(uniform_times(num_steps)).to(noise.device)
     for log_snr, timestep in zip(times, scheduler.timesteps, strict=True):

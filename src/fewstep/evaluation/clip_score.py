@@ -1,4 +1,4 @@
-"""CLIP score: how well an image fits its prompt, through torchmetrics and a local CLIPModel; nothing is downloaded."""
+"""The CLIP score of images and their prompts, by torchmetrics and a local CLIPModel; nothing is downloaded."""
 
 import warnings
 from collections.abc import Sequence
@@ -13,12 +13,12 @@ from torchmetrics.multimodal.clip_score import CLIPScore
 from fewstep.networks.frozen.loading import quiet, require_complete, require_weights
 from fewstep.system.files import tensor_digest
 
-AT_ONCE = 64
+BATCH = 64
 WHAT = "CLIP scores need a local folder of a CLIPModel and its processor in safetensors"
 
 
 class Projected(nn.Module):
-    """A CLIPModel whose features are tensors, as torchmetrics expects and transformers 5 no longer gives."""
+    """A CLIPModel whose features are tensors, as torchmetrics expects and transformers 5 no longer returns."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
@@ -33,7 +33,7 @@ class Projected(nn.Module):
 
 
 def as_tensor(output: Any) -> Tensor:
-    """The projected features, in whichever way transformers gives them."""
+    """The projected features, in the output of either version of transformers."""
     return output if isinstance(output, Tensor) else output.pooler_output
 
 
@@ -57,13 +57,13 @@ class ClipScore:
             )
         try:
             with quiet():
-                read: Any = CLIPModel.from_pretrained(
+                loaded: Any = CLIPModel.from_pretrained(
                     folder, local_files_only=True, use_safetensors=True, dtype=torch.float32, output_loading_info=True
                 )
                 processor = CLIPProcessor.from_pretrained(folder, local_files_only=True)
-        except Exception as error:  # the library has its own kinds for a config or weights that do not fit
+        except Exception as error:  # transformers raises many types for a config or weights that do not fit
             raise ValueError(f"{WHAT}, and {folder} cannot be read: {' '.join(str(error).split())[:300]}") from error
-        model, info = read
+        model, info = loaded
         require_complete(info, folder, WHAT)
         model.eval().requires_grad_(False)
         self.digest = tensor_digest(model.state_dict())
@@ -84,9 +84,9 @@ class ClipScore:
         if len(images) != len(prompts):
             raise ValueError(f"a CLIP score needs one prompt per image, got {len(images)} and {len(prompts)}")
         self.metric.to(device).reset()
-        for start in range(0, len(images), AT_ONCE):
-            part = images[start : start + AT_ONCE].expand(-1, 3, -1, -1).to(device)
-            self.metric.update(part, list(prompts[start : start + AT_ONCE]))
+        for start in range(0, len(images), BATCH):
+            batch = images[start : start + BATCH].expand(-1, 3, -1, -1).to(device)
+            self.metric.update(batch, list(prompts[start : start + BATCH]))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
             return float(self.metric.compute())

@@ -1,4 +1,4 @@
-"""The cycle: data encoded to noise and decoded again, beside what the same takes with many steps."""
+"""Cycle consistency: data encoded to noise and decoded again, compared with an encoder and decoder of many steps."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -17,7 +17,7 @@ Examples = Float[Tensor, "batch *shape"]
 
 @dataclass(frozen=True)
 class Coder:
-    """A model that is run with `steps` DDIM steps in one direction; `model` says which."""
+    """A model run with `steps` DDIM steps in one direction; `model` is its label."""
 
     model: str
     denoise: Denoise
@@ -26,13 +26,13 @@ class Coder:
 
 @dataclass(frozen=True)
 class CycleRow:
-    """One pair of encoder and decoder, as cycle.json keeps it.
+    """A pair of encoder and decoder, as a row of cycle.json.
 
     Attributes:
-        cycle_rmse: root mean squared difference per value of x and what is decoded from its code, in the data's range.
-        ratio: to that of the many-step pair, at the same w.
+        cycle_rmse: root mean squared difference per value between x and its reconstruction, in the data's range.
+        ratio: of cycle_rmse to that of the many-step pair at the same w.
         code_rmse: of the code to the many-step encoder's; codes have a variance near 1.
-        code_std: standard deviation of all values of the code, near 1 where it is noise.
+        code_std: standard deviation of all values of the code, near 1 if it is noise.
     """
 
     encoder: str
@@ -61,15 +61,15 @@ def cycle_rows(
 ) -> Iterator[CycleRow]:
     """Measure (encoder, decoder) pairs on x under its own condition; the first pair is the many-step one.
 
-    `clip` holds what is decoded in the data's range, as sampling does at its end.
+    Reconstructions are clamped to the range `clip`, as samples are.
     """
     weight = torch.full((len(x),), float(w), device=x.device)
     first: tuple[Tensor, float] | None = None
     for encoder, decoder in pairs:
         times = uniform_times(encoder.steps), uniform_times(decoder.steps)
         code = encode(encoder.denoise, x, schedule=schedule, times=times[0], label=label, w=weight)
-        again = sample(decoder.denoise, code, schedule=schedule, times=times[1], label=label, w=weight)
-        error = rmse(again.clamp(*clip), x)
+        decoded = sample(decoder.denoise, code, schedule=schedule, times=times[1], label=label, w=weight)
+        error = rmse(decoded.clamp(*clip), x)
         first = first or (code, error)
         yield CycleRow(
             encoder=encoder.model,
@@ -86,5 +86,5 @@ def cycle_rows(
 
 
 def rmse(x: Tensor, y: Tensor) -> float:
-    """Root mean squared difference of all values."""
+    """Root mean squared difference over all values."""
     return (x - y).square().mean().sqrt().item()

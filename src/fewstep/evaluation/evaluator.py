@@ -1,4 +1,4 @@
-"""What samples of a data set are judged by: its held-out part, through a feature extractor."""
+"""The reference of a data set and the feature extractor by which samples are compared with it."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from fewstep.data.batches import Data
 from fewstep.data.facts import DataFacts
 from fewstep.diffusion.mixture import GaussianMixture
-from fewstep.evaluation.features import FeatureNet, feature_net
+from fewstep.evaluation.features import FeatureExtractor, build_feature_extractor
 from fewstep.evaluation.images import Reference, evaluation_tensor
 from fewstep.evaluation.metrics import KID_SUBSET_SIZE, KID_SUBSETS
 from fewstep.evaluation.statistics import ReferenceStatistics
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Evaluator:
-    """The reference of a data set and the feature extractor that compares samples with it.
+    """All that figures of a data set need.
 
     Args:
-        cache: folder where features of the reference are kept from run to run, see `ReferenceStatistics.of`.
+        cache: folder of cached features of references, see `ReferenceStatistics.of`.
     """
 
     facts: DataFacts
-    net: FeatureNet
+    net: FeatureExtractor
     reference: Reference
     exact: GaussianMixture | None
     data: Data
@@ -35,12 +35,12 @@ class Evaluator:
 
     @classmethod
     def of(cls, data: Data, features: str = "auto", cache: Path | None = None) -> "Evaluator":
-        """The evaluator of a data set, with the feature extractor that `feature_net` chooses for `features`."""
-        held_out = data.reference()
+        """The evaluator of a data set; `features` is the choice of `build_feature_extractor`."""
+        held_out, facts = data.reference(), data.evaluation_facts
         return cls(
             facts=data.facts,
-            net=feature_net(data.evaluation_facts, mixture=data.exact, wanted=features),
-            reference=Reference(data.reference_split, evaluation_tensor(held_out.x, data.evaluation_facts), held_out.label),
+            net=build_feature_extractor(facts, mixture=data.exact, choice=features),
+            reference=Reference(data.reference_split, evaluation_tensor(held_out.x, facts), held_out.label),
             exact=data.exact,
             data=data,
             cache=cache,
@@ -48,12 +48,12 @@ class Evaluator:
 
     @cached_property
     def reference_statistics(self) -> ReferenceStatistics:
-        """The reference's features and what follows from them, computed once."""
+        """The features and statistics of the reference, computed once."""
         return ReferenceStatistics.of(self.net, self.reference, self.cache)
 
     @cached_property
     def clip(self) -> "ClipScore | None":
-        """CLIP, which scores how images fit their prompts, where there are prompts and a CLIP.
+        """The CLIP score, None where there are no prompts or no CLIP.
 
         Raises:
             ValueError: CLIP's folder lacks a file.
@@ -65,9 +65,9 @@ class Evaluator:
         return ClipScore(Path(self.data.clip))
 
     def labels(self, num_images: int) -> str:
-        """The conditions that samples are made for, in words, for the protocol."""
+        """The conditions of the samples, in words, for the protocol."""
         if self.facts.text is None:
             return "classes in turn"
-        asked = tensor_digest({"prompts": self.data.conditions(min(num_images, len(self.reference.images)))})[:12]
+        digest = tensor_digest({"prompts": self.data.conditions(min(num_images, len(self.reference.images)))})[:12]
         clip = "no CLIP" if self.clip is None else f"CLIP {self.clip.digest[:12]}"
-        return f"held-out prompts in turn, {asked}; {clip}; {KID_SUBSETS} KID subsets of {KID_SUBSET_SIZE} or all"
+        return f"held-out prompts in turn, {digest}; {clip}; {KID_SUBSETS} KID subsets of {KID_SUBSET_SIZE} or all"

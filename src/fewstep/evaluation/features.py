@@ -1,4 +1,4 @@
-"""Feature nets: what the figures look through. One interface, one net for each kind of data."""
+"""Feature extractors, from whose features and logits figures are computed: one for each kind of data."""
 
 import warnings
 from abc import ABC, abstractmethod
@@ -21,20 +21,19 @@ Logits = Float[Tensor, "batch classes"]
 
 DIGITS_WEIGHTS = "digits_classifier.safetensors"
 PATCHES_WEIGHTS = "patches_classifier.safetensors"
-NETS = ("auto", "patches")  # what a user can ask for
+CHOICES = ("auto", "patches")  # of trainer.features
 INCEPTION_WEIGHTS = "weights-inception-2015-12-05-6726825d.pth"
 
 
-class FeatureNet(nn.Module, ABC):
-    """Frozen judge of images or points: never trains, never drops out, has no gradient.
+class FeatureExtractor(nn.Module, ABC):
+    """A frozen network from images or points to features and logits, always in evaluation mode.
 
     Attributes:
-        name: what it is, for people.
-        digest: sha256 of the tensors that define it; two nets of one digest give the same numbers.
+        name: shown in protocols and reports.
+        digest: SHA-256 of the tensors that define it; equal digests give equal numbers.
         num_features: width of the features.
-        num_classes: how many of the data's labels the logits stand for, None if they mean something else, as
-            Inception's 1,008 do.
-        batch_size: images per call that suit its memory.
+        num_classes: number of the data's classes if the logits are theirs; None otherwise, as for Inception's 1,008.
+        batch_size: images per call.
     """
 
     name: str
@@ -48,11 +47,11 @@ class FeatureNet(nn.Module, ABC):
         """Features for distances and logits for scores, both float32.
 
         Raises:
-            ValueError: `images` have not the type or shape that the net judges.
+            ValueError: `images` are of another dtype or shape than the extractor takes.
         """
 
     def __call__(self, images: EvaluationImages) -> tuple[Features, Logits]:
-        """`forward` in full precision, whatever precision trains around it."""
+        """`forward` with autocast disabled."""
         with torch.autocast(images.device.type, enabled=False):
             return super().__call__(images)
 
@@ -61,25 +60,25 @@ class FeatureNet(nn.Module, ABC):
         tensor = next(chain(self.parameters(), self.buffers()), None)
         return torch.device("cpu") if tensor is None else tensor.device
 
-    def train(self, mode: bool = True) -> "FeatureNet":
-        """Stay in evaluation mode, whatever trains around it."""
+    def train(self, mode: bool = True) -> "FeatureExtractor":
+        """Stay in evaluation mode."""
         return super().train(False)
 
     def freeze(self) -> None:
-        """To be called at the end of a constructor."""
+        """Disable gradients; called at the end of constructors."""
         self.requires_grad_(False).eval()
 
 
 def _require_uint8(images: Tensor, shapes: str, fits: bool) -> None:
     if images.dtype != torch.uint8 or not fits:
         raise ValueError(
-            f"this feature net judges uint8 images {shapes}, got {images.dtype} {tuple(images.shape)}; "
+            f"this feature extractor takes uint8 images {shapes}, got {images.dtype} {tuple(images.shape)}; "
             "make them with to_uint8"
         )
 
 
 def digits_layers() -> tuple[nn.Sequential, nn.Sequential]:
-    """Body: pixels in [-1, 1] (B, 1, 8, 8) to 64 features; head: features to 10 logits."""
+    """Body, from pixels in [-1, 1] (B, 1, 8, 8) to 64 features; head, from features to 10 logits."""
     body = nn.Sequential(
         nn.Conv2d(1, 32, 3, padding=1),
         nn.SiLU(),
@@ -100,13 +99,13 @@ def pixels(images: UInt8[Tensor, "batch channels height width"]) -> Float[Tensor
     return images.float() / 127.5 - 1
 
 
-class DigitsFeatures(FeatureNet):
-    """The small digits classifier shipped in this package, trained by `train_digits_classifier`."""
+class DigitsFeatures(FeatureExtractor):
+    """The small digits classifier of this package, trained by `train_digits_classifier`."""
 
     def __init__(self) -> None:
         super().__init__()
         weights = load(resources.files("fewstep.evaluation").joinpath(DIGITS_WEIGHTS).read_bytes())
-        with torch.device("meta"):  # no random initialisation: it would move the global random state
+        with torch.device("meta"):  # no random initialisation, which would change the global random state
             self.body, self.head = digits_layers()
         self.load_state_dict(weights, assign=True)
         self.name, self.digest = "digits classifier", tensor_digest(weights)
@@ -120,11 +119,11 @@ class DigitsFeatures(FeatureNet):
         return features, self.head(features)
 
 
-PHOTOGRAPHS, PLACES, STATES = 2, 72, 3  # what the patches classifier tells apart; states: as it is, blurred, noisy
+PHOTOGRAPHS, PLACES, STATES = 2, 72, 3  # classes of the patches classifier; states: unchanged, blurred, noisy
 
 
 def patches_layers() -> tuple[nn.Sequential, nn.Linear]:
-    """Body: RGB in [-1, 1] (B, 3, H, W) of 16 pixels or more to 64 features; head: to logits of all three."""
+    """Body, from RGB in [-1, 1] (B, 3, H, W) of 16 pixels or more to 64 features; head, to the logits of all three."""
     body = nn.Sequential(
         nn.Conv2d(3, 32, 3, padding=1),
         nn.SiLU(),
@@ -141,26 +140,26 @@ def patches_layers() -> tuple[nn.Sequential, nn.Linear]:
     return body, nn.Linear(64, PHOTOGRAPHS + PLACES + STATES)
 
 
-class PatchesFeatures(FeatureNet):
-    """The small classifier of photographs' crops shipped in this package, trained by `train_patches_classifier`.
+class PatchesFeatures(FeatureExtractor):
+    """The small classifier of crops of photographs of this package, trained by `train_patches_classifier`.
 
-    It was taught which photograph and which place in it a crop shows, in light of any colour, and whether the crop is
-    as it was, blurred or noisy. Its features know colours and coarse textures; a blur of 3 pixels they hardly see.
+    It classifies the photograph of a crop, its place there, and whether it is unchanged, blurred or noisy, whatever the
+    colour of the light. Its features tell colours and coarse textures, but hardly a blur of 3 pixels.
 
     Args:
-        stands_in: for Inception, for images of other data: the logits are then those of the places, no class of theirs.
+        replaces_inception: for images of other data; the logits are then those of the places, not of their classes.
     """
 
-    def __init__(self, *, stands_in: bool = False) -> None:
+    def __init__(self, *, replaces_inception: bool = False) -> None:
         super().__init__()
         weights = load(resources.files("fewstep.evaluation").joinpath(PATCHES_WEIGHTS).read_bytes())
         with torch.device("meta"):
             self.body, self.head = patches_layers()
         self.load_state_dict(weights, assign=True)
-        self.stands_in = stands_in
-        self.name = "patches classifier" + (" in place of inception" if stands_in else "")
+        self.replaces_inception = replaces_inception
+        self.name = "patches classifier" + (" in place of inception" if replaces_inception else "")
         self.digest = tensor_digest(weights)
-        self.num_features, self.num_classes = 64, None if stands_in else PHOTOGRAPHS
+        self.num_features, self.num_classes = 64, None if replaces_inception else PHOTOGRAPHS
         self.freeze()
 
     def forward(self, images: EvaluationImages) -> tuple[Features, Logits]:
@@ -169,16 +168,16 @@ class PatchesFeatures(FeatureNet):
         features = self.body(pixels(images).expand(-1, 3, -1, -1))
         logits = self.head(features)
         photographs, places, _ = logits.split((PHOTOGRAPHS, PLACES, STATES), dim=1)
-        return features, places if self.stands_in else photographs
+        return features, places if self.replaces_inception else photographs
 
 
-class InceptionFeatures(FeatureNet):
-    """torch-fidelity's InceptionV3 of 2015-12-05: its 2,048 pool features and 1,008 logits without bias.
+class InceptionFeatures(FeatureExtractor):
+    """torch-fidelity's InceptionV3 of 2015-12-05: 2,048 pool features and 1,008 logits without bias.
 
-    `weights` is a local file; nothing is ever downloaded. Images of one channel are repeated to three.
+    `weights` is a local file; nothing is downloaded. Grey images are repeated to three channels.
 
     Raises:
-        ValueError: the file is missing, or is not these weights.
+        ValueError: the file is missing, or has other weights.
     """
 
     batch_size = 64
@@ -193,13 +192,13 @@ class InceptionFeatures(FeatureNet):
                 f"pt_inception-2015-12-05-6726825d.pth is the same), which is not at {weights}; put it there"
             )
         try:
-            # torch-fidelity unpickles what it is given, so it gets bytes written here, of what loaded safely.
+            # torch-fidelity unpickles its file, so it gets one written here, of tensors loaded safely.
             safe = BytesIO()
             torch.save(dict(torch.load(weights, map_location="cpu", weights_only=True)), safe)
             safe.seek(0)
             with torch.random.fork_rng(devices=()):
                 self.net = FeatureExtractorInceptionV3("inception", ["2048", "logits_unbiased"], safe)
-        except Exception as error:  # a foreign file fails in any way it likes
+        except Exception as error:  # any other file raises errors of any type
             raise ValueError(
                 f"Inception's weight file must hold the tensors of {INCEPTION_WEIGHTS} and nothing else; "
                 f"{weights} does not, replace it"
@@ -214,8 +213,8 @@ class InceptionFeatures(FeatureNet):
         return features, logits
 
 
-class MixtureFeatures(FeatureNet):
-    """For points of a known mixture: points are their own features, the exact posterior is the classifier."""
+class MixtureFeatures(FeatureExtractor):
+    """Points of a mixture: the features are the points, the logits the exact class posterior."""
 
     batch_size = 4096
 
@@ -235,46 +234,46 @@ class MixtureFeatures(FeatureNet):
     def forward(self, images: EvaluationImages) -> tuple[Features, Logits]:
         if images.ndim != 2 or images.shape[1] != self.num_features or not images.is_floating_point():
             raise ValueError(
-                f"this mixture judges float points (B, {self.num_features}), got {images.dtype} {tuple(images.shape)}"
+                f"this mixture takes float points (B, {self.num_features}), got {images.dtype} {tuple(images.shape)}"
             )
         log_probability = self.mixture.class_log_probability(images.double()).log_softmax(1)
-        # An inception score multiplies a probability 0 with its infinite logarithm; e^-30 is 0 for all else.
+        # The inception score multiplies a probability 0 by its infinite logarithm; e^-30 counts as 0 elsewhere.
         return images.float(), log_probability.clamp(min=-30).float()
 
 
-def feature_net(
+def build_feature_extractor(
     facts: DataFacts,
     *,
     mixture: GaussianMixture | None = None,
     inception_weights: Path | None = None,
-    wanted: str = "auto",
-) -> FeatureNet:
-    """The net that judges this data: the one place that decides.
+    choice: str = "auto",
+) -> FeatureExtractor:
+    """The feature extractor of a data set.
 
-    Points are judged by their `mixture`, digits and patches by nets of their own. All other images need Inception's
-    weight file, by default where torch-fidelity itself would keep it, in the checkpoints folder of the torch hub;
-    or, `wanted` being "patches", the patches net stands in: a protocol of its own, that compares with nothing else.
+    Points use their `mixture`, digits and patches their own classifiers. All other images need Inception's weight file,
+    by default in the checkpoints folder of the torch hub, like torch-fidelity; or, with the choice "patches", they use
+    the patches classifier instead, under a protocol of its own that compares with no other.
 
     Raises:
-        ValueError: points without a mixture, no usable weight file, or `wanted` is not one of NETS.
+        ValueError: points without a mixture, no usable weight file, or a choice that is not one of CHOICES.
     """
-    if wanted not in NETS:
-        raise ValueError(f"trainer.features must be one of {', '.join(NETS)}, got {wanted!r}")
+    if choice not in CHOICES:
+        raise ValueError(f"trainer.features must be one of {', '.join(CHOICES)}, got {choice!r}")
     if not facts.is_image:
         if mixture is None:
             raise ValueError(
-                f"points are judged by their exact mixture, and {facts.name} came without one; pass mixture="
+                f"points are evaluated by their exact mixture, and {facts.name} came without one; pass mixture="
             )
         return MixtureFeatures(mixture)
     if facts.name == "digits":
         return DigitsFeatures()
     if facts.name == "patches":
         return PatchesFeatures()
-    if wanted == "patches":
+    if choice == "patches":
         warnings.warn(
             f"figures of {facts.name} come from the small patches classifier, as trainer.features says, not from "
             "Inception: they show that everything runs, and compare with no published figure",
             stacklevel=2,
         )
-        return PatchesFeatures(stands_in=True)
+        return PatchesFeatures(replaces_inception=True)
     return InceptionFeatures(inception_weights or Path(torch.hub.get_dir(), "checkpoints", INCEPTION_WEIGHTS))

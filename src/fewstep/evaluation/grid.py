@@ -1,4 +1,4 @@
-"""The grid quality x steps x w: teacher beside students, every cell from the same noise, under one protocol."""
+"""The grid of quality over steps and w: teacher and students from the same noise, under one protocol."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -21,24 +21,24 @@ from fewstep.diffusion.sampling import Sampling
 from fewstep.diffusion.schedule import Schedule
 from fewstep.distributed.collectives import all_gather_rows, all_reduce_sum, local_slice, on_main_process, world_size
 from fewstep.evaluation.baselines import SOLVERS, sample_with
-from fewstep.evaluation.features import FeatureNet
+from fewstep.evaluation.features import FeatureExtractor
 from fewstep.evaluation.images import EvaluationImages, evaluation_tensor
 from fewstep.evaluation.metrics import Figures, figures_of
 from fewstep.evaluation.protocol import Protocol
 from fewstep.evaluation.statistics import Features, ReferenceStatistics
 from fewstep.system.seeds import fresh_noise, starting_noise
 
-EXACT_STEPS = 256  # of the Runge-Kutta integrator; its error is below 1e-6, far under what is compared with it
+EXACT_STEPS = 256  # of the Runge-Kutta integrator, whose error is then below 1e-6
 
 
 @dataclass(frozen=True)
 class EvaluationPlan:
-    """What is measured.
+    """The settings of a grid.
 
     Args:
         num_images: per cell. w: guidance weights.
-        teacher_steps: the first is what same_noise_rmse compares with. guided_steps: of the stage-one student.
-        baselines: other samplers for both, at `baseline_steps`: of SOLVERS or SAMPLERS (dpmsolver++, unipc, ancestral).
+        teacher_steps: same_noise_rmse compares with the first. guided_steps: of the guided student.
+        baselines: other samplers of both at `baseline_steps`, of SOLVERS or SAMPLERS (dpmsolver++, unipc, ancestral).
         batch_size: images sampled at a time. seed: of the starting noise.
 
     Raises:
@@ -64,19 +64,20 @@ class EvaluationPlan:
         steps = (self.teacher_steps, self.guided_steps, self.baseline_steps)
         if not self.teacher_steps or min(*chain(*steps), 1) < 1:
             raise ValueError(f"evaluation needs steps of at least 1, got {' and '.join(str(list(s)) for s in steps)}")
-        known = [*(name for name in SAMPLERS if name != "deterministic"), *SOLVERS]
-        if unknown := [name for name in self.baselines if name not in known]:
-            raise ValueError(f"evaluation's baselines must be of {', '.join(known)}, got {unknown[0]!r}")
+        allowed = [*(name for name in SAMPLERS if name != "deterministic"), *SOLVERS]
+        if unknown := [name for name in self.baselines if name not in allowed]:
+            raise ValueError(f"evaluation's baselines must be of {', '.join(allowed)}, got {unknown[0]!r}")
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A model in the grid: its label, how it denoises, at what cost per step, and how it is run.
+    """A model in the grid.
 
     Args:
-        steps: each is run, with the evaluation times that `sampling` has for it.
-        solver: one of SOLVERS or SAMPLERS in the place of its own sampler; a baseline.
-        weights: the guidance weights at which it is run; None for all of the plan.
+        model: its label. evaluations: of the network per step.
+        steps: numbers of steps, each a cell, at the evaluation times that `sampling` has for it.
+        solver: one of SOLVERS or SAMPLERS instead of the model's own sampler, for a baseline.
+        weights: the guidance weights of its cells; None for all of the plan.
     """
 
     model: str
@@ -90,17 +91,17 @@ class Candidate:
 
     @property
     def sampler(self) -> str:
-        """What it is run with, of SAMPLERS or SOLVERS."""
+        """Key of SAMPLERS or SOLVERS."""
         return self.solver or self.sampling.sampler
 
     @property
     def name(self) -> str:
-        """The model, and the sampler where it is not the one it was made for."""
+        """The label of the model, with the solver of a baseline."""
         return self.model if self.solver is None else f"{self.model}-{self.solver}"
 
     @property
     def sampler_name(self) -> str:
-        """As rows and pictures have it: the deterministic sampler is DDIM."""
+        """The sampler's name in rows and pictures, where the deterministic one is DDIM."""
         return "ddim" if self.sampler == "deterministic" else self.sampler
 
 
@@ -109,12 +110,12 @@ Decode = Callable[[Tensor], Tensor]
 
 
 def quality_grid(
-    contenders: Sequence[Candidate],
+    candidates: Sequence[Candidate],
     plan: EvaluationPlan,
     *,
     facts: DataFacts,
-    net: FeatureNet,
-    known: ReferenceStatistics,
+    net: FeatureExtractor,
+    reference_statistics: ReferenceStatistics,
     protocol: Protocol,
     labels: Condition,
     decode: Decode = lambda x: x,
@@ -123,14 +124,14 @@ def quality_grid(
     device: torch.device | str = "cpu",
     show: Show = lambda *_: None,
 ) -> Iterator[QualityRow]:
-    """Yield the cells, w by w; the first contender at its first steps is what the others' same_noise_rmse refers to.
+    """Yield the cells, one w after the other; same_noise_rmse compares with the first candidate at its first steps.
 
-    Samples are judged batch by batch as they come. In memory are the noise, the first contender's samples, and a cell's
-    images as pixels and as features. Of several processes each makes its share of the images, and all get the rows.
+    Features are extracted batch by batch. In memory are the noise, the first candidate's samples, and the images and
+    features of one cell. Every rank samples its share of the images, and all ranks get the rows.
 
     Args:
-        labels: what is asked for, one per image. decode: makes images of samples.
-        show: is given each cell's samples as they are judged, and their classes (0 for prompts); on the first process.
+        labels: the condition of each image. decode: samples to images.
+        show: called on rank 0 with each cell's samples and their classes (0 for prompts).
 
     Raises:
         ValueError: fewer images than processes.
@@ -140,80 +141,122 @@ def quality_grid(
             f"each process makes a share of the images, got num_images={plan.num_images} for {world_size()} of them"
         )
     classes = torch.zeros(len(labels), dtype=torch.long) if labels.is_floating_point() else labels
-    own = local_slice(plan.num_images)
-    noise = starting_noise(plan.seed, own.start, own.stop - own.start, facts.shape)
-    wanted = labels[own]
-    parts = [slice(start, min(start + plan.batch_size, len(noise))) for start in range(0, len(noise), plan.batch_size)]
+    share = CellSampler(plan, facts, labels, device)
 
-    def draw(contender: Candidate, steps: int, w: float, part: slice) -> Float[Tensor, "count *shape"]:
-        z, label = noise[part].to(device), wanted[part].to(device)
-        weight = torch.full((len(z),), float(w), device=device)
-        if contender.sampler in SOLVERS:
-            draw_with = partial(sample_with, contender.sampler, num_steps=steps)
-        else:
-            fresh = fresh_noise(plan.seed, own.start + part.start, len(z), facts.shape)
-            times = contender.sampling.grid(steps)
-            draw_with = partial(sample, sampler=SAMPLERS[contender.sampler], times=times, fresh=fresh)
-        x = draw_with(contender.denoise, z, schedule=contender.schedule, label=label, w=weight)
-        return x.cpu().clamp_(facts.low, facts.high)  # on the CPU it waits for the device
+    def extract(x: Tensor) -> tuple[EvaluationImages, Features]:
+        images = evaluation_tensor(decode(x.to(device)).cpu(), facts.pixels)
+        return images, Features.of(net, images)
 
-    def judged(
-        contender: Candidate, steps: int, w: float, images: EvaluationImages, seen: Features
+    def evaluate(
+        candidate: Candidate, steps: int, w: float, images: EvaluationImages, features: Features
     ) -> tuple[Figures, float | None]:
-        show(contender, steps, w, images, classes)
-        found = figures_of(seen, classes, known, net.num_classes, kid=facts.text is not None)
-        return found, None if clip_score is None else clip_score(images)
+        show(candidate, steps, w, images, classes)
+        figures = figures_of(features, classes, reference_statistics, net.num_classes, kid=facts.text is not None)
+        return figures, None if clip_score is None else clip_score(images)
 
     for w in plan.w:
-        base: list[Tensor] = []  # what the first contender made, part by part
-        solution = None
-        if exact is not None:
-            solution = exact_samples(exact, contenders[0].schedule, noise, wanted, w).clamp(facts.low, facts.high)
-        for contender in contenders:
-            if contender.weights is not None and w not in contender.weights:
+        base: list[Tensor] = []  # the first candidate's samples, batch by batch
+        solution = None if exact is None else share.solve(exact, candidates[0].schedule, w)
+        for candidate in candidates:
+            if candidate.weights is not None and w not in candidate.weights:
                 continue
-            draw(contender, min(contender.steps), w, parts[0])  # warm up, so that rates are those of long runs
-            for steps in contender.steps:
-                cell = Cell(exact_square=None if solution is None else 0.0)
-                for number, part in enumerate(parts):
-                    start = time.perf_counter()
-                    x = draw(contender, steps, w, part)
-                    cell.seconds += time.perf_counter() - start
-                    if number == len(base):
-                        base.append(x)
-                    images = evaluation_tensor(decode(x.to(device)).cpu(), facts.pixels)
-                    cell.images.append(images)
-                    cell.seen.append(Features.of(net, images))
-                    cell.square += squared_error(x, base[number])
-                    if solution is not None and cell.exact_square is not None:
-                        cell.exact_square += squared_error(x, solution[part])
-                images, seen = cell.everyones()
-                values = plan.num_images * prod(facts.shape)
+            share.sample(candidate, min(candidate.steps), w, share.batches[0])  # warm up, for the rates
+            for steps in candidate.steps:
+                cell = share.cell(candidate, steps, w, base, solution, extract)
+                images, features = cell.gathered()
+                figures, clip = on_main_process(partial(evaluate, candidate, steps, w, images, features))
+                yield quality_row(candidate, steps, w, plan, facts, cell, figures, clip, protocol)
 
-                found, fits = on_main_process(partial(judged, contender, steps, w, images, seen))
-                yield QualityRow(
-                    model=contender.model,
-                    sampler=contender.sampler_name,
-                    steps=steps,
-                    nfe=steps * contender.evaluations,
-                    w=float(w),
-                    **asdict(found),
-                    same_noise_rmse=(cell.square / values) ** 0.5,
-                    exact_rmse=None if cell.exact_square is None else (cell.exact_square / values) ** 0.5,
-                    images_per_second=plan.num_images / cell.seconds,
-                    num_images=plan.num_images,
-                    seed=plan.seed,
-                    protocol=protocol.id,
-                    clip_score=fits,
-                )
+
+def quality_row(
+    candidate: Candidate,
+    steps: int,
+    w: float,
+    plan: EvaluationPlan,
+    facts: DataFacts,
+    cell: "Cell",
+    figures: Figures,
+    clip_score: float | None,
+    protocol: Protocol,
+) -> QualityRow:
+    """The row of a finished cell."""
+    values = plan.num_images * prod(facts.shape)
+    return QualityRow(
+        model=candidate.model,
+        sampler=candidate.sampler_name,
+        steps=steps,
+        nfe=steps * candidate.evaluations,
+        w=float(w),
+        **asdict(figures),
+        same_noise_rmse=(cell.square / values) ** 0.5,
+        exact_rmse=None if cell.exact_square is None else (cell.exact_square / values) ** 0.5,
+        images_per_second=plan.num_images / cell.seconds,
+        num_images=plan.num_images,
+        seed=plan.seed,
+        protocol=protocol.id,
+        clip_score=clip_score,
+    )
+
+
+class CellSampler:
+    """Samples of this rank's share of the images, always from the same noise.
+
+    Attributes:
+        batches: slices of the share.
+    """
+
+    def __init__(self, plan: EvaluationPlan, facts: DataFacts, labels: Condition, device: torch.device | str) -> None:
+        self.plan, self.facts, self.device = plan, facts, device
+        share = local_slice(plan.num_images)
+        self.start, count = share.start, share.stop - share.start
+        self.noise, self.labels = starting_noise(plan.seed, share.start, count, facts.shape), labels[share]
+        size = plan.batch_size
+        self.batches = [slice(start, min(start + size, count)) for start in range(0, count, size)]
+
+    def sample(self, candidate: Candidate, steps: int, w: float, batch: slice) -> Float[Tensor, "count *shape"]:
+        """A batch of a candidate's samples, clamped to the data's range, on the CPU."""
+        z, label = self.noise[batch].to(self.device), self.labels[batch].to(self.device)
+        weight = torch.full((len(z),), float(w), device=self.device)
+        if candidate.sampler in SOLVERS:
+            draw = partial(sample_with, candidate.sampler, num_steps=steps)
+        else:
+            fresh = fresh_noise(self.plan.seed, self.start + batch.start, len(z), self.facts.shape)
+            times = candidate.sampling.grid(steps)
+            draw = partial(sample, sampler=SAMPLERS[candidate.sampler], times=times, fresh=fresh)
+        x = draw(candidate.denoise, z, schedule=candidate.schedule, label=label, w=weight)
+        return x.cpu().clamp_(self.facts.low, self.facts.high)  # the copy waits for the device, so timings are right
+
+    def cell(
+        self,
+        candidate: Candidate,
+        steps: int,
+        w: float,
+        base: list[Tensor],
+        solution: Tensor | None,
+        extract: Callable[[Tensor], tuple[EvaluationImages, Features]],
+    ) -> "Cell":
+        """Sample this rank's share of a cell; the batches of the first cell of a w are appended to `base`."""
+        cell = Cell(exact_square=None if solution is None else 0.0)
+        for number, batch in enumerate(self.batches):
+            start = time.perf_counter()
+            x = self.sample(candidate, steps, w, batch)
+            cell.seconds += time.perf_counter() - start
+            if number == len(base):
+                base.append(x)
+            cell.add(x, *extract(x), base[number], None if solution is None else solution[batch])
+        return cell
+
+    def solve(self, exact: GaussianMixture, schedule: Schedule, w: float) -> Float[Tensor, "count dim"]:
+        """The exact samples from the same noise."""
+        return exact_samples(exact, schedule, self.noise, self.labels, w).clamp(self.facts.low, self.facts.high)
 
 
 @dataclass
 class Cell:
-    """What is kept of a cell's samples while they are made, batch by batch.
+    """The samples of a cell, accumulated batch by batch.
 
     Attributes:
-        square, exact_square: sums over all values of the squared differences to the first contender's samples, and to
+        square, exact_square: sums over all values of the squared differences to the first candidate's samples, and to
             the exact solution if there is one.
         seconds: of sampling.
     """
@@ -222,11 +265,21 @@ class Cell:
     square: float = 0.0
     seconds: float = 0.0
     images: list[EvaluationImages] = field(default_factory=list)
-    seen: list[Features] = field(default_factory=list)
+    features: list[Features] = field(default_factory=list)
 
-    def everyones(self) -> tuple[EvaluationImages, Features]:
-        """The images of all processes, in order, and what was seen of them; sums and seconds become those of all."""
-        features, logits = Features.joined(self.seen)
+    def add(
+        self, x: Tensor, images: EvaluationImages, features: Features, base: Tensor, solution: Tensor | None
+    ) -> None:
+        """Add a batch; `base` is the first candidate's and `solution` the exact one from the same noise."""
+        self.images.append(images)
+        self.features.append(features)
+        self.square += squared_error(x, base)
+        if solution is not None and self.exact_square is not None:
+            self.exact_square += squared_error(x, solution)
+
+    def gathered(self) -> tuple[EvaluationImages, Features]:
+        """The images and features of all ranks, in order; the sums become those over all ranks, seconds the largest."""
+        features, logits = Features.concatenated(self.features)
         self.square = float(all_reduce_sum(torch.tensor(self.square, dtype=torch.float64)))
         if self.exact_square is not None:
             self.exact_square = float(all_reduce_sum(torch.tensor(self.exact_square, dtype=torch.float64)))

@@ -1,4 +1,4 @@
-"""What is judged: uint8 images exactly as they would be saved, or plain points."""
+"""The images that figures are computed of: uint8, exactly as they would be saved; or points."""
 
 from dataclasses import dataclass
 
@@ -13,10 +13,10 @@ EvaluationImages = UInt8[Tensor, "batch channels height width"] | Float[Tensor, 
 
 
 def to_uint8(x: Float[Tensor, "batch channels height width"], facts: DataFacts) -> UInt8[Tensor, "..."]:
-    """Clamp to the data's range, scale it to 0..255, round to the nearest level: the only way to pixels.
+    """Clamp to the data's range, scale it to 0..255 and round; the one conversion of samples to pixels.
 
     Raises:
-        ValueError: some value is not finite (no pixel would show it).
+        ValueError: a value is not finite, which pixels would hide.
     """
     _require_finite(x)
     unit = x.float().clamp(facts.low, facts.high).sub_(facts.low).div_(facts.high - facts.low)
@@ -24,10 +24,10 @@ def to_uint8(x: Float[Tensor, "batch channels height width"], facts: DataFacts) 
 
 
 def evaluation_tensor(x: Float[Tensor, "batch *shape"], facts: DataFacts) -> EvaluationImages:
-    """Samples as the quality code takes them: `to_uint8` of images, points clamped as float32.
+    """Samples as figures take them: images by `to_uint8`, points clamped as float32.
 
     Raises:
-        ValueError: some value is not finite.
+        ValueError: a value is not finite.
     """
     if facts.is_image:
         return to_uint8(x, facts)
@@ -36,21 +36,21 @@ def evaluation_tensor(x: Float[Tensor, "batch *shape"], facts: DataFacts) -> Eva
 
 
 def image_path(facts: DataFacts) -> str:
-    """What is done to samples before they are judged, in words, for the protocol."""
+    """The conversion of samples to evaluation images, in words, for the protocol."""
     if facts.latent is not None:
         return f"decode by AutoencoderKL {facts.latent.sha256[:12]}, {image_path(facts.pixels)}"
     return f"clamp to [{facts.low:g}, {facts.high:g}], " + ("round to uint8" if facts.is_image else "float32")
 
 
 def _require_finite(x: Tensor) -> None:
-    wrong = int((~torch.isfinite(x.flatten(1)).all(1)).sum())
-    if wrong:
-        raise ValueError(f"samples must be finite to be judged, {wrong} of {len(x)} are not; it diverged, train again")
+    count = int((~torch.isfinite(x.flatten(1)).all(1)).sum())
+    if count:
+        raise ValueError(f"samples must be finite to be judged, {count} of {len(x)} are not; it diverged, train again")
 
 
 @dataclass(frozen=True)
 class Reference:
-    """The real data that figures compare with, e.g. the split "test"; never what a model trained on.
+    """The real images that figures compare with, of a split that no model is trained on.
 
     Raises:
         ValueError: not one label per image.

@@ -1,6 +1,6 @@
-"""Quality figures: final ones as torch-fidelity's, running ones through torchmetrics, same features.
+"""Quality figures: final ones equal to torch-fidelity's, running ones by torchmetrics, of the same features.
 
-None of them moves the global random state, writes a file or starts a process.
+None of them changes the global random state, writes a file or starts a process.
 """
 
 import warnings
@@ -16,7 +16,7 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.inception import InceptionScore
 
 from fewstep.distributed.collectives import all_gather_rows
-from fewstep.evaluation.features import FeatureNet
+from fewstep.evaluation.features import FeatureExtractor
 from fewstep.evaluation.images import EvaluationImages, Reference
 from fewstep.evaluation.protocol import INCEPTION_SPLITS, NEIGHBOURHOOD
 from fewstep.evaluation.statistics import (
@@ -30,23 +30,23 @@ from fewstep.evaluation.statistics import (
 )
 
 KID_SUBSETS = 10
-KID_SUBSET_SIZE = 1000  # as many images as there are, if fewer; torch-fidelity draws them with a fixed seed
+KID_SUBSET_SIZE = 1000  # or all images, if fewer; torch-fidelity draws them with a fixed seed
 
 
 @dataclass(frozen=True)
 class Figures:
-    """What one set of samples scored.
+    """The figures of a set of samples.
 
     Attributes:
-        fid: Frechet distance of the features to the reference's; 0 is the same mean and covariance.
+        fid: Frechet distance of the features to the reference's; 0 means equal mean and covariance.
         inception_score: exp of the mutual information of image and class, at most the number of classes.
         precision: share of samples inside the reference's manifold.
         recall: share of the reference inside the samples' manifold.
-        accuracy: share of samples that the feature net takes for the wanted class; None if it knows no class
-            of this data.
-        diversity: mean feature distance within a class over the reference's; 1 is as diverse as the data; None if no
-            class has two images here and there.
-        kid: kernel distance of the features (Binkowski et al. 2018), the mean of KID_SUBSETS; None if not asked for.
+        accuracy: share of samples classified as the class of their condition; None if the feature extractor does not
+            classify this data.
+        diversity: mean feature distance within a class, relative to the reference's; 1 is as diverse as the data; None
+            if no class has two images in both.
+        kid: kernel distance of the features (Binkowski et al. 2018), the mean of KID_SUBSETS; None if not requested.
     """
 
     fid: float
@@ -59,9 +59,14 @@ class Figures:
 
 
 def final_figures(
-    net: FeatureNet, *, images: EvaluationImages, labels: Int[Tensor, "labels"], reference: Reference, kid: bool = False
+    net: FeatureExtractor,
+    *,
+    images: EvaluationImages,
+    labels: Int[Tensor, "labels"],
+    reference: Reference,
+    kid: bool = False,
 ) -> Figures:
-    """Judge `images`, made for `labels`, against `reference`, on the net's device; `kid` too if asked for.
+    """The figures of `images`, sampled for `labels`, against `reference`; features are extracted on the net's device.
 
     Raises:
         ValueError: see `figures_of`.
@@ -72,35 +77,35 @@ def final_figures(
 
 
 def figures_of(
-    seen: Features,
+    sampled: Features,
     labels: Int[Tensor, "labels"],
-    known: ReferenceStatistics,
+    reference: ReferenceStatistics,
     num_classes: int | None,
     *,
     kid: bool = False,
 ) -> Figures:
-    """The figures of samples made for `labels`, of what a net saw of them and of the reference.
+    """The figures of samples for `labels`, from their features and the reference's.
 
-    They are torch-fidelity's, which a test compares; what it works out anew for each call is here worked out once.
+    They equal torch-fidelity's (a test compares), which recomputes the statistics of the reference in each call.
 
     Args:
-        num_classes: of the data, that the net's logits stand for, None if they mean something else.
+        num_classes: of the data, if the logits are of its classes, else None.
 
     Raises:
-        ValueError: not one label per image, or no more images than the neighbourhood of precision and recall.
+        ValueError: not one label per image, or fewer images than precision and recall need.
     """
-    features, logits = seen
-    count = min(len(features), len(known.features))
+    features, logits = sampled
+    count = min(len(features), len(reference.features))
     if count <= NEIGHBOURHOOD or len(labels) != len(features):
         raise ValueError(
             f"figures need one label per image and at least {NEIGHBOURHOOD + 1} images, got {len(features)} "
-            f"images, {len(labels)} labels and {len(known.features)} reference images; raise num_images"
+            f"images, {len(labels)} labels and {len(reference.features)} reference images; raise num_images"
         )
-    precision, recall = precision_and_recall(features, known.features, known.radii)
+    precision, recall = precision_and_recall(features, reference.features, reference.radii)
     distances = (
         kid_features_to_metric(
             features,
-            known.features,
+            reference.features,
             kid_subsets=KID_SUBSETS,
             kid_subset_size=min(KID_SUBSET_SIZE, count),
             verbose=False,
@@ -109,33 +114,32 @@ def figures_of(
         else {}
     )
     return Figures(
-        fid=frechet_distance(Moments.of(features), known.moments, known.root),
+        fid=frechet_distance(Moments.of(features), reference.moments, reference.root),
         inception_score=isc_features_to_metric(logits, INCEPTION_SPLITS, shuffle=False)[KEY_METRIC_ISC_MEAN],
         precision=precision,
         recall=recall,
         accuracy=None if num_classes is None else accuracy(logits, labels.cpu()),
-        diversity=diversity(class_distances(features, labels.cpu()), known.class_distances),
+        diversity=diversity(class_distances(features, labels.cpu()), reference.class_distances),
         kid=distances.get(KEY_METRIC_KID_MEAN),
     )
 
 
 def accuracy(logits: Float[Tensor, "batch classes"], labels: Int[Tensor, "batch"]) -> float:
-    """Share of images whose largest logit is that of the wanted class."""
+    """Share of images whose largest logit is that of their label."""
     return (logits.argmax(1) == labels).double().mean().item()
 
 
-def diversity(ours: Mapping[int, float], real: Mapping[int, float]) -> float | None:
-    """Mean over classes of the mean distance between two samples of one class, relative to the reference's.
+def diversity(samples: Mapping[int, float], reference: Mapping[int, float]) -> float | None:
+    """The mean over classes of `class_distances`, relative to the reference's.
 
-    Classes that have no distance (`class_distances`) here or in the reference are left out of both; None if that
-    leaves no class.
+    Only classes that have a distance in both count; None if there are none.
     """
-    both = [label for label in real if label in ours]
-    return sum(ours[label] for label in both) / sum(real[label] for label in both) if both else None
+    both = [label for label in reference if label in samples]
+    return sum(samples[label] for label in both) / sum(reference[label] for label in both) if both else None
 
 
-class _Given(nn.Identity):
-    """In the place of the network that torchmetrics asks: what comes is what a FeatureNet gave already."""
+class _Features(nn.Identity):
+    """In place of torchmetrics' network: its input is already the output of a FeatureExtractor."""
 
     def __init__(self, num_features: int) -> None:
         super().__init__()
@@ -145,28 +149,28 @@ class _Given(nn.Identity):
 class RunningFigures:
     """FID and inception score during training, equal to the final ones on the same images.
 
-    Not an nn.Module on purpose: held by a LightningModule it stays out of checkpoints and averages.
+    Not an nn.Module, so that it stays out of the checkpoints of a LightningModule that has it.
     """
 
-    def __init__(self, net: FeatureNet, known: ReferenceStatistics) -> None:
+    def __init__(self, net: FeatureExtractor, reference: ReferenceStatistics) -> None:
         self.net = net
         with warnings.catch_warnings():  # it warns that it keeps all logits in memory: a few thousand rows
             warnings.simplefilter("ignore", UserWarning)
-            self.score = InceptionScore(_Given(net.num_features), INCEPTION_SPLITS, sync_on_compute=False)
-        given = _Given(net.num_features)
-        self.distance = FrechetInceptionDistance(given, reset_real_features=False, sync_on_compute=False)
-        for features in known.features.split(ROWS):
+            self.score = InceptionScore(_Features(net.num_features), INCEPTION_SPLITS, sync_on_compute=False)
+        identity = _Features(net.num_features)
+        self.distance = FrechetInceptionDistance(identity, reset_real_features=False, sync_on_compute=False)
+        for features in reference.features.split(ROWS):
             self.distance.update(features, real=True)
 
     def update(self, images: EvaluationImages) -> None:
-        """Add generated images: each process looks at its own, and all have what all of them saw."""
-        features, logits = (all_gather_rows(part) for part in Features.of(self.net, images))
+        """Add samples; every rank extracts the features of its own, which are gathered."""
+        features, logits = (all_gather_rows(rows) for rows in Features.of(self.net, images))
         self.distance.update(features, real=False)
         self.score.update(logits)
 
     def compute(self) -> dict[str, float]:
-        """`fid` and `inception_score` of the images since the last call; starts anew."""
-        # torchmetrics shuffles, though one split needs no order, and warns of one split's standard deviation.
+        """`fid` and `inception_score` of the images since the last call; then reset."""
+        # torchmetrics shuffles, though there is one split only, and warns of the standard deviation of one split.
         with torch.random.fork_rng(devices=()), warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
             figures = {

@@ -8,7 +8,7 @@ from importlib.metadata import version
 from typing import Any
 
 from fewstep.data.facts import DataFacts
-from fewstep.evaluation.features import FeatureNet
+from fewstep.evaluation.features import FeatureExtractor
 from fewstep.evaluation.images import Reference, image_path
 
 INCEPTION_SPLITS = 1  # one split needs no shuffle and is the least biased at a few thousand images
@@ -19,7 +19,7 @@ NEIGHBOURHOOD = 3  # of precision and recall (Kynkaanniemi et al. 2019)
 class Protocol:
     """How figures were measured. Two figures compare if and only if their protocols are equal.
 
-    `labels` says which classes were asked for, `comparison` what same_noise_rmse compares with, in words.
+    `labels` describes the conditions of the samples, `comparison` what same_noise_rmse compares with.
     """
 
     dataset: str
@@ -40,7 +40,7 @@ class Protocol:
     def of(
         cls,
         facts: DataFacts,
-        net: FeatureNet,
+        net: FeatureExtractor,
         reference: Reference,
         *,
         num_images: int,
@@ -48,7 +48,7 @@ class Protocol:
         labels: str = "classes in turn",
         comparison: str = "none",
     ) -> "Protocol":
-        """The protocol of `num_images` samples drawn with `seed`, judged by `net` against `reference`."""
+        """The protocol of `num_images` samples from `seed`, compared with `reference` by the features of `net`."""
         return cls(
             dataset=facts.name,
             reference_split=reference.split,

@@ -1,6 +1,6 @@
-"""What figures need of a set of images, seen once: features and logits, and of a reference all that never changes.
+"""Features of sets of images, the statistics that figures need of them, and a cache of those of the reference.
 
-Images go by in batches and are not kept. Sums are float64.
+Features are extracted in batches. Sums are float64.
 """
 
 from collections.abc import Iterable
@@ -16,13 +16,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from fewstep.evaluation.features import FeatureNet
+from fewstep.evaluation.features import FeatureExtractor
 from fewstep.evaluation.images import EvaluationImages, Reference
 from fewstep.evaluation.protocol import NEIGHBOURHOOD
 from fewstep.system.files import atomic_write
 
 ROWS = 1024  # of a matrix of distances, or of features in float64, at a time
-WORTH_KEEPING = 2.0  # seconds; what a net saw of a reference faster than that is not written to a file
+MIN_CACHED_SECONDS = 2.0  # features extracted faster are not cached
 
 FEATURES = "features"
 
@@ -30,21 +30,20 @@ Images = Float[Tensor, "count features"]
 
 
 class Features(NamedTuple):
-    """What a net saw of some images, in their order, on the CPU."""
+    """Features and logits of images, in order, on the CPU."""
 
     features: Images
     logits: Float[Tensor, "count classes"]
 
     @classmethod
-    def of(cls, net: FeatureNet, images: EvaluationImages) -> "Features":
-        """`images`, in batches that suit the net, on its device."""
-        parts = (net(part.to(net.device)) for part in images.split(net.batch_size))
-        return cls.joined(cls(features.cpu(), logits.cpu()) for features, logits in parts)
+    def of(cls, net: FeatureExtractor, images: EvaluationImages) -> "Features":
+        """Extract those of `images`, in batches of the extractor's size on its device."""
+        batches = (net(batch.to(net.device)) for batch in images.split(net.batch_size))
+        return cls.concatenated(cls(features.cpu(), logits.cpu()) for features, logits in batches)
 
     @classmethod
-    def joined(cls, parts: Iterable["Features"]) -> "Features":
-        """One after the other."""
-        features, logits = zip(*parts, strict=True)
+    def concatenated(cls, batches: Iterable["Features"]) -> "Features":
+        features, logits = zip(*batches, strict=True)
         return cls(torch.cat(features), torch.cat(logits))
 
 
@@ -56,7 +55,7 @@ class Moments(NamedTuple):
 
     @classmethod
     def of(cls, features: Images) -> "Moments":
-        """In two passes, a block of rows at a time."""
+        """Compute them in two passes over blocks of rows."""
         blocks = features.split(ROWS)
         mean = torch.stack([block.double().sum(0) for block in blocks]).sum(0) / len(features)
         covariance = torch.zeros(len(mean), len(mean), dtype=torch.float64)
@@ -66,24 +65,24 @@ class Moments(NamedTuple):
         return cls(mean, covariance / (len(features) - 1))
 
 
-def frechet_distance(ours: Moments, real: Moments, root: Float[Tensor, "features features"]) -> float:
-    """|m - m'|^2 + tr(C + C' - 2 (C C')^(1/2)), with `root`, the square root of C' (Dowson & Landau 1982).
+def frechet_distance(samples: Moments, reference: Moments, root: Float[Tensor, "features features"]) -> float:
+    """|m - m'|^2 + tr(C + C' - 2 (C C')^(1/2)), with `root` the square root of C' (Dowson & Landau 1982).
 
-    C C' and root C root have the same eigenvalues; the second is symmetric, which is the easier problem by far.
+    C' is the reference's. C C' and root C root have the same eigenvalues, and the second is symmetric.
     """
-    values = torch.linalg.eigvalsh(root @ ours.covariance @ root)
-    traces = ours.covariance.trace() + real.covariance.trace() - 2 * values.clamp(min=0).sqrt().sum()
-    return float((ours.mean - real.mean).square().sum() + traces)
+    values = torch.linalg.eigvalsh(root @ samples.covariance @ root)
+    traces = samples.covariance.trace() + reference.covariance.trace() - 2 * values.clamp(min=0).sqrt().sum()
+    return float((samples.mean - reference.mean).square().sum() + traces)
 
 
 def square_root(covariance: Float[Tensor, "features features"]) -> Float[Tensor, "features features"]:
-    """The symmetric one."""
+    """The symmetric square root of a positive semi-definite matrix."""
     values, vectors = torch.linalg.eigh(covariance)
     return (vectors * values.clamp(min=0).sqrt()) @ vectors.T
 
 
 def radii(features: Images) -> Float[Tensor, "count"]:
-    """The distance of each row to its NEIGHBOURHOOD-th nearest other."""
+    """The distance of each row to its NEIGHBOURHOOD-th nearest neighbour."""
     return torch.cat(
         [
             torch.cdist(block, features).topk(NEIGHBOURHOOD + 1, largest=False).values[:, -1]
@@ -93,38 +92,36 @@ def radii(features: Images) -> Float[Tensor, "count"]:
 
 
 def precision_and_recall(
-    ours: Images, real: Float[Tensor, "reference features"], real_radii: Float[Tensor, "reference"]
+    samples: Images, reference: Float[Tensor, "reference features"], reference_radii: Float[Tensor, "reference"]
 ) -> tuple[float, float]:
-    """Share of ours inside a real ball, and of the real inside one of ours (Kynkaanniemi et al. 2019)."""
-    our_radii = radii(ours)
-    inside, covered = [], torch.zeros(len(real), dtype=torch.bool)
-    for block, own in zip(ours.split(ROWS), our_radii.split(ROWS), strict=True):
-        distance = torch.cdist(block, real)
-        inside.append((distance <= real_radii).any(1))
-        covered |= (distance <= own[:, None]).any(0)
+    """Share of samples within the radius of a reference feature, and the converse (Kynkaanniemi et al. 2019)."""
+    inside, covered = [], torch.zeros(len(reference), dtype=torch.bool)
+    for block, block_radii in zip(samples.split(ROWS), radii(samples).split(ROWS), strict=True):
+        distance = torch.cdist(block, reference)
+        inside.append((distance <= reference_radii).any(1))
+        covered |= (distance <= block_radii[:, None]).any(0)
     return torch.cat(inside).double().mean().item(), covered.double().mean().item()
 
 
 @dataclass(frozen=True)
 class ReferenceStatistics:
-    """A reference as a net sees it, and all that figures need of it, worked out once and when first asked for."""
+    """Features of a reference and the statistics that figures need, each computed when first used."""
 
     features: Images
     labels: Int[Tensor, "count"]
 
     @classmethod
-    def of(cls, net: FeatureNet, reference: Reference, kept_in: Path | None = None) -> "ReferenceStatistics":
-        """What `net` sees of `reference`; read from the folder `kept_in`, and written there where it took long.
+    def of(cls, net: FeatureExtractor, reference: Reference, cache: Path | None = None) -> "ReferenceStatistics":
+        """Extract the features of `reference`, or read them from the folder `cache`; slow ones are written there.
 
-        A file's name is made of the hashes of net and reference, so what is there is of these; what cannot be read is
-        made anew.
+        The name of a cache file consists of the digests of `net` and `reference`. A damaged file is replaced.
         """
-        path = None if kept_in is None else kept_in / f"{net.digest[:16]}-{reference.digest[:16]}.safetensors"
-        features = None if path is None else _read(path, (len(reference.images), net.num_features))
+        path = None if cache is None else cache / f"{net.digest[:16]}-{reference.digest[:16]}.safetensors"
+        features = None if path is None else read_features(path, (len(reference.images), net.num_features))
         if features is None:
             start = perf_counter()
             features = Features.of(net, reference.images).features.contiguous()
-            if path is not None and perf_counter() - start > WORTH_KEEPING:
+            if path is not None and perf_counter() - start > MIN_CACHED_SECONDS:
                 with atomic_write(path) as temporary:
                     save_file({FEATURES: features}, temporary, {"net": net.name, "split": reference.split})
         return cls(features, reference.labels.cpu())
@@ -135,7 +132,7 @@ class ReferenceStatistics:
 
     @cached_property
     def root(self) -> Float[Tensor, "features features"]:
-        """Of the covariance."""
+        """The square root of the covariance."""
         return square_root(self.moments.covariance)
 
     @cached_property
@@ -144,18 +141,18 @@ class ReferenceStatistics:
 
     @cached_property
     def class_distances(self) -> dict[int, float]:
-        """Mean distance between two images of a class, of each that has two."""
+        """See the function of that name."""
         return class_distances(self.features, self.labels)
 
 
 def class_distances(features: Images, labels: Int[Tensor, "count"]) -> dict[int, float]:
-    """Mean distance between two images of a class, of each that has two."""
-    parts = {label: features[labels == label] for label in labels.unique().tolist()}
-    return {label: torch.pdist(part).mean().item() for label, part in parts.items() if len(part) > 1}
+    """Mean distance between two images of a class, for each class with at least two images."""
+    classes = {label: features[labels == label] for label in labels.unique().tolist()}
+    return {label: torch.pdist(rows).mean().item() for label, rows in classes.items() if len(rows) > 1}
 
 
-def _read(path: Path, shape: tuple[int, int]) -> Images | None:
-    """The features in a file of `Known.of`, None where there are none of that shape."""
+def read_features(path: Path, shape: tuple[int, int]) -> Images | None:
+    """The features in a cache file; None if it is missing or damaged, or they are of another shape."""
     try:
         features = load_file(path).get(FEATURES)
     except (OSError, SafetensorError):

@@ -1,7 +1,7 @@
-"""Train the classifier that judges digits: python -m fewstep.evaluation.train_digits_classifier
+"""Train the feature extractor of digits: python -m fewstep.evaluation.train_digits_classifier
 
-Writes digits_classifier.safetensors beside this file. Sees the training split only; the accuracy on the test
-split is printed and kept in the file's metadata. The same machine and thread count give the same bytes again.
+Writes digits_classifier.safetensors beside this file. It is trained on the training split only; the accuracy on the
+test split is printed and written into the file's metadata. The same machine and thread count give the same bytes.
 """
 
 import os
@@ -46,8 +46,8 @@ def train() -> tuple[Classifier, float]:
             decay.step()
     classifier.eval()
     with torch.no_grad():
-        right = classifier(pixels(split.test_images)).argmax(1) == split.test_labels
-    return classifier, right.float().mean().item()
+        correct = classifier(pixels(split.test_images)).argmax(1) == split.test_labels
+    return classifier, correct.float().mean().item()
 
 
 def main() -> None:

@@ -1,10 +1,10 @@
-"""Train the classifier that judges colour patches: python -m fewstep.evaluation.train_patches_classifier
+"""Train the feature extractor of colour patches: python -m fewstep.evaluation.train_patches_classifier
 
-Writes patches_classifier.safetensors beside this file. Sees training crops only, of 32 and 64 pixels, in light of a
-random colour: which photograph a crop is of, in which of its 6 x 6 places (rows of 71 pixels, the six training stripes)
-the middle lies, and whether the crop is as it was, blurred or noisy. The accuracies on held-out crops (photograph) and
-on training crops (place; held-out crops have none) are printed and kept in the file's metadata. The same machine and
-thread count give the same bytes again.
+Writes patches_classifier.safetensors beside this file. It is trained on training crops only, of 32 and 64 pixels, with
+random colour gains. It predicts the photograph of a crop, in which of 6 x 6 cells (rows of 71 pixels, the six training
+stripes) its centre lies, and whether it is unchanged, blurred or noisy. The accuracies on held-out crops (photograph)
+and on training crops (cell; held-out crops are in none) are printed and written into the file's metadata. The same
+machine and thread count give the same bytes.
 """
 
 import os
@@ -34,20 +34,20 @@ class Classifier(nn.Module):
 
 
 def places(corners: Int[Tensor, "batch 3"], size: int) -> Int[Tensor, "batch"]:
-    """Where the middle of each crop (photograph, y, x) lies, as one number."""
+    """The number of the photograph's cell in which the centre of each crop (photograph, y, x) lies."""
     photograph, y, x = corners.unbind(1)
     row = ((y + size // 2) / ROW).long()
     return (photograph * ROWS + row) * ROWS + STRIPES[(x + size // 2) // STRIPE]
 
 
-def disturbed(x: Float[Tensor, "batch 3 height width"], state: Int[Tensor, "batch"]) -> Float[Tensor, "..."]:
-    """In light of a random colour; blurred by the mean of 3 x 3 pixels where `state` is 1, noisy where it is 2."""
+def augmented(x: Float[Tensor, "batch 3 height width"], state: Int[Tensor, "batch"]) -> Float[Tensor, "..."]:
+    """Apply random colour gains; where `state` is 1 blur by the mean of 3 x 3 pixels, where it is 2 add noise."""
     ones = x.new_ones(len(x), 1, 1, 1)
-    lit = (x + 1) * (1 + LIGHT * (2 * torch.rand(len(x), 3, 1, 1) - 1)) - 1
+    gained = (x + 1) * (1 + LIGHT * (2 * torch.rand(len(x), 3, 1, 1) - 1)) - 1
     noise = ones * (0.02 + 0.15 * torch.rand_like(ones))  # 2 to 21 of 255
-    blurred = nn.functional.avg_pool2d(lit, 3, 1, 1, count_include_pad=False)
+    blurred = nn.functional.avg_pool2d(gained, 3, 1, 1, count_include_pad=False)
     state = state[:, None, None, None]
-    return torch.where(state == 1, blurred, torch.where(state == 2, lit + noise * torch.randn_like(x), lit))
+    return torch.where(state == 1, blurred, torch.where(state == 2, gained + noise * torch.randn_like(x), gained))
 
 
 def train() -> tuple[Classifier, float, float]:
@@ -56,30 +56,31 @@ def train() -> tuple[Classifier, float, float]:
     classifier = Classifier()
     optimizer = torch.optim.AdamW(classifier.parameters(), LEARNING_RATE)
     decay = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, STEPS)
-    parts = {size: load_patches(size) for size in SIZES}
-    right = []
+    splits = {size: load_patches(size) for size in SIZES}
+    accuracies = []
     for step in range(STEPS):
         size = SIZES[step % 3 == 2]  # two batches of 32, one of 64
-        crops, photographs = parts[size][0]
+        crops, photographs = splits[size][0]
         assert isinstance(crops, Crops)
         rows = torch.randint(len(crops), (BATCH,))
         x = pixels(crops[rows])
         state = torch.randint(STATES, (BATCH,))
-        where = places(crops.corners[rows], size)
-        photograph, place, seen = classifier(disturbed(x, state))
-        told = ((photograph, photographs[rows]), (place, where), (seen, state))
-        loss = torch.stack([nn.functional.cross_entropy(logits, wanted) for logits, wanted in told]).sum()
+        cells = places(crops.corners[rows], size)
+        targets = (photographs[rows], cells, state)
+        logits = classifier(augmented(x, state))
+        losses = [nn.functional.cross_entropy(*pair) for pair in zip(logits, targets, strict=True)]
+        loss = torch.stack(losses).sum()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         decay.step()
-        right.append((place.argmax(1) == where).float().mean().item())
+        accuracies.append((logits[1].argmax(1) == cells).float().mean().item())
     classifier.eval()
-    crops, photographs = parts[32][1]
+    crops, photographs = splits[32][1]
     with torch.no_grad():
-        guessed = classifier(pixels(crops[torch.arange(len(photographs))]))[0].argmax(1)
-    last = right[-100:]
-    return classifier, (guessed == photographs).float().mean().item(), sum(last) / len(last)
+        predicted = classifier(pixels(crops[torch.arange(len(photographs))]))[0].argmax(1)
+    last = accuracies[-100:]
+    return classifier, (predicted == photographs).float().mean().item(), sum(last) / len(last)
 
 
 def main() -> None:

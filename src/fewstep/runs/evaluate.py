@@ -158,7 +158,7 @@ def evaluate(
         plan,
         facts=evaluator.facts,
         net=evaluator.net,
-        known=evaluator.reference_statistics,
+        reference_statistics=evaluator.reference_statistics,
         protocol=protocol,
         labels=evaluator.data.conditions(plan.num_images),
         decode=evaluator.data.decode,

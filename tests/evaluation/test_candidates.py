@@ -1,4 +1,4 @@
-"""Who takes part in the grid: the teacher as it was guided for its student."""
+"""The candidates of a grid: the teacher is guided in the interval of its student."""
 
 from pathlib import Path
 
@@ -8,6 +8,7 @@ from fewstep.artifacts.model_file import ModelCard
 from fewstep.data.facts import DataFacts
 from fewstep.diffusion.betas import BetaSchedule
 from fewstep.diffusion.guidance import Guided
+from fewstep.diffusion.sampling import Sampling
 from fewstep.diffusion.schedule import CosineSchedule
 from fewstep.evaluation.grid import EvaluationPlan
 from fewstep.inference.model import Model
@@ -19,17 +20,17 @@ FACTS = DataFacts(name="points", shape=(2,), num_classes=3, low=-2.0, high=2.0)
 PLAN = EvaluationPlan(num_images=4, w=(1.0,), baselines=())
 
 
-def model(role: str, schedule: CosineSchedule | BetaSchedule, interval: tuple[float, float] | None) -> Model:
-    student = role == "guided"
+def model(method: str, schedule: CosineSchedule | BetaSchedule, interval: tuple[float, float] | None) -> Model:
+    student = method == "guidance"
     w = (0.0, 4.0) if student else (None, None)
     card = ModelCard(
-        role=role,  # pyright: ignore
+        method=method,
         data=FACTS,
         prediction="v",
         schedule=schedule,
+        sampling=Sampling(guidance="input" if student else "two_evaluations"),
         w_min=w[0],
         w_max=w[1],
-        num_steps=None,
         images=0,
         parents=(),
         native_schedule=BetaSchedule(),
@@ -43,7 +44,7 @@ def test_a_teacher_is_guided_in_the_times_of_its_students_schedule() -> None:
     """A student with zero_terminal_snr=true lives on another schedule than its foreign teacher."""
     models = {
         Path("teacher"): model("teacher", BetaSchedule(), None),
-        Path("guided"): model("guided", CosineSchedule(), (0.25, 0.75)),
+        Path("guided"): model("guidance", CosineSchedule(), (0.25, 0.75)),
     }
     teacher = candidates_of(models, PLAN, None)[0]
     assert teacher.model == "teacher"
