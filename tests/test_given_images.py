@@ -9,13 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
-from fewstep.artifacts.model_file import ModelCard
-from fewstep.commands.tasks import save_images
+from fewstep.commands.images import save_images
 from fewstep.data.digits import DigitsData
-from fewstep.diffusion.schedule import CosineSchedule
 from fewstep.inference.image_io import read_images, read_mask
-from fewstep.inference.model import Model
-from fewstep.networks import Denoiser, ResidualMLP
 
 FACTS = DigitsData.facts
 PIXELS = np.arange(4 * 64, dtype=np.uint8).reshape(4, 8, 8, 1)
@@ -80,23 +76,20 @@ def test_labels_that_are_prompts_are_no_classes(tmp_path: Path) -> None:
 
 def test_what_is_written_is_read_as_it_was(tmp_path: Path) -> None:
     """One image is its own file, pixel for pixel, and several are rows of at most `in_a_row`."""
-    network = ResidualMLP(shape=FACTS.shape, num_classes=10, width=8, num_blocks=1, embedding_dim=8)
-    card = ModelCard("teacher", FACTS, "v", CosineSchedule(), None, None, None, 0, ())
-    model = Model(Denoiser(network, "v"), card)
     x = torch.from_numpy(PIXELS).permute(0, 3, 1, 2).float() / 127.5 - 1
-    save_images(x[:1], torch.tensor([3]), model, tmp_path / "one.png")
+    save_images(x[:1], torch.tensor([3]), FACTS, tmp_path / "one.png")
     torch.testing.assert_close(read_images([tmp_path / "one.png"], FACTS).images, x[:1])
-    save_images(x, torch.arange(4), model, tmp_path / "four.npz")
+    save_images(x, torch.arange(4), FACTS, tmp_path / "four.npz")
     given = read_images([tmp_path / "four.npz"], FACTS)
     torch.testing.assert_close(given.images, x)
     assert given.labels is not None
     assert given.labels.tolist() == [0, 1, 2, 3]
-    save_images(x, torch.zeros(4, 3, 2), model, tmp_path / "told.npz", prompts=list("abcd"))
-    with np.load(tmp_path / "told.npz") as file:
+    save_images(x, torch.zeros(4, 3, 2), FACTS, tmp_path / "prompts.npz", prompts=list("abcd"))
+    with np.load(tmp_path / "prompts.npz") as file:
         assert sorted(file) == ["images", "labels"]
         assert file["labels"].tolist() == list("abcd")
-    save_images(x, torch.zeros(4, 3, 2), model, tmp_path / "embedded.npz")
+    save_images(x, torch.zeros(4, 3, 2), FACTS, tmp_path / "embedded.npz")
     with np.load(tmp_path / "embedded.npz") as file:
         assert list(file) == ["images"]  # zeros would say class 0
-    save_images(x.repeat(8, 1, 1, 1), torch.zeros(32).long(), model, tmp_path / "many.png")
+    save_images(x.repeat(8, 1, 1, 1), torch.zeros(32).long(), FACTS, tmp_path / "many.png")
     assert Image.open(tmp_path / "many.png").size == (10 * 50 + 2, 4 * 50 + 2)

@@ -12,38 +12,56 @@ from running import Commands, files_below
 import fewstep
 from fewstep.artifacts.model_file import ModelCard, save_model
 from fewstep.data.digits import DigitsData
+from fewstep.diffusion.prediction import diffuse
+from fewstep.diffusion.sampling import Sampling
 from fewstep.diffusion.schedule import CosineSchedule
+from fewstep.inference.model import Model
 from fewstep.networks import Denoiser, ResidualMLP
+from fewstep.system.seeds import fresh_noise, starting_noise
 
 pytest_plugins = ("running",)
 pytestmark = pytest.mark.usefixtures("as_users_run")
 TASKS = ("edit", "inpaint", "transfer", "interpolate")
+SAMPLINGS = {
+    "teacher": Sampling(),
+    "guided": Sampling(guidance="input"),
+    "2": Sampling.uniform(2, guidance="input"),
+    "encoder": Sampling.uniform(2, guidance="input", direction="encode"),
+    "stochastic": Sampling.uniform(2, sampler="stochastic", guidance="input"),
+    "renoise": Sampling(sampler="renoise", times=(1.0, 0.7, 0.4, 0.1), guidance="input"),
+    "unguided": Sampling(sampler="renoise", times=(1.0, 0.6), guidance="none"),
+}
 
 
 @pytest.fixture(scope="module")
 def chain(tmp_path_factory) -> dict[str, Path]:
-    """A teacher, a guided student, a rung of two steps and an encoder of two: networks of random weights."""
-    folder, files = tmp_path_factory.mktemp("chain"), {}
-    for name, role, num_steps in (
-        ("teacher", "teacher", None),
-        ("guided", "guided", None),
-        ("2", "progressive", 2),
-        ("encoder", "encoder", 2),
-    ):
-        facts, w_min, w_max = DigitsData.facts, *((None, None) if role == "teacher" else (0.0, 4.0))
+    """Networks of random weights: a teacher, a guided student, few-step students and an encoder of two steps."""
+    folder, files, facts = tmp_path_factory.mktemp("chain"), {}, DigitsData.facts
+    for name, sampling in SAMPLINGS.items():
+        has_w = sampling.guidance == "input"
         network = ResidualMLP(
             shape=facts.shape,
             num_classes=facts.num_classes,
             width=32,
             num_blocks=1,
             embedding_dim=16,
-            guidance_input=role != "teacher",
+            guidance_input=has_w,
         )
         generator = torch.Generator().manual_seed(0)
         for parameter in network.parameters():
             parameter.data.normal_(0, 0.1, generator=generator)
         files[name] = folder / f"{name}.safetensors"
-        card = ModelCard(role, facts, "v", CosineSchedule(), w_min, w_max, num_steps, 0, ())
+        card = ModelCard(
+            method=name,
+            data=facts,
+            prediction="v",
+            schedule=CosineSchedule(),
+            sampling=sampling,
+            w_min=0.0 if has_w else None,
+            w_max=4.0 if has_w else None,
+            images=0,
+            parents=(),
+        )
         save_model(files[name], Denoiser(network.eval()), card)
     return files
 
@@ -175,8 +193,8 @@ def test_a_mask_follows_its_image_through_the_conversion(commands, chain, tmp_pa
         "inpaint", chain["2"], tmp_path / "large.png", "--mask", tmp_path / "mask.png", "--label", "1", "--out", out
     )
     assert result.status == 0, result
-    said = "warning: 1 image(s) of 60 x 40, mode L: centre-cropped and resized to 8 x 8"
-    assert result.err.strip() == said
+    warning = "warning: 1 image(s) of 60 x 40, mode L: centre-cropped and resized to 8 x 8"
+    assert result.err.strip() == warning
     commands.fewstep(
         "edit", chain["2"], tmp_path / "large.png", "--label", "1", "--strength", "0", "--out", tmp_path / "s.npz"
     )
@@ -189,7 +207,7 @@ def test_images_of_other_modes_are_converted_and_that_is_said(commands, chain, d
     Image.fromarray(np.stack([grey] * 3, 2)).save(tmp_path / "colour.png")
     Image.fromarray(grey.astype(np.uint16) * 257).save(tmp_path / "deep.png")
     Image.fromarray(grey).resize((16, 16), Image.Resampling.NEAREST).save(tmp_path / "large.jpg", quality=100)
-    for name, said in (
+    for name, ending in (
         ("colour.png", "mode RGB: converted to grey"),
         ("deep.png", "mode I;16: converted to grey"),
         ("large.jpg", "of 16 x 16, mode L: centre-cropped and resized to 8 x 8"),
@@ -198,7 +216,7 @@ def test_images_of_other_modes_are_converted_and_that_is_said(commands, chain, d
         result = commands.fewstep("edit", chain["2"], tmp_path / name, "--label", "1", "--strength", "0", "--out", out)
         assert result.status == 0, result
         assert result.err.startswith("warning: 1 image(s) "), result.err
-        assert result.err.strip().endswith(said)
+        assert result.err.strip().endswith(ending)
         if name != "large.jpg":
             assert np.array_equal(images_in(out)[0, :, :, 0], grey)
 
@@ -232,7 +250,112 @@ def test_a_guided_student_encodes_for_itself_and_gives_the_images_back(commands,
     assert np.abs(back.astype(int) - images_in(digits).astype(int)).max() <= 2
     result = commands.fewstep("transfer", chain["2"], digits, "--to", "1", "--out", tmp_path / "a.npz")
     assert result.status == 0
-    assert "made to sample and encodes badly: give an encoder" in result.err
+    assert "a few-step student was made to sample and encodes badly: give an encoder" in result.err
+
+
+class Calls:
+    """The log-SNRs at which a model's network is called, by the number of examples of the call."""
+
+    def __init__(self, model: Model) -> None:
+        self.times: list[float] = []
+        self.examples = 0
+        self.schedule = model.card.schedule
+        model.denoiser.register_forward_pre_hook(self.record)
+
+    def record(self, module: torch.nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
+        self.examples += len(arguments[0])
+        self.times.append(round(float(self.schedule.time(arguments[1])[0]), 6))
+
+
+@pytest.mark.parametrize("name", SAMPLINGS)
+def test_a_loaded_model_costs_what_its_card_says(chain, name):
+    """One evaluation a step, two for models that combine both branches: whether there is a w does not decide."""
+    model = fewstep.load(chain[name])
+    calls, sampling = Calls(model), model.card.sampling
+    z, label = torch.randn(3, 1, 8, 8), torch.arange(3)
+    model.denoise(z, torch.zeros(3), label, torch.ones(3))
+    assert calls.examples == 3 * model.evaluations_per_step
+    assert model.evaluations_per_step == (2 if sampling.guidance == "two_evaluations" else 1)
+    if sampling.direction == "decode" and sampling.times is not None:
+        calls.times.clear()
+        calls.examples = 0
+        model.sample([0, 1, 2])
+        assert calls.times == list(sampling.times)
+        assert calls.examples == 3 * len(sampling.times) * model.evaluations_per_step
+
+
+@pytest.mark.parametrize(
+    ("strength", "times"), [(0.3, [0.4, 0.1]), (0.54, [0.4, 0.1]), (0.56, [0.7, 0.4, 0.1]), (0.2, [0.1])]
+)
+def test_an_edit_begins_at_the_models_level_nearest_to_the_strength(chain, digits, strength, times):
+    model = fewstep.load(chain["renoise"])
+    calls = Calls(model)
+    fewstep.edit(model, as_floats(images_in(digits)), range(5), strength=strength)
+    assert calls.times == times
+
+
+def test_fewer_steps_of_a_model_that_goes_to_the_end_are_of_its_own_levels(commands, chain, digits, tmp_path):
+    out = ("--out", tmp_path / "a.npz")
+    result = commands.fewstep("edit", chain["renoise"], digits, "--steps", "2", "--strength", "0.4", *out)
+    assert (result.status, result.err) == (0, "")
+    assert "5 images, 1 x 1 evaluations each" in result.out
+    result = commands.fewstep("edit", chain["renoise"], digits, "--steps", "3", *out)
+    assert "warning: this student was made for 1 or 2 or 4 steps, not 3" in result.err
+
+
+def test_an_edit_and_inpainting_noise_afresh_where_the_model_does(chain, digits):
+    """By hand: the prediction at each level, noised with the fresh noise of each image and move."""
+    model, x = fewstep.load(chain["renoise"]), as_floats(images_in(digits))
+    label, w = torch.arange(5), torch.ones(5)
+    noise, fresh = starting_noise(3, 0, 5, (1, 8, 8)), fresh_noise(3, 0, 5, (1, 8, 8))
+    mask = torch.zeros(5, 1, 8, 8, dtype=torch.bool)
+    mask[..., 4:] = True
+
+    def by_hand(levels, missing):
+        log_snrs = [t.expand(5) for t in model.card.schedule.log_snr(torch.tensor(levels))]
+        z = diffuse(x=x, eps=noise, log_snr=log_snrs[0]).z if levels[0] < 1 else noise
+        z = z if missing is None else torch.where(missing, noise, diffuse(x=x, eps=noise, log_snr=log_snrs[0]).z)
+        for move, log_snr in enumerate(log_snrs):
+            if move:
+                z = diffuse(x=predicted, eps=fresh(move), log_snr=log_snr).z
+            predicted = model.denoise(z, log_snr, label, w).x
+            predicted = predicted if missing is None else torch.where(missing, predicted, x)
+        return predicted.clamp(-1, 1)
+
+    edited = fewstep.edit(model, x, label, strength=0.7, seed=3)
+    torch.testing.assert_close(edited, by_hand([0.7, 0.4, 0.1], None), rtol=0, atol=1e-5)
+    filled = fewstep.inpaint(model, x, mask, label, seed=3)
+    torch.testing.assert_close(filled, by_hand([1.0, 0.7, 0.4, 0.1], mask), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["stochastic", "renoise", "unguided"])
+def test_a_model_whose_sampler_adds_noise_does_all_tasks_by_it(commands, chain, digits, tmp_path, name):
+    w = () if name == "unguided" else ("--w", "2")
+    full = ("--strength", "1", "--seed", "3", *w)
+    replaced = made(commands, "edit", chain[name], digits, *full, "--out", tmp_path / "e.npz")
+    sampled = made(commands, "sample", chain[name], "--num", "5", "--seed", "3", *w, "--out", tmp_path / "s.npz")
+    assert np.array_equal(replaced, sampled)
+    filled = made(commands, "inpaint", chain[name], digits, "--mask", "left", *w, "--out", tmp_path / "i.npz")
+    assert np.array_equal(filled[:, :, 4:], images_in(digits)[:, :, 4:])
+    encoder = ("--encoder", chain["encoder"])
+    given = ("transfer", chain[name], digits, "--to", "7", *encoder, *w)
+    moved = [made(commands, *given, "--seed", seed, "--out", tmp_path / "t.npz") for seed in "556"]
+    assert np.array_equal(moved[0], moved[1])
+    assert not np.array_equal(moved[0], moved[2])
+    ways = made(
+        commands, "interpolate", chain[name], digits, digits, *encoder, "--num", "2", *w, "--out", tmp_path / "w.npz"
+    )
+    assert np.array_equal(ways[::2], ways[1::2]), "a row has the same noise added"
+
+
+def test_a_model_without_guidance_takes_no_w(commands, chain, digits, tmp_path):
+    out = ("--out", tmp_path / "a.npz")
+    for command in (("sample", chain["unguided"]), ("edit", chain["unguided"], digits)):
+        commands.fewstep(*command, "--w", "1", *out).is_one_error("made without guidance and takes no w", "--w 1")
+        result = commands.fewstep(*command, *out)
+        assert (result.status, result.err) == (0, "")
+        assert "no guidance" in result.out
+        assert "guidance_scale" not in result.out
 
 
 def test_the_ends_of_interpolate_are_the_cycle(commands, chain, digits, tmp_path):

@@ -11,6 +11,7 @@ from PIL import Image
 import fewstep
 from fewstep.artifacts.model_file import ModelCard, save_model
 from fewstep.data.facts import DataFacts
+from fewstep.diffusion.sampling import Sampling
 from fewstep.diffusion.schedule import CosineSchedule
 from fewstep.networks import Denoiser, ResidualMLP, TextUNet
 from fewstep.networks.frozen.autoencoder import Autoencoder, write_tiny_autoencoder
@@ -32,7 +33,7 @@ class Files(NamedTuple):
     model: Path
     encoder: Path
     images: Path
-    condition: tuple[str, str]  # two of what this model is told
+    condition: tuple[str, str]  # two classes or prompts of this model
 
 
 @pytest.fixture(scope="module", params=["classes", "text"])
@@ -60,9 +61,19 @@ def files(request, tmp_path_factory) -> Files:
     generator = torch.Generator().manual_seed(0)
     for parameter in network.parameters():
         parameter.data.normal_(0, 0.2, generator=generator)
-    for role in ("progressive", "encoder"):
-        card = ModelCard(role, facts, "v", CosineSchedule(), 0.0, 4.0, 2, 0, ())
-        save_model(folder / f"{role}-2.safetensors", Denoiser(network.eval()), card)
+    for method, direction in (("progressive", "decode"), ("encoder", "encode")):
+        card = ModelCard(
+            method=method,
+            data=facts,
+            prediction="v",
+            schedule=CosineSchedule(),
+            sampling=Sampling.uniform(2, guidance="input", direction=direction),
+            w_min=0.0,
+            w_max=4.0,
+            images=0,
+            parents=(),
+        )
+        save_model(folder / f"{method}-2.safetensors", Denoiser(network.eval()), card)
     pixels = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), dtype=np.uint8)
     np.savez(folder / "images.npz", images=pixels)
     names = ("a red barn", "snow") if request.param == "text" else ("1", "2")
@@ -87,16 +98,16 @@ def as_option(files: Files, name: str) -> tuple[str, str]:
 
 
 def test_edit(commands, files, tmp_path):
-    asked = as_option(files, files.condition[0])
+    condition = as_option(files, files.condition[0])
     other = as_option(files, files.condition[1])
-    half = made(commands, tmp_path, "edit", files.model, files.images, *asked)
+    half = made(commands, tmp_path, "edit", files.model, files.images, *condition)
     assert not np.array_equal(half, made(commands, tmp_path, "edit", files.model, files.images, *other))
-    everything = made(commands, tmp_path, "edit", files.model, files.images, *asked, "--strength", "1")
+    everything = made(commands, tmp_path, "edit", files.model, files.images, *condition, "--strength", "1")
     model = fewstep.load(files.model)
     name = files.condition[0]
     sampled = model.sample([int(name) if name.isdigit() else name] * 3, steps=2)
     assert np.array_equal(everything, np.rint((sampled.permute(0, 2, 3, 1).numpy() + 1) * 127.5).astype(np.uint8))
-    kept = made(commands, tmp_path, "edit", files.model, files.images, *asked, "--strength", "0")
+    kept = made(commands, tmp_path, "edit", files.model, files.images, *condition, "--strength", "0")
     assert np.array_equal(kept, images_in(files.images)), "not even decoded"
 
 
@@ -104,8 +115,8 @@ def test_inpaint_returns_known_pixels_exactly_through_the_autoencoder(commands, 
     mask = np.zeros((16, 16), dtype=np.uint8)
     mask[5:9, 3:6] = 255  # across cells of latents
     Image.fromarray(mask).save(tmp_path / "mask.png")
-    asked = as_option(files, files.condition[0])
-    filled = made(commands, tmp_path, "inpaint", files.model, files.images, "--mask", tmp_path / "mask.png", *asked)
+    condition = as_option(files, files.condition[0])
+    filled = made(commands, tmp_path, "inpaint", files.model, files.images, "--mask", tmp_path / "mask.png", *condition)
     given = images_in(files.images)
     assert np.array_equal(filled[:, mask == 0], given[:, mask == 0])
     assert not np.array_equal(filled[:, mask > 0], given[:, mask > 0])
@@ -137,7 +148,7 @@ def test_transfer_and_interpolate(commands, files, tmp_path):
     assert difference.max() <= 1, "the first end is the cycle"
 
 
-def test_what_a_model_is_not_told_is_refused(commands, files, tmp_path):
+def test_a_condition_of_another_kind_is_refused(commands, files, tmp_path):
     out = ("--out", tmp_path / "out.png")
     if files.condition[0].isdigit():
         commands.fewstep("edit", files.model, files.images, "--prompt", "a", *out).is_one_error(
