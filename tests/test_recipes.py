@@ -1,13 +1,13 @@
 """The recipes are what was published: budgets in updates, ladders, ranges; and what trainer=debug makes of them."""
 
-import copy
+from typing import Any, cast
 
 import pytest
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from running import TINY, config_of
 
-from fewstep.methods import GuidanceStage, ProgressiveStage, TeacherStage
-from fewstep.runs.build import TOY_STEPS, as_toy
+from fewstep.methods import Guidance, Progressive, Teacher
+from fewstep.runs.config import TOY_STEPS, Settings, as_toy
 from fewstep.runs.pipeline import run
 
 HALVINGS = [1024, 512, 256, 128, 64, 32, 16, 8, 4, 2, 1]
@@ -73,21 +73,28 @@ def test_text_models_have_stable_diffusions_clock() -> None:
 
 @pytest.mark.parametrize("dataset", [*PIXELS, *LATENTS])
 def test_a_toy_is_small_and_nothing_else_changes(dataset: str) -> None:
-    config = config_of(f"dataset={dataset}", "trainer=debug")
-    OmegaConf.resolve(config)
-    before = copy.deepcopy(config)
-    as_toy(config)
-    assert config.trainer.max_images == before.model.toy.max_images < before.trainer.max_images
-    assert max(config.model.network.config.block_out_channels) <= 16
-    assert set(config.model.network.config) == set(before.model.network.config)
-    assert list(config.stage.progressive.ladder) == [8, 4, 2, 1]
-    assert max(*config.stage.evaluate.teacher_steps, *config.stage.evaluate.guided_steps) == TOY_STEPS
-    assert list(config.stage.evaluate.w) == [before.stage.evaluate.w[0], before.stage.evaluate.w[-1]]
-    for stage in ("teacher", "guidance", "progressive"):
-        assert config.stage[stage].training == before.stage[stage].training
-    assert {k: v for k, v in config.items() if k not in ("model", "stage", "trainer")} == {
-        k: v for k, v in before.items() if k not in ("model", "stage", "trainer")
+    before = plain(config_of(f"dataset={dataset}", "trainer=debug"))
+    toy = as_toy(before)
+    assert toy["trainer"]["max_images"] == before["model"]["toy"]["max_images"] < before["trainer"]["max_images"]
+    network, real = toy["model"]["network"]["config"], before["model"]["network"]["config"]
+    assert max(network["block_out_channels"]) <= 16
+    assert set(network) == set(real)
+    stage, real_stage = toy["stage"], before["stage"]
+    assert stage["progressive"]["ladder"] == [8, 4, 2, 1]
+    grid = stage["evaluate"]
+    assert max(*grid["teacher_steps"], *grid["guided_steps"]) == TOY_STEPS
+    assert grid["w"] == [real_stage["evaluate"]["w"][0], real_stage["evaluate"]["w"][-1]]
+    for name in ("teacher", "guidance", "progressive"):
+        assert stage[name]["training"] == real_stage[name]["training"]
+    changed = ("model", "stage", "trainer")
+    assert {key: toy[key] for key in toy if key not in changed} == {
+        key: before[key] for key in before if key not in changed
     }
+
+
+def plain(config: DictConfig) -> dict[str, Any]:
+    """Composed settings as plain values."""
+    return cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
 
 
 @pytest.mark.parametrize(
@@ -95,24 +102,23 @@ def test_a_toy_is_small_and_nothing_else_changes(dataset: str) -> None:
     [([32, 16, 8, 4], [8, 4]), ([4, 2, 1], [4, 2, 1]), ([64, 32], [64, 32]), ([16, 8], [16, 8])],
 )
 def test_a_toys_ladder_is_never_cut_below_one_rung(given: list[int], expected: list[int]) -> None:
-    config = config_of("stage=progressive", f"stage.ladder={given}", "trainer=debug")
-    as_toy(config)
-    assert list(config.stage.ladder) == expected
-    assert config.trainer.max_images == 1024  # of digits, whose network has no toy variant
+    settings = Settings.read(config_of("stage=progressive", f"stage.ladder={given}", "trainer=debug"))
+    assert settings.stage["ladder"] == expected
+    assert settings.trainer.max_images == 1024  # of digits, whose network has no toy variant
 
 
 @pytest.mark.usefixtures("as_users_run")
 def test_only_teachers_train_with_dropout(tmp_path, monkeypatch) -> None:
-    """In students it would blur what they copy; Lightning must leave the mode as the stage set it."""
+    """In students it would blur what they copy; Lightning must leave the mode as the method has it."""
     modes: dict[str, set[bool]] = {}
-    for stage in (TeacherStage, GuidanceStage, ProgressiveStage):
+    for method in (Teacher, Guidance, Progressive):
 
-        def noted(self, batch, regression=stage.regression):
-            modes.setdefault(self.name, set()).add(self.student.network.training)
-            return regression(self, batch)
+        def recorded(self, batch, nets, draws, *, losses=method.losses, step, phase):
+            modes.setdefault(self.name, set()).add(nets.student.network.training)
+            return losses(self, batch, nets, draws, step=step, phase=phase)
 
-        monkeypatch.setattr(stage, "regression", noted)
+        monkeypatch.setattr(method, "losses", recorded)
     grid = ("evaluate.num_images=20", "evaluate.w=[0]", "evaluate.teacher_steps=[2]", "evaluate.guided_steps=[2]")
     small = ("trainer.max_images=64", "stage.progressive.ladder=[2,1]", *(f"stage.{setting}" for setting in grid))
-    run(config_of(*TINY, *small, "model.network.dropout=0.5", f"outputs={tmp_path}"))
+    run(Settings.read(config_of(*TINY, *small, "model.network.dropout=0.5", f"outputs={tmp_path}")))
     assert modes == {"teacher": {True}, "guidance": {False}, "progressive": {False}}
