@@ -11,7 +11,7 @@ from PIL import Image
 
 from fewstep.data import imagefiles
 from fewstep.data.generate import generate_imagefolder
-from fewstep.data.imagefiles import ImageFile, split_by_class, centre_crop
+from fewstep.data.imagefiles import ImageFile, centre_crop, split_by_class
 from fewstep.data.imagefolder import ImageFolderData
 
 pytestmark = pytest.mark.usefixtures("unchecked")

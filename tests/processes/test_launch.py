@@ -1,4 +1,4 @@
-"""How processes are started, which rows are whose, and what is refused before anything is."""
+"""Launching processes, dividing rows over them, and what is refused before any is started."""
 
 import os
 import signal
@@ -33,13 +33,13 @@ SRUN = {
 
 @pytest.fixture
 def environment(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
-    """An environment of its own, in which nobody has started anything."""
+    """An environment without a launcher's variables."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("SLURM", "RANK", "WORLD", "MASTER"))}
     monkeypatch.setattr(os, "environ", kept)
     return kept
 
 
-def test_srun_is_understood_as_torchrun_is(environment):
+def test_variables_of_srun_become_those_of_torchrun(environment):
     environment |= SRUN
     assert is_worker_process()
     assert [environment[name] for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")] == [
@@ -51,12 +51,12 @@ def test_srun_is_understood_as_torchrun_is(environment):
     assert (environment["MASTER_ADDR"], environment["MASTER_PORT"]) == ("node07", "16234")
 
 
-def test_a_job_of_one_task_is_no_run_of_several(environment):
+def test_a_job_of_one_task_is_not_distributed(environment):
     environment |= SRUN | {"SLURM_STEP_NUM_TASKS": "1"}
     assert not is_worker_process()
 
 
-def test_who_was_started_by_torchrun_is_left_so(environment):
+def test_variables_of_torchrun_are_left_as_they_are(environment):
     environment |= SRUN | {"RANK": "0", "WORLD_SIZE": "2"}
     assert is_worker_process()
     assert environment["RANK"] == "0"
@@ -74,7 +74,7 @@ def test_shares_are_even_and_of_all(environment):
             assert max(sizes) - min(sizes) <= 1
 
 
-def test_rows_are_in_the_order_of_the_processes(environment):
+def test_rows_are_in_the_order_of_the_ranks(environment):
     environment |= {"RANK": "1", "WORLD_SIZE": "2"}
     assert local_rows(torch.arange(6)).tolist() == [3, 4, 5]
     with pytest.raises(ValueError, match=r"a batch must divide over the processes, got 5 images for 2"):
@@ -88,8 +88,8 @@ def test_more_processes_than_gpus_are_refused():
         require_gpus(4, 2)
 
 
-def test_how_a_run_ended(capsys):
-    assert exit_status({0: -15, 1: -9}) == 128 + 9  # the first was asked to end, since the second was gone
+def test_exit_statuses(capsys):
+    assert exit_status({0: -15, 1: -9}) == 128 + 9  # the launcher ended the first after the second had been killed
     assert "rank 1 was ended by SIGKILL (is there enough memory?)" in capsys.readouterr().err
     assert exit_status({0: 1, 1: 2}) == 2
     assert capsys.readouterr().err == ""
@@ -118,7 +118,7 @@ def test_bad_numbers_of_processes_are_one_line(commands, tmp_path, setting, word
 
 def test_devices_are_started_with_the_same_command(commands, tmp_path, monkeypatch):
     calls = []
-    monkeypatch.setattr(launch, "start", lambda *call: calls.append(call) or 7)
+    monkeypatch.setattr(launch, "launch_workers", lambda *call: calls.append(call) or 7)
     settings = (*TINY, "trainer.devices=3", f"outputs={tmp_path}")
     assert commands.train(*settings).status == 7
     assert calls == [(str(ROOT / "train.py"), list(settings), 3, 1)]
@@ -128,7 +128,7 @@ LONG = ["stage=teacher", "trainer.max_images=400000", "trainer.checkpoint_second
 
 
 def begin(outputs: Path, *command: str) -> subprocess.Popen[str]:
-    """A run of several processes, given back when it trains."""
+    """A run of several processes that has written a checkpoint."""
     settings = [*TINY, *LONG, "trainer.strategy=ddp", "stage.training.batch_size=32", f"outputs={outputs}"]
     run = subprocess.Popen(
         [sys.executable, *command, *settings],
@@ -146,7 +146,7 @@ def begin(outputs: Path, *command: str) -> subprocess.Popen[str]:
 
 
 def children(pid: int) -> list[int]:
-    """Processes that a process has started."""
+    """The child processes of a process."""
     return [int(child) for file in Path(f"/proc/{pid}/task").glob("*/children") for child in file.read_text().split()]
 
 
@@ -156,11 +156,11 @@ def test_a_killed_process_ends_the_run_within_a_minute(tmp_path):
     victim = next(pid for pid in children(run.pid) if b"RANK=1\0" in b"\0" + Path(f"/proc/{pid}/environ").read_bytes())
     begun = time.monotonic()
     os.kill(victim, signal.SIGKILL)
-    _, said = run.communicate(timeout=60)
+    _, printed = run.communicate(timeout=60)
     assert time.monotonic() - begun < 60
     assert run.returncode == 128 + 9
-    assert "error: rank 1 was ended by SIGKILL" in said
-    assert "Traceback" not in said
+    assert "error: rank 1 was ended by SIGKILL" in printed
+    assert "Traceback" not in printed
 
 
 @pytest.mark.integration
@@ -172,16 +172,16 @@ def test_a_killed_process_ends_the_run_within_a_minute(tmp_path):
 def test_a_signal_reaches_every_process_and_the_run_is_saved(tmp_path, command):
     run = begin(tmp_path, *command)
     run.terminate()
-    _, said = run.communicate(timeout=60)
-    assert said.count("stopped by SIGTERM at step ") == 1, said
+    _, printed = run.communicate(timeout=60)
+    assert printed.count("stopped by SIGTERM at step ") == 1, printed
     assert run.returncode != 0
-    assert "error: " not in said
+    assert "error: " not in printed
 
 
 def test_a_process_reads_its_rows_of_a_batch_alone(environment):
     images = torch.randint(0, 256, (40, 1, 2, 2), dtype=torch.uint8)
     data = ImagesInMemory(images=images, labels=torch.arange(40) % 3, batch_size=12, stream="0/teacher", flip=True)
-    for step in (0, 3, 7):  # the fourth goes on into the next epoch
+    for step in (0, 3, 7):  # the fourth runs into the next epoch
         whole, shares = data.batch(step), []
         for rank in range(3):
             environment |= {"RANK": str(rank), "WORLD_SIZE": "3"}

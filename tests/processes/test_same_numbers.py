@@ -1,4 +1,4 @@
-"""What comes out does not depend on how many processes there are: losses, weights, pictures' figures, quality.json."""
+"""Results do not depend on the number of processes: losses, weights, figures of snapshots, quality.json."""
 
 import csv
 import json
@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from launching import run_processes
 from running import TINY, files_below
 from safetensors.torch import load_file
-from several import several
 
 pytest_plugins = ("running",)
 pytestmark = pytest.mark.slow
@@ -71,23 +71,23 @@ def is_close(ours: Path, expected: Path) -> None:
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The pipeline in one process."""
     outputs = tmp_path_factory.mktemp("alone")
-    assert several(1, outputs / "logs", *PIPELINE, f"outputs={outputs / 'out'}").statuses == [0]
+    assert run_processes(1, outputs / "logs", *PIPELINE, f"outputs={outputs / 'out'}").statuses == [0]
     return outputs / "out"
 
 
 @pytest.mark.parametrize("count", [2, 4])
 def test_the_whole_pipeline_in_several_processes_is_that_of_one(alone, tmp_path, count):
-    run = several(count, tmp_path / "logs", *PIPELINE, "trainer.strategy=ddp", f"outputs={tmp_path / 'out'}")
+    run = run_processes(count, tmp_path / "logs", *PIPELINE, "trainer.strategy=ddp", f"outputs={tmp_path / 'out'}")
     assert run.statuses == [0] * count, run
-    assert "progressive 1: " in run.said[0]  # the first one speaks, and the others say nothing
-    assert run.said[1:] == [""] * (count - 1)
+    assert "progressive 1: " in run.printed[0]  # rank 0 alone prints
+    assert run.printed[1:] == [""] * (count - 1)
     is_close(tmp_path / "out", alone)
 
 
-def test_networks_in_parts_learn_the_same(alone, tmp_path):
-    run = several(2, tmp_path / "logs", *PIPELINE, "trainer.strategy=fsdp", f"outputs={tmp_path / 'out'}")
+def test_sharded_networks_learn_the_same(alone, tmp_path):
+    run = run_processes(2, tmp_path / "logs", *PIPELINE, "trainer.strategy=fsdp", f"outputs={tmp_path / 'out'}")
     assert run.statuses == [0, 0], run
-    assert run.said[1] == ""
+    assert run.printed[1] == ""
     for shards in (tmp_path / "out").rglob("*.shards"):
         for file in shards.iterdir():
             file.unlink()

@@ -5,7 +5,6 @@ of its source, and manifest.json, which lists the parts. Every file is written a
 the manifest after all records, so an interrupted conversion resumes with the missing parts.
 """
 
-import fcntl
 import hashlib
 import json
 import mmap
@@ -20,6 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from filelock import FileLock
 from jaxtyping import Int, UInt8
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
@@ -181,8 +181,7 @@ def cached(folder: Path, source: Source | None) -> Cache:
     """
     if source is not None and stored_key(folder) != source.key:
         folder.mkdir(parents=True, exist_ok=True)
-        with (folder / ".lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # a second process waits, and finds it done
+        with FileLock(folder / ".lock"):  # a second process waits, and finds it done
             if stored_key(folder) != source.key:
                 convert(folder, source)
     return Cache(folder)

@@ -1,4 +1,4 @@
-"""`python train.py` in several processes of one run, as torchrun would start them, without their seconds of imports."""
+"""`python train.py` in several processes of one run, as torchrun would start them, without the time to import."""
 
 import multiprocessing
 import os
@@ -16,11 +16,11 @@ DEADLINE = 150  # seconds, for a run of several processes that share two cores w
 
 
 @dataclass(frozen=True)
-class Ended:
-    """How the processes of a run ended: their exit statuses, and all that they printed, rank by rank."""
+class Finished:
+    """The exit statuses and the printed text of the processes of a run, by rank."""
 
     statuses: list[int]
-    said: list[str]
+    printed: list[str]
 
 
 def free_port() -> int:
@@ -29,12 +29,12 @@ def free_port() -> int:
         return server.getsockname()[1]
 
 
-def start(count: int, folder: Path, *settings: str, at_step: tuple[int, int, str] | None = None) -> list[Any]:
+def start_processes(count: int, folder: Path, *settings: str, fault: tuple[int, int, str] | None = None) -> list[Any]:
     """Processes that run `python train.py *settings`, forked from one that has done the imports.
 
     Args:
-        folder: where what they print is kept.
-        at_step: (step, rank or -1 for all, "stop", "kill", "fail" or "nan"): what happens after that step.
+        folder: of the files with what they print.
+        fault: (step, rank or -1 for all, "stop", "kill", "fail" or "nan"), injected after that step.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["fewstep.runs.pipeline", "hydra", "pytest", "fewstep.training.strategy"])
@@ -42,13 +42,13 @@ def start(count: int, folder: Path, *settings: str, at_step: tuple[int, int, str
     port, processes = free_port(), []
     for rank in range(count):
         log = folder / f"rank-{rank}.log"
-        processes.append(context.Process(target=one, args=(rank, count, port, log, settings, at_step)))
+        processes.append(context.Process(target=run_rank, args=(rank, count, port, log, settings, fault)))
         processes[-1].start()
     return processes
 
 
-def ended(processes: list[Any], folder: Path) -> Ended:
-    """Wait for them; none may outlive its fellows by more than a minute."""
+def wait_for(processes: list[Any], folder: Path) -> Finished:
+    """Wait for the processes, which must end within DEADLINE."""
     deadline = time.monotonic() + DEADLINE
     try:
         for process in processes:
@@ -59,19 +59,19 @@ def ended(processes: list[Any], folder: Path) -> Ended:
     finally:
         for process in processes:
             process.kill()
-    said = [(folder / f"rank-{rank}.log").read_text() for rank in range(len(processes))]
-    return Ended([int(process.exitcode) for process in processes], said)
+    printed = [(folder / f"rank-{rank}.log").read_text() for rank in range(len(processes))]
+    return Finished([int(process.exitcode) for process in processes], printed)
 
 
-def several(count: int, folder: Path, *settings: str, at_step: tuple[int, int, str] | None = None) -> Ended:
-    """Run `python train.py *settings` in `count` processes, to their end."""
-    return ended(start(count, folder, *settings, at_step=at_step), folder)
+def run_processes(count: int, folder: Path, *settings: str, fault: tuple[int, int, str] | None = None) -> Finished:
+    """Run `python train.py *settings` in `count` processes and wait for them."""
+    return wait_for(start_processes(count, folder, *settings, fault=fault), folder)
 
 
-def one(
-    rank: int, count: int, port: int, log: Path, settings: tuple[str, ...], at_step: tuple[int, int, str] | None
+def run_rank(
+    rank: int, count: int, port: int, log: Path, settings: tuple[str, ...], fault: tuple[int, int, str] | None
 ) -> None:
-    """What each process does."""
+    """The main function of each process."""
     with log.open("w") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
@@ -79,16 +79,16 @@ def one(
         os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "GROUP_RANK": "0"}
         os.environ |= {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
         os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
-    if at_step is not None:
-        happen(at_step[0], at_step[2], here=at_step[1] in (-1, rank))
+    if fault is not None:
+        inject_fault(fault[0], fault[2], here=fault[1] in (-1, rank))
     try:
         train_as_typed(*settings)
     finally:
         sys.stdout.flush()
 
 
-def happen(step: int, what: str, *, here: bool) -> None:
-    """Have something happen after that step."""
+def inject_fault(step: int, fault: str, *, here: bool) -> None:
+    """Let a fault happen after a step, on this rank if `here`."""
     from fewstep.data.batches import Batch
     from fewstep.data.digits import DigitsData
     from fewstep.system.signals import Stopped
@@ -99,16 +99,16 @@ def happen(step: int, what: str, *, here: bool) -> None:
     def after(self, trainer, *others):
         save(self, trainer, *others)
         if trainer.global_step == step and here:
-            if what == "stop":
+            if fault == "stop":
                 trainer.save_checkpoint(self.path)
                 raise Stopped(signal.SIGTERM, f"at step {step}")
-            if what == "kill":
+            if fault == "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
-            if what == "fail":
+            if fault == "fail":
                 raise RuntimeError("a cable came loose")
 
     SaveCheckpoint.on_train_batch_end = after  # pyright: ignore[reportAttributeAccessIssue]
-    if what == "nan" and here:
+    if fault == "nan" and here:
         rows = DigitsData.rows
 
         def spoilt(self, number):
