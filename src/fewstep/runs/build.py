@@ -69,7 +69,7 @@ def build_training(settings: Mapping[str, Any]) -> Training:
 
 def build_plan(stage: Mapping[str, Any], trainer: TrainerSettings) -> EvaluationPlan:
     """The evaluation's plan, its images capped by trainer.max_images."""
-    values = {key: value for key, value in stage.items() if key not in ("name", "_target_")}
+    values = {key: value for key, value in stage.items() if key not in ("name", "_target_", "models")}
     plan = build(EvaluationPlan, values, "stage")
     return replace(plan, num_images=min(plan.num_images, trainer.max_images or plan.num_images))
 

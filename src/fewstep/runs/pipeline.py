@@ -16,6 +16,7 @@ from fewstep.runs.build import build_data, build_evaluator, build_exact_teacher,
 from fewstep.runs.config import EVALUATE, EXACT, NO_TEACHER, PIPELINE, Settings
 from fewstep.runs.evaluate import evaluate
 from fewstep.runs.train import find_parent, loggers_of, method_of, open_evaluator, open_folder, train
+from fewstep.system.validation import checked
 from fewstep.teachers.imported import imported, is_foreign
 
 
@@ -127,7 +128,8 @@ def run_pipeline(settings: Settings) -> None:
             chain.add(made)
             files = [*files, *made]
         if judged:
-            judge(settings.of_stage(EVALUATE), folder, files or chain.parents)
+            own = settings.of_stage(EVALUATE)
+            judge(own, folder, [*(files or chain.parents), *more_models(own)])
 
 
 def check_pipeline(settings: Settings) -> None:
@@ -162,7 +164,29 @@ def wanted(method: Method) -> tuple[str, ...]:
 def run_evaluate(settings: Settings) -> None:
     """Judge the newest few-step students, or what teacher=PATH names: a model, or a run folder with all its models."""
     with open_folder(settings, [QUALITY, REPORT]) as folder:
-        judge(settings, folder, models_to_judge(settings))
+        judge(settings, folder, more_models(settings) or models_to_judge(settings))
+
+
+def more_models(settings: Settings) -> list[Path]:
+    """The models of `stage.models`: files, or run folders with all their models.
+
+    Raises:
+        ValueError: it is no list of paths, or one holds no model.
+    """
+    paths = checked(settings.stage.get("models", ()), tuple[str, ...], "stage.models")
+    return [model for path in paths for model in models_at(Path(path), "stage.models")]
+
+
+def models_at(path: Path, setting: str) -> list[Path]:
+    """The model file at `path`, or all of a run folder.
+
+    Raises:
+        ValueError: there is none.
+    """
+    models = models_in_folder(path) if path.is_dir() else [path]
+    if not models:
+        raise ValueError(f"{setting}={path} must be a model file or a folder that holds one, and holds none")
+    return models
 
 
 def models_to_judge(settings: Settings) -> list[Path]:
@@ -176,11 +200,7 @@ def models_to_judge(settings: Settings) -> list[Path]:
         return find_newest_students(settings.outputs, settings.dataset_name)
     if is_foreign(teacher):
         return [imported(teacher, settings.outputs, build_data(settings, 1, "facts").facts)]
-    path = Path(teacher)
-    models = models_in_folder(path) if path.is_dir() else [path]
-    if not models:
-        raise ValueError(f"teacher={path} must be a model file or a folder that holds one, and holds none")
-    return models
+    return models_at(Path(teacher), "teacher")
 
 
 def judge(settings: Settings, folder: RunFolder, models: Sequence[Path]) -> None:
