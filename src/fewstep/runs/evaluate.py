@@ -142,16 +142,7 @@ def evaluate(
         for model in models.values():
             model.to(device).compile()
     candidates = candidates_of(models, plan, evaluator.exact, device)
-    first = candidates[0]
-    protocol = Protocol.of(
-        evaluator.facts,
-        evaluator.net,
-        evaluator.reference,
-        num_images=plan.num_images,
-        seed=plan.seed,
-        labels=evaluator.labels(plan.num_images),
-        comparison=f"{first.model}, ddim, {first.steps[0]} steps",
-    )
+    protocol = protocol_of(evaluator, plan, candidates[0])
     prompts = evaluator.data.prompts(plan.num_images) or []
     cells = quality_grid(
         candidates,
@@ -177,6 +168,19 @@ def evaluate(
 
     on_main_process(write)
     return rows
+
+
+def protocol_of(evaluator: Evaluator, plan: EvaluationPlan, first: Candidate) -> Protocol:
+    """What the figures of an evaluation depend on besides the models; `first` is what the others are compared with."""
+    return Protocol.of(
+        evaluator.facts,
+        evaluator.net,
+        evaluator.reference,
+        num_images=plan.num_images,
+        seed=plan.seed,
+        labels=evaluator.labels(plan.num_images),
+        comparison=f"{first.model}, ddim, {first.steps[0]} steps",
+    )
 
 
 def check_models(models: dict[Path, Model], paths: Sequence[Path], evaluator: Evaluator) -> None:
