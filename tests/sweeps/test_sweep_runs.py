@@ -13,6 +13,7 @@ import yaml
 from running import ROOT, TINY, Commands, config_of
 from safetensors.torch import load_file
 
+from fewstep.runs.config import Settings
 from fewstep.runs.pipeline import run
 
 pytest_plugins = ("running",)
@@ -48,7 +49,7 @@ def test_a_sweep_trains_a_shared_parent_once_and_runs_again_only_what_is_missing
     assert jobs == ["sampler=deterministic", "sampler=stochastic"]
     # by hand, from that parent: the same weights
     own = ("stage.progressive.sampler=stochastic", f"teacher={student}", f"outputs={tmp_path / 'hand'}", "name=one")
-    run(config_of(*QUICK, *own))
+    run(Settings.read(config_of(*QUICK, *own)))
     (by_hand,) = (tmp_path / "hand").glob("mixture/progressive/*/model-2.safetensors")
     of_sweep, alone = (
         load_file(f) for f in (sweep / "mixture/progressive/sampler=stochastic/model-2.safetensors", by_hand)
@@ -68,7 +69,7 @@ def test_a_sweep_trains_a_shared_parent_once_and_runs_again_only_what_is_missing
 def test_the_jobs_of_a_stage_find_their_parent_where_the_user_keeps_it(tmp_path: Path, commands: Commands):
     teacher = (*QUICK[:8], "teacher=null", f"outputs={tmp_path}")
     commands.train("--multirun", "stage=guidance", "seed=0,1", *teacher).is_one_error("needs a teacher below")
-    run(config_of("stage=teacher", *teacher))
+    run(Settings.read(config_of("stage=teacher", *teacher)))
     result = commands.train("--multirun", "stage=guidance", "stage.w_max=1,2", *teacher, "name=mine")
     assert result.status == 0, result
     teachers = yaml.safe_load((tmp_path / "sweeps/mine/sweep.yaml").read_text())["teachers"]

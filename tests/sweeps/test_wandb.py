@@ -7,13 +7,14 @@ from pathlib import Path
 import pytest
 import wandb
 import yaml
-from omegaconf import DictConfig
 from running import ROOT, Commands
 from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
 
 from fewstep.runs import pipeline as run_module
+from fewstep.runs.config import Settings
 from fewstep.tracking import wandb_agent
-from fewstep.tracking.wandb_run import log_quality, run_id, start_wandb
+from fewstep.tracking.tracker import log_quality
+from fewstep.tracking.wandb_run import run_id, start_wandb
 
 pytest_plugins = ("running",)
 
@@ -46,25 +47,30 @@ def test_bad_presets(commands: Commands):
     commands.fewstep("wandb-sweep", "seeds", "seed=1").is_one_error("sweeps over nothing")
 
 
-@pytest.mark.parametrize("preset", ["guidance_range", "step_counts", "ablations", "smaller_student", "search"])
+@pytest.mark.parametrize(
+    "preset", ["guidance_range", "step_counts", "ablations", "smaller_student", "search", "methods"]
+)
 def test_what_an_agent_runs_is_composed_as_a_job(preset: str, commands: Commands, monkeypatch):
     """The agent's own functions make its command of the YAML and of values that W&B chose; train.py runs that."""
     sweep = described(commands, preset, "dataset=mixture", "trainer=debug")
     chosen = {key: {"value": own.get("values", [own.get("max")])[-1]} for key, own in sweep["parameters"].items()}
     made = create_sweep_command_args({"args": chosen}) | {"env": [], "interpreter": [], "program": ["train.py"]}
     command = [part for piece in create_sweep_command(sweep["command"]) for part in filled(piece, made)]
-    ran: list[DictConfig] = []
+    ran: list[Settings] = []
     monkeypatch.setattr(run_module, "run", ran.append)
     monkeypatch.setattr(sys, "argv", command)
     with pytest.raises(SystemExit) as ended:
         runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
     assert not ended.value.code
-    (config,) = ran
-    assert (config.dataset.name, config.stage.name) == ("mixture", "pipeline")
+    (settings,) = ran
+    assert (settings.dataset_name, settings.name) == ("mixture", "pipeline")
+    guidance = settings.stage["guidance"]
     if preset == "guidance_range":
-        assert (config.stage.guidance.w_max, config.stage.guidance.w_draw) == (8, "log_uniform")
+        assert (guidance["w_max"], guidance["w_draw"]) == (8, "log_uniform")
     if preset == "smaller_student":
-        assert config.stage.guidance.student == config.model.smaller.shallow
+        assert guidance["student"] == settings.values["model"]["smaller"]["shallow"]
+    if preset == "methods":
+        assert settings.stages == ("teacher", "guidance", "dmd2", "evaluate")
 
 
 def filled(piece: str, made: dict[str, list[str]]) -> list[str]:
@@ -96,6 +102,6 @@ def test_the_agents_run_is_the_one_with_the_figures(tmp_path: Path):
     assert (judged.experiment.id, judged.experiment.sweep_id) == ("agent456", "sweep123")
     rows = [{"model": m, "steps": 4, "w": w, "fid": 2 * w} for m in ("teacher", "progressive") for w in (1.0, 2.0)]
     log_quality([judged], rows)
+    judged.finish()
     assert judged.experiment.summary["quality/fid_4_steps"] == 3.0
     assert judged.experiment.summary["quality/fid_4_steps_w2"] == 4.0
-    judged.finish()
