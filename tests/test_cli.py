@@ -1,6 +1,7 @@
 """The `fewstep` command and `fewstep.load`, on models of a second's training."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,11 +9,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from running import Commands, config_of, files_below, make_chain
+from running import ROOT, Commands, Result, files_below, make_chain
 
 import fewstep
 from fewstep.artifacts.model_file import load_model, save_model
-from fewstep.runs.pipeline import run
 
 pytest_plugins = ("running",)
 pytestmark = pytest.mark.usefixtures("as_users_run")
@@ -78,9 +78,10 @@ def test_samples_as_a_picture_with_both_numbers_for_guidance(commands, chain, tm
         assert image.width > image.height > 0  # ten classes in two rows
 
 
-def test_samples_of_points(as_users_run, commands, tmp_path):
+def test_samples_of_points(commands, tmp_path):
     tiny = ("trainer=debug", "logger=csv", "trainer.max_images=64", "trainer.snapshot_images=20")
-    run(config_of("stage=guidance", "dataset=mixture", *tiny, f"outputs={tmp_path}"))
+    trained = commands.train("stage=guidance", "dataset=mixture", *tiny, f"outputs={tmp_path}")
+    assert trained.status == 0, trained
     (model,) = tmp_path.glob("mixture/guidance/*/model.safetensors")
     drawn = arrays(commands, model, tmp_path / "a.npz", "--num", "7", "--steps", "2")
     assert (drawn["images"].dtype, drawn["images"].shape) == (np.float32, (7, 2))
@@ -96,17 +97,19 @@ def test_load_and_sample(chain):
     assert torch.equal(model.sample([3, 1, 4], w=2.0), x)
     torch.testing.assert_close(model.sample([3, 1, 4], w=2.0, batch_size=2), x)
     assert not torch.equal(model.sample([3, 1, 4], w=0.0), x)
-    assert (model.card.role, model.card.num_steps) == ("progressive", 1)
+    assert (model.card.label, model.card.num_steps) == ("progressive", 1)
 
 
 def test_info_is_json(commands, chain):
     result = commands.fewstep("info", chain["2"])
     assert result.status == 0
     about = json.loads(result.out)
-    assert (about["role"], about["num_steps"], about["w_min"], about["w_max"]) == ("progressive", 2, 0.0, 4.0)
+    assert (about["method"], about["w_min"], about["w_max"]) == ("progressive", 0.0, 4.0)
+    sampling = {"sampler": "deterministic", "times": [1.0, 0.5], "guidance": "input", "direction": "decode"}
+    assert about["sampling"] == sampling
     stated = {key: value for key, value in about["data"].items() if value is not None}
     assert stated == {"name": "digits", "shape": [1, 8, 8], "num_classes": 10, "low": -1.0, "high": 1.0}
-    assert [parent["role"] for parent in about["parents"]] == ["guided", "teacher"]
+    assert [parent["method"] for parent in about["parents"]] == ["guidance", "teacher"]
     assert (about["network"], about["arguments"]["width"], about["prediction"]) == ("ResidualMLP", 32, "v")
     assert about["parameters"] > 1000
     assert len(about["sha256"]) == 64
@@ -137,18 +140,160 @@ def test_evaluate_leaves_its_figures_beside_the_model(commands, chain):
     assert {"quality.json", "provenance.json", "report.html"} <= set(files_below(folder))
 
 
-@pytest.mark.parametrize("command", ["sample", "evaluate", "report", "info"])
+# MODEL --------------------------------------------------------------------------------------------------------------
+
+
+def student_of(outputs: Path, chain: dict[str, Path], place: str, names: list[str], *, finished: bool = True) -> Path:
+    """A run folder with copies of a 2-step student under these names; give its path."""
+    folder = outputs / place
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text("{}")
+    for name in names:
+        shutil.copyfile(chain["2"], folder / name)
+    (folder / "products.json").write_text(json.dumps([*names, *([] if finished else ["model-1.safetensors"])]))
+    return folder
+
+
+def taken(result: Result) -> Path:
+    """The file that a command says it has taken."""
+    assert result.status == 0, result
+    (line,) = result.err.strip().splitlines()
+    return Path(line.removeprefix("model: "))
+
+
+def test_latest_is_the_newest_student_of_all_data_sets_with_four_steps(commands, chain, tmp_path):
+    rungs = ["model-8.safetensors", "model-4.safetensors", "model-2.safetensors"]
+    older = student_of(tmp_path, chain, "digits/progressive/2030-01-01_00-00-00", rungs)
+    options = ("--outputs", tmp_path)
+    result = commands.fewstep("info", "latest", *options)
+    assert taken(result) == older / "model-4.safetensors"
+    assert json.loads(result.out)["method"] == "progressive"  # the line above is not in the way of the JSON
+    newer = student_of(tmp_path, chain, "patches/tract/2030-01-02_00-00-00", [rungs[0], rungs[2]])
+    assert taken(commands.fewstep("info", "latest", *options)) == newer / "model-8.safetensors"
+    newest = student_of(tmp_path, chain, "digits/consistency/2030-01-03_00-00-00", ["model.safetensors"])
+    student_of(tmp_path, chain, "digits/consistency/2030-01-04_00-00-00", ["model.safetensors"], finished=False)
+    assert taken(commands.fewstep("info", *options, "latest")) == newest / "model.safetensors"  # options come first too
+
+
+def test_latest_is_no_teacher_and_no_guided_student(commands, chain, tmp_path):
+    options = ("--outputs", chain["2"].parents[3], "--num", "2", "--out", tmp_path / "a.npz")
+    result = commands.fewstep("sample", "latest", *options)
+    assert taken(result) == chain["2"]  # of 2 and 1 steps, the most
+
+
+def test_latest_needs_a_student(commands, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    commands.fewstep("info", "latest").is_one_error("newest few-step student below outputs, and there is none")
+    commands.fewstep("info", "latest", "--outputs", "runs").is_one_error("below runs", "python train.py")
+
+
+def test_a_run_folder_is_its_model_where_it_has_one(commands, chain, tmp_path):
+    assert taken(commands.fewstep("info", chain["guided"].parent)) == chain["guided"]
+    several = commands.fewstep("info", chain["2"].parent)
+    several.is_one_error("must hold one model, and holds model-2.safetensors, model-1.safetensors; name the file")
+    commands.fewstep("info", tmp_path).is_one_error("must hold one model, and holds none")
+
+
+OF_MODELS = ["sample", "edit", "inpaint", "transfer", "interpolate", "evaluate", "info", "export", "play"]
+
+
+@pytest.mark.parametrize("command", OF_MODELS)
+def test_every_command_of_a_model_takes_latest(commands, command):
+    result = commands.fewstep(command, "--help")
+    assert (result.status, result.err) == (0, "")
+    words = " ".join(result.out.replace("│", " ").split())
+    assert "or `latest`: the newest few-step student below --outputs" in words
+    assert "--outputs" in words
+
+
+# Methods ------------------------------------------------------------------------------------------------------------
+
+OWN = """
+from dataclasses import dataclass
+from typing import ClassVar
+
+from fewstep.methods import Teacher
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mine(Teacher):
+    paper: ClassVar[str] = "Somebody [2031]"
+    certainty: ClassVar[str] = "a guess"
+"""
+
+
+def facts_of(out: str) -> dict[str, dict[str, str]]:
+    """Method -> what is said of it, of the plain list."""
+    found: dict[str, dict[str, str]] = {}
+    for line in out.splitlines():
+        if line.startswith("  "):
+            key, _, value = line.strip().partition(": ")
+            facts[key] = value
+        else:
+            facts = found[line] = {}
+    return found
+
+
+def test_the_methods_are_listed(commands):
+    result = commands.fewstep("methods")
+    assert (result.status, result.err) == (0, "")
+    facts = facts_of(result.out)
+    stages = {path.stem for path in (ROOT / "conf" / "stage").glob("*.yaml")}
+    assert facts.keys() == stages - {"pipeline", "evaluate"}
+    assert all(each.keys() == {"paper", "needs", "samples with", "certainty"} for each in facts.values())
+    assert facts["teacher"]["needs"] == "data"
+    assert facts["teacher"]["samples with"] == "deterministic, any number of steps, two evaluations each"
+    assert facts["guidance"]["needs"] == "data, a teacher"
+    assert facts["progressive"]["samples with"] == "deterministic, 16, 8, 4, 2, 1 steps"
+    assert facts["encoder"]["samples with"] == "deterministic (encoding), 16, 8, 4, 2, 1 steps"
+    assert facts["consistency"]["needs"] == "data, a guided student or a teacher, or none (teacher=none)"
+    assert facts["dmd2"]["needs"] == "no data, a guided student or a teacher, 1 more trained network (fake)"
+    assert facts["dmd2"]["samples with"] == "renoise, 4, 2, 1 steps"
+    assert "2303.04248" in facts["tract"]["paper"]
+
+
+def test_methods_of_the_user_are_listed_beside_ours(commands, tmp_path, monkeypatch):
+    (tmp_path / "my_conf" / "stage").mkdir(parents=True)
+    (tmp_path / "my_methods.py").write_text(OWN)
+    text = (ROOT / "conf" / "stage" / "teacher.yaml").read_text()
+    own = text.replace("name: teacher", "name: mine").replace("fewstep.methods.Teacher", "my_methods.Mine")
+    (tmp_path / "my_conf" / "stage" / "mine.yaml").write_text(own)
+    commands.fewstep("methods", "--config-dir", tmp_path / "my_conf").is_one_error(
+        "stage=mine", "my_methods.Mine", "cannot be imported"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    result = commands.fewstep("methods", "--config-dir", tmp_path / "my_conf")
+    assert result.status == 0, result
+    facts = facts_of(result.out)
+    assert facts["mine"]["paper"] == "Somebody [2031]"
+    assert facts["mine"]["certainty"] == "a guess"
+    assert {"teacher", "tract"} < facts.keys()
+    commands.fewstep("methods", "--config-dir", tmp_path).is_one_error("--config-dir", "folder stage", "has none")
+
+
+def test_on_a_terminal_the_methods_are_a_table(commands, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "160")
+    result = commands.fewstep("methods")
+    assert result.status == 0, result
+    assert "samples with" in result.out
+    assert "┃" in result.out
+    assert "Berthelot et al. 2023" in result.out
+
+
+@pytest.mark.parametrize("command", ["sample", "evaluate", "report", "info", "methods"])
 def test_help_teaches(commands, command):
     result = commands.fewstep(command, "--help")
     assert (result.status, result.err) == (0, "")
-    assert f"Example: fewstep {command} outputs/digits/" in result.out
+    example = f"Example: fewstep {command} " + ("--config-dir my_conf" if command == "methods" else "outputs/digits/")
+    assert example in result.out
 
 
 def test_help_of_the_whole(commands):
     for arguments in ([], ["--help"]):
         result = commands.fewstep(*arguments)
         assert (result.status, result.err) == (0, "")
-        for word in ("sample", "evaluate", "report", "info", "python train.py", "1 + w"):
+        for word in ("sample", "evaluate", "report", "info", "methods", "python train.py", "1 + w"):
             assert word in result.out
     result = commands.train("--help")
     assert result.status == 0
