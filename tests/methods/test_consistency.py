@@ -15,6 +15,7 @@ from fewstep.diffusion.prediction import Prediction, PredictionKind, diffuse
 from fewstep.diffusion.sampler import ddim_step, renoise, sample
 from fewstep.methods import Consistency, GuidanceRange
 from fewstep.methods.consistency import SELF_TEACHER, ConsistencyTraining
+from fewstep.methods.draws import Draws
 from fewstep.networks import Frozen
 
 
@@ -142,9 +143,9 @@ def test_pseudo_huber_is_of_the_whole_example(name: str) -> None:
     errors = {}
     for metric in ("l2", "pseudo_huber"):
         made = module(method_of(name, metric=metric))
-        errors[metric] = made.method.losses(batch(), made.nets, draws_of(made), step=0, phase=made.phase)[
-            "student"
-        ].error.detach()
+        draws = Draws.begin(batch().x, made.stream, 0)
+        found = made.method.losses(batch(), made.nets, draws, step=0, phase=made.phase)
+        errors[metric] = found["student"].error.detach()
     norm2 = 2 * errors["l2"].double()  # D = 2
     c = 0.00054 * sqrt(2)
     torch.testing.assert_close(errors["pseudo_huber"].double(), (norm2 + c**2).sqrt() - c, rtol=1e-4, atol=1e-7)
@@ -163,7 +164,7 @@ def test_every_level_is_trained() -> None:
 @pytest.mark.parametrize("levels", [[1.0], [1.0, 0.5], [1.0, 0.75, 0.5, 0.25]])
 @pytest.mark.usefixtures("unchecked")
 def test_renoising_samples_of_an_exact_map_have_the_datas_moments(make_mixture: Any, levels: list[float]) -> None:
-    mixture, count = make_mixture(), 4000
+    mixture, count = make_mixture(), 2000
     (phase,) = method_of(levels=levels).phases()
     exact_map = Exact(mixture.denoise, torch.zeros_like)
     generator, label = torch.Generator().manual_seed(0), torch.zeros(count, dtype=torch.long)
@@ -187,7 +188,7 @@ def test_renoising_samples_of_an_exact_map_have_the_datas_moments(make_mixture: 
     second = (share * (mixture.means[of_class] ** 2 + mixture.stds[of_class] ** 2)).sum(0)
     std = (second - mean**2).sqrt()
     assert bool(((x.mean(0) - mean).abs() < 4 * std / count**0.5).all())
-    assert bool(((x.std(0) / std - 1).abs() < 0.05).all())
+    assert bool(((x.std(0) / std - 1).abs() < 0.07).all())
 
 
 def test_the_card_says_renoise_and_every_divisor_of_the_levels() -> None:
