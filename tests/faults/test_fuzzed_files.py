@@ -1,4 +1,4 @@
-"""Model files and checkpoints changed at random: refused in one line or read as they are, and nothing in them is run.
+"""Model files and checkpoints changed at random are refused in one line or read unchanged; nothing in them is run.
 
 FEWSTEP_FUZZ=5000 tries more than the 150 of every kind that are tried by default.
 """
@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 
 from fewstep.artifacts.model_file import ModelCard, load_model, save_model
 from fewstep.data.facts import DataFacts
+from fewstep.diffusion.sampling import Sampling
 from fewstep.diffusion.schedule import CosineSchedule
 from fewstep.networks import Denoiser, ResidualMLP
 from fewstep.training.checkpointing import (
@@ -54,7 +55,7 @@ CHANGES = st.lists(
 
 
 def changed(content: bytes, changes: list[tuple[str, float, int]]) -> bytes:
-    """The bytes as a bad disk, a cut copy or a careless editor leave them."""
+    """The bytes after random damage."""
     made = bytearray(content)
     for kind, where, value in changes:
         at = int(where * len(made))
@@ -76,8 +77,8 @@ def changed(content: bytes, changes: list[tuple[str, float, int]]) -> bytes:
 def model(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     network = ResidualMLP(shape=(1, 8, 8), num_classes=10, width=8, num_blocks=1, embedding_dim=4, guidance_input=True)
     card = ModelCard(
-        role="guided", data=FACTS, prediction="v", schedule=CosineSchedule(), w_min=0.0, w_max=4.0, num_steps=None,
-        images=1000, parents=(),
+        method="guidance", data=FACTS, prediction="v", schedule=CosineSchedule(), sampling=Sampling(guidance="input"),
+        w_min=0.0, w_max=4.0, images=1000, parents=(),
     )  # fmt: skip
     file = tmp_path_factory.mktemp("model") / "model.safetensors"
     save_model(file, Denoiser(network), card)
@@ -93,20 +94,20 @@ def refusal(read: Callable[[Path], object], path: Path) -> str | None:
     return None
 
 
-def is_one_line(said: str | None, path: Path) -> bool:
-    return said is None or (str(path) in said and "\n" not in said)
+def is_one_line(message: str | None, path: Path) -> bool:
+    return message is None or (str(path) in message and "\n" not in message)
 
 
 @FUZZ
 @given(CHANGES)
 def test_a_model_file_changed_at_random_is_refused(tmp_path, model, changes):
-    """Even one bit: its checksum covers the weights and the description."""
+    """Even one bit: its checksum covers the weights and the card."""
     path = tmp_path / "model.safetensors"
     content = changed(model, changes)
     path.write_bytes(content)
-    said = refusal(load_model, path)
-    assert is_one_line(said, path)
-    assert said or same_model(content, model)
+    message = refusal(load_model, path)
+    assert is_one_line(message, path)
+    assert message or same_model(content, model)
 
 
 def same_model(ours: bytes, theirs: bytes) -> bool:
@@ -120,31 +121,31 @@ def parts(content: bytes) -> tuple[Any, bytes]:
     return json.loads(content[8 : 8 + length]), content[8 + length :]
 
 
-def with_description(content: bytes, change: Callable[[dict[str, Any]], None]) -> bytes:
+def with_card(content: bytes, change: Callable[[dict[str, Any]], None]) -> bytes:
     header, rest = parts(content)
-    description = json.loads(header["__metadata__"]["fewstep"])
-    description.pop("checksum")  # as of one who takes trouble: without it there is nothing to compare
-    change(description)
-    header["__metadata__"]["fewstep"] = json.dumps(description)
+    card = json.loads(header["__metadata__"]["fewstep"])
+    card.pop("checksum")  # as an attacker would: without it nothing is compared
+    change(card)
+    header["__metadata__"]["fewstep"] = json.dumps(card)
     encoded = json.dumps(header).encode()
     encoded += b" " * (-len(encoded) % 8)
     return struct.pack("<Q", len(encoded)) + encoded + rest
 
 
-def places(description: Any, above: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """Every place in the JSON."""
-    if isinstance(description, dict):
-        return [p for key, inner in description.items() for p in [(*above, key), *places(inner, (*above, key))]]
+def places(card: Any, prefix: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """The paths of all values in the JSON."""
+    if isinstance(card, dict):
+        return [p for key, inner in card.items() for p in [(*prefix, key), *places(inner, (*prefix, key))]]
     return []
 
 
 @FUZZ
 @given(st.data(), JSON)
 @example(None, None)
-def test_a_description_with_anything_in_any_place_is_never_a_traceback(tmp_path, model, data, value):
-    description = json.loads(parts(model)[0]["__metadata__"]["fewstep"])
-    known = places(description)
-    place = known[0] if data is None else data.draw(st.sampled_from(known))
+def test_a_card_with_any_value_in_any_place_is_never_a_traceback(tmp_path, model, data, value):
+    card = json.loads(parts(model)[0]["__metadata__"]["fewstep"])
+    paths = places(card)
+    place = paths[0] if data is None else data.draw(st.sampled_from(paths))
 
     def change(made: dict[str, Any]) -> None:
         for key in place[:-1]:
@@ -154,7 +155,7 @@ def test_a_description_with_anything_in_any_place_is_never_a_traceback(tmp_path,
     if place == ("checksum",):
         return
     path = tmp_path / "model.safetensors"
-    path.write_bytes(with_description(model, change))
+    path.write_bytes(with_card(model, change))
     assert is_one_line(refusal(load_model, path), path)
 
 
@@ -179,7 +180,7 @@ def checkpoint(tmp_path: Path) -> Path:
     return path
 
 
-def test_any_zip_reader_and_torch_itself_read_a_sealed_checkpoint(checkpoint):
+def test_any_zip_reader_and_torch_itself_read_a_checkpoint(checkpoint):
     assert has_valid_checksum(checkpoint)
     with zipfile.ZipFile(checkpoint) as file:
         assert file.testzip() is None
@@ -219,8 +220,8 @@ def test_a_checkpoint_that_cannot_be_read_now_is_not_taken_for_damaged(checkpoin
 
 
 @pytest.mark.parametrize("kind", ["torch", "legacy", "pickle"])
-@pytest.mark.parametrize("sealed", [False, True])
-def test_code_in_a_checkpoint_is_not_run_even_if_it_is_sealed(tmp_path, kind, sealed):
+@pytest.mark.parametrize("with_checksum", [False, True])
+def test_code_in_a_checkpoint_is_not_run_even_if_it_with_a_valid_checksum(tmp_path, kind, with_checksum):
     trace, path = tmp_path / "it-ran", tmp_path / "last.ckpt"
     buffer = io.BytesIO()
     match kind:
@@ -229,7 +230,7 @@ def test_code_in_a_checkpoint_is_not_run_even_if_it_is_sealed(tmp_path, kind, se
         case _:
             torch.save({"global_step": Bomb(trace)}, buffer, _use_new_zipfile_serialization=kind == "torch")
     path.write_bytes(buffer.getvalue())
-    if sealed:
+    if with_checksum:
         append_checksum(path)
     with pytest.raises(ValueError, match="is damaged or not a checkpoint") as refused:
         checkpoint_to_resume(path, "0/teacher from None")
@@ -239,8 +240,8 @@ def test_code_in_a_checkpoint_is_not_run_even_if_it_is_sealed(tmp_path, kind, se
 
 @FUZZ
 @given(CHANGES)
-def test_the_pickle_in_a_sealed_checkpoint_changed_at_random_is_never_run(tmp_path, changes):
-    """As of one who takes trouble: the checksum is right, and what it covers is anything."""
+def test_the_pickle_in_a_checkpoint_with_a_valid_checksum_changed_at_random_is_never_run(tmp_path, changes):
+    """As an attacker would make it: the checksum is right, the content is not."""
     trace, path = tmp_path / "it-ran", tmp_path / "made.ckpt"
     buffer = io.BytesIO()
     torch.save({"hook": Bomb(trace), "weight": torch.ones(3)}, buffer)

@@ -74,7 +74,7 @@ class DistillationModule(lightning.LightningModule):
         for weight in trained_parameters(self.student):
             weight.requires_grad_(True)
         self.list_weights()
-        self._full_shape: Denoiser | None = None  # of the student, once it is sharded; no module of this one
+        self._template: tuple[Denoiser, ...] = ()  # of the sharded student; in a tuple, so that it is no submodule
         self.gradient_norms: dict[str, Tensor] = {}
         self.student_updates = 0
         self.evaluations = 0  # of networks, on this process
@@ -89,9 +89,9 @@ class DistillationModule(lightning.LightningModule):
 
     def configure_model(self) -> None:
         """Shard all networks over the processes, where Lightning's strategy has a mesh of them (FSDP2)."""
-        if self.device_mesh is None or self._full_shape is not None:
+        if self.device_mesh is None or self._template:
             return
-        self._full_shape = deepcopy(self.student).to("meta")
+        self._template = (deepcopy(self.student).to("meta"),)
         mesh = self.device_mesh["data_parallel"]
         averaged = [average.network for average in self.nets.averages.values()]
         for module in (self.student, *averaged, *self.trained.values(), *denoisers_in(self.nets.teacher)):
@@ -99,10 +99,8 @@ class DistillationModule(lightning.LightningModule):
         self.list_weights()
 
     def model_in_full(self) -> Denoiser:
-        """The model; after a sharded training whole on the first process, and without weights elsewhere."""
-        if self._full_shape is None:
-            return self.nets.model
-        return gather_full_model(self.nets.model, self._full_shape)
+        """The model; after sharded training gathered on rank 0, and without weights on the other ranks."""
+        return gather_full_model(self.nets.model, *self._template) if self._template else self.nets.model
 
     def training_step(self, batch: Batch, batch_index: int) -> Float[Tensor, ""]:
         step = self.global_step
