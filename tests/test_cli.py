@@ -1,6 +1,7 @@
 """The `fewstep` command and `fewstep.load`, on models of a second's training."""
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -223,15 +224,9 @@ class Mine(Teacher):
 
 
 def facts_of(out: str) -> dict[str, dict[str, str]]:
-    """Method -> what is said of it, of the plain list."""
-    found: dict[str, dict[str, str]] = {}
-    for line in out.splitlines():
-        if line.startswith("  "):
-            key, _, value = line.strip().partition(": ")
-            facts[key] = value
-        else:
-            facts = found[line] = {}
-    return found
+    """Method -> column -> cell, of the plain list."""
+    blocks = (block.splitlines() for block in re.split(r"\n(?=\S)", out.strip()))
+    return {name: dict(line.strip().split(": ", 1) for line in lines) for name, *lines in blocks}
 
 
 def test_the_methods_are_listed(commands):
