@@ -34,10 +34,11 @@ def checked_run(config: DictConfig) -> None:
     several = max(trainer.processes, trainer.num_nodes) > 1
     if several and not settings.values["plan"] and not is_worker_process():
         sys.exit(launch_workers(__file__, sys.argv[1:], trainer.processes, trainer.num_nodes))
+    from fewstep.estimate.plan import plan
     from fewstep.runs.pipeline import run
 
     with process_group(trainer.device, single_process=trainer.strategy == "fsdp"):
-        run(settings)
+        plan(settings) if settings.values["plan"] else run(settings)
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ import typer
 import fewstep
 from fewstep.data.digits import DigitsData
 from fewstep.evaluation.images import evaluation_tensor
-from fewstep.reports.pictures import image_grid, save_png
+from fewstep.artifacts.pictures import image_grid, save_png
 
 
 def main(

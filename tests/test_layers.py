@@ -13,43 +13,64 @@ SOURCE = ROOT / "src" / "fewstep"
 FILES = sorted(SOURCE.rglob("*.py"))
 MOST_LINES = 350
 
-# What each package of fewstep may import of fewstep, itself aside.
+LIBRARY = (  # the rooms below runs
+    "artifacts",
+    "data",
+    "diagnostics",
+    "diffusion",
+    "distributed",
+    "evaluation",
+    "inference",
+    "methods",
+    "networks",
+    "reports",
+    "system",
+    "teachers",
+    "tracking",
+    "training",
+)
+
+# What each room of fewstep may import of fewstep, itself aside: imports go one way.
 MAY_IMPORT = {
     "diffusion": set(),
-    "networks": {"diffusion", "data.facts", "files"},
-    "data": {"diffusion", "files", "networks", "processes", "seeds"},
-    "stages": {"data", "diffusion", "networks", "processes", "seeds"},
-    "quality": {
+    "system": set(),
+    "distributed.collectives": {"system"},
+    "networks": {"diffusion", "data.facts", "system"},
+    "data": {"diffusion", "distributed.collectives", "networks", "system"},
+    "methods": {"data", "diffusion", "distributed.collectives", "networks", "system"},
+    "artifacts": {"data.facts", "diffusion", "networks", "system", "distributed.collectives"},
+    "evaluation": {"artifacts", "data", "diffusion", "distributed.collectives", "networks", "system"},
+    "tracking": {"artifacts", "data.facts", "diffusion", "distributed.collectives", "system"},
+    "teachers": {"artifacts", "data.facts", "diffusion", "networks", "system"},
+    "inference": {"artifacts", "data", "diffusion", "networks", "system"},
+    "training": {
+        "artifacts",
+        "data",
         "diffusion",
-        "data.facts",
-        "data.digits",
-        "data.patches",
-        "files",
-        "networks.companions",
-        "processes",
-        "seeds",
+        "distributed",
+        "evaluation",
+        "methods",
+        "networks",
+        "system",
+        "tracking",
     },
-    "tracking": {"data.facts", "diffusion", "files", "machine", "processes"},
-    "teachers": {"checkpoint", "data.facts", "diffusion", "files", "networks"},
-    "diagnostics": {"data.batches", "data.facts", "diffusion", "processes", "seeds", "stages", "tracking"},
-    "processes": set(),
-    "seeds": set(),
-    "files": set(),
+    "diagnostics": {"data", "diffusion", "distributed", "methods", "system", "tracking", "training"},
+    "reports": {"artifacts", "data.facts", "diagnostics", "system", "tracking"},
+    "estimate": {*LIBRARY, "runs"},
+    "runs": {*LIBRARY},
 }
 OUTSIDE_OF_DIFFUSION = {"torch", "jaxtyping"}
 ONLY_IN = {  # package from outside -> the only places that know it
-    "hydra": {"run.py", "compose.py", "sweeps/", "../../train.py"},
-    "omegaconf": {"run.py", "compose.py", "planning/", "sweeps/", "../../train.py"},
+    "hydra": {"runs/", "sweeps/", "../../train.py"},
+    "omegaconf": {"runs/", "sweeps/", "../../train.py"},
     "wandb": {"tracking/"},
     "wandb_workspaces": {"tracking/"},
-    "panel": {"pages/"},
-    "bokeh": {"pages/"},
-    "diffusers": {"export/", "networks/", "quality/baselines.py"},
+    "gradio": {"commands/play.py"},
+    "diffusers": {"export/", "networks/", "evaluation/baselines.py"},
 }
 FREE_KEYWORDS = {
     ("tracking/metrics_file.py", "log_hyperparams"),  # Lightning's hook
-    ("stages/base.py", "optimizer_step"),  # Lightning's hook
-    ("compose.py", "stage"),  # the composition root: what a kind of stage needs goes to hydra's instantiate as it is
+    ("training/module.py", "optimizer_step"),  # Lightning's hook
 }
 
 
@@ -77,9 +98,15 @@ def within(module: str, allowed: set[str]) -> bool:
     return any(module == name or module.startswith(f"{name}.") for name in allowed)
 
 
+def room(name: str) -> str:
+    """The longest name in MAY_IMPORT of which the file is a part, else its folder."""
+    module = name.removesuffix(".py").replace("/", ".")
+    return max((r for r in MAY_IMPORT if within(module, {r})), key=len, default=module.partition(".")[0])
+
+
 def offences(name: str, source: str) -> list[str]:
     """What the file `name` (relative to src/fewstep) imports and should not."""
-    package = name.split("/")[0].removesuffix(".py")
+    package = room(name)
     found = []
     for module, line in imports(ast.parse(source)):
         outer, _, inner = module.partition(".")
@@ -107,22 +134,21 @@ def relative(file: Path) -> str:
 @pytest.mark.parametrize(
     ("name", "line"),
     [
-        ("diffusion/target.py", "from fewstep.networks import Denoiser"),
-        ("diffusion/target.py", "from fewstep import networks"),
-        ("diffusion/target.py", "import numpy"),
-        ("diffusion/target.py", "from . import schedule"),
-        ("networks/mlp.py", "from fewstep.data.batches import Data"),
+        ("diffusion/hop.py", "from fewstep.networks import Denoiser"),
+        ("diffusion/hop.py", "from fewstep import networks"),
+        ("diffusion/hop.py", "import numpy"),
+        ("diffusion/hop.py", "from . import schedule"),
+        ("networks/backbones/mlp.py", "from fewstep.data.batches import Data"),
         ("data/digits.py", "import fewstep.methods.base"),
-        ("stages/base.py", "from fewstep.tracking.names import LOSS"),
-        ("stages/base.py", "def f():\n    import wandb"),
-        ("stages/base.py", "from importlib import import_module\nimport_module('wandb')"),
-        ("quality/grid.py", "from fewstep.methods import Stage"),
-        ("quality/grid.py", "from fewstep.data.batches import Data"),
-        ("tracking/report.py", "from fewstep.evaluation.grid import Plan"),
-        ("evaluation.py", "from omegaconf import DictConfig"),
-        ("fit.py", "import wandb.sdk"),
-        ("fit.py", "import_module(name)"),
-        ("stages/base.py", "import diffusers"),
+        ("methods/base.py", "from fewstep.tracking.names import LOSS"),
+        ("methods/base.py", "def f():\n    import wandb"),
+        ("methods/base.py", "from importlib import import_module\nimport_module('wandb')"),
+        ("evaluation/grid.py", "from fewstep.methods import Method"),
+        ("reports/report.py", "from fewstep.evaluation.grid import EvaluationPlan"),
+        ("training/loop.py", "from omegaconf import DictConfig"),
+        ("training/loop.py", "import wandb.sdk"),
+        ("training/loop.py", "import_module(name)"),
+        ("methods/base.py", "import diffusers"),
     ],
 )
 def test_the_check_finds_a_bad_import(name: str, line: str) -> None:
@@ -132,10 +158,10 @@ def test_the_check_finds_a_bad_import(name: str, line: str) -> None:
 @pytest.mark.parametrize(
     ("name", "line"),
     [
-        ("diffusion/target.py", "import torch.nn\nfrom math import pi\nfrom fewstep.diffusion.schedule import alpha"),
-        ("stages/base.py", "from fewstep.data.batches import Batch\nimport lightning"),
-        ("quality/grid.py", "from fewstep.data.facts import DataFacts"),
-        ("run.py", "import hydra\nfrom fewstep.methods import Stage"),
+        ("diffusion/hop.py", "import torch.nn\nfrom math import pi\nfrom fewstep.diffusion.schedule import alpha"),
+        ("methods/base.py", "from fewstep.data.batches import Batch\nimport lightning"),
+        ("evaluation/grid.py", "from fewstep.data.facts import DataFacts"),
+        ("runs/train.py", "import hydra\nfrom fewstep.methods import Method"),
         ("../../train.py", "import hydra"),
         ("tracking/wandb_run.py", "import wandb"),
     ],
@@ -184,3 +210,57 @@ def test_nothing_is_unpickled() -> None:
                 said = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
                 safe = said.get("weights_only") == "True" or said.get("allow_pickle") == "False"
                 assert safe, f"{relative(file)}:{node.lineno}"
+
+
+def module_of(file: Path) -> str:
+    parts = [*file.relative_to(SOURCE.parent).with_suffix("").parts]
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imported_at_start(source: str, known: set[str]) -> set[str]:
+    """The modules of fewstep that a file imports when it is imported itself."""
+    tree = ast.parse(source)
+    names = (
+        module for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom) for module, _ in imports(node)
+    )
+    return {
+        module if module in known else module.rpartition(".")[0] for module in names if module.startswith("fewstep")
+    }
+
+
+def cycle_in(graph: dict[str, set[str]]) -> list[str]:
+    """Nodes of a cycle, in its order; empty where there is none."""
+    done: set[str] = set()
+
+    def visit(node: str, path: list[str]) -> list[str]:
+        if node in path:
+            return path[path.index(node) :]
+        if node in done:
+            return []
+        found = next((cycle for each in graph.get(node, ()) if (cycle := visit(each, [*path, node]))), [])
+        done.add(node)
+        return found
+
+    return next((cycle for node in graph if (cycle := visit(node, []))), [])
+
+
+def test_no_imports_are_circular() -> None:
+    known = {module_of(file) for file in FILES}
+    graph = {module_of(file): imported_at_start(file.read_text(), known) - {module_of(file)} for file in FILES}
+    assert cycle_in(graph) == []
+    assert cycle_in({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c"]
+
+
+MAX_FUNCTION_LINES = 60
+
+
+def long_functions(source: str) -> list[str]:
+    functions = (n for n in ast.walk(ast.parse(source)) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef))
+    return [f.name for f in functions if (f.end_lineno or f.lineno) - f.lineno + 1 >= MAX_FUNCTION_LINES]
+
+
+def test_no_function_is_long() -> None:
+    assert {
+        relative(file): long_functions(file.read_text()) for file in FILES if long_functions(file.read_text())
+    } == {}
+    assert long_functions("def f():\n" + "    pass\n" * MAX_FUNCTION_LINES) == ["f"]

@@ -34,8 +34,8 @@ def check(
     picture_file = out or Path(f"{name}.png")
     if picture_file.suffix != ".png":
         raise ValueError(f"--out must end in .png, got {picture_file}")
+    from fewstep.artifacts.pictures import picture, save_png
     from fewstep.evaluation.images import evaluation_tensor
-    from fewstep.reports.pictures import picture, save_png
     from fewstep.runs.build import data_of
 
     opened = data_of(name, [*(settings or []), *([f"root={root}"] if root else [])], batch_size=SHOWN)

@@ -6,11 +6,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from fewstep.artifacts.pictures import picture, save_png
 from fewstep.commands.arrays import save_batches
 from fewstep.data.facts import DataFacts
 from fewstep.diffusion.prediction import Condition
 from fewstep.evaluation.images import evaluation_tensor
-from fewstep.reports.pictures import picture, save_png
 
 
 def save_images(

@@ -9,11 +9,11 @@ from PIL.Image import Image
 
 from fewstep.artifacts.lineage import ancestors, models_in_folder
 from fewstep.artifacts.model_file import ModelCard, load_model
+from fewstep.artifacts.pictures import picture
 from fewstep.diffusion.guidance import log_snr_interval
 from fewstep.evaluation.images import evaluation_tensor
 from fewstep.inference.model import Model, load, sample_batches
 from fewstep.networks import Frozen
-from fewstep.reports.pictures import picture
 
 
 @dataclass(frozen=True)

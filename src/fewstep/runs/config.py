@@ -62,9 +62,9 @@ class Settings:
         trainer = build(TrainerSettings, values["trainer"], "trainer")
         return cls(values, trainer, build(CosineSchedule, schedule, "schedule"))
 
-    def with_values(self, **changes: Any) -> "Settings":
+    def with_values(self, changes: Mapping[str, Any]) -> "Settings":
         """The same settings with other top-level values."""
-        return replace(self, values=copy.deepcopy(self.values) | changes)
+        return replace(self, values=copy.deepcopy(self.values) | dict(changes))
 
     def of_stage(self, stage: str, teacher: str | Path | None = None) -> "Settings":
         """The settings of one stage of a pipeline.
@@ -78,7 +78,7 @@ class Settings:
                 f"stage.stages must be of the stages that are composed, {', '.join(known)}, got {stage!r}; "
                 f"method={stage} composes one"
             )
-        return self.with_values(stage=copy.deepcopy(own), teacher=None if teacher is None else str(teacher))
+        return self.with_values({"stage": copy.deepcopy(own), "teacher": None if teacher is None else str(teacher)})
 
     @property
     def stage(self) -> dict[str, Any]:

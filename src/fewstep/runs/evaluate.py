@@ -18,6 +18,7 @@ from torch import Tensor
 
 from fewstep.artifacts.lineage import ancestors
 from fewstep.artifacts.model_file import ModelCard, load_model
+from fewstep.artifacts.pictures import picture, save_png
 from fewstep.artifacts.quality_file import QualityRow
 from fewstep.artifacts.run_folder import QUALITY
 from fewstep.diffusion.guidance import Guided, log_snr_interval
@@ -30,7 +31,6 @@ from fewstep.evaluation.images import EvaluationImages
 from fewstep.evaluation.protocol import Protocol
 from fewstep.inference.model import Model
 from fewstep.networks import Frozen
-from fewstep.reports.pictures import picture, save_png
 from fewstep.reports.report import write_report
 from fewstep.system.files import sha256_of, write_json
 from fewstep.system.hardware import cpu_name, peak_gpu_memory, peak_memory

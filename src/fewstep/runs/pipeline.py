@@ -1,4 +1,4 @@
-"""A run: one stage, an evaluation, a plan, or a pipeline of stages one after the other."""
+"""A run: one stage, an evaluation, or a pipeline of stages one after the other."""
 
 import logging
 import warnings
@@ -10,12 +10,13 @@ from fewstep.artifacts.lineage import find_newest_students, models_in_folder
 from fewstep.artifacts.model_file import load_model
 from fewstep.artifacts.run_folder import QUALITY, REPORT, RunFolder
 from fewstep.diffusion.sampling import Sampling
-from fewstep.distributed.collectives import on_main_process
 from fewstep.methods.base import Method, Parent
 from fewstep.runs.build import build_data, build_evaluator, build_exact_teacher, build_plan
 from fewstep.runs.config import EVALUATE, EXACT, NO_TEACHER, PIPELINE, Settings
 from fewstep.runs.evaluate import evaluate
-from fewstep.runs.train import find_parent, loggers_of, method_of, open_evaluator, open_folder, train
+from fewstep.runs.folders import loggers_of, open_folder
+from fewstep.runs.parent import find_parent, method_of, open_evaluator
+from fewstep.runs.train import train
 from fewstep.system.validation import checked
 from fewstep.teachers.imported import imported, is_foreign
 
@@ -29,11 +30,7 @@ def run(settings: Settings) -> None:
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", module="lightning")
-    if settings.values["plan"]:
-        from fewstep.estimate.plan import plan  # which uses all of this file
-
-        on_main_process(lambda: plan(settings))
-    elif settings.name == PIPELINE:
+    if settings.name == PIPELINE:
         run_pipeline(settings)
     elif settings.name == EVALUATE:
         run_evaluate(settings)
@@ -108,7 +105,7 @@ def trained_stages(settings: Settings) -> list[str]:
 
 def method_named(settings: Settings) -> Method:
     """The method of a stage whatever the teacher."""
-    return method_of(settings.with_values(teacher=None))
+    return method_of(settings.with_values({"teacher": None}))
 
 
 def run_pipeline(settings: Settings) -> None:

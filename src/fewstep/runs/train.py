@@ -1,9 +1,7 @@
 """Train a method: find its parent, walk its phases, write a model file for each."""
 
 import gc
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,14 +9,13 @@ import torch
 from lightning import Callback
 from lightning.pytorch.loggers import Logger
 
-from fewstep.artifacts.lineage import find_newest, lineage_of, resolve_parent
+from fewstep.artifacts.lineage import lineage_of
 from fewstep.artifacts.model_file import Ancestor, ModelCard, load_model, save_model
-from fewstep.artifacts.run_folder import MODEL, RunFolder, open_run, rung_file
+from fewstep.artifacts.run_folder import MODEL, rung_file
 from fewstep.data.batches import Data
 from fewstep.data.facts import DataFacts
 from fewstep.data.noise import NoiseData
 from fewstep.diagnostics import NUM_EXAMPLES, Diagnostics
-from fewstep.diagnostics.file import logged_rows
 from fewstep.diffusion.betas import BetaSchedule
 from fewstep.diffusion.schedule import CosineSchedule
 from fewstep.distributed.collectives import on_main_process, world_size
@@ -30,22 +27,19 @@ from fewstep.networks import Denoiser
 from fewstep.networks.adapter import adapter_file, is_adapted, merged, save_adapter
 from fewstep.runs.build import (
     build_data,
-    build_evaluator,
     build_exact_teacher,
     build_fresh_student,
-    build_method,
     build_student,
     build_teacher,
-    compatibility_of,
     guidance_of,
     phase_training,
     schedule_of,
 )
-from fewstep.runs.config import EXACT, FORCE, NO_TEACHER, Settings
+from fewstep.runs.config import Settings
 from fewstep.runs.cycle import CYCLE, write_cycle
+from fewstep.runs.folders import loggers_of, open_folder
+from fewstep.runs.parent import existing, find_parent, method_of, open_evaluator
 from fewstep.system.files import sha256_of
-from fewstep.teachers.imported import imported, is_foreign
-from fewstep.tracking.loggers import started
 from fewstep.training.callbacks.snapshots import Snapshots
 from fewstep.training.loop import fit
 from fewstep.training.module import DistillationModule
@@ -110,69 +104,6 @@ def train(settings: Settings, name: str | None = None) -> list[Path]:
                 examples = held_out_examples(settings, evaluator)
                 on_main_process(lambda: write_cycle(folder.path / CYCLE, files, settings, examples))
         return files
-
-
-def method_of(settings: Settings) -> Method:
-    """The method of a stage, as it is with the teacher that the settings say.
-
-    Raises:
-        ValueError: see `build_method`; or it needs a teacher and teacher=none.
-    """
-    method = build_method(settings.stage)
-    return method.without_teacher() if settings.teacher == NO_TEACHER else method
-
-
-def open_evaluator(settings: Settings, method: Method) -> Evaluator | None:
-    """The data set and what judges samples; a method that needs no data may go without.
-
-    Raises:
-        ValueError, OSError: the data set of a method that needs it cannot be opened.
-    """
-    try:
-        return build_evaluator(settings)
-    except (ValueError, OSError) as error:
-        if method.inputs == "data" or settings.teacher == EXACT:
-            raise
-        warnings.warn(f"training without data, so without snapshots and diagnostics: {error}", stacklevel=2)
-        return None
-
-
-def existing(parent: Path | None) -> Path:
-    """The parent, which a method without data cannot do without.
-
-    Raises:
-        ValueError: there is none.
-    """
-    if parent is None:
-        raise ValueError("a method that needs no data needs a trained parent, whose card says what to make")
-    return parent
-
-
-def find_parent(settings: Settings, method: Method, evaluator: Evaluator | None) -> Path | None:
-    """The parent's model file: the one named by teacher=PATH, else the newest that is compatible.
-
-    None for a method that has no parent, and for the exact teacher, which is no file.
-
-    Raises:
-        ValueError: there is none, or the one that was named is not compatible.
-    """
-    wanted, teacher, outputs = method.parent(), settings.teacher, settings.outputs
-    if wanted is None or (teacher == EXACT and "two_evaluations" in wanted.guidance):
-        return None
-    facts = None if evaluator is None else evaluator.facts
-    if teacher in (None, EXACT):
-        reason = compatibility_of(settings, wanted, facts, preferred=True)
-        return on_main_process(lambda: find_newest(outputs, settings.dataset_name, wanted.guidance[0], reason))
-    reason = compatibility_of(settings, wanted, facts, named=True)
-
-    def named() -> Path:
-        if not is_foreign(teacher):
-            return resolve_parent(Path(teacher), reason)
-        if facts is None:
-            raise ValueError(f"teacher={teacher} is imported for its data set, which is not there")
-        return resolve_parent(imported(teacher, outputs, facts), reason)
-
-    return on_main_process(named)
 
 
 def train_phase(
@@ -308,47 +239,3 @@ def held_out_examples(settings: Settings, evaluator: Evaluator, most: int = 1000
     data = build_data(settings, count, "examples")
     x, label = data.batch(0) if evaluator.facts.latent or evaluator.facts.text else data.reference()
     return x[:count], label[:count]
-
-
-@contextmanager
-def open_folder(
-    settings: Settings,
-    products: Sequence[str],
-    name: str | None = None,
-    keep: Callable[[Path], bool] = lambda folder: False,
-) -> Iterator[RunFolder]:
-    """The run folder of these settings, held; see `open_run`."""
-    with ExitStack() as stack:
-
-        def hold() -> RunFolder:
-            force = settings.values["resume"] == FORCE
-            folder = stack.enter_context(
-                open_run(
-                    settings.outputs,
-                    settings.dataset_name,
-                    settings.name,
-                    settings.text,
-                    products,
-                    name or settings.run_name,
-                    keep,
-                    force,
-                )
-            )
-            print(f"{settings.name}: {folder.path}" + (" (finished before)" if folder.finished else ""), flush=True)
-            return folder
-
-        yield on_main_process(hold)
-
-
-@contextmanager
-def loggers_of(settings: Settings, folder: Path) -> Iterator[list[Logger]]:
-    """Where the numbers of a stage go; see `started`."""
-    with started(
-        folder,
-        group=f"{settings.dataset_name}-{folder.name}",
-        job_type=settings.name,
-        config=settings.values,
-        loggers=settings.values["logger"],
-        earlier=logged_rows(folder),
-    ) as loggers:
-        yield loggers

@@ -14,8 +14,8 @@ from omegaconf import DictConfig, open_dict
 from fewstep.runs.build import build_plan
 from fewstep.runs.config import EVALUATE, PIPELINE, Settings
 from fewstep.runs.overrides import require_known_recipe
+from fewstep.runs.parent import method_of
 from fewstep.runs.pipeline import check_pipeline
-from fewstep.runs.train import method_of
 from fewstep.sweeps.jobs import Job, SweepOverrides, quoted
 from fewstep.sweeps.process import JobProcess
 from fewstep.sweeps.running import LaunchMode, Result, Sweep
@@ -61,7 +61,7 @@ class SweepContext:
         accelerator = config.trainer.accelerator
         config.trainer.accelerator = "cpu"  # of another machine, whose GPUs need not be here
         settings = Settings.read(config)
-        return settings.with_values(trainer=settings.values["trainer"] | {"accelerator": accelerator})
+        return settings.with_values({"trainer": settings.values["trainer"] | {"accelerator": accelerator}})
 
     def placed(self, job: Job, folder: Path) -> tuple[Job, Settings]:
         """A job in the sweep's folder and its settings, checked before any job is started.

@@ -11,8 +11,8 @@ from fewstep.artifacts.lineage import find_newest_students
 from fewstep.artifacts.run_folder import MODEL, flat, is_the_experiment, rung_file
 from fewstep.methods import Method
 from fewstep.runs.config import EVALUATE, PIPELINE, Settings
+from fewstep.runs.parent import find_parent, method_of, open_evaluator
 from fewstep.runs.pipeline import Chain, accepts, trained_stages
-from fewstep.runs.train import find_parent, method_of, open_evaluator
 from fewstep.sweeps.jobs import Job, digest, quoted
 
 SHARED = "shared"
@@ -134,7 +134,7 @@ def parent_below(outputs: Path, settings: Settings) -> Path | None:
     Raises:
         ValueError: there is none that fits.
     """
-    own = settings.with_values(outputs=str(outputs))
+    own = settings.with_values({"outputs": str(outputs)})
     if own.teacher is not None or own.name == PIPELINE:
         return None
     if own.name == EVALUATE:

@@ -6,12 +6,12 @@ from typing import Any
 import torch
 from lightning import Callback, LightningModule, Trainer
 
+from fewstep.artifacts.pictures import picture, save_png
 from fewstep.data.batches import Data
 from fewstep.diffusion.sampler import SAMPLERS, sample
 from fewstep.distributed.collectives import all_gather_rows, local_slice, rank, world_size
 from fewstep.evaluation.images import evaluation_tensor
 from fewstep.evaluation.metrics import RunningFigures
-from fewstep.reports.pictures import picture, save_png
 from fewstep.system.seeds import fresh_noise, starting_noise
 from fewstep.tracking.names import SAMPLE_FID, SAMPLE_GRID, SAMPLE_INCEPTION_SCORE
 from fewstep.tracking.tracker import log_picture

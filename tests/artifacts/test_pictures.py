@@ -1,8 +1,8 @@
 import torch
 from PIL import Image
 
+from fewstep.artifacts.pictures import image_grid, picture, save_png, scatter
 from fewstep.data.facts import DataFacts
-from fewstep.reports.pictures import image_grid, picture, save_png, scatter
 
 DIGITS = DataFacts(name="digits", shape=(1, 8, 8), num_classes=10, low=-1.0, high=1.0)
 MIXTURE = DataFacts(name="mixture", shape=(2,), num_classes=4, low=-1.5, high=1.5)
