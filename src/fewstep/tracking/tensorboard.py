@@ -58,7 +58,7 @@ class TensorBoardRun(TensorBoardLogger, Tracker):  # pyright: ignore[reportIncom
         """Show the rows of quality.json as text, and the students' FID as scalars and among HPARAMS."""
         students = students_fid(rows)
         self._compare([*students])
-        self.experiment.add_text(QUALITY_TABLE, _markdown(rows), 0)
+        self.experiment.add_text(QUALITY_TABLE, _table(rows), 0)
         for name, value in students.items():
             self.experiment.add_scalar(name, value, 0)
 
@@ -98,11 +98,12 @@ def _flat(settings: Mapping[str, Any], above: str = "") -> Iterable[tuple[str, b
             yield f"{above}{key}", value if isinstance(value, bool | int | float) else str(value)
 
 
-def _markdown(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows as a table."""
-    columns = list(rows[0]) if rows else []
-    cells = [columns, ["---"] * len(columns), *([_cell(row.get(column)) for column in columns] for row in rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in cells)
+def _table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows as preformatted Markdown in aligned columns, without those columns that are the same in every row."""
+    columns = [name for name in (rows[0] if rows else ()) if len({row.get(name) for row in rows}) > 1]
+    lines = [columns, *([_cell(row.get(name)) for name in columns] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join("    " + "  ".join(map(str.rjust, line, widths)) for line in lines)
 
 
 def _cell(value: Any) -> str:
