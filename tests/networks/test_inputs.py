@@ -28,6 +28,7 @@ from fewstep.networks import (
 )
 from fewstep.networks.adapter import guidance_file, guidance_weights, save_adapter, trained_parameters, with_adapter
 from fewstep.networks.denoiser import arguments_of, without_inputs
+from fewstep.networks.ema import Average, constant
 from fewstep.networks.features import MiddleFeatures
 from fewstep.networks.inputs import ScalarInputs, sinusoid
 from fewstep.networks.smaller import smaller_student
@@ -226,8 +227,9 @@ def test_a_smaller_student_keeps_them_and_a_setting_cannot_add_them() -> None:
         smaller_student(parent, {"extra_inputs": ["d"]})
 
 
-def test_frozen_networks_and_feature_hooks_pass_them_on() -> None:
+def test_frozen_networks_averages_and_feature_hooks_pass_them_on() -> None:
     student = made("UNet", extra_inputs=("s", "d"))
     assert MiddleFeatures(student).channels == 16
-    frozen = Frozen(student)
-    assert torch.equal(frozen(*inputs_of("UNet"), extra=EXTRA).v, student(*inputs_of("UNet"), extra=EXTRA).v)
+    expected = student(*inputs_of("UNet"), extra=EXTRA).v
+    for copied in (Average(student, constant(0.5)), Frozen(student)):
+        assert torch.equal(copied(*inputs_of("UNet"), extra=EXTRA).v, expected)

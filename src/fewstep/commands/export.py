@@ -1,4 +1,4 @@
-"""fewstep export: a model for those who do not have fewstep."""
+"""fewstep export: a model in formats that open without fewstep."""
 
 from pathlib import Path
 from typing import Annotated

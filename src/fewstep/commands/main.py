@@ -236,7 +236,7 @@ def raise_usage_error(self: argparse.ArgumentParser, message: str) -> NoReturn:
 
 
 def is_user_error(error: BaseException) -> bool:
-    """Whether the error is one of input: ours (ValueError, OSError), Hydra's, or Typer's; or of a machine too small."""
+    """Whether the error is the user's to mend: ours (ValueError, OSError), Hydra's, Typer's, or too little memory."""
     module = type(error).__module__.partition(".")[0]
     known = isinstance(error, ValueError | OSError) or module in ("hydra", "omegaconf", "typer", "click")
     return known or raised_in(error) in ("hydra", "omegaconf") or is_out_of_memory(error)

@@ -1,3 +1,3 @@
-"""Students out: folders and files for those who do not have fewstep."""
+"""Export of models: folders and files that open without fewstep."""
 
 UNKNOWN_LICENCE = "unknown: ask the teacher's maker"

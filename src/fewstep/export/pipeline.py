@@ -98,7 +98,7 @@ class FewStepPipeline(DiffusionPipeline):
             warnings.warn(f"made for w in {about['w_range']}, not {w:g}: expect worse images", stacklevel=3)
 
     def times(self, steps: int) -> torch.Tensor:
-        """The times of the evaluations, and 0: those that the model was made for where there are so many, else even."""
+        """The times of the evaluations, and 0: those that the model was made for, or even ones for other numbers."""
         about = self.about
         if steps not in about["made_for_steps"]:
             return torch.arange(steps, -1, -1, dtype=torch.float64) / steps
@@ -162,7 +162,7 @@ class FewStepPipeline(DiffusionPipeline):
                 return output
 
     def output(self, z: torch.Tensor, timestep: float, label: torch.Tensor, w: float) -> torch.Tensor:
-        """The network's output in float32, without the variance that some networks learn beside it."""
+        """The network's output in float32, without the channels of a learned variance."""
         given: dict[str, Any] = {"class_labels": label, "return_dict": False}
         if dim := self.about["guidance_dim"]:
             scale = torch.full((len(z),), 1000 * float(w), device=z.device)

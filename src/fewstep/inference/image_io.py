@@ -22,7 +22,7 @@ MODES = {1: ("L", "grey"), 3: ("RGB", "RGB")}
 
 
 class LoadedImages(NamedTuple):
-    """`images` are in [-1, 1] (points in their own range); `sizes` as they were before conversion."""
+    """Images in [-1, 1] (points in their own range), their labels, and their sizes before conversion."""
 
     images: Float[Tensor, "count *image"]
     labels: Int[Tensor, "count"] | None
@@ -30,7 +30,7 @@ class LoadedImages(NamedTuple):
 
 
 def read_images(paths: Sequence[Path], facts: DataFacts) -> LoadedImages:
-    """Images of any format that Pillow reads, and .npz files as `fewstep sample` writes them, one after the other.
+    """Read images of any format of Pillow, and .npz files as `fewstep sample` writes them, in the order of `paths`.
 
     Images of another size are centre-cropped and resized, grey and RGB turned into each other, 16 bits into 8; a
     warning says which. `facts` are of the pixels.
@@ -61,7 +61,7 @@ def read_images(paths: Sequence[Path], facts: DataFacts) -> LoadedImages:
 
 
 def read_mask(given: str, sizes: Sequence[Size], facts: DataFacts) -> Bool[Tensor, "count *image"]:
-    """What is missing of each image, True: left, right, top or bottom half, or a file.
+    """The mask of each image, True where it is missing: left, right, top or bottom half, or a file.
 
     In an image file white (128 and more) is missing and black is kept, as in diffusers; in an .npz the array `mask` is
     True or not 0 where something is missing, for one image or for each. An image file has the size of the images it is
@@ -114,7 +114,7 @@ def _fit_mask(mask: Image.Image, size: Size, facts: DataFacts, path: Path) -> Bo
 
 
 def _open(path: Path) -> Image.Image:
-    """The image as it is meant to be seen: turned as its EXIF says."""
+    """The image, turned as its EXIF says."""
     if not path.is_file():
         raise ValueError(f"an image must be a file, and there is none at {path}")
     try:
@@ -133,7 +133,7 @@ def _mode(facts: DataFacts) -> str:
 
 
 def _change(picture: Image.Image, facts: DataFacts) -> str | None:
-    """What has to be done to the picture, in words; None if it fits as it is."""
+    """The conversion that the picture needs, in words; None for none."""
     channels, height, width = facts.shape
     if picture.size == (width, height) and picture.mode == _mode(facts):
         return None

@@ -131,7 +131,7 @@ def transfer(
     seed: int = 0,
     batch_size: int = 500,
 ) -> Pictures:
-    """Encode each image as `source`, decode it as `target`: the same noise, so much of the same style, as another.
+    """Encode each image as `source` and decode it as `target`: from the same noise, so in much of the same style.
 
     Nothing is random but what the model's own sampler adds. `target` = `source` gives the images back, up to the error
     of the two ways.

@@ -17,7 +17,7 @@ NETWORKS = ("ResidualMLP", "UNet", "UNet2D", "TextUNet", "DiT")
 
 
 def network_class(name: str) -> type[nn.Module]:
-    """The class of that name out of the fixed list.
+    """The network class of that name, one of NETWORKS.
 
     Raises:
         ValueError: a name that is not on the list.

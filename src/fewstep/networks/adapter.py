@@ -50,7 +50,7 @@ def with_adapter(denoiser: Denoiser, rank: int, alpha: float) -> Denoiser:
 
 
 def guidance_weights(network: nn.Module) -> set[str]:
-    """The names of the weights that a network has for w and its extra inputs alone."""
+    """The names of the weights that project w and the extra inputs."""
     with torch.device("meta"):
         plain = type(network)(**without_inputs(arguments_of(network))).state_dict()
     return {name for name, _ in network.named_parameters() if not is_adapters(name) and without_base(name) not in plain}

@@ -49,7 +49,7 @@ class Denoiser(nn.Module):
 
     @property
     def null(self) -> int | Tensor:
-        """What means "no condition" to it: the label past the last class, or the embedding of the empty prompt."""
+        """The null condition: the label past the last class, or the embedding of the empty prompt."""
         empty: Tensor | None = getattr(self.network, "empty_prompt", None)
         return int(arguments_of(self.network)["num_classes"]) if empty is None else empty
 
@@ -151,7 +151,7 @@ def without_inputs(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class Frozen:
-    """A teacher: its network in eval mode and without gradients, following the device of what it is given.
+    """A teacher: a denoiser in eval mode and without gradients, which moves to the device of its inputs.
 
     Being no Module it never enters its student's state, average or optimiser.
     """

@@ -11,7 +11,7 @@ from fewstep.networks.smaller import middle
 
 
 class MiddleFeatures:
-    """What the middle of a denoiser's network (`middle`) gave at its latest call.
+    """The output of the middle of a denoiser's network (`middle`) at its latest call.
 
     Being no Module it is no part of a model. It adds a forward hook and calls the network once, on one empty example,
     to learn how many channels there are.

@@ -27,7 +27,7 @@ def sinusoid(value: Float[Tensor, "batch"], dim: int) -> Float[Tensor, "batch di
 
 
 def frequencies(dim: int, device: torch.device) -> Float[Tensor, "half"]:
-    """dim / 2 of them, from 1 down to 1e-4, geometrically spaced."""
+    """The dim / 2 frequencies of `sinusoid`."""
     half = dim // 2
     exponents = torch.arange(half, dtype=torch.float32, device=device) / (half - 1)
     return torch.exp(-math.log(10_000) * exponents)
@@ -62,7 +62,7 @@ class ScalarInputs(nn.Module):
         self.extra = nn.ParameterDict({name: torch.zeros(num_features, dim) for name in extra_inputs})
 
     def sinusoids(self, w: Float[Tensor, "batch"] | None, extra: Scalars | None) -> Float[Tensor, "batch all"]:
-        """The sinusoids of all inputs side by side: what a U-Net of diffusers takes as `timestep_cond`."""
+        """The sinusoids of all inputs side by side: the `timestep_cond` of diffusers' U-Nets."""
         values = [(extra or {})[name] for name in self.extra]
         if self.weight is not None:
             assert w is not None, "this network has a w input"

@@ -48,7 +48,7 @@ def compile_calls(*parts: object, graphs: bool = False) -> None:
 
 
 def denoisers_in(part: object) -> Iterator[Denoiser]:
-    """The denoisers that a teacher, however wrapped, or a student is made of."""
+    """The denoisers inside a student or a teacher, guided or not."""
     match part:
         case Denoiser():
             yield part

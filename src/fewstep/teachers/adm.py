@@ -82,7 +82,7 @@ def read_adm(path: Path) -> Foreign:
 
 
 def flags_of(path: Path, mults: tuple[float, ...], channels: list[int]) -> Flags:
-    """What is in no tensor: the flags in MODEL.json, or those published for these channel multipliers.
+    """The flags that follow from no tensor: those in MODEL.json, or those published for these channel multipliers.
 
     Raises:
         ValueError: there are none, or one has no such value.
@@ -171,7 +171,7 @@ def multipliers(tensors: Mapping[str, Tensor], channels: list[int]) -> tuple[flo
 
 
 def renamed(tensors: Mapping[str, Tensor], levels: int, layers: int, head: int, new_order: bool) -> dict[str, Tensor]:
-    """The tensors by diffusers' names; q, k and v, which are one there, apart."""
+    """The tensors by diffusers' names, the joint projection of q, k and v split into three."""
     places = OUTSIDE | {"middle_block.0": "mid_block.resnets.0", "middle_block.2": "mid_block.resnets.1"}
     places |= {"middle_block.1": "mid_block.attentions.0"}
     for level in range(levels):

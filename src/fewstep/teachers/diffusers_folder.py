@@ -109,7 +109,7 @@ def weights_of(folder: Path) -> tuple[dict[str, Tensor], list[Path]]:
 
 
 def present_name(name: str) -> str:
-    """Attention layers were called otherwise before diffusers 0.15."""
+    """The present name of a weight: attention layers had other names before diffusers 0.15."""
     if ".attentions." not in name:
         return name
     parts = name.split(".")

@@ -1,4 +1,4 @@
-"""What is read of a foreign teacher: an architecture of diffusers, its weights, and how its output reads."""
+"""A foreign teacher as it is read: an architecture of diffusers, weights, and how the output reads."""
 
 import json
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ from fewstep.diffusion.prediction import PredictionKind
 
 @dataclass(frozen=True)
 class Foreign:
-    """A teacher as it was found.
+    """A foreign teacher's architecture, weights and schedule.
 
     Args:
         kind: diffusers' class. config: its settings. tensors: its weights by diffusers' names, float32.
@@ -37,7 +37,7 @@ class Foreign:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object.
+    """The JSON object in a file.
 
     Raises:
         ValueError: there is no such file, or no object in it.

@@ -139,7 +139,7 @@ def num_rows(foreign: Foreign) -> int:
 
 
 def check_shape(foreign: Foreign, facts: DataFacts, source: str | Path) -> None:
-    """Refuse a teacher of other data.
+    """Check that a teacher makes the data set's data.
 
     Raises:
         ValueError: channels, size, classes, latents or prompts are not those of the data set.

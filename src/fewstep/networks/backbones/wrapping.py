@@ -15,7 +15,7 @@ DEFAULT_LEVELS = range(4)  # of diffusers' U-Nets without block_out_channels
 
 
 def checked_config(model: type[nn.Module], config: Mapping[str, Any], ours: Collection[str]) -> dict[str, Any]:
-    """A copy of `config`, in plain JSON, once all its names are arguments of `model` and none is one of `ours`.
+    """Check that the names of `config` are arguments of `model` and none of `ours`; give a copy in plain JSON.
 
     Raises:
         ValueError: a name that `model` does not take, or that follows from the wrapper's own arguments.
@@ -32,7 +32,7 @@ def checked_config(model: type[nn.Module], config: Mapping[str, Any], ours: Coll
 
 
 def check_divisible(shape: Sequence[int], by: int, what: str) -> None:
-    """Images (C, H, W) with H and W divisible by `by`.
+    """Check that images are (C, H, W) with H and W divisible by `by`.
 
     Raises:
         ValueError: they are not.
@@ -89,7 +89,7 @@ def add_scalar_inputs(unet: UNet2DConditionModel, guidance_input: bool, extra_in
 def timestep_cond(
     unet: UNet2DConditionModel, w: Float[Tensor, "batch"] | None, extra: Scalars | None
 ) -> Float[Tensor, "batch all"] | None:
-    """What a U-Net takes beside its timestep: the sinusoids of its scalar inputs, None where it has none."""
+    """A U-Net's argument of that name: the sinusoids of its scalar inputs, None where it has none."""
     inputs = unet.time_embedding.cond_proj
     return inputs.sinusoids(w, extra) if isinstance(inputs, ScalarInputs) else None
 
@@ -97,12 +97,12 @@ def timestep_cond(
 def first_channels(
     output: Float[Tensor, "batch outputs height width"], z: Float[Tensor, "batch channels height width"]
 ) -> Float[Tensor, "batch channels height width"]:
-    """The channels of the prediction: models that learn their variance too give twice as many."""
+    """The channels of the prediction: models with a learned variance give twice as many."""
     return output[:, : z.shape[1]]
 
 
 def check_out_channels(channels: int, out_channels: int) -> None:
-    """As many as z has, or twice as many.
+    """Check that there are as many output channels as z has, or twice as many.
 
     Raises:
         ValueError: any other number.

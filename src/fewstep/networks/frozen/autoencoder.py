@@ -62,7 +62,7 @@ class Autoencoder:
 
     @classmethod
     def of(cls, facts: LatentFacts, folder: str | Path | None = None) -> "Autoencoder":
-        """The very autoencoder of these latents, from `folder` or from where it lay when they were made.
+        """The autoencoder that made these latents, from `folder`, or else from the folder that the facts name.
 
         Raises:
             ValueError: it is not there, or has other weights; see `open`.
@@ -104,7 +104,7 @@ class Autoencoder:
         return self.latent_channels, height // self.downsampling, width // self.downsampling
 
     def facts(self, image_shape: tuple[int, ...]) -> LatentFacts:
-        """What latents of images of that shape say about themselves.
+        """The facts of latents of images of that shape.
 
         Raises:
             ValueError: see `latent_shape`.
@@ -133,7 +133,7 @@ class Autoencoder:
         return (sample - self.shift_factor) * self.scaling_factor
 
     def encode_mean(self, images: ImageBatch) -> Latents:
-        """Latents of images in [-1, 1], those of the mean: what editing an image starts from."""
+        """Latents of images in [-1, 1], those of the mean, without a draw."""
         return self.latents(self.encode(images)[0])
 
     @torch.no_grad()
@@ -156,7 +156,7 @@ def at_once(shape: tuple[int, ...]) -> int:
 
 
 def write_tiny_autoencoder(folder: Path, *, downsampling: int = 4, latent_channels: int = 4, seed: int = 0) -> None:
-    """A randomly initialised AutoencoderKL of some ten thousand weights in diffusers' layout: for tests and dry runs.
+    """Write a random AutoencoderKL of some ten thousand weights in diffusers' layout: for tests and dry runs.
 
     Args:
         downsampling: 1, 2, 4 or 8.

@@ -17,7 +17,7 @@ def require_weights(folder: Path, what: str) -> None:
     """Check that `folder` holds config.json and whole safetensors, as diffusers and transformers write them.
 
     Raises:
-        ValueError: a file is missing, truncated, or there is only a pickle; `what` says what it was to be.
+        ValueError: a file is missing, truncated, or there is only a pickle; `what` names the network in the message.
     """
     if not (folder / "config.json").is_file():
         raise ValueError(
@@ -44,7 +44,7 @@ def require_weights(folder: Path, what: str) -> None:
 
 
 def require_complete(info: dict[str, object], folder: Path, what: str) -> None:
-    """Refuse weights that left a tensor of the network random: `info` is what from_pretrained says it did.
+    """Check that weights have filled all tensors of a network; `info` is from_pretrained's loading info.
 
     Raises:
         ValueError: names the first tensor that is missing or of another shape.

@@ -73,7 +73,7 @@ class TextEncoder:
 
     @classmethod
     def of(cls, facts: TextFacts, folder: str | Path | None = None) -> "TextEncoder":
-        """The very text encoder of these embeddings, from `folder` or from where it lay when they were made.
+        """The text encoder that made these embeddings, from `folder`, or else from the folder that the facts name.
 
         Raises:
             ValueError: it is not there, or has other weights; see `open`.
@@ -84,7 +84,7 @@ class TextEncoder:
 
     @property
     def num_tokens(self) -> int:
-        """What every prompt is padded or cut to."""
+        """Tokens that every prompt is padded or cut to."""
         return min(int(self.tokenizer.model_max_length), int(self.network.config.max_position_embeddings))
 
     @property
@@ -92,7 +92,7 @@ class TextEncoder:
         return int(self.network.config.hidden_size)
 
     def facts(self) -> TextFacts:
-        """What prompts encoded by it say about themselves."""
+        """The facts of prompts that it encodes."""
         return TextFacts(self.num_tokens, self.num_features, self.digest, str(self.folder.resolve()))
 
     @torch.no_grad()
@@ -124,7 +124,7 @@ class TextEncoder:
 
 
 def require_prompts(prompts: Sequence[str]) -> list[str]:
-    """Prompts that say something.
+    """Check that there are prompts and none is blank; give them as a list.
 
     Raises:
         ValueError: none, or one that is empty or blank.
@@ -137,7 +137,7 @@ def require_prompts(prompts: Sequence[str]) -> list[str]:
 
 
 def tokenizer_folder(encoder: Path, named: Path | None) -> Path:
-    """Where the vocabulary of a text encoder lies: as named, in its own folder, or in tokenizer/ beside it.
+    """The folder of a text encoder's vocabulary: the one named, its own, or tokenizer/ in the same pipeline.
 
     Raises:
         ValueError: no vocab.json with merges.txt, nor tokenizer.json, is there.
@@ -153,7 +153,7 @@ def tokenizer_folder(encoder: Path, named: Path | None) -> Path:
 
 
 def write_tiny_text_encoder(folder: Path, *, features: int = 16, tokens: int = 32, seed: int = 0) -> None:
-    """text_encoder/ and tokenizer/ below `folder`, randomly initialised, every byte a token: for tests and dry runs."""
+    """Write a random text_encoder/, and a tokenizer/ of bytes, below `folder`: for tests and dry runs."""
     start, end = TINY_VOCABULARY, TINY_VOCABULARY + 1
     config = CLIPTextConfig(
         vocab_size=end + 1,
@@ -176,7 +176,7 @@ def write_tiny_text_encoder(folder: Path, *, features: int = 16, tokens: int = 3
 
 
 def write_tiny_tokenizer(folder: Path, *, tokens: int) -> None:
-    """A tokenizer in CLIP's form to which every byte is a token."""
+    """Write a tokenizer in CLIP's form, every byte a token."""
     vocabulary = tiny_vocabulary()
     special = {"bos_token": "<|startoftext|>"} | dict.fromkeys(("eos_token", "unk_token", "pad_token"), "<|endoftext|>")
     settings = {"tokenizer_class": "CLIPTokenizer", "model_max_length": tokens} | special
@@ -192,7 +192,7 @@ def write_tiny_tokenizer(folder: Path, *, tokens: int) -> None:
 
 
 def tiny_vocabulary() -> list[str]:
-    """Every byte within a word, every byte at a word's end, and what marks a text's start and end."""
+    """Tokens: every byte within a word, every byte at a word's end, a text's start and end."""
     names = [chr(code) for code in byte_symbols()]
     return [*names, *(f"{name}</w>" for name in names), "<|startoftext|>", "<|endoftext|>"]
 
