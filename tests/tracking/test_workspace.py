@@ -10,10 +10,10 @@ import yaml
 from running import Commands
 
 from fewstep.tracking import names
-from fewstep.tracking.workspace import as_json, of_a_stage, workspace
+from fewstep.tracking.workspace import as_json, key_in_run, workspace
 
 pytest_plugins = ("running",)
-pytest.importorskip("wandb_workspaces", reason="pip install 'fewstep[pages]'")
+pytest.importorskip("wandb_workspaces", reason="pip install 'fewstep[workspace]'")
 QUESTIONS = ["Is it training?", "Which w?", "Which steps?", "What did it cost?"]
 LOGGED = {value for name, value in vars(names).items() if name.isupper() and isinstance(value, str)}
 LOGGED |= {name(statistic) for name in (names.drift_of, names.of_samples) for statistic in names.SAMPLE_STATISTICS}
@@ -92,13 +92,15 @@ def test_a_sweep_of_wandb_is_found_by_its_id(commands: Commands, tmp_path):
     [
         ("stage.guidance.w_max", "stage.w_max"),
         ("stage.progressive.training.images", "stage.training.images"),
+        ("stage.tract.training.images", "stage.training.images"),
+        ("stage.training.images", "stage.training.images"),
         ("stage.w_max", "stage.w_max"),
         ("seed", "seed"),
         ("+trainer.max_images", "trainer.max_images"),
     ],
 )
 def test_keys_are_those_of_the_run_of_the_stage(key, in_its_run):
-    assert of_a_stage(key) == in_its_run
+    assert key_in_run(key) == in_its_run
 
 
 def test_mistakes_are_one_line(commands: Commands, tmp_path):

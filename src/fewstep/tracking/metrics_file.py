@@ -1,4 +1,4 @@
-"""metrics.csv: one row per logging moment, the same columns always, whole after any interruption."""
+"""metrics.csv: one row each time something is logged, always with the same columns, intact after any interruption."""
 
 import csv
 from argparse import Namespace
@@ -16,10 +16,10 @@ FILE = "metrics.csv"
 
 
 class MetricsFile(Logger):
-    """Appends to `folder/metrics.csv`; a row is on its way to the disk when `log_metrics` returns.
+    """Appends to `folder/metrics.csv`; a row is written when `log_metrics` returns.
 
-    Ours, because Lightning's CSVLogger deletes the file of the run it resumes, rewrites all of it whenever a
-    new column appears, and holds rows back in memory.
+    Lightning's CSVLogger deletes the file of the run it resumes, rewrites it whenever a new column appears, and keeps
+    rows in memory.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -60,10 +60,7 @@ class MetricsFile(Logger):
 
     @rank_zero_only
     def truncate(self, images: int) -> None:
-        """Drop the rows after `images` (all of them for 0) and a last line that was cut short.
-
-        The rows that a resumed run is about to write again are gone before it does.
-        """
+        """Drop the rows after `images` (all of them for 0), which a resumed run writes again, and a torn last line."""
         kept = [row for row in read_metrics(self.path) if images and row[IMAGES] <= images]
         if not kept:
             self.path.unlink(missing_ok=True)
@@ -78,9 +75,9 @@ class MetricsFile(Logger):
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
-    """The rows of a metrics.csv, each with the columns it has a number for; a cut last line is left out.
+    """The rows of a metrics.csv, each with the columns it has a number for; none without a file.
 
-    No file is no rows.
+    Damaged rows, and a last line that was torn, are left out.
     """
     if not path.exists():
         return []
@@ -90,7 +87,7 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
 
 
 def _numbers(row: Mapping[str | None, Any]) -> dict[str, float] | None:
-    """A row's numbers; None if it is damaged, as a power cut or a bad disk leaves it."""
+    """A row's numbers; None if it is damaged."""
     try:
         numbers = {key: float(text) for key, text in row.items() if key in COLUMNS and text}
     except (TypeError, ValueError):
@@ -99,5 +96,5 @@ def _numbers(row: Mapping[str | None, Any]) -> dict[str, float] | None:
 
 
 def _plain(number: float) -> float | int:
-    """12800.0 as 12800, so that a row kept is a row unchanged."""
+    """12800.0 as 12800, so that rewriting a row does not change it."""
     return int(number) if number.is_integer() else number

@@ -1,9 +1,9 @@
-"""Every name that is logged, defined once: the columns of metrics.csv are the keys W&B gets."""
+"""Every name that is logged, the same in metrics.csv, W&B and TensorBoard."""
 
 from typing import Final
 
-IMAGES: Final = "images"  # the x-axis of everything: images seen in this run; the rungs of a ladder add up
-RUNG: Final = "rung"  # steps of the rung being trained; empty outside a ladder
+IMAGES: Final = "images"  # the x-axis: images seen in this run, all phases together
+RUNG: Final = "rung"  # steps of the phase in training; empty in a stage of one phase
 LOSS: Final = "train/loss"  # mean since the row before
 LEARNING_RATE: Final = "train/learning_rate"
 GRADIENT_NORM: Final = "train/gradient_norm"  # of the last step, before clipping
@@ -22,12 +22,12 @@ COLUMNS: Final = (
     SAMPLE_INCEPTION_SCORE,
 )
 
-SAMPLE_GRID: Final = "samples/grid"  # W&B only: a picture
-QUALITY_TABLE: Final = "quality"  # W&B only: the rows of quality.json
+SAMPLE_GRID: Final = "samples/grid"  # not in metrics.csv: a picture
+QUALITY_TABLE: Final = "quality"  # not in metrics.csv: the rows of quality.json
 
-# W&B only; on disk they are the lines of diagnostics.jsonl.
+# Not in metrics.csv; on disk they are the lines of diagnostics.jsonl.
 GAP: Final = "diagnostics/gap"
-ALARMS: Final = "diagnostics/alarms"  # how many kinds of alarm a look has raised
+ALARMS: Final = "diagnostics/alarms"  # number of kinds of alarm that were raised
 SAMPLE_STATISTICS: Final = ("contrast", "saturation", "excess", "diversity")
 
 
@@ -52,7 +52,7 @@ def of_samples(statistic: str) -> str:
 
 
 def drift_of(statistic: str) -> str:
-    """The same less the teacher's from the same noise, or less the data's where there is no teacher."""
+    """One of SAMPLE_STATISTICS less the teacher's from the same noise, or less the data's without a teacher."""
     return f"diagnostics/{statistic}_drift"
 
 
@@ -62,10 +62,10 @@ def gradient_norm_of(part: str) -> str:
 
 
 def span(low: float, high: float) -> str:
-    """A bin as "0.125-0.25", or the one value it has."""
+    """A bin as "0.125-0.25", or as its one value."""
     return f"{low:.3g}" if low == high else f"{low:.3g}-{high:.3g}"
 
 
 def quality_of(figure: str, steps: int, w: float | None = None) -> str:
-    """A figure of the student of so many steps, at one w or its mean: what a sweep of W&B's compares."""
+    """A figure of the few-step student at one w, or its mean over w."""
     return f"quality/{figure}_{steps}_steps" + ("" if w is None else f"_w{w:g}")

@@ -1,4 +1,4 @@
-"""A run that an agent of W&B's own sweeps started: one of its stages is the run that the agent counts."""
+"""Runs that an agent of W&B's own sweeps started: the run of one of the stages is the agent's."""
 
 import os
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ COUNTED = "evaluate"  # the stage that has the figures
 
 @dataclass(frozen=True)
 class AgentsRun:
-    """What the agent said: the run it made, of which sweep, with which parameters."""
+    """The run that an agent made: its id, its sweep, and the file of its parameters."""
 
     id: str
     sweep: str
@@ -18,9 +18,9 @@ class AgentsRun:
 
 @cache
 def agents_run() -> AgentsRun | None:
-    """What the agent that started this process said, taken out of the environment: every run would take itself for it.
+    """The run of the agent that started this process, taken out of the environment.
 
-    A pipeline has a run for each stage, and W&B ignores the ids it is given as long as the environment names a sweep.
+    W&B ignores the ids it is given as long as the environment names a sweep, and a pipeline has a run for each stage.
     """
     sweep, parameters = (os.environ.pop(name, None) for name in ("WANDB_SWEEP_ID", "WANDB_SWEEP_PARAM_PATH"))
     if sweep is None:

@@ -9,10 +9,10 @@ from fewstep.tracking.wandb_run import PROJECT, logged_in, run_id
 
 
 def upload(folder: Path, rows: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) -> str:
-    """Log a sweep's table as one W&B run, the same one each time; offline files where nobody is logged in.
+    """Log a sweep's table as one W&B run, the same one each time; to offline files where nobody is logged in.
 
     Returns:
-        where it is, in words.
+        a line that says where it is.
     """
     import wandb
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from wandb_workspaces.reports.v2 import CustomChart, LinePlot
 
 NAME = "fewstep"
-STAGES = ("teacher", "guidance", "progressive", "evaluate")
+STAGE_GROUPS = ("training", "student")  # groups of settings inside a stage; any other group of `stage` is a stage
 SCATTER, LINES = "wandb/scatter/v0", "wandb/line/v0"  # W&B's own charts of a table
 
 
@@ -40,7 +40,7 @@ def workspace(
     """A workspace that is not saved yet.
 
     Args:
-        sweep: id of a W&B sweep, whose runs alone are shown. outputs: likewise the folder of a sweep of ours.
+        sweep: id of a W&B sweep; only its runs are shown. outputs: the same for the folder of a local sweep.
         swept: what differs between the runs, as keys of their settings.
     """
     import wandb_workspaces.expr as expr
@@ -68,7 +68,7 @@ def workspace(
 
 
 def is_it_training() -> "ws.Section":
-    """Loss and what means something where the loss does not."""
+    """The loss, and figures that compare where losses do not."""
     import wandb_workspaces.reports.v2 as wr
 
     drifts = [over_images(f"{name} drift", drift_of(name)) for name in SAMPLE_STATISTICS]
@@ -86,7 +86,7 @@ def is_it_training() -> "ws.Section":
 
 
 def which_w() -> "ws.Section":
-    """What each guidance weight costs."""
+    """Quality by guidance weight."""
     return section(
         "Which w?",
         of_table("quality over w", LINES, "w", "fid", "steps"),
@@ -96,7 +96,7 @@ def which_w() -> "ws.Section":
 
 
 def which_steps() -> "ws.Section":
-    """What each number of steps costs, and where on the way."""
+    """Quality by number of steps, and where on the path errors arise."""
     return section(
         "Which steps?",
         of_table("quality over steps", LINES, "steps", "fid", "model"),
@@ -108,7 +108,7 @@ def which_steps() -> "ws.Section":
 
 
 def what_did_it_cost() -> "ws.Section":
-    """Evaluations an image, and what training took."""
+    """Evaluations an image, and the cost of training."""
     import wandb_workspaces.reports.v2 as wr
 
     return section(
@@ -122,11 +122,11 @@ def what_did_it_cost() -> "ws.Section":
 
 
 def which_setting(swept: Sequence[str]) -> "ws.Section":
-    """What a sweep's runs differ in, beside what came of it."""
+    """The settings in which a sweep's runs differ, beside their figures."""
     import wandb_workspaces.reports.v2 as wr
     from wandb_workspaces.reports.v2.interface import ParallelCoordinatesPlotColumn
 
-    columns = [ParallelCoordinatesPlotColumn(metric=wr.Config(of_a_stage(key))) for key in swept]
+    columns = [ParallelCoordinatesPlotColumn(metric=wr.Config(key_in_run(key))) for key in swept]
     last = ParallelCoordinatesPlotColumn(metric=wr.SummaryMetric(SAMPLE_FID), log=True)
     return section(
         "Which setting?",
@@ -137,11 +137,11 @@ def which_setting(swept: Sequence[str]) -> "ws.Section":
     )
 
 
-def of_a_stage(key: str) -> str:
-    """A sweep's key as the run of the stage has it: stage.guidance.w_max is stage.w_max there."""
+def key_in_run(key: str) -> str:
+    """A sweep's key as the run of its stage has it: stage.guidance.w_max is stage.w_max there."""
     group, _, rest = key.lstrip("+~").partition(".")
     stage, _, inner = rest.partition(".")
-    return f"{group}.{inner}" if group == "stage" and stage in STAGES and inner else key.lstrip("+~")
+    return f"{group}.{inner}" if group == "stage" and inner and stage not in STAGE_GROUPS else key.lstrip("+~")
 
 
 def section(name: str, *panels: Any) -> "ws.Section":
@@ -179,7 +179,7 @@ def of_table(title: str, chart: str, x: str, y: str, stroke: str) -> "CustomChar
 
 
 def as_json(made: "ws.Workspace") -> str:
-    """What W&B would be sent."""
+    """The workspace as W&B would get it."""
     view = made._to_model()
     about = {"entity": view.entity, "project": view.project, "name": view.display_name}
     spec = json.loads(view.spec.model_dump_json(by_alias=True, exclude_none=True))
@@ -187,7 +187,7 @@ def as_json(made: "ws.Workspace") -> str:
 
 
 def save(made: "ws.Workspace") -> str:
-    """Save it in W&B; give its address.
+    """Save it in W&B and return its address.
 
     Raises:
         ValueError: there is no key, or W&B does not answer or refuses.
