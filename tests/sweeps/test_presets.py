@@ -67,13 +67,23 @@ def test_a_parent_is_shared_by_those_that_would_train_it_alike(tmp_path: Path, c
     assert out.count("guidance of several") == 2
 
 
+def test_a_preset_takes_a_method_of_ones_own(tmp_path: Path, commands: Commands):
+    text = (ROOT / "conf/stage/tract.yaml").read_text().replace("name: tract", "name: own")
+    (tmp_path / "stage").mkdir()
+    (tmp_path / "stage/own.yaml").write_text(text)
+    line = ("sweeps=methods", "method=own,dmd2", "plan=true", f"outputs={tmp_path}", "--config-dir", str(tmp_path))
+    result = commands.train(*line)
+    assert result.out.splitlines()[1:3] == ["method=own: a job", "method=dmd2: a job"], result
+    assert "2 jobs, 1 shared parents" in result.out
+
+
 def test_the_search_checks_both_ends(tmp_path: Path, commands: Commands):
     pytest.importorskip("optuna")
     result = commands.train("sweeps=search", "plan=true", f"outputs={tmp_path}", "hydra.sweeper.trials=7")
     assert result.status == 0, result
     assert "search: 7 trials" in result.out
     no_rung = commands.train("sweeps=search", "stage.progressive.ladder=[16,8]", "plan=true")
-    no_rung.is_one_error("4 steps", "[8]", "hydra.sweeper.objective.steps")
+    no_rung.is_one_error("4 steps", "of 8 steps", "hydra.sweeper.objective.steps")
     commands.train("--multirun", "sweeper=optuna", "seed=3").is_one_error("something to search")
 
 

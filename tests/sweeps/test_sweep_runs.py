@@ -13,8 +13,11 @@ import yaml
 from running import ROOT, TINY, Commands, config_of
 from safetensors.torch import load_file
 
+from fewstep.artifacts.model_file import load_model
+from fewstep.artifacts.quality_file import read_rows
 from fewstep.runs.config import Settings
 from fewstep.runs.pipeline import run
+from fewstep.system.files import sha256_of
 
 pytest_plugins = ("running",)
 pytestmark = pytest.mark.slow
@@ -64,6 +67,25 @@ def test_a_sweep_trains_a_shared_parent_once_and_runs_again_only_what_is_missing
     }
     assert student.stat().st_mtime_ns == before
     assert commands.fewstep("collect", sweep).status == 0
+
+
+def test_methods_of_a_sweep_start_from_one_guided_student(tmp_path: Path, commands: Commands):
+    """Each is judged with its ancestors, and they are compared by their own students."""
+    quick = [setting for setting in QUICK if "progressive" not in setting]
+    line = ("--multirun", "method=tract,consistency", *quick, f"outputs={tmp_path}", "name=own")
+    result = commands.train(*line, "hydra.sweeper.objective.steps=1")
+    assert result.status == 0, result
+    sweep = tmp_path / "sweeps" / "own"
+    (student,) = sweep.glob("mixture/guidance/shared-*/model.safetensors")
+    for method in ("tract", "consistency"):
+        (model,) = sweep.glob(f"mixture/{method}/method={method}/model*.safetensors")
+        assert [ancestor.sha256 for ancestor in load_model(model)[1].parents] == [sha256_of(student)]
+        rows = read_rows(sweep / f"mixture/pipeline/method={method}/quality.json")
+        assert {row.model for row in rows} == {"teacher", "guided", method}
+    collected = commands.fewstep("collect", sweep)
+    assert collected.status == 0, collected
+    assert "method = tract: " in collected.out
+    assert "no such figure" not in collected.out
 
 
 def test_the_jobs_of_a_stage_find_their_parent_where_the_user_keeps_it(tmp_path: Path, commands: Commands):

@@ -34,8 +34,8 @@ def hydra_arguments(arguments: Sequence[str]) -> list[str]:
                 f"the recipes of a pipeline's stages follow from dataset= and method=, got {argument}; ~recipe is none"
             )
     has_preset = any(a.startswith("sweeps=") and a not in ("sweeps=null", "sweeps=") for a in read)
-    says_how = any(a.startswith(("-", "hydra.mode=")) for a in read)
-    return [*read, "--multirun"] if has_preset and not says_how else read
+    has_mode = any(a.startswith(("-", "hydra.mode=")) and not a.startswith("--config-dir") for a in read)
+    return [*read, "--multirun"] if has_preset and not has_mode else read
 
 
 def hydra_override(argument: str) -> str:

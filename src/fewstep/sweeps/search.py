@@ -117,8 +117,8 @@ def require_figure(settings: Settings, objective: Objective) -> None:
     made = sorted({steps for phase in phases for steps in phase.sampling.steps}, reverse=True)
     if objective.steps not in made:
         raise ValueError(
-            f"the search looks for the best student of {objective.steps} steps, and these settings make some of "
-            f"{made or 'no'} steps; set hydra.sweeper.objective.steps or the steps of the method"
+            f"the search looks for the best student of {objective.steps} steps, and these settings make students of "
+            f"{' and '.join(map(str, made)) or 'no'} steps; set hydra.sweeper.objective.steps or the method's steps"
         )
 
 
