@@ -229,7 +229,7 @@ def test_a_smaller_student_keeps_them_and_a_setting_cannot_add_them() -> None:
 
 def test_frozen_networks_averages_and_feature_hooks_pass_them_on() -> None:
     student = made("UNet", extra_inputs=("s", "d"))
-    assert MiddleFeatures(student).channels == 16
     expected = student(*inputs_of("UNet"), extra=EXTRA).v
     for copied in (Average(student, constant(0.5)), Frozen(student)):
         assert torch.equal(copied(*inputs_of("UNet"), extra=EXTRA).v, expected)
+    assert MiddleFeatures(student).channels == 16
