@@ -23,7 +23,7 @@ def train(config: DictConfig) -> None:
 def checked_run(config: DictConfig) -> None:
     """Run what Hydra composed, in as many processes as it says."""
     # These take seconds to import: `--help` need not wait for them.
-    from fewstep.distributed.collectives import process_group
+    from fewstep.distributed.collectives import on_main_process, process_group
     from fewstep.runs.config import Settings
 
     composed = HydraConfig.get()
@@ -38,7 +38,7 @@ def checked_run(config: DictConfig) -> None:
     from fewstep.runs.pipeline import run
 
     with process_group(trainer.device, single_process=trainer.strategy == "fsdp"):
-        plan(settings) if settings.values["plan"] else run(settings)
+        on_main_process(lambda: plan(settings)) if settings.values["plan"] else run(settings)
 
 
 def main() -> None:

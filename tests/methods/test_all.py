@@ -131,7 +131,8 @@ def given(mixture: GaussianMixture, count: int = 24) -> Batch:
 
 def parts(made: DistillationModule, data: Batch) -> dict[str, float]:
     """The loss of each role."""
-    found = made.method.losses(data, made.nets, Draws.begin(data.x, made.stream, 0), step=0, phase=made.phase)
+    step = next(step for step in range(100) if "student" in made.method.moving(step))
+    found = made.method.losses(data, made.nets, Draws.begin(data.x, made.stream, step), step=step, phase=made.phase)
     return {role: float(each.error.detach().mean()) for role, each in found.items()}
 
 
@@ -205,8 +206,9 @@ def test_the_flow_of_exact_networks_is_that_of_the_integrator(make_mixture: Any)
 
 def cycle_of(method: Method) -> range:
     """Steps in which every pattern of moving roles comes twice."""
-    first = next(step for step in range(1, 100) if method.moving(step) == method.moving(0))
-    return range(2 * max(first, 2))
+    moving = [method.moving(step) for step in range(100)]
+    period = next(n for n in range(1, 50) if moving[n:] == moving[:-n])
+    return range(2 * max(period, 2))
 
 
 @EACH
