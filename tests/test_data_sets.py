@@ -1,4 +1,4 @@
-"""Data sets as a user meets them: `fewstep data check`, and pipelines on generated files."""
+"""Data sets from a user's side: `fewstep data check`, and pipelines on generated files."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ FEW = (  # rungs and cells: at 64 pixels each takes seconds
 
 
 @pytest.mark.parametrize(
-    ("name", "generate", "said"),
+    ("name", "generate", "expected"),
     [
         ("cifar10", generate_cifar10, "cifar10: 300 images to train on, 60 held out"),
         ("imagenet64", generate_imagenet64, "sha256 of 11 parts"),
@@ -26,14 +26,14 @@ FEW = (  # rungs and cells: at 64 pixels each takes seconds
         ("digits", None, "10 of 10 classes"),
     ],
 )
-def test_a_data_set_is_checked_and_shown(commands: Commands, tmp_path: Path, name, generate, said) -> None:
+def test_a_data_set_is_checked_and_shown(commands: Commands, tmp_path: Path, name, generate, expected) -> None:
     place = []
     if generate:
         generate(tmp_path / "files")
         place = ["--root", tmp_path / "files"]
     result = commands.fewstep("data", "check", name, *place, "--out", tmp_path / "grid.png")
     assert result.status == 0, result
-    assert said in result.out
+    assert expected in result.out
     assert result.out.strip().endswith("grid.png: 64 training examples")
     with Image.open(tmp_path / "grid.png") as image:
         assert image.format == "PNG"
@@ -64,7 +64,7 @@ def test_settings_are_those_of_the_data_set(commands: Commands, tmp_path: Path) 
         (["patches", "--out", "grid.jpg"], ["end in .png", "grid.jpg"]),
     ],
 )
-def test_what_is_wrong_is_said_in_one_line(commands: Commands, tmp_path: Path, monkeypatch, arguments, words) -> None:
+def test_errors_are_one_line(commands: Commands, tmp_path: Path, monkeypatch, arguments, words) -> None:
     monkeypatch.chdir(tmp_path)
     commands.fewstep("data", "check", *arguments).is_one_error(*words)
     assert list(tmp_path.iterdir()) == []
@@ -77,7 +77,7 @@ def test_training_on_a_missing_data_set_is_refused(commands: Commands, tmp_path:
     result.is_one_error(str(tmp_path / "x"), "cs.toronto.edu", "`python train.py dataset=cifar10 trainer=debug`")
 
 
-def test_inceptions_weights_are_asked_for_by_name(commands: Commands, tmp_path: Path, monkeypatch) -> None:
+def test_missing_inception_weights_are_named(commands: Commands, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "hub"))
     generate_cifar10(tmp_path / "files")
     settings = ("dataset=cifar10", f"dataset.root={tmp_path / 'files'}", f"outputs={tmp_path / 'o'}", "logger=csv")

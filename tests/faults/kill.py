@@ -1,11 +1,11 @@
-"""Kill a whole experiment at random moments, again and again, and see that it ends as if nothing had happened.
+"""Kill an experiment at random moments, again and again, and check that it ends as an undisturbed one.
 
     python tests/faults/kill.py --kills 100
 
 The experiment is a pipeline (teacher, guided student, ladder, evaluation) and then an encoder's ladder, on the digits.
-A life is one go at `python train.py ...`; it is ended by SIGKILL, SIGTERM, SIGUSR1 (pre-emption), or by taking its
-memory away (RLIMIT_AS: the next allocation fails; one that asks for none is killed, as the kernel does). When the
-experiment has ended its files are compared with those of one that was left alone.
+A life is one process of `python train.py ...`; it is ended by SIGKILL, SIGTERM, SIGUSR1 (pre-emption) or RLIMIT_AS (the
+next allocation fails; a process that makes none is killed, as by the kernel). The files of the finished experiment are
+compared with those of an undisturbed one.
 (PYTEST_DONT_REWRITE: it runs without pytest.)
 """
 
@@ -32,8 +32,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # for running.py, as pytest does
 
-MOST_WAIT = 1.2  # seconds of a life, or of the stage in it, before the kill; imports are done before
-MOST_KILLS = 12  # of one experiment
+MAX_WAIT = 1.2  # seconds into a life, or into the stage to be killed; imports are done before
+MAX_KILLS = 12  # of one experiment
 KINDS = ("SIGKILL", "SIGTERM", "SIGUSR1", "memory")
 STAGES = ("teacher", "guidance", "progressive", "evaluate", "encoder")
 CHECKPOINT_SECONDS = 0.4
@@ -68,13 +68,13 @@ ENCODER = (
     f"stage.training.images={BATCH * RUNG_STEPS}",
 )
 LADDERS = {"progressive": ("4", "2", "1"), "encoder": ("2", "1")}
-CLOCKS = ("train/images_per_second", "images_per_second")  # measured times, which differ by nature
-LONGEST = 300.0  # seconds for one life
+MEASURED = ("train/images_per_second", "images_per_second")  # measured times, which differ by nature
+MAX_SECONDS = 300.0  # of one life
 
 
 @dataclass
 class Life:
-    """One go at the command: what ended it, in which stage, and what had to be done again."""
+    """One process of the experiment: what ended it, in which stage, and how much work was lost."""
 
     kind: str
     stage: str
@@ -82,7 +82,7 @@ class Life:
     status: int
     unsaved_seconds: float = 0.0  # from the last checkpoint to the last row that was logged
     repeated_images: int = 0  # of metrics.csv, which the next life trains again
-    said: str = ""  # its last line
+    last_line: str = ""  # that it printed
 
 
 @dataclass
@@ -94,9 +94,9 @@ class Trial:
     differences: list[str] = field(default_factory=list)
 
 
-def live(commands: list[tuple[str, ...]], quiet: Path) -> None:
-    """Run the commands one after another as a user would; end with the first exit status that is not 0."""
-    with quiet.open("a") as log:
+def run_commands(commands: list[tuple[str, ...]], log_file: Path) -> None:
+    """Run the commands one after another; exit with the first status that is not 0."""
+    with log_file.open("a") as log:
         for number in (1, 2):
             os.dup2(log.fileno(), number)
     from running import train_as_typed
@@ -111,22 +111,22 @@ def live(commands: list[tuple[str, ...]], quiet: Path) -> None:
 
 
 def commands_of(outputs: Path, wandb: bool) -> list[tuple[str, ...]]:
-    own = (*SETTINGS, f"logger={'wandb' if wandb else 'csv'}", f"outputs={outputs}", "name=killed")
-    return [(*PIPELINE, *own), (*ENCODER, *own)]
+    shared = (*SETTINGS, f"logger={'wandb' if wandb else 'csv'}", f"outputs={outputs}", "name=killed")
+    return [(*PIPELINE, *shared), (*ENCODER, *shared)]
 
 
 def start(outputs: Path, wandb: bool) -> multiprocessing.process.BaseProcess:
-    """A new life of the experiment."""
+    """Start a new life of the experiment."""
     processes = multiprocessing.get_context("forkserver")
     processes.set_forkserver_preload(["fewstep.runs.pipeline", "hydra", "pytest", "running", "wandb"])
     outputs.mkdir(parents=True, exist_ok=True)
-    process = processes.Process(target=live, args=(commands_of(outputs, wandb), outputs / "log"))
+    process = processes.Process(target=run_commands, args=(commands_of(outputs, wandb), outputs / "log"))
     process.start()
     return process
 
 
 def end(process: multiprocessing.process.BaseProcess, kind: str) -> None:
-    """End a life; every kind has some seconds for its own words, and then SIGKILL comes, as on clusters."""
+    """End a life; after some seconds SIGKILL follows, as on clusters."""
     assert process.pid is not None
     if kind == "memory":
         mapped = int(Path(f"/proc/{process.pid}/statm").read_text().split()[0]) * resource.getpagesize()
@@ -140,7 +140,7 @@ def end(process: multiprocessing.process.BaseProcess, kind: str) -> None:
 
 
 def last_line(log: Path) -> str:
-    """What a life said last, without what is its own: addresses and amounts."""
+    """The last line in a log, with numbers and paths replaced by N."""
     lines = log.read_text(errors="replace").splitlines() if log.exists() else []
     return re.sub(r"\d+|/\S+", "N", lines[-1])[:100] if lines else ""
 
@@ -151,21 +151,21 @@ def folders(outputs: Path) -> dict[str, Path]:
 
 
 def stage_at(outputs: Path) -> str:
-    """What the experiment is at."""
-    found = folders(outputs)
-    if "encoder" in found:
+    """The current stage of the experiment."""
+    begun = folders(outputs)
+    if "encoder" in begun:
         return "encoder"
-    if "progressive" in found and (found["progressive"] / "model-1.safetensors").exists():
+    if "progressive" in begun and (begun["progressive"] / "model-1.safetensors").exists():
         return "evaluate"
-    return next((stage for stage in ("progressive", "guidance", "teacher") if stage in found), "teacher")
+    return next((stage for stage in ("progressive", "guidance", "teacher") if stage in begun), "teacher")
 
 
 def rows_of(metrics: Path) -> list[dict[str, str]]:
-    """The whole rows of a metrics.csv."""
+    """The complete rows of a metrics.csv."""
     if not metrics.is_file():
         return []
-    whole = metrics.read_text().rpartition("\n")[0].splitlines()
-    return [{key: text for key, text in row.items() if key not in CLOCKS} for row in csv.DictReader(whole)]
+    lines = metrics.read_text().rpartition("\n")[0].splitlines()
+    return [{key: text for key, text in row.items() if key not in MEASURED} for row in csv.DictReader(lines)]
 
 
 def unsaved(folder: Path | None) -> tuple[float, int]:
@@ -174,32 +174,32 @@ def unsaved(folder: Path | None) -> tuple[float, int]:
         return 0.0, 0
     from fewstep.training.checkpointing import read_checkpoint
 
-    rungs, seen = [*folder.glob("model*.safetensors")], rows_of(folder / "metrics.csv")
-    if (folder / "cycle.json").exists() or not seen:
+    models, rows = [*folder.glob("model*.safetensors")], rows_of(folder / "metrics.csv")
+    if (folder / "cycle.json").exists() or not rows:
         return 0.0, 0
     checkpoints = [path for path in (folder / "last.ckpt", folder / "previous.ckpt") if path.exists()]
-    saved = max(path.stat().st_mtime for path in [*checkpoints, *rungs, folder / "config.yaml"])
+    saved = max(path.stat().st_mtime for path in [*checkpoints, *models, folder / "config.yaml"])
     images = 0
     for path in checkpoints[:1]:
         checkpoint = read_checkpoint(path)
         rung = checkpoint["origin"].partition(" ")[0].rpartition("/")[2]  # of "seed/stage/rung from PARENT"
         before = LADDERS.get(folder.parent.name, (rung,)).index(rung)
         images = (before * RUNG_STEPS + checkpoint["global_step"]) * BATCH
-    return max(0.0, (folder / "metrics.csv").stat().st_mtime - saved), int(float(seen[-1]["images"])) - images
+    return max(0.0, (folder / "metrics.csv").stat().st_mtime - saved), int(float(rows[-1]["images"])) - images
 
 
-def run_trial(outputs: Path, wandb: bool, chance: random.Random, kills: int, killed: Counter[str]) -> Trial:
-    """Kill an experiment until it has ended, or `kills` times and then not any more; `killed` counts, by stage."""
+def run_trial(outputs: Path, wandb: bool, generator: random.Random, kills: int, killed: Counter[str]) -> Trial:
+    """Kill an experiment at most `kills` times until it has ended; `killed` counts the kills by stage."""
     trial, finished = Trial(wandb), {}
     while True:
-        kind, wait = chance.choice(KINDS), chance.uniform(0.0, MOST_WAIT)
+        kind, wait = generator.choice(KINDS), generator.uniform(0.0, MAX_WAIT)
         ahead = STAGES[STAGES.index(stage_at(outputs)) :]
-        target = min(ahead, key=killed.__getitem__)  # so that all stages get their share
+        target = min(ahead, key=killed.__getitem__)  # so that all stages are killed as often
         process, began = start(outputs, wandb), time.time()
-        last = len(trial.lives) >= min(kills, MOST_KILLS)
+        last = len(trial.lives) >= min(kills, MAX_KILLS)
         while not last and process.is_alive() and STAGES.index(stage_at(outputs)) < STAGES.index(target):
             process.join(0.02)
-        process.join(LONGEST if last else wait)
+        process.join(MAX_SECONDS if last else wait)
         if process.exitcode is not None or last:
             process.kill()
             process.join()
@@ -211,29 +211,29 @@ def run_trial(outputs: Path, wandb: bool, chance: random.Random, kills: int, kil
         stage = stage_at(outputs)
         killed[stage] += 1
         seconds, images = unsaved(folders(outputs).get(stage))
-        said = last_line(outputs / "log")
-        trial.lives.append(Life(kind, stage, time.time() - began, process.exitcode or 0, seconds, images, said))
-        for path, made in finished.items():  # what was finished is let be
-            if not path.exists() or path.stat().st_mtime_ns != made:
+        line = last_line(outputs / "log")
+        trial.lives.append(Life(kind, stage, time.time() - began, process.exitcode or 0, seconds, images, line))
+        for path, written in finished.items():
+            if not path.exists() or path.stat().st_mtime_ns != written:
                 trial.differences.append(f"{path.relative_to(outputs)} was made again")
         finished = {path: path.stat().st_mtime_ns for path in outputs.rglob("*.safetensors")}
     return trial
 
 
 def differences(ours: Path, theirs: Path) -> Iterator[str]:
-    """What is not the same of two experiments, less what a clock measures."""
+    """The differences of two experiments, without measured times."""
     import torch
     from safetensors.torch import load_file
 
-    mine, others = folders(ours), folders(theirs)
-    if mine.keys() != others.keys():
-        yield f"stages {sorted(mine)} and not {sorted(others)}"
+    stages, others = folders(ours), folders(theirs)
+    if stages.keys() != others.keys():
+        yield f"stages {sorted(stages)} and not {sorted(others)}"
         return
-    if extra := [p for p in ours.glob("digits/*/*/config.yaml") if p.parent not in mine.values()]:
+    if extra := [p for p in ours.glob("digits/*/*/config.yaml") if p.parent not in stages.values()]:
         yield f"more runs than one: {extra}"
     for stage, other in others.items():
-        folder = mine[stage]
-        names, wanted = (
+        folder = stages[stage]
+        names, expected = (
             sorted(
                 str(path.relative_to(at))
                 for path in at.rglob("*")
@@ -241,10 +241,10 @@ def differences(ours: Path, theirs: Path) -> Iterator[str]:
             )
             for at in (folder, other)
         )
-        if names != wanted:
-            yield f"{stage}: files {sorted(set(names) ^ set(wanted))} are in one of them only"
+        if names != expected:
+            yield f"{stage}: files {sorted(set(names) ^ set(expected))} are in one of them only"
             continue
-        for name in wanted:
+        for name in expected:
             if name.endswith(".safetensors"):
                 a, b = load_file(folder / name), load_file(other / name)
                 if a.keys() != b.keys() or not all(torch.equal(a[key], b[key]) for key in a):
@@ -258,42 +258,44 @@ def differences(ours: Path, theirs: Path) -> Iterator[str]:
 
 
 def cells(quality: Path) -> list[dict[str, Any]]:
-    """The rows of a quality.json, less the rates."""
-    return [{key: value for key, value in row.items() if key not in CLOCKS} for row in json.loads(quality.read_text())]
+    """The rows of a quality.json without the rates."""
+    return [
+        {key: value for key, value in row.items() if key not in MEASURED} for row in json.loads(quality.read_text())
+    ]
 
 
 def logged_wrongly(outputs: Path) -> Iterator[str]:
-    """Rows of metrics.csv that W&B has not, or has twice, on disk over all lives."""
+    """Rows of metrics.csv that are missing in W&B's files of all lives, or are there twice."""
     from wandb_files import entries
 
     for stage, folder in folders(outputs).items():
         counts = Counter(e for file in folder.glob("wandb/*run-*/run-*.wandb") for e in entries(file))
         loss = Counter({images: count for (images, _, name), count in counts.items() if name == "train/loss"})
-        wanted = {float(row["images"]) for row in rows_of(folder / "metrics.csv") if row["train/loss"]}
+        expected = {float(row["images"]) for row in rows_of(folder / "metrics.csv") if row["train/loss"]}
         if twice := [images for images, count in loss.items() if count > 1]:
             yield f"{stage}: W&B has {len(twice)} rows twice"
-        if missing := wanted - loss.keys():
+        if missing := expected - loss.keys():
             yield f"{stage}: W&B lacks {len(missing)} rows"
         if len({file.name for file in folder.glob("wandb/*run-*/run-*.wandb")}) > 1:
             yield f"{stage}: more than one W&B run"
 
 
 def main(kills: int, seed: int, out: Path | None, wandb_every: int = 4) -> dict[str, Any]:
-    """Run trials until there were `kills` kills; give, print and write what came of them."""
+    """Run trials until there were `kills` kills; return, print and write the summary."""
     os.environ.update(OMP_NUM_THREADS="1", WANDB_MODE="offline")
     root = Path(tempfile.mkdtemp(prefix="fewstep-kills-"))
     for name in ("WANDB_CACHE_DIR", "WANDB_DATA_DIR", "WANDB_CONFIG_DIR"):
         os.environ[name] = str(root / "wandb-home")
-    chance, killed, began, trials = random.Random(seed), Counter[str](), time.time(), []
+    generator, killed, began, trials = random.Random(seed), Counter[str](), time.time(), []
     undisturbed = root / "undisturbed"
-    whole = start(undisturbed, False)
-    whole.join(LONGEST)
-    if whole.exitcode != 0:
-        raise RuntimeError(f"the undisturbed experiment ended with {whole.exitcode}, see {undisturbed / 'log'}")
+    process = start(undisturbed, False)
+    process.join(MAX_SECONDS)
+    if process.exitcode != 0:
+        raise RuntimeError(f"the undisturbed experiment ended with {process.exitcode}, see {undisturbed / 'log'}")
     alone = time.time() - began
     while (left := kills - sum(len(trial.lives) - 1 for trial in trials)) > 0:
         outputs = root / f"trial-{len(trials)}"
-        trial = run_trial(outputs, wandb_every > 0 and len(trials) % wandb_every == 1, chance, left, killed)
+        trial = run_trial(outputs, wandb_every > 0 and len(trials) % wandb_every == 1, generator, left, killed)
         trial.differences += differences(outputs, undisturbed)
         trial.differences += logged_wrongly(outputs) if trial.wandb else []
         trials.append(trial)
@@ -310,7 +312,7 @@ def main(kills: int, seed: int, out: Path | None, wandb_every: int = 4) -> dict[
 
 
 def summary(trials: list[Trial], seed: int, alone: float, took: float) -> dict[str, Any]:
-    """The figures of a README."""
+    """The figures of tests/faults/results.json."""
     import torch
 
     killed = [life for trial in trials for life in trial.lives if life.kind != "none"]
@@ -327,7 +329,9 @@ def summary(trials: list[Trial], seed: int, alone: float, took: float) -> dict[s
         "with_wandb": sum(trial.wandb for trial in trials),
         "differences": [difference for trial in trials for difference in trial.differences],
         "statuses": {kind: dict(Counter(str(life.status) for life in killed if life.kind == kind)) for kind in KINDS},
-        "said_without_memory": dict(Counter(life.said for life in killed if life.kind == "memory" and life.status > 0)),
+        "last_lines_without_memory": dict(
+            Counter(life.last_line for life in killed if life.kind == "memory" and life.status > 0)
+        ),
         "checkpoint_seconds": CHECKPOINT_SECONDS,
         "most_unsaved_seconds": round(max((life.unsaved_seconds for life in training), default=0), 2),
         "most_repeated_images": max((life.repeated_images for life in training), default=0),

@@ -35,9 +35,7 @@ def keys_of(*overrides: str) -> list[str]:
     OmegaConf.resolve(config)
     values = OmegaConf.to_container(config)
     assert isinstance(values, dict)
-    return [
-        key for key in below(values, "") if key not in NOT_CHANGED
-    ]
+    return [key for key in below(values, "") if key not in NOT_CHANGED]
 
 
 KEYS = {stage: keys_of(f"stage={stage}", *OWN) for stage in STAGES}

@@ -1,4 +1,4 @@
-"""The fault harness, briefly: `python tests/faults/kill.py --kills 100` is the long form."""
+"""A short run of the fault harness; the long one is `python tests/faults/kill.py --kills 100`."""
 
 import os
 
@@ -8,9 +8,9 @@ import pytest
 pytestmark = pytest.mark.integration
 
 
-def test_an_experiment_that_is_killed_again_and_again_ends_as_one_that_was_left_alone(monkeypatch):
+def test_a_killed_experiment_ends_as_an_undisturbed_one(monkeypatch):
     for name in ("WANDB_MODE", "WANDB_CACHE_DIR", "WANDB_DATA_DIR", "WANDB_CONFIG_DIR", "OMP_NUM_THREADS"):
-        monkeypatch.setenv(name, os.environ.get(name, ""))  # put back after what `main` sets
+        monkeypatch.setenv(name, os.environ.get(name, ""))  # restored after `main` has set them
     figures = kill.main(kills=int(os.environ.get("FEWSTEP_KILLS", "8")), seed=7, out=None, wandb_every=1)
     assert figures["kills"] >= 1
     assert figures["differences"] == []

@@ -1,4 +1,4 @@
-"""What machines do to a run: a full disk, a clock that goes back, memory that runs out, workers that are killed."""
+"""Faults of the machine: a full disk, a clock set back, exhausted memory, killed workers, bad data."""
 
 import errno
 import os
@@ -37,7 +37,7 @@ def folder_of(outputs: Path) -> Path:
 
 @pytest.fixture
 def small_disk(tmp_path: Path):
-    """A file system of its own, 600 kB."""
+    """A file system of 600 kB."""
     place = tmp_path / "disk"
     place.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=600k", "fewstep", str(place)], capture_output=True)
@@ -48,12 +48,12 @@ def small_disk(tmp_path: Path):
 
 
 @pytest.mark.integration
-def test_a_full_disk_is_one_line_and_with_room_the_run_goes_on(commands, small_disk, tmp_path):
+def test_a_full_disk_is_one_line_and_the_run_resumes_with_more_room(commands, small_disk, tmp_path):
     settings = (*SMALL, "model.network.width=64", "trainer.checkpoint_seconds=0")
     result = commands.train(*settings, f"outputs={small_disk}")
     result.is_one_error("No space left on device", "make room", "run the same command again")
-    kept = [path for path in small_disk.rglob("*.ckpt") if path.is_file()]
-    steps = [read_checkpoint(path)["global_step"] for path in kept]
+    checkpoints = [path for path in small_disk.rglob("*.ckpt") if path.is_file()]
+    steps = [read_checkpoint(path)["global_step"] for path in checkpoints]
     assert not [*small_disk.rglob(".*.tmp")]
     subprocess.run(["mount", "-o", "remount,size=60m", str(small_disk)], check=True)
     assert commands.train(*settings, f"outputs={small_disk}").status == 0
@@ -86,16 +86,16 @@ class Earlier(datetime):
         return datetime(2001, 2, 3, 4, 5, 6)
 
 
-def test_what_is_made_later_sorts_later_though_the_clock_went_back(tmp_path, monkeypatch):
+def test_later_runs_sort_later_though_the_clock_was_set_back(tmp_path, monkeypatch):
     made = [run_of(tmp_path, 1)]
     monkeypatch.setattr(run_folders, "datetime", Earlier)
     made += [run_of(tmp_path, seed) for seed in (2, 3)]
-    made += [run_of(tmp_path, 4, "guidance")]  # ... and over the stages of a pipeline, which share a name
+    made += [run_of(tmp_path, 4, "guidance")]  # and over the stages of a pipeline, which share a name
     assert [path.name for path in made] == sorted({path.name for path in made})
     assert sorted(made[:3], key=run_folders.made_at) == made[:3]
 
 
-def test_runs_with_names_of_their_own_sort_by_their_time(tmp_path):
+def test_named_runs_sort_by_the_time_of_their_settings(tmp_path):
     first, named = run_of(tmp_path, 1), run_of(tmp_path, 2, name="zebra")
     os.utime(named / "config.yaml", (0, 0))
     assert sorted([named, first], key=run_folders.made_at) == [named, first]
@@ -116,25 +116,25 @@ def test_damaged_settings_of_one_run_do_not_stop_another(tmp_path, content):
 
 
 def test_a_forked_child_that_outlives_its_parent_does_not_hold_the_folder(tmp_path):
-    (ready, done), (here, there) = os.pipe(), os.pipe()
-    with locked(tmp_path) as mine:
-        assert mine
+    (end_reader, end_writer), (ready_reader, ready_writer) = os.pipe(), os.pipe()
+    with locked(tmp_path) as acquired:
+        assert acquired
         child = os.fork()
         if not child:
-            os.write(there, b"x")
-            os.read(ready, 1)  # till it is told to end
+            os.write(ready_writer, b"x")
+            os.read(end_reader, 1)
             os._exit(0)
     try:
-        os.read(here, 1)
-        with locked(tmp_path) as again:
-            assert again
+        os.read(ready_reader, 1)
+        with locked(tmp_path) as acquired:
+            assert acquired
     finally:
-        os.write(done, b"x")
+        os.write(end_writer, b"x")
         os.waitpid(child, 0)
 
 
 class Numbers:
-    """Stands for a share of a data set: rows of a step, read by a process."""
+    """The rows of a worker, one a step; it kills itself once at `kill_at`."""
 
     def __init__(self, start: int, stop: int, kill_at: int, proof: Path) -> None:
         self.start, self.stop, self.kill_at, self.proof = start, stop, kill_at, proof
@@ -149,11 +149,11 @@ class Numbers:
 
 @pytest.mark.integration
 def test_a_killed_data_worker_is_replaced_and_no_row_is_lost(tmp_path):
-    def shares(step: int) -> list[Numbers]:
+    def readers(step: int) -> list[Numbers]:
         return [Numbers(step, 30, 13, tmp_path / "once"), Numbers(step, 30, -1, tmp_path / "never")]
 
     with pytest.warns(UserWarning, match=r"DataLoader worker .*; new ones read on from step \d+"):
-        rows = list(workers.rows_of_steps(shares, 5, 30))  # pyright: ignore[reportArgumentType]
+        rows = list(workers.rows_of_steps(readers, 5, 30))  # pyright: ignore[reportArgumentType]
     assert rows == [[[step, f"row of {step}"]] * 2 for step in range(5, 30)]
 
 
@@ -167,7 +167,7 @@ def test_workers_that_are_always_killed_are_an_error(monkeypatch):
         list(workers.rows_of_steps(lambda _: [], 0, 3))
 
 
-def test_an_error_of_the_workers_own_is_not_tried_again(monkeypatch):
+def test_an_error_raised_in_a_worker_is_not_retried(monkeypatch):
     def read(*_):
         raise RuntimeError("Caught ValueError in DataLoader worker process 0.")
         yield
@@ -197,7 +197,7 @@ def test_memory_that_runs_out_is_one_line(commands, tmp_path, monkeypatch, error
 
 
 def limited(*settings: str) -> None:
-    """Train with no memory but what is there after the start."""
+    """Train with no more memory than is mapped after the start."""
     threading.Timer(0.0, lambda: None).start()
     mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (mapped + 2**26, mapped + 2**26))
@@ -205,24 +205,24 @@ def limited(*settings: str) -> None:
 
 
 @pytest.mark.integration
-def test_memory_that_is_not_there_is_one_line(tmp_path):
-    """RLIMIT_AS of 64 MB, and a batch that does not fit."""
+def test_a_batch_that_exceeds_the_memory_limit_is_one_line(tmp_path):
+    """RLIMIT_AS leaves 64 MB."""
     import multiprocessing
 
     processes = multiprocessing.get_context("forkserver")
     settings = [*SMALL, "stage.training.batch_size=60000", "trainer.max_images=120000", f"outputs={tmp_path / 'o'}"]
-    process = processes.Process(target=told, args=(tmp_path / "said", *settings))
+    process = processes.Process(target=train_limited, args=(tmp_path / "log", *settings))
     process.start()
     process.join(120)
-    said = (tmp_path / "said").read_text().splitlines()
-    assert process.exitcode == 2, said
-    assert said[-1].startswith("error: "), said
-    assert "memory" in said[-1], said
-    assert not any("Traceback" in line for line in said)
+    lines = (tmp_path / "log").read_text().splitlines()
+    assert process.exitcode == 2, lines
+    assert lines[-1].startswith("error: "), lines
+    assert "memory" in lines[-1], lines
+    assert not any("Traceback" in line for line in lines)
 
 
-def told(said: Path, *settings: str) -> None:
-    with said.open("w") as file:
+def train_limited(log: Path, *settings: str) -> None:
+    with log.open("w") as file:
         os.dup2(file.fileno(), 2)
     limited(*settings)
 
@@ -231,10 +231,10 @@ def told(said: Path, *settings: str) -> None:
 
 
 def test_a_batch_that_is_not_finite_is_named(commands, tmp_path, monkeypatch):
-    whole = DigitsData.batch
+    batch = DigitsData.batch
 
     def broken(self, step: int) -> Batch:
-        x, label = whole(self, step)
+        x, label = batch(self, step)
         x = x.clone()
         if step == 7:
             x[[3, 5]] = float("nan")

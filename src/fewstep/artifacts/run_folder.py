@@ -98,7 +98,7 @@ def open_run(
                 if name is None:  # another process was quicker to take a new folder
                     continue
                 raise ValueError(
-                    f"{path} was made with other settings ({'; '.join(changed)}); resume=force goes on with these, "
+                    f"{path} was made with other settings ({'; '.join(changed)}); resume=force resumes with these, "
                     "another name= or outputs= starts anew"
                 )
             prepare(path, config, products)

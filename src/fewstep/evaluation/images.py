@@ -45,7 +45,9 @@ def image_path(facts: DataFacts) -> str:
 def _require_finite(x: Tensor) -> None:
     count = int((~torch.isfinite(x.flatten(1)).all(1)).sum())
     if count:
-        raise ValueError(f"samples must be finite to be judged, {count} of {len(x)} are not; it diverged, train again")
+        raise ValueError(
+            f"samples must be finite to be evaluated, {count} of {len(x)} are not; the model diverged, train again"
+        )
 
 
 @dataclass(frozen=True)
