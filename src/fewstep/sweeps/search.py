@@ -12,7 +12,7 @@ from fewstep.sweeps.context import SweepContext
 from fewstep.sweeps.grid import about, count_of, show_jobs
 from fewstep.sweeps.jobs import Job, SweepOverrides, name_of, shortened
 from fewstep.sweeps.running import Sweep
-from fewstep.sweeps.shared import from_parent, method_in, own_stages, with_shared_trainings
+from fewstep.sweeps.shared import from_parent, method_in, own_stages, prefix_keys, with_shared_trainings
 from fewstep.sweeps.space import Choices, Dimension, Range, space_of, texts
 from fewstep.sweeps.status import FAILED, JobState, Objective
 from fewstep.sweeps.sweep import describe, locked_sweep
@@ -92,7 +92,7 @@ class Trials:
     def state(self, context: SweepContext, number: int, values: Mapping[str, str]) -> JobState:
         """How a trial stands before it is launched, its settings checked."""
         job, settings = context.placed(job_of(f"trial={number}", self.overrides, values), self.folder)
-        return context.state_of(from_parent(job, settings, self.trainings))
+        return context.state_of(from_parent(job, settings, prefix_keys(settings), self.trainings))
 
 
 def run_trials(context: SweepContext, trials: Trials, sweep: Sweep, search: Search) -> None:

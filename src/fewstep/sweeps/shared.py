@@ -25,27 +25,26 @@ def with_shared_trainings(jobs: Sequence[Job], settings: Mapping[str, Settings])
         settings: of each job, by its name.
     """
     keys = {job.name: prefix_keys(settings[job.name]) for job in jobs}
-    shared = shared_keys({name: tuple(own.values()) for name, own in keys.items()})
+    shared = shared_keys({name: list(filter(None, own.values())) for name, own in keys.items()})
     trainings: dict[str, Job] = {}
     for job in jobs:
-        own = settings[job.name]
-        stages = own_stages(own)
-        for stage, key in keys[job.name].items():
+        own = keys[job.name]
+        for number, key in enumerate(own.values(), start=1):
             if key in shared and key not in trainings:
                 name = f"{SHARED}-{key}"
-                training = replace(job, name=name, stages=stages[: stages.index(stage) + 1]).with_override("name", name)
-                trainings[key] = from_parent(training, own, trainings)
-    return trainings, [from_parent(job, settings[job.name], trainings) for job in jobs]
+                training = replace(job, name=name, stages=tuple(own)[:number]).with_override("name", name)
+                trainings[key] = from_parent(training, settings[job.name], own, trainings)
+    return trainings, [from_parent(job, settings[job.name], keys[job.name], trainings) for job in jobs]
 
 
-def from_parent(job: Job, settings: Settings, trainings: Mapping[str, Job]) -> Job:
+def from_parent(job: Job, settings: Settings, keys: Mapping[str, str], trainings: Mapping[str, Job]) -> Job:
     """The job, starting from the model of the last of these trainings that it would make itself.
 
     Args:
-        trainings: by the key of their last stage.
+        keys: of the job's stages, see `prefix_keys`. trainings: by the key of their last stage.
     """
-    stages, keys = job.stages or own_stages(settings), prefix_keys(settings)
-    shared = [stage for stage in stages if keys.get(stage) in trainings]
+    stages = job.stages or tuple(keys)
+    shared = [stage for stage in stages if keys[stage] in trainings]
     left = stages
     if shared:
         parent = trainings[keys[shared[-1]]]
@@ -78,14 +77,17 @@ def method_in(settings: Settings, stage: str) -> Method:
 
 
 def prefix_keys(settings: Settings) -> dict[str, str]:
-    """A digest of all that a stage's model depends on, for each stage from whose model the rest could start."""
+    """For each stage that a pipeline trains, a digest of all that its model depends on.
+
+    Empty where the stages after it could not start from its model alone.
+    """
     stages = own_stages(settings)
     methods = [method_in(settings, stage) for stage in stages]
     keys, teacher = {}, settings.teacher
     for number, stage in enumerate(stages):
         teacher = settings_digest(settings.of_stage(stage, teacher))
-        if all(parent_number(methods, later) >= number for later in range(number + 1, len(stages))):
-            keys[stage] = teacher
+        is_enough = all(parent_number(methods, later) >= number for later in range(number + 1, len(stages)))
+        keys[stage] = teacher if is_enough else ""
     return keys
 
 
