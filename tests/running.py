@@ -109,13 +109,14 @@ def files_below(folder: Path) -> list[str]:
 
 def make_chain(outputs: Path, *settings: str) -> dict[str, Path]:
     """Train a teacher, a guided student and the rungs of 2 and 1 steps below `outputs`; give their files."""
+    from fewstep.runs.config import Settings
     from fewstep.runs.pipeline import run
 
     fast = ("trainer.max_images=256", "stage.training.batch_size=32", "stage.training.warmup_images=0")
     own = [*TINY, *fast, f"outputs={outputs}", *settings]
     for stage in ("teacher", "guidance"):
-        run(config_of(f"stage={stage}", *own))
-    run(config_of("stage=progressive", "stage.ladder=[4,2,1]", *own))
+        run(Settings.read(config_of(f"stage={stage}", *own)))
+    run(Settings.read(config_of("stage=progressive", "stage.ladder=[4,2,1]", *own)))
     (teacher,), (guided,) = (
         outputs.glob("*/teacher/*/model.safetensors"),
         outputs.glob("*/guidance/*/model.safetensors"),
