@@ -1,8 +1,11 @@
-"""plan=true: walk what a run would train, with networks that have shapes alone, and time what memory allows."""
+"""plan=true: walk what a run would train, with networks of shapes alone, and try what time and memory allow."""
 
 import gc
-from collections.abc import Sequence
-from dataclasses import replace
+import logging
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from math import prod
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,12 +16,11 @@ from rich.console import Console
 
 from fewstep.artifacts.model_file import load_model
 from fewstep.estimate.machine import Machine
-from fewstep.estimate.phases import ModelShape, Watching, build_module, training_data
-from fewstep.estimate.shapes import Footprint, LiveBytes, evaluate_once, footprint_of, shapes_only
-from fewstep.estimate.table import Estimate, Row, show
+from fewstep.estimate.phases import Watching, build_module, fresh_parent, shape_of, training_data
+from fewstep.estimate.shapes import Footprint, LiveBytes, evaluate_once, footprint_of, shapes_only, size
+from fewstep.estimate.table import Estimate, How, Row, show
 from fewstep.estimate.timing import (
     MAX_UPDATES,
-    Speed,
     seconds_per_evaluation,
     seconds_per_figures,
     seconds_per_judged_image,
@@ -29,18 +31,27 @@ from fewstep.evaluation.features import INCEPTION_WEIGHTS
 from fewstep.evaluation.grid import Candidate, EvaluationPlan
 from fewstep.inference.model import Model
 from fewstep.methods.base import Method, Phase
+from fewstep.methods.training import Training
 from fewstep.networks.memory import denoisers_in
 from fewstep.runs.build import build_evaluator, build_plan, phase_training
 from fewstep.runs.config import EVALUATE, EXACT, PIPELINE, Settings
 from fewstep.runs.evaluate import candidates_of, check_models, with_ancestors
 from fewstep.runs.parent import find_parent, method_of, open_evaluator
-from fewstep.runs.pipeline import Chain, accepts, check_pipeline, models_to_judge, trained_stages
+from fewstep.runs.pipeline import Chain, accepts, check_pipeline, models_to_judge, more_models, trained_stages
 from fewstep.runs.train import Job, card_of
-from fewstep.system.hardware import current_memory, free_disk, free_memory
+from fewstep.system.hardware import (
+    current_memory,
+    free_disk,
+    free_memory,
+    peak_gpu_memory,
+    peak_memory,
+)
 from fewstep.teachers.imported import is_foreign
+from fewstep.training.module import DistillationModule
 
 GENERATED = ("cifar10", "imagenet64")  # data sets whose generated files have the true shape
 COPIES = 3  # of all images of a cell, in floats: noise, the first cell's samples and this one's
+Build = Callable[[Training], DistillationModule]
 
 
 def plan(settings: Settings) -> None:
@@ -49,9 +60,23 @@ def plan(settings: Settings) -> None:
     Raises:
         ValueError, OSError: what a run would raise before it trains.
     """
-    with Console().status("measuring"), TemporaryDirectory(prefix="fewstep-plan-") as folder:
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    with Console().status("measuring"), TemporaryDirectory(prefix="fewstep-plan-") as folder, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="lightning")
         estimate = Planner(settings, Path(folder)).estimate()
-    show(estimate, settings.outputs)
+    show(estimate)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Seconds of an update and of a network evaluation of one example, and bytes at the peak, of one process."""
+
+    how: How
+    update: float
+    evaluation: float
+    memory: int
+    device_memory: int
 
 
 class Planner:
@@ -63,16 +88,15 @@ class Planner:
 
     def __init__(self, settings: Settings, folder: Path) -> None:
         self.folder, self.outputs = folder, settings.outputs
-        self.notes: list[str] = []
-        self.settings = self.with_available_data(settings.with_values({"outputs": str(folder)}))
         is_imported = settings.teacher is not None and is_foreign(settings.teacher)
-        self.lookup = str(folder if is_imported else settings.outputs)  # where parents are looked for
-        self.machine = Machine.of(settings.trainer)
+        self.lookup = {"outputs": str(folder if is_imported else settings.outputs)}  # where parents are looked for
+        self.notes: list[str] = []
         self.rows: list[Row] = []
-        self.models: list[tuple[ModelShape, Speed]] = []  # what is evaluated
-        self.last: list[ModelShape] = []  # of each stage
-        self.base = 0  # bytes of a process that has opened its data and trains nothing yet
+        self.models: list[tuple[Model, Trial]] = []  # of all phases, without weights
+        self.stage_models: list[Model] = []  # the last of each stage
         self.per_image = self.opening = 0.0  # seconds of the feature extractor: for an image, for the reference
+        self.settings = self.with_available_data(settings.with_values({"outputs": str(folder)}))
+        self.machine = Machine.of(settings.trainer)
 
     def with_available_data(self, settings: Settings) -> Settings:
         """Settings of generated data, or of a small feature extractor, where files are not there yet."""
@@ -82,13 +106,15 @@ class Planner:
             generated = {"root": str(self.folder / data["name"]), "generated": True}
             settings = settings.with_values({"dataset": data | generated})
         try:
-            build_evaluator(settings)
-        except (ValueError, OSError) as error:  # others are refused where the data are needed
-            if INCEPTION_WEIGHTS in str(error):
-                self.notes.append(
-                    f"{error}; a run stops there. Planned with a small feature extractor, which is faster"
-                )
-                settings = replace(settings, trainer=replace(settings.trainer, features="patches"))
+            evaluator = build_evaluator(settings)
+        except (ValueError, OSError) as error:
+            if INCEPTION_WEIGHTS not in str(error):
+                return settings  # refused where the data are needed
+            self.notes.append(f"{error}; a run stops there. Planned with a small feature extractor, which is faster")
+            settings = replace(settings, trainer=replace(settings.trainer, features="patches"))
+            evaluator = build_evaluator(settings)
+        self.per_image = seconds_per_judged_image(evaluator)
+        self.opening = self.per_image * len(evaluator.reference.images)
         return settings
 
     def estimate(self) -> Estimate:
@@ -97,29 +123,32 @@ class Planner:
         if settings.name == PIPELINE:
             self.pipeline()
         elif settings.name == EVALUATE:
-            self.evaluation(settings, models_to_judge(settings.with_values({"outputs": self.lookup})))
+            reading = settings.with_values(self.lookup)
+            self.evaluation(settings, more_models(reading) or models_to_judge(reading))
         else:
             self.stage(settings)
         return Estimate(
-            title=f"stage={settings.name} dataset={settings.dataset_name}: {machine.name}",
+            title=f"stage={settings.name} dataset={settings.dataset_name}: {machine.title}",
             processes=machine.here,
             rows=tuple(self.rows),
             free_memory=free_memory(),
             free_device_memory=free_memory("cuda") if machine.device == "cuda" else 0,
             free_disk=free_disk(self.outputs),
+            outputs=self.outputs,
             notes=tuple(dict.fromkeys(self.notes)),
         )
 
     def pipeline(self) -> None:
         """The stages that a pipeline would train, and its evaluation."""
         settings, chain = self.settings, Chain.begin(self.settings.teacher)
-        check_pipeline(settings.with_values({"outputs": self.lookup}))
+        check_pipeline(settings.with_values(self.lookup))
         for name in trained_stages(settings):
             own = settings.of_stage(name, settings.teacher)
-            if self.last or not chain.skips(method_of(own)):
+            if self.rows or not chain.skips(method_of(own)):
                 self.stage(own)
         if EVALUATE in settings.stages:
-            self.evaluation(settings.of_stage(EVALUATE), chain.parents)
+            own = settings.of_stage(EVALUATE)
+            self.evaluation(own, [*chain.parents, *more_models(own)])
 
     def stage(self, settings: Settings) -> None:
         """A row for each phase of a stage."""
@@ -129,133 +158,137 @@ class Planner:
         facts = evaluator.facts if evaluator else model and model.card.data
         assert facts is not None, "a method has data or a parent"
         job = Job(settings, method, evaluator and evaluator.data, evaluator, facts, self.folder)
-        self.measure_process(evaluator)
         for number, phase in enumerate(method.phases()):
             model = self.phase(job, phase, model, is_first=number == 0)
-            self.last = [*self.last[: -1 if number else None], model]
+        assert model is not None, "a method has a phase"
+        self.stage_models.append(model)
 
-    def parent(self, settings: Settings, method: Method, evaluator: Evaluator | None) -> ModelShape | None:
+    def parent(self, settings: Settings, method: Method, evaluator: Evaluator | None) -> Model | None:
         """The newest of the plan's models that fits, or the file that a run would find, or a fresh network."""
         wanted = method.parent()
-        for model in reversed(self.last):
+        for model in reversed(self.stage_models):
             if wanted and accepts(wanted, model.card.sampling):
                 return model
         try:
-            found = find_parent(settings.with_values({"outputs": self.lookup}), method, evaluator)
+            found = find_parent(settings.with_values(self.lookup), method, evaluator)
         except ValueError as error:
             if settings.teacher not in (None, EXACT) or wanted is None or evaluator is None:
                 raise
             self.notes.append(f"planned with a fresh network as the parent of stage {settings.name}: {error}")
-            return ModelShape.fresh(settings, evaluator.facts, wanted)
-        return found and ModelShape.of(*load_model(found))
+            return fresh_parent(settings, evaluator.facts, wanted)
+        return found and shape_of(*load_model(found))
 
-    def measure_process(self, evaluator: Evaluator | None) -> None:
-        """Measure, once, what does not depend on the stage."""
-        if not self.base:
-            self.per_image = seconds_per_judged_image(evaluator) if evaluator else 0.0
-            self.opening = self.per_image * len(evaluator.reference.images) if evaluator else 0.0
-            self.base = current_memory()
-
-    def phase(self, job: Job, phase: Phase, parent: ModelShape | None, *, is_first: bool) -> ModelShape:
+    def phase(self, job: Job, phase: Phase, parent: Model | None, *, is_first: bool) -> Model:
         """Add the row of a phase; give what it would make."""
-        name, trainer, machine = job.settings.name, job.settings.trainer, self.machine
-        training = phase_training(job.method.training, phase, trainer)
-        rows, watching = machine.share(training.batch_size), Watching.of(job, phase, training)
-        with shapes_only(trainer.device) as memory:
-            module = build_module(job, phase, parent, training, is_first=is_first)
-            found = footprint_of(module, memory, job.facts, rows, machine.part(watching.batch_size), trainer)
-            made = ModelShape.of(module.nets.model, card_of(job, module, parent and parent.card, ()))
-        speed = self.speed(job, phase, parent, found, rows, is_first=is_first)
-        looking = watching.sampled * speed.evaluation + watching.images * self.per_image
-        seconds = training.num_steps * speed.update + watching.probed(found.evaluations) * speed.evaluation
-        self.models.append((made, speed))
+        name, machine = job.settings.name, self.machine
+        training = phase_training(job.method.training, phase, job.settings.trainer)
+        watching = Watching.of(job, phase, training)
+        build = partial(build_module, job, phase, parent, is_first=is_first)
+        rows, sampled = machine.rows(training.batch_size), machine.part(watching.at_once)
+        found, module = self.footprint(job, build, training, rows, sampled)
+        made = shape_of(module.nets.model, card_of(job, module, parent and parent.card, ()))
+        trial = self.trial(job, build, training, found, rows, sampled)
+        snapshots = watching.images * (watching.steps * phase.sampling.evaluations * trial.evaluation + self.per_image)
+        seconds = training.num_steps * trial.update + watching.probed(found.evaluations) * trial.evaluation
+        self.models.append((made, trial))
         self.add(
             Row(
                 name=name if phase.num_steps is None else f"{name} {phase.num_steps}",
-                how=speed.how,
-                memory=found.at_rest if machine.device == "cuda" else machine.memory(found),
-                device_memory=machine.memory(found) if machine.device == "cuda" else 0,
-                seconds=machine.slowdown * (seconds + looking / machine.processes),
+                how=trial.how,
+                memory=trial.memory,
+                device_memory=trial.device_memory,
+                seconds=machine.slowdown * (seconds + snapshots / machine.processes),
                 disk=found.model_bytes + found.checkpoint_bytes * is_first,
                 checkpoint=found.checkpoint_bytes,
                 parameters=found.parameters,
                 images=training.num_steps * training.batch_size,
                 batch_size=training.batch_size,
                 updates=training.num_steps,
-                seconds_per_update=machine.slowdown * speed.update,
+                seconds_per_update=machine.slowdown * trial.update,
             )
         )
         return made
 
     def add(self, row: Row) -> None:
-        """Add a row, with what the process needs besides."""
-        self.rows.append(replace(row, memory=self.base + row.memory, seconds=self.opening + row.seconds))
+        """Add a row; the first one has the time to judge the reference."""
+        self.rows.append(replace(row, seconds=self.opening + row.seconds))
         self.opening = 0.0
 
-    def speed(
-        self, job: Job, phase: Phase, parent: ModelShape | None, found: Footprint, rows: int, *, is_first: bool
-    ) -> Speed:
-        """Times of a process that has the machine for itself."""
-        tried, trainer = self.machine.rows_to_time(found, rows), job.settings.trainer
+    @staticmethod
+    def footprint(
+        job: Job, build: Build, training: Training, rows: int, sampled: int
+    ) -> tuple[Footprint, DistillationModule]:
+        """What a process needs, and the module without values."""
+        with shapes_only(job.settings.trainer.device) as memory:
+            module = build(training)
+            return footprint_of(module, memory, job.facts, rows, sampled, job.settings.trainer), module
+
+    def trial(self, job: Job, build: Build, training: Training, found: Footprint, rows: int, sampled: int) -> Trial:
+        """What one process takes that has the machine for itself, with as many examples as time and memory allow."""
+        machine, trainer, on_gpu = self.machine, job.settings.trainer, self.machine.device == "cuda"
+        flops, missing = found.flops / rows, machine.unsharded(found)
+        tried = machine.to_try(rows, flops=flops, bytes_each=(found.peak - found.at_rest) / rows, fixed=found.at_rest)
         if not tried:
-            self.notes.append(f"{job.settings.name} is too large to be timed here; its memory is known from shapes")
-            update = found.flops / self.machine.rate
-            return Speed(update, update / rows / (found.evaluations + 2), "estimated")
-        training = replace(job.method.training, images=MAX_UPDATES * tried, batch_size=tried)
-        module = build_module(job, phase, parent, training, is_first=is_first)
+            self.notes.append(f"{job.settings.name} is too large to be tried here: its memory is known from shapes")
+            seconds, main = found.flops / machine.rate, current_memory() + (found.at_rest if on_gpu else found.peak)
+            evaluation = seconds / rows / (found.evaluations + 2)
+            return Trial("estimated", seconds, evaluation, main - missing, on_gpu * (found.peak - missing))
+        gc.collect()
+        if on_gpu:
+            torch.cuda.reset_peak_memory_stats()
+        module = build(replace(training, images=MAX_UPDATES * tried, batch_size=tried))
+        sampling, model = module.phase.sampling, module.nets.model
         update = seconds_per_update(module, training_data(job, tried), trainer, self.folder) * rows / tried
-        evaluation = seconds_per_evaluation(module.nets.model.eval(), job.facts, rows, trainer)
-        del module
-        gc.collect()  # it and its trainer hold each other
-        return Speed(update, evaluation, "measured" if tried == rows else "scaled")
+        looked = machine.to_try(sampled, flops=flops * sampling.evaluations / (found.evaluations + 2))
+        denoise = sampling.guided(model.eval(), model.null)
+        evaluation = seconds_per_evaluation(denoise, job.facts, looked or tried, trainer) / sampling.evaluations
+        main, on_device, less = peak_memory(), peak_gpu_memory(), found
+        if (tried, looked) != (rows, sampled):
+            less, _ = self.footprint(job, build, training, tried, looked)
+        more = found.peak - less.peak - missing
+        how: How = "measured" if less is found else "scaled"
+        return Trial(how, update, evaluation, main + more * (not on_gpu), on_device + more * on_gpu)
 
     def evaluation(self, settings: Settings, files: Sequence[Path]) -> None:
         """Add the row of the evaluation of these files, their ancestors and the models of the plan."""
-        trainer, machine, evaluator = settings.trainer, self.machine, build_evaluator(settings)
-        plan, facts = build_plan(settings.stage, trainer), evaluator.facts
-        self.measure_process(evaluator)
-        given = with_ancestors(files)
-        if given:
-            check_models(given, files, evaluator)
-        for each in given.values():
-            seconds = seconds_per_evaluation(each.to(machine.device).denoiser, facts, plan.batch_size, trainer)
-            self.models.append((ModelShape.of(each.denoiser, each.card), Speed(0.0, seconds, "measured")))
-        del given
-        with torch.device("meta"), LiveBytes() as memory:
-            models = {Path(str(n)): Model(shape.build(), shape.card) for n, (shape, _) in enumerate(self.models)}
-            candidates = candidates_of(models, plan, evaluator.exact, "meta")
+        evaluator, trainer, device = build_evaluator(settings), settings.trainer, self.machine.device
+        plan, models, seconds = build_plan(settings.stage, trainer), with_ancestors(files), dict[int, float]()
+        facts, batch = evaluator.facts, self.machine.part(min(plan.batch_size, plan.num_images))
+        if models:
+            check_models(models, files, evaluator)
+        for model in models.values():
+            per_evaluation = seconds_per_evaluation(model.to(device).denoiser, facts, batch, trainer)
+            seconds[id(model.denoiser)] = per_evaluation
+        for model, trial in self.models:
+            seconds[id(model.denoiser)] = trial.evaluation
+            models[Path(str(len(models)))] = model
+        candidates = candidates_of(models, plan, evaluator.exact, "meta")
+        with LiveBytes() as memory:
             for candidate in candidates:
-                evaluate_once(candidate.denoise, facts, machine.part(min(plan.batch_size, plan.num_images)), "meta")
-        speeds = {id(model.denoiser): speed for model, (_, speed) in zip(models.values(), self.models, strict=True)}
-        cells, seconds = sum(cells_of(each, plan) for each in candidates), 0.0
+                evaluate_once(candidate.denoise, facts, batch, trainer, "meta")
+        cells, sampling = 0, 0.0
         for candidate in candidates:
-            for denoiser in denoisers_in(candidate.denoise):
-                seconds += evaluations_of(candidate, plan) * speeds[id(denoiser)].evaluation
-        seconds += cells * (plan.num_images * self.per_image + seconds_per_figures(evaluator, plan.num_images))
-        kept = COPIES * 4 * machine.part(plan.num_images) * prod(facts.shape)
+            weights = len([w for w in plan.w if candidate.weights is None or w in candidate.weights])
+            cells += weights * len(candidate.steps)
+            evaluated = weights * candidate.evaluations * evaluated_images(candidate, plan)
+            sampling += evaluated * sum(seconds[id(each)] for each in denoisers_in(candidate.denoise))
+        judging = cells * (plan.num_images * self.per_image + seconds_per_figures(evaluator, plan.num_images))
+        weights = sum(size(model.denoiser.state_dict().values()) for model in models.values())
+        kept = COPIES * 4 * self.machine.part(plan.num_images) * prod(facts.shape)
+        on_gpu = device == "cuda"
         self.add(
             Row(
-                name=f"{EVALUATE}, {cells} cells",
-                how="estimated" if any(speed.how == "estimated" for speed in speeds.values()) else "measured",
-                memory=kept + (0 if machine.device == "cuda" else memory.peak),
-                device_memory=memory.peak if machine.device == "cuda" else 0,
-                seconds=seconds / machine.speed_up,
+                name=EVALUATE,
+                how="estimated" if any(trial.how == "estimated" for _, trial in self.models) else "measured",
+                memory=current_memory() + kept + weights + memory.peak * (not on_gpu),
+                device_memory=(weights + memory.peak) * on_gpu,
+                seconds=self.machine.slowdown * (sampling + judging) / self.machine.processes,
                 images=cells * plan.num_images,
             )
         )
+        self.notes.append(f"the evaluation has {cells} cells of {plan.num_images:,} images")
 
 
-def weights_of(candidate: Candidate, plan: EvaluationPlan) -> int:
-    """How many guidance weights a candidate is evaluated at."""
-    return len([w for w in plan.w if candidate.weights is None or w in candidate.weights])
-
-
-def cells_of(candidate: Candidate, plan: EvaluationPlan) -> int:
-    """Cells of a candidate in the grid."""
-    return weights_of(candidate, plan) * len(candidate.steps)
-
-
-def evaluations_of(candidate: Candidate, plan: EvaluationPlan) -> int:
-    """Network evaluations of one image each in a candidate's cells; its first batch at its fewest steps comes twice."""
-    steps = sum(candidate.steps) * plan.num_images + min(candidate.steps) * min(plan.batch_size, plan.num_images)
-    return weights_of(candidate, plan) * candidate.evaluations * steps
+def evaluated_images(candidate: Candidate, plan: EvaluationPlan) -> int:
+    """Images times steps at one w; the first batch is made twice at the fewest steps."""
+    return sum(candidate.steps) * plan.num_images + min(candidate.steps) * min(plan.batch_size, plan.num_images)

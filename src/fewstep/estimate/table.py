@@ -1,99 +1,140 @@
-"""A forecast as people read it."""
+"""An estimate, and how people read it."""
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from rich.console import Console
 from rich.table import Table
 
-from fewstep.estimate.forecast import Forecast, Needs
 from fewstep.system.durations import duration
-from fewstep.system.hardware import GIB, cores
+from fewstep.system.hardware import GIB
 
 WIDTH = 120  # where there is no terminal
-MARK = {"measured": "", "scaled": "~", "estimated": ">"}
+COLUMNS = ("stage", "parameters", "images", "batch", "updates", "an update", "memory", "time", "disk")
+How = Literal["measured", "scaled", "estimated"]
+MARK: dict[How, str] = {"measured": "", "scaled": "~", "estimated": ">"}
 
 
-def show(forecast: Forecast, outputs: Path) -> None:
-    """Print the table, the sums, what they were made from, and a warning for whatever does not fit."""
+@dataclass(frozen=True)
+class Row:
+    """A phase of a training, or the evaluation.
+
+    Args:
+        how: measured; measured with fewer examples and scaled; or estimated from operations and shapes alone.
+        memory, device_memory: bytes of a process at the peak, and of its GPU.
+        disk: bytes that stay. checkpoint: of another one while it is written.
+    """
+
+    name: str
+    how: How
+    memory: int
+    device_memory: int
+    seconds: float
+    disk: int = 0
+    checkpoint: int = 0
+    parameters: int | None = None
+    images: int | None = None
+    batch_size: int | None = None
+    updates: int | None = None
+    seconds_per_update: float | None = None
+
+    @property
+    def texts(self) -> list[str]:
+        """One for each of COLUMNS."""
+        mark = MARK[self.how]
+        counts = ["" if value is None else f"{value:,}" for value in (self.images, self.batch_size, self.updates)]
+        parameters = "" if self.parameters is None else f"{self.parameters / 1e6:,.2f} M"
+        update = "" if self.seconds_per_update is None else mark + duration(self.seconds_per_update)
+        memory = mark.replace(">", "~") + size(self.device_memory or self.memory)
+        return [self.name, parameters, *counts, update, memory, mark + duration(self.seconds), size(self.disk)]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a command needs, and what there is: bytes of memory, of a GPU's and of disk.
+
+    Args:
+        processes: on this machine. outputs: where the disk is.
+    """
+
+    title: str
+    processes: int
+    rows: tuple[Row, ...]
+    free_memory: int
+    free_device_memory: int
+    free_disk: int
+    outputs: Path
+    notes: tuple[str, ...]
+
+    @property
+    def seconds(self) -> float:
+        return sum(row.seconds for row in self.rows)
+
+    @property
+    def needs(self) -> dict[str, tuple[int, int]]:
+        """Bytes needed at the peak and free, of each kind; a run has two older checkpoints while it writes one."""
+        disk = sum(row.disk for row in self.rows) + 2 * max(row.checkpoint for row in self.rows)
+        return {
+            "memory": (self.processes * max(row.memory for row in self.rows), self.free_memory),
+            "GPU memory": (max(row.device_memory for row in self.rows), self.free_device_memory),
+            "disk": (disk, self.free_disk),
+        }
+
+    @property
+    def lines(self) -> list[str]:
+        """Totals beside what there is, what the marks mean, and notes."""
+        hows = {row.how for row in self.rows}
+        each = f" for {self.processes} processes" if self.processes > 1 else ""
+        where = {"memory": f"{each} at the peak", "GPU memory": " allocated at the peak", "disk": f" at {self.outputs}"}
+        lines = [
+            f"{name}: {size(needed)}{where[name]}; {size(free)} are free"
+            for name, (needed, free) in self.needs.items()
+            if needed
+        ]
+        least = "at least " if "estimated" in hows else ""
+        lines.append(f"time: {least}{duration(self.seconds)}; nothing was trained or kept")
+        if "scaled" in hows:
+            lines.append("~ measured with fewer images and scaled")
+        if "estimated" in hows:
+            lines.append("> not measured: the operations at the full speed of this machine's matrix products")
+        return lines + [f"note: {note}" for note in self.notes]
+
+    @property
+    def warnings(self) -> list[str]:
+        """What does not fit, and what to do."""
+        smaller = "lower stage.training.batch_size, use trainer.gradient_checkpointing=true or more processes"
+        advice = {"disk": f"choose outputs=PATH on a larger disk than that of {self.outputs}"}
+        return [
+            f"{size(needed)} of {name} will not fit into {size(free)}; {advice.get(name, smaller)}"
+            for name, (needed, free) in self.needs.items()
+            if needed > free
+        ]
+
+
+def show(estimate: Estimate) -> None:
+    """Print the table, the totals, and a warning for what does not fit."""
     console = Console()
     if not console.is_terminal:
         console = Console(width=WIDTH)
-    console.print(table_of(forecast))
-    for line in summary(forecast, outputs):
+    table = Table(title=f"plan of {estimate.title}", title_justify="left")
+    for name in COLUMNS:
+        table.add_column(name, justify="left" if name == "stage" else "right", no_wrap=True)
+    for row in estimate.rows:
+        table.add_row(*row.texts)
+    table.add_section()
+    memory, on_gpu, disk = (needed for needed, _ in estimate.needs.values())
+    texts = (size(on_gpu or memory), duration(estimate.seconds), size(disk))
+    table.add_row("all", *[""] * (len(COLUMNS) - 1 - len(texts)), *texts, style="bold")
+    console.print(table)
+    for line in estimate.lines:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
-    for warning in warnings_of(forecast, outputs):
+    for warning in estimate.warnings:
         console.print(f"warning: {warning}", style="bold red", highlight=False, markup=False, soft_wrap=True)
 
 
-def table_of(forecast: Forecast) -> Table:
-    """A row for each training and the evaluation."""
-    where = f"{forecast.machine.processes} process{'es' if forecast.machine.processes > 1 else ''}"
-    on = "GPU" if forecast.machine.device == "cuda" else f"CPU, {cores()} cores"
-    table = Table(title=f"plan of {forecast.title}: {where}, {on}", title_justify="left")
-    for name in ("stage", "parameters", "images", "batch", "updates", "an update", "memory", "time", "disk"):
-        table.add_column(name, justify="left" if name == "stage" else "right", no_wrap=True)
-    for line in forecast.lines:
-        table.add_row(*cells_of(line))
-    table.add_section()
-    memory = forecast.device_memory or forecast.memory
-    seconds = duration(forecast.seconds)
-    table.add_row("all", "", "", "", "", "", size(memory), seconds, size(forecast.disk), style="bold")
-    return table
-
-
-def cells_of(line: Needs) -> list[str]:
-    """The row of one line."""
-    mark, memory = MARK[line.how], line.device_memory or line.memory
-    return [
-        line.name,
-        "" if line.parameters is None else f"{line.parameters / 1e6:,.2f} M",
-        "" if line.images is None else f"{line.images:,}",
-        "" if line.batch_size is None else f"{line.batch_size:,}",
-        "" if line.updates is None else f"{line.updates:,}",
-        "" if line.seconds_per_update is None else mark + duration(line.seconds_per_update),
-        "?" if memory is None else mark.replace(">", "~") + size(memory),
-        mark + duration(line.seconds),
-        size(line.disk),
-    ]
-
-
-def summary(forecast: Forecast, outputs: Path) -> list[str]:
-    """The sums beside what there is, and how they were found."""
-    several = forecast.machine.here if forecast.machine.here > 1 else 0
-    each = f" a process, {size(forecast.memory * several)} for {several} on this machine" if several else ""
-    free = f"{size(forecast.free_memory)} are free"
-    lines = [f"memory: {size(forecast.memory)}{each} at the peak; {free}"]
-    if forecast.device_memory:
-        there = f"{size(forecast.free_device_memory)} are free"
-        lines.append(f"memory of the GPU: {size(forecast.device_memory)} allocated at the peak; {there}")
-    lines.append(f"disk: {size(forecast.disk)} below {outputs}; {size(forecast.free_disk)} are free")
-    hows = {line.how for line in forecast.lines}
-    at_least = "at least " if "estimated" in hows else ""
-    lines.append(f"time: {at_least}{duration(forecast.seconds)}, measured now; nothing was trained or kept")
-    if "scaled" in hows:
-        lines.append("~ tried with fewer images and scaled")
-    if "estimated" in hows:
-        lines.append("> not tried: at least that")
-    return lines + [f"note: {note}" for note in forecast.notes]
-
-
-def warnings_of(forecast: Forecast, outputs: Path) -> list[str]:
-    """What will not fit, and what to do."""
-    found, advice = [], "lower stage.training.batch_size, use trainer.gradient_checkpointing=true or more processes"
-    needed = forecast.memory * forecast.machine.here
-    if needed > forecast.free_memory:
-        found.append(f"{size(needed)} of memory will not fit into {size(forecast.free_memory)}; {advice}")
-    if forecast.device_memory > forecast.free_device_memory:
-        has = size(forecast.free_device_memory)
-        found.append(f"{size(forecast.device_memory)} of GPU memory will not fit into {has}; {advice}")
-    if forecast.disk > forecast.free_disk:
-        has = f"{size(forecast.free_disk)} at {outputs}"
-        found.append(f"{size(forecast.disk)} of disk will not fit into {has}; choose outputs=PATH on a larger disk")
-    return found
-
-
-def size(count: float) -> str:
-    """Bytes: "820 MiB", "1.31 GiB", "12.0 GiB"."""
-    if count < GIB:
-        return f"{count / 2**20:,.0f} MiB" if count >= 2**20 else f"{count / 2**10:,.0f} KiB"
-    return f"{count / GIB:,.2f} GiB" if count < 10 * GIB else f"{count / GIB:,.1f} GiB"
+def size(number: float) -> str:
+    """Bytes: "3 KiB", "820 MiB", "1.31 GiB", "12.0 GiB"."""
+    if number < GIB:
+        return f"{number / 2**20:,.0f} MiB" if number >= 2**20 else f"{number / 2**10:,.0f} KiB"
+    return f"{number / GIB:,.2f} GiB" if number < 10 * GIB else f"{number / GIB:,.1f} GiB"
