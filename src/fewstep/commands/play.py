@@ -170,7 +170,9 @@ def serve(page: "gr.Blocks", port: int) -> None:
         ssr_mode=False,
         prevent_thread_lock=True,
         footer_links=[],
-        theme=Base(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),  # Google is not asked
+        theme=Base(
+            font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
+        ),  # the default is loaded from Google
         css=CSS,
     )
     typer.echo(f"http://{HOST}:{port}/ (Ctrl-C ends it)")

@@ -31,7 +31,7 @@ def write_report(run: Path) -> Path:
     """Write `run`/report.html (one file, below 5 MB, needs no network) and return its path.
 
     Reads quality.json, provenance.json, config.yaml and samples/same-noise/ of the run folder, and
-    metrics.csv of the runs that provenance.json names. What is missing is said in the page.
+    metrics.csv of the runs that provenance.json names. The page names what is missing.
 
     Raises:
         ValueError: quality.json is missing, malformed or of more than one protocol, or provenance.json is of
