@@ -1,4 +1,4 @@
-"""A training that is told to stop saves and says so; the same command then ends as if nothing had happened."""
+"""A training that gets a signal saves and stops; the same command then ends as an undisturbed run."""
 
 import multiprocessing
 import os
@@ -13,7 +13,8 @@ from running import Commands, config_of
 from safetensors.torch import load_file
 from torch import distributed as dist
 
-from fewstep.runs import pipeline as run
+from fewstep.runs.config import Settings
+from fewstep.runs.pipeline import run
 from fewstep.system.signals import SIGNALS, Stopped, stop_signals
 from fewstep.training.checkpointing import SaveCheckpoint, read_checkpoint
 from fewstep.training.preemption import MAX_STEPS_BETWEEN_CHECKS, StopOnSignal
@@ -34,23 +35,23 @@ SETTINGS = [
 ]
 
 
-def tell_at(monkeypatch: pytest.MonkeyPatch, step: int, *numbers: int) -> None:
-    """Have this process get the signals at the end of that step, before anybody saves."""
-    whole = SaveCheckpoint.on_train_batch_end
+def signal_at(monkeypatch: pytest.MonkeyPatch, step: int, *numbers: int) -> None:
+    """Send this process the signals at the end of that step, before a checkpoint."""
+    save = SaveCheckpoint.on_train_batch_end
 
-    def told(self, trainer, *others):
+    def send(self, trainer, *others):
         if trainer.global_step == step:
             for number in numbers:
                 os.kill(os.getpid(), number)
-        whole(self, trainer, *others)
+        save(self, trainer, *others)
 
-    monkeypatch.setattr(SaveCheckpoint, "on_train_batch_end", told)
+    monkeypatch.setattr(SaveCheckpoint, "on_train_batch_end", send)
 
 
 @pytest.fixture(scope="module")
 def undisturbed(as_users_run, tmp_path_factory) -> dict[str, torch.Tensor]:
     outputs = tmp_path_factory.mktemp("undisturbed")
-    run.run(config_of(*SETTINGS, f"outputs={outputs}"))
+    run(Settings.read(config_of(*SETTINGS, f"outputs={outputs}")))
     return load_file(outputs / "mixture" / "guidance" / "run" / "model.safetensors")
 
 
@@ -59,13 +60,11 @@ def undisturbed(as_users_run, tmp_path_factory) -> dict[str, torch.Tensor]:
     [*((number, 7) for number in SIGNALS), (signal.SIGTERM, 1), (signal.SIGTERM, STEPS)],
     ids=lambda value: value.name if isinstance(value, signal.Signals) else str(value),
 )
-def test_a_run_that_is_told_to_stop_goes_on_where_it_was(
-    tmp_path: Path, monkeypatch, commands: Commands, undisturbed, number: int, step: int
-):
+def test_a_stopped_run_resumes(tmp_path: Path, monkeypatch, commands: Commands, undisturbed, number: int, step: int):
     command = [*SETTINGS, f"outputs={tmp_path}"]
     before = [signal.getsignal(each) for each in SIGNALS]
     with monkeypatch.context() as patched:
-        tell_at(patched, step, number)
+        signal_at(patched, step, number)
         result = commands.train(*command)
     assert result.status == 128 + number
     (line,) = [line for line in result.err.splitlines() if "stopped" in line]
@@ -82,41 +81,43 @@ def test_a_run_that_is_told_to_stop_goes_on_where_it_was(
 
 
 @pytest.mark.parametrize("numbers", [(signal.SIGUSR2, signal.SIGTERM), (signal.SIGTERM, signal.SIGTERM)])
-def test_a_cluster_says_it_twice(tmp_path: Path, monkeypatch, commands: Commands, numbers: tuple[int, int]):
-    tell_at(monkeypatch, 7, *numbers)
+def test_a_repeated_signal_changes_nothing(
+    tmp_path: Path, monkeypatch, commands: Commands, numbers: tuple[int, int]
+):
+    signal_at(monkeypatch, 7, *numbers)
     result = commands.train(*SETTINGS, f"outputs={tmp_path}")
     assert result.status - 128 in numbers
     assert read_checkpoint(tmp_path / "mixture" / "guidance" / "run" / "last.ckpt")["global_step"] == 7
 
 
-def test_a_user_in_a_hurry_does_not_wait_for_the_checkpoint(tmp_path: Path, monkeypatch, commands: Commands):
-    tell_at(monkeypatch, 7, signal.SIGINT)
-    whole = SaveCheckpoint.on_train_batch_end
+def test_a_second_ctrl_c_stops_without_a_checkpoint(tmp_path: Path, monkeypatch, commands: Commands):
+    signal_at(monkeypatch, 7, signal.SIGINT)
+    save = SaveCheckpoint.on_train_batch_end
     monkeypatch.setattr(
         SaveCheckpoint,
         "on_train_batch_end",
-        lambda self, trainer, *a: (whole(self, trainer, *a), trainer.global_step == 7 and os.kill(os.getpid(), 2))[0],
+        lambda self, trainer, *a: (save(self, trainer, *a), trainer.global_step == 7 and os.kill(os.getpid(), 2))[0],
     )
     result = commands.train(*SETTINGS, f"outputs={tmp_path}")
     assert (result.status, "stopped by SIGINT; the same command" in result.err) == (130, True)
     assert not (tmp_path / "mixture" / "guidance" / "run" / "last.ckpt").exists()
 
 
-def told_twice() -> None:
+def signal_twice() -> None:
     try:
         os.kill(os.getpid(), signal.SIGUSR1)
         pytest.fail("it went on")
     finally:
-        os.kill(os.getpid(), signal.SIGTERM)  # while it ends it is told again
+        os.kill(os.getpid(), signal.SIGTERM)  # while it is stopping
 
 
-def test_what_is_not_training_stops_where_it_stands():
+def test_outside_training_a_signal_stops_at_once():
     before = signal.getsignal(signal.SIGUSR1)
     with (
         pytest.raises(Stopped, match=r"^stopped by SIGUSR1; the same command resumes the run") as stopped,
         stop_signals(),
     ):
-        told_twice()
+        signal_twice()
     assert stopped.value.status == 138
     assert signal.getsignal(signal.SIGUSR1) == before
 
@@ -126,19 +127,19 @@ class Loop:
 
 
 class Trained:
-    """As much of a trainer as a callback looks at."""
+    """The attributes of a trainer that the callback reads."""
 
     global_step, max_steps, fit_loop = 0, 10**6, Loop()
 
 
-def one_of_several(number: int, port: int, told: int, answers: multiprocessing.Queue) -> None:
+def run_rank(number: int, port: int, signalled: int, answers: multiprocessing.Queue) -> None:
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=number, world_size=2)
     trainer, saved = Trained(), []
     stopping: Callback = StopOnSignal(lambda trainer: saved.append(trainer.global_step))
     stopping.on_train_start(trainer, None)  # type: ignore[arg-type]
     try:
         for trainer.global_step in range(1, 10 * MAX_STEPS_BETWEEN_CHECKS):
-            if number == told and trainer.global_step == MAX_STEPS_BETWEEN_CHECKS + 3:
+            if number == signalled and trainer.global_step == MAX_STEPS_BETWEEN_CHECKS + 3:
                 os.kill(os.getpid(), signal.SIGUSR1)
             stopping.on_train_batch_end(trainer, None, None, None, 0)  # type: ignore[arg-type]
     except Stopped as stopped:
@@ -148,11 +149,11 @@ def one_of_several(number: int, port: int, told: int, answers: multiprocessing.Q
 
 
 @pytest.mark.slow
-def test_one_of_several_is_told_and_all_stop_at_the_same_step(free_port: int):
+def test_all_ranks_stop_at_the_same_step_after_a_signal_to_one(free_port: int):
     processes = multiprocessing.get_context("forkserver")
     processes.set_forkserver_preload(["fewstep.runs.pipeline", "hydra", "pytest"])
     answers = processes.Queue()
-    all_of_them = [processes.Process(target=one_of_several, args=(n, free_port, 1, answers)) for n in range(2)]
+    all_of_them = [processes.Process(target=run_rank, args=(n, free_port, 1, answers)) for n in range(2)]
     for process in all_of_them:
         process.start()
     given = [answers.get(timeout=60) for _ in all_of_them]
