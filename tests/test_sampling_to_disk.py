@@ -16,6 +16,7 @@ from fewstep.commands.arrays import save_batches
 from fewstep.data.digits import DigitsData
 from fewstep.data.facts import DataFacts
 from fewstep.diffusion.guidance import Guided
+from fewstep.diffusion.sampling import Sampling
 from fewstep.diffusion.schedule import CosineSchedule
 from fewstep.evaluation.images import evaluation_tensor
 from fewstep.networks import Denoiser, Frozen, ResidualMLP
@@ -37,11 +38,11 @@ def denoiser(guidance_input: bool = True) -> Denoiser:
 
 def model() -> Model:
     card = ModelCard(
-        role="progressive",
+        method="progressive",
         data=FACTS,
         prediction="v",
         schedule=CosineSchedule(),
-        num_steps=2,
+        sampling=Sampling.uniform(2, guidance="input"),
         w_min=0.0,
         w_max=4.0,
         images=1,
@@ -69,10 +70,10 @@ def test_memory_is_that_of_a_batch_and_a_failure_leaves_no_file(
 
     def watched(x: Tensor, facts: DataFacts) -> Tensor:
         nonlocal most
-        judged = evaluation_tensor(x, facts)
-        alive.add(judged)
+        converted = evaluation_tensor(x, facts)
+        alive.add(converted)
         most = max(most, len(alive))
-        return judged
+        return converted
 
     def many(bad: bool) -> Iterator[Tensor]:
         for _ in range(40):
