@@ -37,6 +37,14 @@ def config_of(*settings: str) -> DictConfig:
         return compose("config", list(settings))
 
 
+def run_as_composed(*settings: str) -> None:
+    """`python train.py *settings` without its command line: what it is composed of, run."""
+    from fewstep.runs.config import Settings
+    from fewstep.runs.pipeline import run
+
+    run(Settings.read(config_of(*settings)))
+
+
 def train_as_typed(*settings: str) -> None:
     """`python train.py *settings`, to its exit."""
     torch.set_num_threads(1)
@@ -109,14 +117,11 @@ def files_below(folder: Path) -> list[str]:
 
 def make_chain(outputs: Path, *settings: str) -> dict[str, Path]:
     """Train a teacher, a guided student and the rungs of 2 and 1 steps below `outputs`; give their files."""
-    from fewstep.runs.config import Settings
-    from fewstep.runs.pipeline import run
-
     fast = ("trainer.max_images=256", "stage.training.batch_size=32", "stage.training.warmup_images=0")
     own = [*TINY, *fast, f"outputs={outputs}", *settings]
     for stage in ("teacher", "guidance"):
-        run(Settings.read(config_of(f"stage={stage}", *own)))
-    run(Settings.read(config_of("stage=progressive", "stage.ladder=[4,2,1]", *own)))
+        run_as_composed(f"stage={stage}", *own)
+    run_as_composed("stage=progressive", "stage.ladder=[4,2,1]", *own)
     (teacher,), (guided,) = (
         outputs.glob("*/teacher/*/model.safetensors"),
         outputs.glob("*/guidance/*/model.safetensors"),

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from running import TINY, Commands, config_of, files_below
+from running import TINY, Commands, config_of, files_below, run_as_composed
 
 import fewstep
 from fewstep.diffusion.guidance import Guided
@@ -22,7 +22,7 @@ MIXTURE = (*TINY, "dataset=mixture", "dataset.num_reference=60", "trainer.max_im
 def go(outputs: Path, stage: str, *settings: str) -> Path:
     """Run a stage of the mixture; give its folder."""
     known = set((outputs / "mixture" / stage).glob("*/"))
-    run(config_of(f"stage={stage}", *MIXTURE, f"outputs={outputs}", *settings))
+    run_as_composed(f"stage={stage}", *MIXTURE, f"outputs={outputs}", *settings)
     (made,) = set((outputs / "mixture" / stage).glob("*/")) - known
     return made
 
@@ -132,7 +132,7 @@ def test_a_finished_encoder_is_kept_and_a_lost_rung_made_again(outputs, encoder)
     before = {path.name: path.read_bytes() for path in encoder.glob("*.safetensors")}
     (encoder / "cycle.json").unlink()
     (encoder / "model-1.safetensors").unlink()
-    run(config_of("stage=encoder", *MIXTURE, f"outputs={outputs}", "stage.ladder=[4,2,1]"))
+    run_as_composed("stage=encoder", *MIXTURE, f"outputs={outputs}", "stage.ladder=[4,2,1]")
     assert {path.name: path.read_bytes() for path in encoder.glob("*.safetensors")} == before
     assert (encoder / "cycle.json").is_file()
 

@@ -9,11 +9,10 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 from PIL import Image
-from running import TINY, config_of, files_below
+from running import TINY, config_of, files_below, run_as_composed
 from safetensors.torch import load_file
 
 import fewstep
-from fewstep.runs.pipeline import run
 from fewstep.system.files import sha256_of
 from fewstep.tracking.names import COLUMNS
 
@@ -48,7 +47,7 @@ def only(folder: Path) -> Path:
 
 def pipeline(outputs: Path, *settings: str) -> Path:
     """Run a small pipeline; give the folder of its data set."""
-    run(config_of(*SMALL, *settings, f"outputs={outputs}"))
+    run_as_composed(*SMALL, *settings, f"outputs={outputs}")
     (dataset,) = outputs.glob("*/")
     return dataset
 
@@ -76,6 +75,7 @@ def test_what_a_pipeline_leaves(digits):
         found = set(files_below(runs[stage]))
         expected = {
             "config.yaml",
+            "products.json",
             "diagnostics.jsonl",
             "last.ckpt",
             "metrics.csv",
@@ -91,7 +91,7 @@ def test_what_a_pipeline_leaves(digits):
             assert all(
                 bool(tensor.isfinite().all()) for tensor in load_file(runs[stage] / f"{name}.safetensors").values()
             )
-    judged = {"config.yaml", "quality.json", "provenance.json", "report.html", ".lock"}
+    judged = {"config.yaml", "products.json", "quality.json", "provenance.json", "report.html", ".lock"}
     assert set(files_below(runs["pipeline"])) == judged | {
         f"samples/same-noise/{row['model']}{'-unipc' * (row['sampler'] == 'unipc')}-{row['steps']}-w{row['w']:g}.png"
         for row in rows_of(runs["pipeline"])
@@ -166,9 +166,9 @@ def test_provenance_names_every_model_and_its_parents(data, request):
         for parent in fewstep.load(path).card.parents:
             assert (path.parent / parent.path).is_file()
             assert parent.sha256 in hashes.values()
-    assert [p.role for p in fewstep.load(folder / provenance["models"][-1]["path"]).card.parents] == [
+    assert [p.method for p in fewstep.load(folder / provenance["models"][-1]["path"]).card.parents] == [
         "progressive",
-        "guided",
+        "guidance",
         *(role for role, _ in trained),
     ]
 
@@ -196,7 +196,7 @@ def test_stages_one_by_one_each_find_the_newest_parent_that_fits(tmp_path):
 
     def stage(name: str, *settings: str) -> Path:
         before = set((tmp_path / "digits" / name).glob("*/"))
-        run(config_of(f"stage={name}", *TINY, "trainer.max_images=64", f"outputs={tmp_path}", *settings))
+        run_as_composed(f"stage={name}", *TINY, "trainer.max_images=64", f"outputs={tmp_path}", *settings)
         (made,) = set((tmp_path / "digits" / name).glob("*/")) - before
         return made
 
@@ -226,16 +226,16 @@ def test_stages_one_by_one_each_find_the_newest_parent_that_fits(tmp_path):
 
 
 def test_a_parent_that_changed_since_is_not_judged_as_if_it_had_not(tmp_path, digits):
-    config = config_of("stage=evaluate", *TINY, f"teacher={only(digits / 'progressive')}", f"outputs={tmp_path}")
+    settings = ("stage=evaluate", *TINY, f"teacher={only(digits / 'progressive')}", f"outputs={tmp_path}")
     teacher = only(digits / "teacher") / "model.safetensors"
     kept = teacher.read_bytes()
     try:
         teacher.write_bytes(kept + b"\0")
         with pytest.raises(ValueError, match=r"has changed since.*again"):
-            run(config)
+            run_as_composed(*settings)
         teacher.rename(teacher.with_name("away"))
         with pytest.raises(ValueError, match="which is gone"):
-            run(config)
+            run_as_composed(*settings)
     finally:
         teacher.with_name("away").unlink(missing_ok=True)
         teacher.write_bytes(kept)
@@ -248,8 +248,7 @@ def test_weights_and_biases_offline_files_are_in_every_run_folder(tmp_path, monk
     for name in ("WANDB_CACHE_DIR", "WANDB_DATA_DIR", "WANDB_CONFIG_DIR"):
         monkeypatch.setenv(name, str(tmp_path / "home"))
     outputs = tmp_path / "outputs"
-    config = config_of("stage=teacher", *TINY, "trainer.max_images=64", "logger=wandb", f"outputs={outputs}")
-    run(config)
+    run_as_composed("stage=teacher", *TINY, "trainer.max_images=64", "logger=wandb", f"outputs={outputs}")
     folder = only(outputs / "digits" / "teacher")
     (offline,) = (folder / "wandb").glob("offline-run-*")
     (log,) = offline.glob("*.wandb")

@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from running import TINY, config_of, files_below, train_as_typed
+from running import TINY, files_below, run_as_composed, train_as_typed
 from safetensors.torch import load_file
 
 from fewstep import load
-from fewstep.runs import pipeline as run
+from fewstep.runs import pipeline
+from fewstep.runs.config import Settings
 from fewstep.tracking.names import IMAGES_PER_SECOND
 from fewstep.training.callbacks.training_log import TrainingLog
 from fewstep.training.checkpointing import SaveCheckpoint, read_checkpoint
@@ -111,8 +112,8 @@ def test_a_pipeline_killed_in_every_stage_ends_as_an_undisturbed_one(tmp_path):
         lines = (folder / "metrics.csv").read_text().splitlines(keepends=True)
         before[stage] = "".join(lines[: 1 + seen]), finished
 
-    run.run(config_of(*settings))
-    run.run(config_of(*PIPELINE, f"outputs={undisturbed}"))  # checkpoints once a minute: that changes nothing either
+    run_as_composed(*settings)
+    run_as_composed(*PIPELINE, f"outputs={undisturbed}")  # checkpoints once a minute: that changes nothing either
 
     assert_same_models(killed, undisturbed)
     for stage, (metrics, finished) in before.items():
@@ -136,7 +137,7 @@ STAGE_SETTINGS = [
 
 
 def teacher(outputs: Path, *settings: str) -> None:
-    run.run(config_of("stage=teacher", *STAGE_SETTINGS, f"outputs={outputs}", *settings))
+    run_as_composed("stage=teacher", *STAGE_SETTINGS, f"outputs={outputs}", *settings)
 
 
 def folder_of(outputs: Path, stage: str = "teacher") -> Path:
@@ -181,7 +182,7 @@ def test_what_must_be_equal_is_not_trivial(undisturbed):
     assert any(not torch.equal(plain[name], dropped[name]) for name in plain)  # dropout does something
     state = read_checkpoint(undisturbed[0.3] / "last.ckpt")["state_dict"]
     for name, tensor in dropped.items():
-        assert torch.equal(tensor, state[f"average.network.{name}"])  # what is saved is the average ...
+        assert torch.equal(tensor, state[f"averages.model.network.network.{name}"])  # what is saved is the average ...
     assert any(
         not torch.equal(tensor, state[f"student.network.{name}"]) for name, tensor in dropped.items()
     )  # ... which
@@ -221,14 +222,21 @@ def test_interrupted_twice(tmp_path, monkeypatch, undisturbed):
 
 def test_a_pipeline_that_was_stopped_goes_on_in_its_folders(tmp_path, monkeypatch):
     """Not killed but stopped, as by Ctrl-C: clearing up must not take the pipeline's folder with it."""
-    settings = config_of(*PIPELINE, "trainer.max_images=200", "trainer.checkpoint_seconds=0", f"outputs={tmp_path}")
+    settings = (*PIPELINE, "trainer.max_images=200", "trainer.checkpoint_seconds=0", f"outputs={tmp_path}")
+    train = pipeline.train
+
+    def interrupted(settings: Settings, name: str) -> list[Path]:
+        if settings.name == "progressive":
+            raise KeyboardInterrupt
+        return train(settings, name)
+
     with monkeypatch.context() as patched:
-        patched.setattr(run, "run_ladder", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
+        patched.setattr(pipeline, "train", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            run.run(settings)
+            run_as_composed(*settings)
     made = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("model*.safetensors")}
     assert len(made) == 2
-    run.run(settings)
+    run_as_composed(*settings)
     assert {path: path.stat().st_mtime_ns for path in made} == made
     for stage in ("pipeline", "teacher", "guidance", "progressive"):
         folder_of(tmp_path, stage)
@@ -246,7 +254,7 @@ def test_a_run_with_other_settings_is_another_run(tmp_path, monkeypatch):
 
 def guidance(outputs: Path) -> Path:
     """Distil the newest teacher; give the folder."""
-    run.run(config_of("stage=guidance", *STAGE_SETTINGS, f"outputs={outputs}"))
+    run_as_composed("stage=guidance", *STAGE_SETTINGS, f"outputs={outputs}")
     return folder_of(outputs, "guidance")
 
 
@@ -274,16 +282,16 @@ def test_a_student_does_not_go_on_under_another_teacher(tmp_path, monkeypatch):
 def test_a_finished_ladder_is_kept_while_its_parent_is_the_same(tmp_path):
     teacher(tmp_path)
     guidance(tmp_path)
-    command = config_of("stage=progressive", *STAGE_SETTINGS, "stage.ladder=[4,2,1]", f"outputs={tmp_path}")
-    run.run(command)
+    command = ("stage=progressive", *STAGE_SETTINGS, "stage.ladder=[4,2,1]", f"outputs={tmp_path}")
+    run_as_composed(*command)
     rungs = {path: path.stat().st_mtime_ns for path in folder_of(tmp_path, "progressive").glob("model-*.safetensors")}
     assert len(rungs) == 2
-    run.run(command)
+    run_as_composed(*command)
     assert {path: path.stat().st_mtime_ns for path in folder_of(tmp_path, "progressive").glob("model-*")} == rungs
     guided = folder_of(tmp_path, "guidance") / "model.safetensors"
     guided.unlink()
-    run.run(config_of("stage=guidance", *STAGE_SETTINGS, "stage.w_max=2", f"outputs={tmp_path}"))
-    run.run(command)
+    run_as_composed("stage=guidance", *STAGE_SETTINGS, "stage.w_max=2", f"outputs={tmp_path}")
+    run_as_composed(*command)
     assert len(list((tmp_path / "digits" / "progressive").glob("*/"))) == 2
 
 

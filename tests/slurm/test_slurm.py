@@ -12,7 +12,7 @@ import psutil
 import pytest
 import torch
 from cluster import Cluster, cluster, free_ports, missing, until
-from running import ROOT, config_of
+from running import ROOT, config_of, run_as_composed
 from safetensors.torch import load_file
 from test_resume import rows_of
 
@@ -72,7 +72,7 @@ def started(slurm: Cluster, log: Path, *command: str) -> Iterator[subprocess.Pop
 
 def undisturbed(outputs: Path, *settings: str) -> Path:
     """The folder of the same run made here, by one process, in one go."""
-    run.run(config_of(*TRAINING, *settings, f"outputs={outputs}", "name=run"))
+    run_as_composed(*TRAINING, *settings, f"outputs={outputs}", "name=run")
     return outputs / "mixture" / "guidance" / "run"
 
 

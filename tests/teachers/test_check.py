@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from exact import ExactNetwork, schedule_of
-from running import Commands, make_chain
+from running import Commands, make_chain, run_as_composed
 from test_diffusers_folders import unet2d, write
 
 from fewstep.artifacts.model_file import load_model, save_model
@@ -128,7 +128,7 @@ def teacher(tmp_path_factory: pytest.TempPathFactory, as_users_run: None) -> dic
 
     outputs = tmp_path_factory.mktemp("outputs")
     settings = ("trainer.max_images=20000", "stage.training.batch_size=64", "stage.training.warmup_images=0")
-    run(config_of("stage=teacher", *TINY, *settings, "stage.training.learning_rate=3.0e-3", f"outputs={outputs}"))
+    run_as_composed("stage=teacher", *TINY, *settings, "stage.training.learning_rate=3.0e-3", f"outputs={outputs}")
     (file,) = outputs.glob("digits/teacher/*/model.safetensors")
     denoiser, card = load_model(file)
     denoiser.prediction = "eps"

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from fewstep.artifacts.model_file import Ancestor, ModelCard, load_model
 from fewstep.artifacts.run_folder import CONFIG, MODEL, made_at, products_of, rung_file
@@ -13,10 +14,18 @@ from fewstep.system.files import sha256_of
 Compatibility = Callable[[Denoiser, ModelCard], str | None]
 """Why a model cannot be the parent, or None if it can."""
 
-MAKERS: dict[GuidanceKind, tuple[str, str]] = {  # what a model of any number of steps is called, and the stage of one
-    "two_evaluations": ("teacher", "teacher"),
-    "input": ("guided student", "guidance"),
-    "none": ("unguided model", "teacher"),
+
+class ParentKind(NamedTuple):
+    """What a model of any number of steps is called, and the stage that makes one."""
+
+    title: str
+    stage: str
+
+
+PARENTS: dict[GuidanceKind, ParentKind] = {
+    "two_evaluations": ParentKind("teacher", "teacher"),
+    "input": ParentKind("guided student", "guidance"),
+    "none": ParentKind("unguided model", "teacher"),
 }
 
 
@@ -43,7 +52,7 @@ def find_newest(outputs: Path, dataset: str, kind: GuidanceKind, compatibility: 
         ValueError: there is none; says why the newest is not, and the command that makes one.
     """
     refused = ""
-    what, stage = MAKERS[kind]
+    what, stage = PARENTS[kind]
     for folder in run_folders(outputs, dataset):
         for path in models_in_folder(folder):
             try:

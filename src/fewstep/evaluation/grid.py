@@ -60,7 +60,7 @@ class EvaluationPlan:
                 f"evaluation needs num_images and batch_size of at least 1, got {self.num_images} and {self.batch_size}"
             )
         if not self.w or not all(0 <= w < float("inf") for w in self.w):
-            raise ValueError(f"evaluation needs guidance weights w >= 0, got {list(self.w)}")
+            raise ValueError(f"evaluation needs guidance weights w >= 0, got [{', '.join(f'{w:g}' for w in self.w)}]")
         steps = (self.teacher_steps, self.guided_steps, self.baseline_steps)
         if not self.teacher_steps or min(*chain(*steps), 1) < 1:
             raise ValueError(f"evaluation needs steps of at least 1, got {' and '.join(str(list(s)) for s in steps)}")

@@ -10,14 +10,14 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import get_class, instantiate
 from omegaconf import OmegaConf
 
-from fewstep.artifacts.lineage import Compatibility
+from fewstep.artifacts.lineage import PARENTS, Compatibility
 from fewstep.artifacts.model_file import ModelCard
 from fewstep.data.batches import Data
 from fewstep.data.facts import DataFacts
 from fewstep.diffusion.betas import BetaSchedule
 from fewstep.diffusion.guidance import Guided, log_snr_interval
 from fewstep.diffusion.prediction import Denoise, clipped
-from fewstep.diffusion.sampling import Sampling
+from fewstep.diffusion.sampling import GuidanceKind, Sampling
 from fewstep.diffusion.schedule import CosineSchedule
 from fewstep.distributed.collectives import main_process_first
 from fewstep.evaluation.evaluator import Evaluator
@@ -262,26 +262,17 @@ def compatibility_of(
     return reason
 
 
-def sampling_problem(card: ModelCard, kinds: tuple[str, ...], continues: Sampling | None) -> str | None:
+def sampling_problem(card: ModelCard, kinds: tuple[GuidanceKind, ...], continues: Sampling | None) -> str | None:
     """Why a model is not sampled as a parent must be, or None."""
     own = card.sampling
-    if own.times is None and own.direction == "decode" and own.guidance in kinds:
+    if own == continues or (own.times is None and own.direction == "decode" and own.guidance in kinds):
         return None
-    if own == continues:
-        return None
-    if own.times is not None and continues is not None and own.direction == continues.direction:
-        if (own.sampler, own.guidance) != (continues.sampler, continues.guidance):
-            return (
-                f"it is a student of another chain (sampler {own.sampler}, guidance {own.guidance}) than this run's "
-                f"({continues.sampler}, {continues.guidance})"
-            )
-        assert continues.times is not None, "a chain has its steps"
-        return f"it is a student of {len(own.times)} steps, and this run begins at {len(continues.times)}"
-    made = f", for {len(own.times)} steps" if own.times else ""
-    return (
-        f"it is a {card.method} model (guidance: {own.guidance}, direction: {own.direction}{made}), and this stage "
-        f"needs one of any number of steps with guidance: {' or '.join(kinds)}"
-    )
+    chain = f"sampler {own.sampler}, guidance {own.guidance}, direction {own.direction}"
+    steps = "" if own.times is None else f" of {len(own.times)} steps"
+    needed = " or a ".join(PARENTS[kind].title for kind in kinds)
+    if continues is not None and continues.times is not None:
+        needed += f", or a student of {len(continues.times)} steps of its own chain, where it begins"
+    return f"it is a {card.label} model{steps} ({chain}), and this stage needs a {needed}"
 
 
 def network_problem(

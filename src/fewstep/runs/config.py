@@ -160,9 +160,9 @@ def as_toy(values: dict[str, Any]) -> dict[str, Any]:
     trainer["snapshot_images"] = min([trainer["snapshot_images"], *most])
     for stage in stages:
         for key, least in (("ladder", 2), ("time_schedule", 2), ("teacher_steps", 1), ("guided_steps", 1)):
-            few = [n for n in stage.get(key, []) if n <= TOY_STEPS]
-            if key in stage and len(few) >= least:
+            steps = stage.get(key)
+            if isinstance(steps, list) and len(few := [n for n in steps if n <= TOY_STEPS]) >= least:
                 stage[key] = few
-        if len(weights := list(stage.get("w", []))) > 2:
+        if isinstance(weights := stage.get("w"), list) and len(weights) > 2:
             stage["w"] = [weights[0], weights[-1]]
     return values

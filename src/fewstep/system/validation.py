@@ -86,5 +86,6 @@ def expected(hint: Any) -> str:
         return f"one of {', '.join(map(str, arguments))}"
     if isinstance(origin, type) and issubclass(origin, Sequence):
         inner = arguments[0] if arguments else str
-        return "a list of texts" if inner is str else "a list of numbers, like [1]"
+        kinds = {str: "texts", int: "whole numbers, like [1]"}
+        return f"a list of {kinds.get(inner, 'numbers, like [1]')}"
     return EXPECTED.get(hint, "a group of settings")
