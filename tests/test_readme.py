@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-SMALL = "trainer=debug model.network.width=32 model.network.num_blocks=1"
-SMALL_GRID = "[64]"
+SMALL = "trainer=debug trainer.max_images=256 model.network.width=32 model.network.num_blocks=1"
+SMALL_GRID = "[8]"
 README, USING = "README.md", "docs/using.md"
 NUMBER = r"[\d.,]+|TBD"
 
@@ -27,7 +27,7 @@ def made_small(command: str) -> str:
         return command
     pipeline = "stage=" not in command or "stage=pipeline" in command
     grid = "stage.evaluate" if pipeline else "stage"
-    steps = f"{grid}.teacher_steps={SMALL_GRID} {grid}.guided_steps={SMALL_GRID}"
+    steps = f"{grid}.teacher_steps={SMALL_GRID} {grid}.guided_steps={SMALL_GRID} {grid}.baselines=[unipc]"
     return f"{command} {SMALL} {steps if pipeline or 'stage=evaluate' in command else ''}"
 
 
