@@ -71,18 +71,18 @@ def test_an_empty_batch_is_refused(make: type[Data], batch_size: int) -> None:
 
 
 def test_batches_go_from_start_to_stop() -> None:
-    asked: list[int] = []
+    steps: list[int] = []
     data = numbered()
 
     def batch(step: int) -> Batch:
-        asked.append(step)
+        steps.append(step)
         return data.batch(step)
 
     assert len(list(Batches(batch, 3, 7))) == 4
-    assert asked == [3, 4, 5, 6]
+    assert steps == [3, 4, 5, 6]
 
 
-def test_the_loader_goes_on_where_the_trainer_stands() -> None:
+def test_the_loader_resumes_at_the_trainers_step() -> None:
     data = numbered()
     data.trainer = SimpleNamespace(global_step=5, max_steps=8)  # pyright: ignore[reportAttributeAccessIssue]
     batches = list(data.train_dataloader())

@@ -189,12 +189,12 @@ def test_a_pickle_of_another_form_is_refused(binary: Path, tmp_path: Path, batch
         opened(root)
 
 
-def test_a_missing_data_set_is_told_where_it_comes_from(tmp_path: Path) -> None:
+def test_the_error_of_a_missing_data_set_names_its_source(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"cs.toronto.edu.*cifar-10-batches-bin.*dataset.root=PATH.*trainer=debug"):
         opened(tmp_path / "nothing")
 
 
-def test_generated_files_stand_in_and_that_is_said_once(tmp_path: Path, capsys) -> None:
+def test_generated_files_replace_a_missing_data_set_with_one_message(tmp_path: Path, capsys) -> None:
     data = opened(tmp_path / "cifar10", generated=True)
     assert capsys.readouterr().out == (
         f"{tmp_path / 'cifar10'} is not there, so dataset=cifar10 is tried on a few generated files: "
@@ -206,7 +206,7 @@ def test_generated_files_stand_in_and_that_is_said_once(tmp_path: Path, capsys) 
         opened(tmp_path / "cifar10")
 
 
-def test_what_the_check_says(binary: Path, tmp_path: Path, monkeypatch) -> None:
+def test_the_lines_of_the_check(binary: Path, tmp_path: Path, monkeypatch) -> None:
     with pytest.warns(UserWarning, match="not the whole of CIFAR-10"):
         lines = opened(binary).check()
     assert "training: 10 of 10 classes, 10 to 10 of each" in lines

@@ -247,7 +247,7 @@ def test_sixteen_bits_become_eight_and_none_is_cut_off() -> None:
         centre_crop(Image.fromarray(np.zeros((32, 32), np.float32)), 32)
 
 
-def test_images_of_other_modes_are_counted_and_that_is_said_once(root: Path) -> None:
+def test_images_of_other_modes_are_counted_in_one_warning(root: Path) -> None:
     for name, mode in (("000", "L"), ("001", "L"), ("002", "RGBA")):
         path = root / "class-1" / f"{name}.png"
         Image.open(path).convert(mode).save(path)

@@ -64,7 +64,7 @@ def test_the_images_are_those_of_the_official_arrays(root: Path) -> None:
     assert (data.facts.shape, data.facts.num_classes, data.facts.low, data.facts.high) == ((3, 64, 64), 1000, -1, 1)
 
 
-def test_batch_files_are_taken_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+def test_batch_files_are_read_in_the_order_of_their_numbers(tmp_path: Path) -> None:
     root = tmp_path / "imagenet64"
     generate_imagenet64(root, per_batch=2, num_batches=10)
     last = np.load(root / "train_data_batch_10.npz", allow_pickle=False)["data"]
@@ -127,7 +127,7 @@ def interrupt(root: Path, monkeypatch, *, at: int, error: BaseException) -> None
             opened(root)
 
 
-def test_an_interrupted_conversion_goes_on(root: Path, official: Path, monkeypatch) -> None:
+def test_an_interrupted_conversion_resumes(root: Path, official: Path, monkeypatch) -> None:
     interrupt(root, monkeypatch, at=2, error=KeyboardInterrupt())
     folder = cache_of(root)
     assert sorted(path.name for path in folder.iterdir()) == [".lock", "train-00000.images", "train-00000.json"]
@@ -142,7 +142,7 @@ def test_an_interrupted_conversion_goes_on(root: Path, official: Path, monkeypat
         assert part.read_bytes() == (root.with_name("other") / part.name).read_bytes()
 
 
-def test_an_array_without_its_record_is_not_taken(root: Path, monkeypatch) -> None:
+def test_an_array_without_its_record_is_not_used(root: Path, monkeypatch) -> None:
     """Killed between the two writes."""
     opened(root)
     (cache_of(root) / "manifest.json").unlink()
@@ -152,7 +152,7 @@ def test_an_array_without_its_record_is_not_taken(root: Path, monkeypatch) -> No
     assert names == ["train-00001"]
 
 
-def test_a_part_that_was_damaged_meanwhile_is_converted_anew(root: Path, monkeypatch) -> None:
+def test_a_damaged_part_is_converted_again(root: Path, monkeypatch) -> None:
     expected = all_images(opened(root))
     folder = cache_of(root)
     spoil(folder / "train-00002.images")
@@ -262,7 +262,7 @@ def test_a_damaged_batch_is_named(root: Path, damage, words: str) -> None:
     assert not (cache_of(root) / "manifest.json").exists()
 
 
-def test_missing_files_are_told(root: Path, tmp_path: Path) -> None:
+def test_missing_files_are_named(root: Path, tmp_path: Path) -> None:
     (root / "val_data.npz").unlink()
     with pytest.raises(ValueError, match=r"not val_data.npz; get the npz files .*image-net.org"):
         opened(root)

@@ -1,4 +1,4 @@
-"""Latents on disk are what the autoencoder says of the images; made in pieces, they are the same; damage is seen."""
+"""Latents on disk are the autoencoder's; made with interruptions, they are the same; damage is found."""
 
 import json
 import shutil
@@ -55,7 +55,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.glob("*.npy")}
 
 
-def test_a_visit_draws_from_what_the_autoencoder_says_of_the_image(made: Path, vae: Path) -> None:
+def test_latents_are_sampled_from_the_moments_of_the_autoencoder(made: Path, vae: Path) -> None:
     data, autoencoder, source = opened(made, batch_size=COUNT), Autoencoder.open(vae), some_patches(COUNT)
     mean, variance = autoencoder.encode(from_uint8(source.images[torch.arange(COUNT)]))
     torch.testing.assert_close(
@@ -96,7 +96,7 @@ def test_the_facts_lead_back_to_the_images(made: Path, vae: Path) -> None:
     assert any("decoded" in line for line in data.check())
 
 
-def test_an_interrupted_conversion_goes_on_and_ends_the_same(made: Path, vae: Path, tmp_path: Path) -> None:
+def test_an_interrupted_conversion_resumes_and_ends_the_same(made: Path, vae: Path, tmp_path: Path) -> None:
     out = tmp_path / "latents"
     make(vae, out, stop_after=5)  # within the second file
     assert sorted(path.name for path in out.iterdir()) == ["latents-00000.npy", UNFINISHED]
@@ -109,7 +109,7 @@ def test_an_interrupted_conversion_goes_on_and_ends_the_same(made: Path, vae: Pa
     assert not (out / UNFINISHED).exists()
 
 
-def test_a_full_disk_leaves_nothing_that_reads_as_whole(
+def test_a_full_disk_leaves_nothing_that_reads_as_complete(
     vae: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real, calls = np.save, []
@@ -137,7 +137,7 @@ def test_a_folder_of_other_latents_is_left_alone(own: Path, tmp_path: Path) -> N
     assert contents(own) == before
 
 
-def test_damage_is_seen(own: Path) -> None:
+def test_damage_is_found(own: Path) -> None:
     shard = own / "latents-00001.npy"
     whole = shard.read_bytes()
     shard.write_bytes(whole[:-7])
@@ -154,7 +154,7 @@ def test_damage_is_seen(own: Path) -> None:
         opened(own)
 
 
-def test_what_has_changed_is_made_anew_and_not_signed_as_it_is(own: Path, made: Path, vae: Path) -> None:
+def test_a_changed_file_is_encoded_again(own: Path, made: Path, vae: Path) -> None:
     shard = own / "latents-00001.npy"
     shard.write_bytes(shard.read_bytes()[:-1] + b"#")
     (own / ".latents-00002.npy.1.tmp").write_bytes(b"of a killed process")
@@ -199,7 +199,7 @@ def test_digits_are_no_images_for_an_autoencoder_of_colours(vae: Path, tmp_path:
     assert not (tmp_path / "latents").exists()
 
 
-def test_the_command_makes_them_and_says_how_fast(commands, vae: Path, tmp_path: Path) -> None:
+def test_the_command_makes_them_and_prints_the_rate(commands, vae: Path, tmp_path: Path) -> None:
     write_tiny_autoencoder(tmp_path / "coarse", downsampling=8)
     from fewstep.data import patches
 
@@ -223,7 +223,7 @@ def few_corners(shape, size, columns, stride):
     return torch.cartesian_prod(torch.arange(2), torch.arange(4), torch.arange(4))
 
 
-def test_what_is_not_there_is_told_how_to_get(commands, tmp_path: Path) -> None:
+def test_errors_of_missing_files_say_how_to_make_them(commands, tmp_path: Path) -> None:
     refused = commands.train(
         "dataset=latents", "stage=teacher", "logger=csv", f"dataset.root={tmp_path / 'none'}", f"outputs={tmp_path}"
     )

@@ -28,7 +28,7 @@ def test_no_pixel_is_in_both_parts_and_hardly_any_in_neither(size: int) -> None:
 
 
 def test_parts_of_both_sizes_hold_out_the_same_columns() -> None:
-    """So what is trained on crops of one size has not seen what is held out of the other."""
+    """A model trained on crops of one size was not trained on the held-out crops of the other."""
     small, large = (load_patches(size) for size in SIZES)
     assert not (pixels_under(small[0].images.corners[::7], 32) & pixels_under(large[1].images.corners, 64)).any()
     assert not (pixels_under(large[0].images.corners[::7], 64) & pixels_under(small[1].images.corners, 32)).any()

@@ -54,7 +54,7 @@ def names(data: TextData, steps: range) -> list[list[str]]:
     return [[key for _, key in reader.rows(step)] for step in steps]
 
 
-def test_every_walk_sees_its_share_of_each_epoch_once_in_a_new_order(generated: Path) -> None:
+def test_every_walk_reads_its_share_of_each_epoch_once_in_a_new_order(generated: Path) -> None:
     data = opened(generated)
     for walks in (1, 2, 5):
         data.num_walks = walks
@@ -127,7 +127,7 @@ def test_samples_are_the_pictures_with_their_captions(generated: Path) -> None:
     torch.testing.assert_close(data.empty_prompt, encoder.empty_prompt)
 
 
-def test_the_last_shard_is_the_reference_and_its_prompts_are_asked_for(generated: Path) -> None:
+def test_the_last_shard_is_the_reference_and_the_source_of_prompts(generated: Path) -> None:
     data, held_out = opened(generated), some_patches(COUNT).held_out
     assert {shard.path.name for shard in data.test_shards} == {"00005.tar"}
     reference = data.reference()
@@ -169,7 +169,7 @@ def array(values: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def test_a_truncated_shard_gives_its_whole_samples(own: Path) -> None:
+def test_a_truncated_shard_gives_its_complete_samples(own: Path) -> None:
     shard = own / "00002.tar"
     with tarfile.open(shard) as tar:
         cut = tar.getmembers()[7]  # the second file of the fourth sample
@@ -185,7 +185,7 @@ def test_a_truncated_shard_gives_its_whole_samples(own: Path) -> None:
 
 
 @pytest.mark.parametrize("spoil", ["cut", "cut in a header", "damaged header"])
-def test_a_shard_that_ends_where_a_file_would_begin_is_seen(own: Path, spoil: str) -> None:
+def test_a_shard_truncated_between_two_files_is_found(own: Path, spoil: str) -> None:
     """tarfile takes the end, half a header and a broken one for the end of the archive."""
     shard = own / "00002.tar"
     with tarfile.open(shard) as tar:
@@ -204,20 +204,20 @@ def test_a_shard_that_ends_where_a_file_would_begin_is_seen(own: Path, spoil: st
 
 
 @pytest.mark.parametrize("content", ["[]", "{", '{"00002.tar": 3}', '{"00002.tar": {"stamp": 1}}'])
-def test_a_damaged_index_is_made_anew(own: Path, content: str) -> None:
+def test_a_damaged_index_is_replaced(own: Path, content: str) -> None:
     (own / INDEX).write_text(content)
     assert sum(shard.num_samples for shard in opened(own).train_shards) == COUNT
 
 
-def test_images_of_other_modes_become_rgb_and_that_is_said_with_a_count(own: Path) -> None:
+def test_images_of_other_modes_become_rgb_with_a_warning_that_counts_them(own: Path) -> None:
     for shard, key in (("00001.tar", "000001"), ("00003.tar", "000003")):
         grey = io.BytesIO()
         Image.new("L", (32, 32), 99).save(grey, "PNG")
         with_damage(own, shard, key, "png", grey.getvalue())
-    with warnings.catch_warnings(record=True) as said:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         lines = opened(own).check()
-    assert [str(w.message).split(": ")[1] for w in said] == ["000001 is of mode L and becomes RGB; 1 so far"]
+    assert [str(w.message).split(": ")[1] for w in caught] == ["000001 is of mode L and becomes RGB; 1 so far"]
     assert "2 images of other modes became RGB" in lines[0]
 
 
@@ -252,17 +252,17 @@ def with_damage(folder: Path, shard: str, key: str, extension: str, content: byt
             tar.addfile(info, io.BytesIO(data))
 
 
-def test_the_place_of_a_damaged_sample_is_taken_by_the_next(own: Path, generated: Path) -> None:
+def test_a_damaged_sample_is_replaced_by_the_next(own: Path, generated: Path) -> None:
     before = [list(row) for row in names(opened(generated), range(10))]
     with_damage(own, "00001.tar", "000001", "png", b"\x89PNG no more")
     with_damage(own, "00003.tar", "000008", "json", json.dumps({"words": 3}).encode())
-    with warnings.catch_warnings(record=True) as said:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         data = opened(own)
         batches = [data.batch(step) for step in range(10)]
-    assert len(said) == 1
-    assert "is damaged and left out" in str(said[0].message)
-    assert str(said[0].message).endswith("1 so far")  # the second is counted, and said when there are ten
+    assert len(caught) == 1
+    assert "is damaged and left out" in str(caught[0].message)
+    assert str(caught[0].message).endswith("1 so far")  # the second is counted, and warned of with the tenth
     assert names(opened(own), range(10)) == before  # places stay what they are
     sound = opened(generated)
     for step, keys in enumerate(before):
@@ -277,7 +277,7 @@ def test_the_place_of_a_damaged_sample_is_taken_by_the_next(own: Path, generated
         opened(own, strict=True).check()
 
 
-def test_the_counts_are_kept_and_made_anew_when_a_shard_changes(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_counts_are_cached_until_a_shard_changes(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened(own)
     assert (own / INDEX).is_file()
     scanned = []
@@ -289,7 +289,7 @@ def test_the_counts_are_kept_and_made_anew_when_a_shard_changes(own: Path, monke
     assert scanned == ["00001.tar"]
 
 
-def test_bad_settings_are_told_in_a_line(generated: Path, tmp_path: Path) -> None:
+def test_bad_settings_are_refused(generated: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"dataset=text is not at .*trainer=debug"):
         opened(tmp_path / "none", encoder=generated)
     with pytest.raises(ValueError, match="holds out 6 of its shards"):
@@ -317,7 +317,7 @@ def trained(generated: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return next(outputs.glob("text/teacher/*/model.safetensors"))
 
 
-def test_a_model_of_text_is_asked_by_prompts(commands, trained: Path, generated: Path, tmp_path: Path) -> None:
+def test_a_text_model_is_sampled_with_prompts(commands, trained: Path, generated: Path, tmp_path: Path) -> None:
     ask = partial(commands.fewstep, "sample", trained, "--steps", 1, "--num", 2)
     made = ask("--prompt", "a temple", "--prompt", "a flower", "--out", tmp_path / "two.npz")
     assert made.status == 0, made

@@ -32,9 +32,9 @@ def cosines(folder: Path, pictures: torch.Tensor, prompts: list[str]) -> torch.T
     with torch.no_grad():
         for picture, prompt in zip(pictures, prompts, strict=True):
             inputs = processor(text=[prompt], images=[picture], return_tensors="pt")
-            seen = model.visual_projection(model.vision_model(inputs.pixel_values).pooler_output)
+            image = model.visual_projection(model.vision_model(inputs.pixel_values).pooler_output)
             read = model.text_projection(model.text_model(inputs.input_ids).pooler_output)
-            found.append(cosine_similarity(seen, read)[0])
+            found.append(cosine_similarity(image, read)[0])
     return torch.stack(found)
 
 
@@ -57,7 +57,7 @@ def test_each_image_is_held_against_its_own_prompt(folder: Path) -> None:
         score(images(), WORDS[:4])
 
 
-def test_what_is_missing_is_said(folder: Path, tmp_path: Path) -> None:
+def test_missing_files_are_named(folder: Path, tmp_path: Path) -> None:
     own = Path(shutil.copytree(folder, tmp_path / "clip"))
     for name in ("processor_config.json", "preprocessor_config.json"):
         (own / name).unlink(missing_ok=True)

@@ -4,7 +4,7 @@ from sklearn.datasets import load_digits
 from fewstep.data.digits import DigitsSplit, load_digits_split
 
 
-def test_parts_are_the_whole(split: DigitsSplit) -> None:
+def test_the_splits_together_are_all_digits(split: DigitsSplit) -> None:
     images = torch.cat([split.train_images, split.test_images])
     assert images.dtype == torch.uint8
     assert len(split.train_images) == len(split.train_labels) == 1433

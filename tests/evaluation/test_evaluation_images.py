@@ -8,7 +8,7 @@ DIGITS = DataFacts("digits", (1, 8, 8), 10, -1.0, 1.0)
 POINTS = DataFacts("mixture", (2,), 2, -3.0, 3.0)
 
 
-def test_every_level_survives_the_way_to_the_network_and_back() -> None:
+def test_every_level_survives_scaling_and_back() -> None:
     levels = torch.arange(256, dtype=torch.uint8).reshape(4, 1, 8, 8)
     assert torch.equal(to_uint8(levels.float() / 127.5 - 1, DIGITS), levels)
 
@@ -44,7 +44,7 @@ def test_a_reference_has_one_label_per_image() -> None:
         Reference("test", torch.zeros(3, 1, 8, 8, dtype=torch.uint8), torch.zeros(2, dtype=torch.long))
 
 
-def test_digest_sees_values_names_types_and_shapes() -> None:
+def test_the_digest_covers_values_names_dtypes_and_shapes() -> None:
     base = torch.arange(6, dtype=torch.int32)
     variants = [{"a": base}, {"b": base}, {"a": base + 1}, {"a": base.float()}, {"a": base.reshape(2, 3)}]
     assert len({tensor_digest(tensors) for tensors in variants}) == len(variants)

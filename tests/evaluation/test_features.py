@@ -53,7 +53,7 @@ def test_reduced_precision_around_it_changes_nothing(net: DigitsFeatures, split:
     assert features.dtype == logits.dtype == torch.float32
 
 
-def test_only_uint8_digits_are_judged(net: DigitsFeatures) -> None:
+def test_other_inputs_than_uint8_digits_are_refused(net: DigitsFeatures) -> None:
     for images in (torch.zeros(2, 64), torch.zeros(2, 3, 8, 8, dtype=torch.uint8)):
         with pytest.raises(ValueError, match="to_uint8"):
             net(images)

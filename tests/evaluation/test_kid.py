@@ -1,4 +1,4 @@
-"""KID is the unbiased squared MMD of the cubic kernel, asked for or left out."""
+"""KID is the unbiased squared MMD of the cubic kernel, if requested."""
 
 import pytest
 import torch
@@ -29,7 +29,7 @@ def test_kid_is_the_unbiased_mmd(make_mixture) -> None:
     labels = torch.arange(60) % 3
     x, y = (mixture.draw(labels, generator).float() for _ in range(2))
     net, reference = MixtureFeatures(mixture), Reference("test", y, labels)
-    judged = final_figures(net, images=x + 0.5, labels=labels, reference=reference, kid=True)
-    assert judged.kid == pytest.approx(mmd(x + 0.5, y), rel=1e-4)
-    assert judged.kid > 0.05
+    figures = final_figures(net, images=x + 0.5, labels=labels, reference=reference, kid=True)
+    assert figures.kid == pytest.approx(mmd(x + 0.5, y), rel=1e-4)
+    assert figures.kid > 0.05
     assert final_figures(net, images=x, labels=labels, reference=reference).kid is None

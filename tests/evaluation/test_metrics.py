@@ -191,7 +191,7 @@ def test_figures_leave_no_trace(
     assert final_figures(net, images=images, labels=labels, reference=reference) == first
 
 
-def test_running_figures_start_anew_and_keep_the_reference(
+def test_running_figures_are_reset_and_keep_the_reference(
     net: DigitsFeatures, split: DigitsSplit, reference: Reference
 ) -> None:
     measure = RunningFigures(net, ReferenceStatistics.of(net, reference))

@@ -1,4 +1,4 @@
-"""The small net of colour patches: what it was taught, where it judges, and that it never passes for Inception."""
+"""The small net of colour patches: its accuracy, which data use it, and that it is never taken for Inception."""
 
 from importlib import resources
 
@@ -36,7 +36,7 @@ def test_it_reaches_its_stored_accuracy_on_held_out_crops(net: PatchesFeatures) 
 
 
 @pytest.mark.parametrize("shape", [(3, 16, 16), (3, 32, 32), (3, 64, 64), (3, 48, 80), (1, 28, 28)])
-def test_images_of_any_size_from_16_are_judged(net: PatchesFeatures, shape: tuple[int, ...]) -> None:
+def test_images_of_any_size_from_16_are_accepted(net: PatchesFeatures, shape: tuple[int, ...]) -> None:
     features, logits = net(torch.zeros(2, *shape, dtype=torch.uint8))
     assert features.shape == (2, 64)
     assert logits.shape == (2, 2)
@@ -54,15 +54,15 @@ def test_it_tells_damaged_images_from_good_ones(net: PatchesFeatures) -> None:
     first, second = torch.randperm(len(labels), generator=generator)[:600].chunk(2)
     good = images[first].float()
     noisy = (good + 20 * torch.randn(good.shape, generator=generator)).clamp(0, 255)
-    judged = Reference("held out", images[second], labels[second])
+    reference = Reference("held out", images[second], labels[second])
     fid = [
-        final_figures(net, images=x.to(torch.uint8), labels=labels[first], reference=judged).fid
+        final_figures(net, images=x.to(torch.uint8), labels=labels[first], reference=reference).fid
         for x in (good, noisy, 0.85 * good)
     ]
     assert min(fid[1:]) > 1.5 * fid[0]
 
 
-def test_it_judges_patches_and_stands_in_only_where_it_is_asked_to() -> None:
+def test_it_is_used_for_patches_and_replaces_inception_by_choice_only() -> None:
     own = build_feature_extractor(PATCHES)
     assert isinstance(own, PatchesFeatures)
     assert (own.name, own.num_classes) == ("patches classifier", 2)

@@ -48,8 +48,8 @@ class Registered(FeatureExtractorBase):
         return False
 
     def forward(self, input: EvaluationImages) -> tuple[Tensor, ...]:
-        seen = dict(zip(("features", "logits"), self.net(input), strict=True))
-        return tuple(seen[name] for name in self.features_list)
+        outputs = dict(zip(("features", "logits"), self.net(input), strict=True))
+        return tuple(outputs[name] for name in self.features_list)
 
 
 class Images(Dataset[Tensor]):
@@ -125,14 +125,14 @@ def test_the_distance_of_gaussians_that_share_axes_is_the_closed_form() -> None:
     assert frechet_distance(ours, real, square_root(real.covariance)) == pytest.approx(3 * 4 + 1 + 0 + 1)
 
 
-def test_what_a_net_sees_does_not_depend_on_how_images_come(net: DigitsFeatures, split: DigitsSplit) -> None:
+def test_features_do_not_depend_on_the_batches(net: DigitsFeatures, split: DigitsSplit) -> None:
     images = split.train_images[:300]
     whole, parts = Features.of(net, images), Features.concatenated(Features.of(net, part) for part in images.split(110))
     assert torch.allclose(whole.features, parts.features, atol=1e-5)
     assert torch.allclose(whole.logits, parts.logits, atol=1e-5)
 
 
-def test_a_reference_is_seen_once_by_each_net(
+def test_features_of_a_reference_are_cached_by_extractor(
     net: DigitsFeatures, reference: Reference, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert not list(tmp_path.iterdir())

@@ -209,7 +209,7 @@ def test_a_checkpoint_changed_at_random_is_refused(checkpoint, changes):
 
 
 @pytest.mark.parametrize("error", [MemoryError(), OSError(errno.EIO, "Input/output error")])
-def test_a_checkpoint_that_cannot_be_read_now_is_not_taken_for_damaged(checkpoint, monkeypatch, error):
+def test_a_checkpoint_that_cannot_be_read_now_is_not_treated_as_damaged(checkpoint, monkeypatch, error):
     def fails(*_, **__):
         raise error
 
