@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from fewstep.seeds import fresh_noise
 from torch import Tensor
 
 from fewstep.diffusion.guidance import Guided
@@ -24,7 +25,6 @@ from fewstep.diffusion.sampler import (
     trajectory,
 )
 from fewstep.diffusion.schedule import CosineSchedule, Schedule, alpha, expand, sigma, uniform_times
-from fewstep.seeds import fresh_noise
 
 MakeMixture = Callable[..., GaussianMixture]
 SCHEDULE = CosineSchedule()
