@@ -312,7 +312,7 @@ def test_help_of_the_whole(commands):
         (["sample", "MODEL", "--nonsense"], ["--nonsense", "fewstep sample --help"]),
         (["sample", "none.safetensors", "--out", "a.png"], ["none.safetensors", "fewstep info"]),
         (["evaluate", "MODEL", "--num-images", "0"], ["num_images", "at least 1", "0"]),
-        (["evaluate", "MODEL", "--w", "-1"], ["w >= 0", "[-1.0]"]),
+        (["evaluate", "MODEL", "--w", "-1"], ["w >= 0", "[-1]"]),
         (["evaluate", "none.safetensors"], ["none.safetensors"]),
         (["info", "none.safetensors"], ["none.safetensors"]),
         (["report", "none"], ["none", "quality.json"]),

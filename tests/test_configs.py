@@ -104,7 +104,7 @@ def test_a_method_takes_its_place_in_the_pipeline(method: str):
 def test_settings_of_a_method_are_found_where_they_stand():
     assert config_of("stage.progressive.ladder=[4,2]").stage.progressive.ladder == [4, 2]
     assert config_of("method=tract", "stage.tract.time_schedule=[64,8,1]").stage.tract.time_schedule == [64, 8, 1]
-    toy = Settings.read(config_of("method=tract", "trainer=debug"))
+    toy = Settings.read(config_of("method=tract", "stage.tract.time_schedule=[64,8,1]", "trainer=debug"))
     assert toy.of_stage("tract").stage["time_schedule"] == [8, 1]
     with pytest.raises(ConfigCompositionException):
         config_of("method=tract", "stage.progressive.ladder=[4,2]")
@@ -181,5 +181,6 @@ def test_the_grid_of_the_settings_is_the_default_grid():
     values = OmegaConf.to_container(OmegaConf.load(CONF / "stage" / "evaluate.yaml"))
     assert values.pop("name") == "evaluate"
     assert values.pop("_target_") == "fewstep.evaluation.grid.EvaluationPlan"
+    assert values.pop("models") == []  # of the run, not of the plan
     stated = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
     assert stated == asdict(EvaluationPlan())

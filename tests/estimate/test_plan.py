@@ -1,20 +1,21 @@
-"""plan=true as a user has it: what it prints, what it leaves, and that the memory it names is the one a run takes."""
+"""plan=true as a user has it: what it prints, what it leaves, and that what it says is what a run takes."""
 
 import re
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from running import ROOT, TINY, Commands, config_of, files_below
+from running import ROOT, TINY, Commands, config_of, files_below, run_as_composed
 
-from fewstep.estimate.attempts import TOO_LARGE, tried
-from fewstep.estimate.request import Attempt
-from fewstep.runs.build import plain
-from fewstep.runs.pipeline import prepare
+from fewstep.artifacts.model_file import load_model
+from fewstep.estimate.machine import Machine
+from fewstep.estimate.plan import Planner
+from fewstep.estimate.table import Estimate
+from fewstep.runs.config import Settings
 
 pytest_plugins = ("running",)
+pytestmark = pytest.mark.usefixtures("as_users_run")
 PEAK = """
 import runpy, sys
 from fewstep.system.hardware import peak_memory
@@ -24,46 +25,11 @@ try:
 finally:
     print("peak", peak_memory(), flush=True)
 """
+FAST = ("trainer.max_images=256", "trainer.snapshots=0", "trainer.diagnostics=0")
 
 
-def attempt(**changes: object) -> Attempt:
-    config = config_of("stage=teacher", *TINY)
-    prepare(config)
-    settings = plain(config)
-    settings["stage"]["training"] |= changes
-    return Attempt("teacher", settings, 8, looks=False)
-
-
-def test_a_trial_that_needs_too_much_memory_is_ended(tmp_path: Path) -> None:
-    said: list[str] = []
-    reason = tried(tmp_path, [attempt()], limit=2**20, say=said.append)
-    assert reason == TOO_LARGE
-    assert said == ["teacher"]
-
-
-@pytest.fixture
-def ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], str | None]:
-    """A trial that is a line of shell."""
-
-    def ended(line: str) -> str | None:
-        program = tmp_path / "python"
-        program.write_text(f"#!/bin/sh\n{line}\n")
-        program.chmod(0o755)
-        monkeypatch.setattr(sys, "executable", str(program))
-        return tried(tmp_path, [attempt()], limit=2**40, say=lambda stage: None)
-
-    return ended
-
-
-def test_how_a_trial_may_end(ends: Callable[[str], str | None]) -> None:
-    assert ends("exit 0") is None
-    assert ends("echo 'error: DefaultCPUAllocator: Error code 12 (Cannot allocate memory)'; exit 1") == TOO_LARGE
-    assert ends("echo 'error: CUDA out of memory. Tried to allocate 2 GiB' >&2; exit 1") == TOO_LARGE
-    assert ends("kill -9 $$") == "was ended by signal 9, as the system does where memory is short"
-    with pytest.raises(ValueError, match="needs a positive learning_rate"):
-        ends("echo 'error: stage.training needs a positive learning_rate'; exit 2")
-    with pytest.raises(RuntimeError, match="it broke"):
-        ends("echo 'error: it broke'; exit 1")
+def planned(folder: Path, *settings: str) -> Estimate:
+    return Planner(Settings.read(config_of(*TINY, *settings, f"outputs={folder / 'outputs'}")), folder).estimate()
 
 
 def test_a_mistake_is_one_line_before_anything_is_tried(commands: Commands, tmp_path: Path) -> None:
@@ -75,6 +41,41 @@ def test_batches_that_do_not_divide_are_refused(commands: Commands, tmp_path: Pa
     several = ("trainer.devices=3", "stage.training.batch_size=256")
     result = commands.train("stage=teacher", "plan=true", f"outputs={tmp_path}", *TINY, *several)
     result.is_one_error("batch", "256", "3")
+
+
+def test_counts_and_files_are_those_of_a_run(tmp_path: Path) -> None:
+    settings = ("stage=teacher", *FAST)
+    (row,) = planned(tmp_path / "plan", *settings).rows
+    run_as_composed(*TINY, *settings, f"outputs={tmp_path / 'outputs'}")
+    (folder,) = (tmp_path / "outputs" / "digits" / "teacher").iterdir()
+    denoiser, card = load_model(folder / "model.safetensors")
+    assert row.parameters == sum(weight.numel() for weight in denoiser.parameters())
+    assert (row.images, row.updates) == (card.images, card.images // (row.batch_size or 0))
+    assert row.checkpoint == pytest.approx((folder / "last.ckpt").stat().st_size, rel=0.2)
+    model = (folder / "model.safetensors").stat().st_size
+    assert row.disk - row.checkpoint == pytest.approx(model, rel=0.2)
+    assert row.seconds > 0
+    assert row.memory > 0
+
+
+@pytest.mark.parametrize("method", ["progressive", "tract", "consistency", "dmd2"])
+def test_every_method_is_planned_and_a_missing_parent_is_stood_in_for(method: str, tmp_path: Path) -> None:
+    found = planned(tmp_path, f"stage={method}", *FAST)
+    phases = Settings.read(config_of(*TINY, f"stage={method}", *FAST))
+    names = [row.name for row in found.rows]
+    assert names[0].split()[0] == method
+    assert len(set(names)) == len(names)
+    assert all((row.parameters or 0) > 0 and row.images for row in found.rows)
+    assert any("fresh network as the parent" in note for note in found.notes)
+    assert phases.name == method
+
+
+def test_what_is_too_large_to_be_tried_is_estimated_and_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Machine, "to_try", lambda *_, **__: 0)
+    found = planned(tmp_path, "stage=teacher", *FAST)
+    assert [row.how for row in found.rows] == ["estimated"]
+    assert any("too large to be tried" in note for note in found.notes)
+    assert any(line.startswith("time: at least") for line in found.lines)
 
 
 @pytest.mark.slow

@@ -25,6 +25,9 @@ CHAIN = [
     "stage.tract.time_schedule=[8,2,1]",
     "stage.consistency.self_teacher_decay=0.9",
     "stage.dmd2.gan_weight=0.003",
+    # Where student, fake score and teacher are still nearly the same, gradients are nearly rounding, and Adam's first
+    # steps are their signs times the learning rate: with a larger epsilon equal gradients are equal steps.
+    "+stage.dmd2.training.optimizer.eps=1.0e-3",
 ]
 
 

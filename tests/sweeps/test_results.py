@@ -88,7 +88,7 @@ def test_the_page_says_what_is_best_and_needs_no_network(sweep: Path):
     page = write_page(collected(sweep)).read_text()
     assert "Best: w_max = 4; FID, 4 steps, mean over w: 4.25" in page
     assert page.count("<svg") == 2
-    assert "With one seed" not in page
+    assert "One seed a setting" not in page
     assert "http://" not in page.replace("http://www.w3.org", "")
     assert "w_max=8,seed=1" in page
 
@@ -108,7 +108,7 @@ def test_means_over_different_w_are_not_mixed(sweep: Path, commands: Commands):
 def test_one_seed_says_nothing_about_chance(sweep: Path):
     for file in sweep.rglob("*seed=1/quality.json"):
         file.unlink()
-    assert "With one seed" in write_page(collected(sweep)).read_text()
+    assert "One seed a setting" in write_page(collected(sweep)).read_text()
 
 
 def test_collect_as_typed(sweep: Path, commands: Commands):

@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers.logger import Logger
+from torch import Tensor
 from torch.optim import Optimizer
 
 from fewstep.distributed.collectives import all_reduce_mean
 from fewstep.methods.training import STUDENT
 from fewstep.tracking.metrics_file import MetricsFile
 from fewstep.tracking.names import GRADIENT_NORM, IMAGES, IMAGES_PER_SECOND, LEARNING_RATE, LOSS, RUNG
-from fewstep.training.module import DistillationModule
 
 
 def log_row(loggers: Iterable[Logger], metrics: Mapping[str, float | None], *, images: int, rung: int | None) -> None:
@@ -100,8 +100,7 @@ class TrainingLog(Callback):
             return
         # Lightning divides each loss by the batches accumulated into a step, so the sum counts steps.
         loss = all_reduce_mean(self._total / (step - self._logged)).item()
-        assert isinstance(pl_module, DistillationModule)
-        norms = pl_module.gradient_norms
+        norms: Mapping[str, Tensor] = getattr(pl_module, "gradient_norms", {})
         metrics = {
             LOSS: loss,
             LEARNING_RATE: float(self._learning_rate),
