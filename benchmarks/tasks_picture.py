@@ -10,9 +10,9 @@ import torch
 import typer
 
 import fewstep
+from fewstep.artifacts.pictures import image_grid, save_png
 from fewstep.data.digits import DigitsData
 from fewstep.evaluation.images import evaluation_tensor
-from fewstep.artifacts.pictures import image_grid, save_png
 
 
 def main(

@@ -6,12 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from running import TINY, Commands, config_of, files_below, run_as_composed
+from running import TINY, Commands, files_below, run_as_composed
 
 import fewstep
 from fewstep.diffusion.guidance import Guided
-from fewstep.runs.cycle import MOST_IMAGES
-from fewstep.runs.pipeline import run
+from fewstep.diffusion.sampling import Sampling
 
 pytest_plugins = ("running",)
 pytestmark = pytest.mark.usefixtures("as_users_run")
@@ -56,7 +55,8 @@ def test_a_students_card_says_how_w_was_drawn_and_where_its_teacher_was_guided(o
 
 def test_a_stochastic_student_samples_by_its_own_sampler(stochastic):
     model = fewstep.load(stochastic / "model-2.safetensors")
-    assert (model.card.role, model.card.sampling, model.card.num_steps) == ("progressive", "stochastic", 2)
+    made_for = Sampling.uniform(2, sampler="stochastic", guidance="input")
+    assert (model.card.method, model.card.sampling, model.card.num_steps) == ("progressive", made_for, 2)
     x = model.sample([0, 1, 2, 3], seed=1)
     assert torch.equal(x, model.sample([0, 1, 2, 3], seed=1, sampler="stochastic"))
     assert torch.equal(x, model.sample([0, 1, 2, 3], seed=1, batch_size=3))  # noise is the image's, not the batch's
@@ -81,9 +81,11 @@ def test_chains_are_not_mixed(outputs, stochastic, commands: Commands):
     (deterministic,) = (p for p in outputs.glob("mixture/progressive/*/model-2.*") if p.parent != stochastic)
     common = ("stage=progressive", *MIXTURE, f"outputs={outputs}", "stage.ladder=[2,1]")
     result = commands.train(*common, "stage.sampler=stochastic", f"teacher={deterministic}")
-    result.is_one_error("another chain", "stage.sampler=deterministic", "stage.sampler=stochastic")
+    other = "is a progressive model of 2 steps (sampler {}, guidance input, direction decode)"
+    needed = "needs a guided student, or a student of 2 steps of its own chain, where it begins"
+    result.is_one_error("does not fit", other.format("deterministic"), needed)
     result = commands.train(*common, f"teacher={stochastic / 'model-2.safetensors'}")
-    result.is_one_error("another chain", "stage.sampler=stochastic")
+    result.is_one_error("does not fit", other.format("stochastic"), needed)
     made = go(
         outputs,
         "progressive",
@@ -91,7 +93,7 @@ def test_chains_are_not_mixed(outputs, stochastic, commands: Commands):
         "stage.sampler=stochastic",
         f"teacher={stochastic}/model-2.safetensors",
     )
-    assert fewstep.load(made / "model-1.safetensors").card.sampling == "stochastic"
+    assert fewstep.load(made / "model-1.safetensors").card.sampling.sampler == "stochastic"
 
 
 def test_what_an_encoder_leaves(encoder):
@@ -103,11 +105,13 @@ def test_what_an_encoder_leaves(encoder):
         "last.ckpt",
         "diagnostics.jsonl",
         "metrics.csv",
+        "products.json",
         *(f"model-{n}.safetensors" for n in (2, 1)),
     }
     card = fewstep.load(encoder / "model-1.safetensors").card
-    assert (card.role, card.num_steps, card.w_min, card.w_max) == ("encoder", 1, 0, 0)
-    assert [parent.role for parent in card.parents] == ["encoder", "guided"]
+    assert (card.method, card.num_steps, card.w_min, card.w_max) == ("encoder", 1, 0, 0)
+    assert (card.sampling.direction, card.sampling.guidance) == ("encode", "input")
+    assert [parent.method for parent in card.parents] == ["encoder", "guidance"]
 
 
 def test_the_cycle_is_measured_with_both_decoders(encoder, stochastic):
@@ -122,7 +126,7 @@ def test_the_cycle_is_measured_with_both_decoders(encoder, stochastic):
     ]
     assert (rows[0]["ratio"], rows[0]["code_rmse"]) == (1, 0)
     for row in rows:
-        assert row["num_images"] == min(60, MOST_IMAGES)
+        assert row["num_images"] == 60
         assert row["ratio"] == pytest.approx(row["cycle_rmse"] / rows[0]["cycle_rmse"])
         assert isfinite(row["cycle_rmse"])
         assert row["w"] == 0
@@ -144,7 +148,7 @@ def test_an_encoder_is_not_sampled_nor_judged_nor_told_another_w(outputs, encode
     result = commands.train("stage=evaluate", *common, f"teacher={encoder}")
     result.is_one_error("encoders make no samples", "cycle.json")
     result = commands.train("stage=encoder", *common, "stage.w_max=3")
-    result.is_one_error("in its parent's range [0, 2], got 0 and 3")
+    result.is_one_error("stage.w_min and stage.w_max must lie in the parent's range [0, 2], got 0 and 3")
     result = commands.train(
         "stage=encoder", *common, "stage.ladder=[2,1]", "stage.w_min=1", "stage.w_max=1", f"teacher={model}"
     )
@@ -155,9 +159,10 @@ def test_two_students_come_from_the_teacher_and_are_guided_outside(tmp_path):
     go(tmp_path, "teacher", "teacher=null")
     made = go(tmp_path, "progressive", "stage.variant=two_student", "stage.ladder=[4,2,1]", "teacher=null")
     model = fewstep.load(made / "model-2.safetensors")
-    assert (model.card.w_min, model.card.is_guided_outside, model.evaluations_per_step) == (None, True, 2)
+    assert (model.card.w_min, model.evaluations_per_step) == (None, 2)
+    assert model.card.sampling == Sampling.uniform(2, guidance="two_evaluations")
     assert isinstance(model.denoise, Guided)
-    assert [parent.role for parent in model.card.parents] == ["teacher"]
+    assert [parent.method for parent in model.card.parents] == ["teacher"]
     judged = go(
         tmp_path,
         "evaluate",

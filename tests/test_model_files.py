@@ -8,6 +8,7 @@ import struct
 import warnings
 from collections.abc import Callable
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import fewstep
-from fewstep.artifacts.model_file import ModelCard, Parent, Role, load_model, save_model
+from fewstep.artifacts.model_file import Ancestor, ModelCard, checksum, load_model, save_model
 from fewstep.data.facts import DataFacts
+from fewstep.diffusion.betas import BetaSchedule
+from fewstep.diffusion.sampler import encode
+from fewstep.diffusion.sampling import Sampling
 from fewstep.diffusion.schedule import CosineSchedule
 from fewstep.inference.model import Model
 from fewstep.networks import Denoiser, ResidualMLP, UNet
@@ -38,15 +42,22 @@ def denoiser(*, guidance_input: bool = True, seed: int = 0) -> Denoiser:
     return Denoiser(network).eval()
 
 
-def card(role: Role = "guided", num_steps: int | None = None, parents: tuple[Parent, ...] = ()) -> ModelCard:
+SCHEDULE = CosineSchedule(-15.0, 18.0)
+TEACHER = Sampling(guidance="two_evaluations")
+GUIDED = Sampling(guidance="input")
+THREE_STEPS, FOUR_STEPS, FIVE_STEPS = (Sampling.uniform(steps, guidance="input") for steps in (3, 4, 5))
+
+
+def card(sampling: Sampling = GUIDED, method: str = "guidance", parents: tuple[Ancestor, ...] = ()) -> ModelCard:
+    takes_w = sampling.guidance == "input"
     return ModelCard(
-        role=role,
+        method=method,
         data=FACTS,
         prediction="v",
-        schedule=CosineSchedule(-15.0, 18.0),
-        w_min=None if role == "teacher" else 0.0,
-        w_max=None if role == "teacher" else 4.0,
-        num_steps=num_steps,
+        schedule=SCHEDULE,
+        sampling=sampling,
+        w_min=0.0 if takes_w else None,
+        w_max=4.0 if takes_w else None,
         images=1000,
         parents=parents,
     )
@@ -71,11 +82,11 @@ def refusal(path: Path) -> str:
 
 
 @pytest.mark.parametrize(
-    ("made", "said"),
+    ("made", "its_card"),
     [
-        (denoiser(guidance_input=False), card("teacher")),
-        (denoiser(), card("guided", parents=(Parent("teacher", "../teacher/model.safetensors", "5e" * 32),))),
-        (denoiser(), card("progressive", 4)),
+        (denoiser(guidance_input=False), card(TEACHER, "teacher")),
+        (denoiser(), card(parents=(Ancestor("teacher", "../teacher/model.safetensors", "5e" * 32),))),
+        (denoiser(), card(FOUR_STEPS, "progressive")),
         (
             Denoiser(
                 UNet(
@@ -88,16 +99,16 @@ def refusal(path: Path) -> str:
                     norm_groups=4,
                 )
             ).eval(),
-            card("teacher"),
+            card(TEACHER, "teacher"),
         ),
     ],
     ids=["teacher", "guided", "progressive", "unet"],
 )
-def test_a_model_comes_back_bit_for_bit(tmp_path: Path, made: Denoiser, said: ModelCard) -> None:
+def test_a_model_comes_back_bit_for_bit(tmp_path: Path, made: Denoiser, its_card: ModelCard) -> None:
     file = tmp_path / "model.safetensors"
-    save_model(file, made, said)
+    save_model(file, made, its_card)
     back, card_back = load_model(file)
-    assert card_back == said
+    assert card_back == its_card
     assert type(back.network) is type(made.network)
     assert back.network.arguments == made.network.arguments
     assert not back.training
@@ -156,7 +167,7 @@ def test_a_model_whose_length_looks_like_a_pickle_opens(tmp_path: Path, mark: by
     file = tmp_path / "model.safetensors"
 
     def write(filling: int) -> int:
-        parents = (Parent("teacher", "x" * filling, "5e" * 32),)
+        parents = (Ancestor("teacher", "x" * filling, "5e" * 32),)
         save_model(file, denoiser(), card(parents=parents))
         return int.from_bytes(file.read_bytes()[:8], "little")
 
@@ -237,7 +248,7 @@ def test_a_description_that_is_no_object_is_refused(path: Path, text: str) -> No
 
 KEYS = [
     *("format", "network", "arguments", "data", "schedule", "parents"),
-    *("role", "prediction", "w_min", "w_max", "num_steps", "images"),
+    *("method", "prediction", "w_min", "w_max", "sampling", "images"),
 ]
 
 
@@ -258,17 +269,20 @@ def test_a_missing_fact_is_refused(path: Path, key: str) -> None:
         ("network", "os.system", "one of ResidualMLP, UNet, UNet2D, TextUNet, DiT, got 'os.system'"),
         ("network", ["ResidualMLP"], "one of ResidualMLP, UNet"),
         ("network", "UNet", "channels|unexpected keyword"),
-        ("format", 2, "another version of fewstep"),
+        ("format", 3, "another version of fewstep"),
         ("prediction", "score", "one of x, eps, v, got 'score'"),
-        ("role", "judge", "one of teacher, guided, progressive, encoder"),
-        ("role", "teacher", "a teacher none"),
+        ("sampling.guidance", "outside", "one of two_evaluations, input, none"),
+        ("sampling.guidance", "two_evaluations", "others have none"),
+        ("sampling.sampler", "euler", "one of deterministic, stochastic"),
+        ("sampling.direction", "sideways", "one of decode, encode"),
         ("w_min", -1.0, "0 <= w_min <= w_max"),
-        ("w_min", "a", "cannot be|not supported"),
+        ("w_min", "a", "its card.w_min must be a number or null, got 'a'"),
         ("w_max", None, "0 <= w_min <= w_max"),
-        ("num_steps", 0, "steps are at least 1"),
+        ("sampling.times", [], "at least one of them"),
+        ("sampling.times", [0.5, 1.0], "strictly decrease"),
         ("schedule", {"log_snr_min": 20.0, "log_snr_max": -20.0}, "log_snr_min < log_snr_max"),
         ("schedule", 3, "mapping"),
-        ("parents", [{"role": "teacher"}], "path"),
+        ("parents", [{"method": "teacher"}], "path"),
         ("data.shape", [2], "does not make"),
         ("data.num_classes", 7, "does not make"),
         ("data.low", 1.0, "low < high"),
@@ -281,15 +295,19 @@ def test_a_missing_fact_is_refused(path: Path, key: str) -> None:
         ("arguments.shape", [1, 8, 9], "does not make"),
         ("arguments.extra", 1, "extra"),
         ("arguments.num_blocks", float("inf"), "infinity"),
-        ("w_values", "0, 1", "its w_values must be of its own type, got '0, 1'"),
-        ("w_values", 1.5, "its w_values must be of its own type, got 1.5"),
-        ("w_max", float("nan"), "0 <= w_min <= w_max"),
-        ("w_max", float("inf"), "its w_max must be of its own type, got inf"),
-        ("images", True, "its images must be of its own type, got True"),
-        ("data.name", 3, "its name must be of its own type, got 3"),
-        ("data.text", 0, "must be a mapping"),
-        ("guidance_interval", [0.1], "its guidance_interval must be of its own type"),
-        ("parents", [{"role": "teacher", "path": 3, "sha256": ""}], "its path must be of its own type, got 3"),
+        ("w_values", "0, 1", "its card.w_values must be a list of numbers, like [1] or null, got '0, 1'"),
+        ("w_values", 1.5, "its card.w_values must be a list of numbers, like [1] or null, got 1.5"),
+        ("w_max", float("nan"), "its card.w_max must be finite, got nan"),
+        ("w_max", float("inf"), "its card.w_max must be finite, got inf"),
+        ("images", True, "its card.images must be a whole number, got True"),
+        ("data.name", 3, "its data.name must be text, got 3"),
+        ("data.text", 0, "its data.text must be a group of settings or null, got 0"),
+        (
+            "guidance_interval",
+            [0.1],
+            "its card.guidance_interval must be a list of numbers, like [1] or null, got [0.1]",
+        ),
+        ("parents", [{"method": "teacher", "path": 3, "sha256": ""}], "its parents.path must be text, got 3"),
     ],
 )
 def test_a_description_that_does_not_fit_is_refused(path: Path, where: str, value: Any, rule: str) -> None:
@@ -302,6 +320,167 @@ def test_a_description_that_does_not_fit_is_refused(path: Path, where: str, valu
     message = refusal(described(path, change))
     assert any(part in message for part in rule.split("|")), message
     assert message.endswith("make it again or ask its maker")
+
+
+# Format 1 -----------------------------------------------------------------------------------------------------------
+
+CLOCK = {"kind": "linear", "num_levels": 1000, "beta_start": 0.0001, "beta_end": 0.02}
+OLDER = {"role": "teacher", "path": "../teacher/model.safetensors", "sha256": "5e" * 32}
+TAKES_W = {"w_min": 0.0, "w_max": 4.0}
+
+
+def description_1(role: str, **own: Any) -> dict[str, Any]:
+    """A description of format 1 for `denoiser()`, a teacher's but for the keys given."""
+    own = {"w_min": None, "w_max": None, "num_steps": None, "sampling": "deterministic"} | own
+    return {
+        "role": role,
+        "data": {
+            "name": "digits",
+            "shape": [1, 8, 8],
+            "num_classes": 10,
+            "low": -1.0,
+            "high": 1.0,
+            "latent": None,
+            "text": None,
+        },
+        "prediction": "v",
+        "schedule": {"name": "CosineSchedule", "log_snr_min": -15.0, "log_snr_max": 18.0},
+        "images": 1000,
+        "parents": [] if role == "teacher" else [OLDER],
+        "clock": CLOCK,
+        "w_draw": "uniform",
+        "w_values": None,
+        "guidance_interval": None,
+        "format": 1,
+        "network": "ResidualMLP",
+        "arguments": {
+            "shape": [1, 8, 8],
+            "num_classes": 10,
+            "width": 8,
+            "num_blocks": 1,
+            "embedding_dim": 4,
+            "guidance_input": own["w_min"] is not None,
+        },
+        **own,
+    }
+
+
+def write_format_1(file: Path, description: dict[str, Any]) -> Path:
+    """A model file as format 1 had it, with its checksum."""
+    network = denoiser(guidance_input=description["arguments"]["guidance_input"]).network
+    tensors = {key: value.contiguous() for key, value in network.state_dict().items()}
+    described = description | {"checksum": checksum(description, tensors)}
+    save_file(tensors, file, metadata={"fewstep": json.dumps(described)})
+    return file
+
+
+def generated(file: Path) -> Tensor:
+    """Its samples, in 4 steps if it was made for any number; of an encoder its codes."""
+    model, labels = fewstep.load(file), [0, 3, 9]
+    if not model.card.encodes:
+        steps = None if model.card.num_steps else 4
+        return model.sample(labels, steps=steps, w=2.0, seed=5)
+    x = torch.rand(3, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    condition, w = torch.tensor(labels), torch.full((3,), 2.0)
+    return encode(model.denoise, x, schedule=SCHEDULE, times=model.card.sampling.grid(), label=condition, w=w)
+
+
+@pytest.mark.parametrize(
+    ("role", "own", "method", "sampling"),
+    [
+        ("teacher", {}, "teacher", TEACHER),
+        ("guided", TAKES_W, "guidance", GUIDED),
+        ("progressive", TAKES_W | {"num_steps": 4}, "progressive", FOUR_STEPS),
+        (
+            "progressive",
+            TAKES_W | {"num_steps": 3, "sampling": "stochastic"},
+            "progressive",
+            Sampling.uniform(3, sampler="stochastic", guidance="input"),
+        ),
+        ("progressive", {"num_steps": 4}, "progressive", Sampling.uniform(4, guidance="two_evaluations")),
+        (
+            "encoder",
+            TAKES_W | {"num_steps": 4},
+            "encoder",
+            Sampling.uniform(4, guidance="input", direction="encode"),
+        ),
+    ],
+    ids=["teacher", "guided", "deterministic", "stochastic", "two students", "encoder"],
+)
+def test_a_file_of_format_1_is_sampled_as_the_same_weights_of_format_2(
+    tmp_path: Path, role: str, own: dict[str, Any], method: str, sampling: Sampling
+) -> None:
+    old, new = tmp_path / "old.safetensors", tmp_path / "new.safetensors"
+    write_format_1(old, description_1(role, **own))
+    older = Ancestor("teacher", OLDER["path"], OLDER["sha256"])
+    clock = BetaSchedule("linear", beta_start=0.0001, beta_end=0.02)
+    expected = card(sampling, method, () if role == "teacher" else (older,))
+    expected = replace(expected, native_schedule=clock)
+    made = denoiser(guidance_input="w_min" in own)
+    save_model(new, Denoiser(made.network, "v", clock), expected)
+    assert load_model(old)[1] == expected
+    assert torch.equal(generated(old), generated(new))
+    assert generated(old).std() > 0.1
+    save_model(old, *load_model(old))  # what is read and written again is of format 2
+    assert sha256_of(old) == sha256_of(new)
+
+
+def test_a_file_of_format_1_from_before_checksums_samplers_and_clocks(tmp_path: Path) -> None:
+    file = write_format_1(tmp_path / "old.safetensors", description_1("progressive", **TAKES_W, num_steps=4))
+    absent = ("checksum", "sampling", "clock", "w_draw", "w_values", "guidance_interval")
+    described(file, lambda description: [description.pop(key) for key in absent])
+    assert load_model(file)[1] == card(
+        FOUR_STEPS, "progressive", (Ancestor("teacher", OLDER["path"], OLDER["sha256"]),)
+    )
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    ("key", "value", "rule"),
+    [
+        ("role", "judge", "its role must be one of teacher, guided, progressive, encoder, got 'judge'"),
+        ("role", ["guided"], "its role must be one of"),
+        ("role", "teacher", "a teacher takes no w"),
+        ("num_steps", 0, "steps must be null or 1 to 100000, got 0"),
+        ("num_steps", True, "steps must be null or 1 to 100000, got True"),
+        ("num_steps", 2.0, "steps must be null or 1 to 100000, got 2.0"),
+        ("num_steps", 10**12, "steps must be null or 1 to 100000, got 1000000000000"),  # 8 terabytes of times
+        ("sampling", "ancestral", "its sampling must be deterministic or stochastic, got 'ancestral'"),
+        ("sampling", None, "its sampling must be deterministic or stochastic, got None"),
+        ("sampling", "stochastic", "its checksum is not that of what it holds"),
+        ("w_min", None, "a model of role guided takes w, and its w_min is null"),
+        ("w_min", -1.0, "0 <= w_min <= w_max"),
+        ("w_max", None, "0 <= w_min <= w_max"),
+        ("clock", 3, "native_schedule"),
+        ("parents", [{"role": "judge", "path": "a", "sha256": "b"}], "its role must be one of"),
+        ("parents", [{"path": "a", "sha256": "b"}], "role"),
+        ("parents", ["teacher"], "not a mapping"),
+        ("parents", None, "not iterable"),
+        ("format", 3, "another version of fewstep"),
+        ("format", 2, "its sampling must be a mapping, got 'deterministic'"),
+        ("images", 1001, "its checksum is not that of what it holds"),
+    ],
+)
+def test_a_damaged_description_of_format_1_is_refused(tmp_path: Path, key: str, value: Any, rule: str) -> None:
+    file = write_format_1(tmp_path / "old.safetensors", description_1("guided", **TAKES_W))
+    message = refusal(described(file, lambda description: description.update({key: value})))
+    assert any(part in message for part in rule.split("|")), message
+    assert message.endswith("make it again or ask its maker")
+
+
+@pytest.mark.parametrize(
+    "key", ["role", "num_steps", "w_min", "w_max", "parents", "data", "prediction", "schedule", "images", "network"]
+)
+def test_a_missing_key_of_format_1_is_refused(tmp_path: Path, key: str) -> None:
+    file = write_format_1(tmp_path / "old.safetensors", description_1("guided", **TAKES_W))
+    assert key in refusal(described(file, lambda description: description.pop(key)))
+
+
+@pytest.mark.parametrize("role", ["guided", "encoder"])
+def test_a_student_of_format_1_without_w_is_refused(tmp_path: Path, role: str) -> None:
+    """It would be taken for a teacher, guided by two evaluations."""
+    file = write_format_1(tmp_path / "old.safetensors", description_1(role, num_steps=4))
+    assert "takes w" in refusal(file)
 
 
 # Writing ------------------------------------------------------------------------------------------------------------
@@ -340,17 +519,17 @@ def test_a_model_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
 # Sampling -----------------------------------------------------------------------------------------------------------
 
 
-def model(role: Role = "guided", num_steps: int | None = None) -> Model:
-    return Model(denoiser(guidance_input=role != "teacher"), card(role, num_steps))
+def model(sampling: Sampling = GUIDED) -> Model:
+    return Model(denoiser(guidance_input=sampling.guidance == "input"), card(sampling))
 
 
-@pytest.mark.parametrize("role", ["teacher", "guided", "progressive"])
-def test_image_i_does_not_depend_on_the_batch_size(role: Role) -> None:
+@pytest.mark.parametrize("sampling", [TEACHER, GUIDED, THREE_STEPS], ids=["teacher", "guided", "three steps"])
+def test_image_i_does_not_depend_on_the_batch_size(sampling: Sampling) -> None:
     labels = [0, 1, 2, 3, 9, 5, 5]
-    whole, cut = (model(role).sample(labels, steps=3, w=2.0, seed=5, batch_size=size) for size in (500, 3))
+    whole, cut = (model(sampling).sample(labels, steps=3, w=2.0, seed=5, batch_size=size) for size in (500, 3))
     assert whole.shape == (7, 1, 8, 8)
     torch.testing.assert_close(whole, cut, rtol=0, atol=1e-6)
-    fewer = model(role).sample(labels[:2], steps=3, w=2.0, seed=5)
+    fewer = model(sampling).sample(labels[:2], steps=3, w=2.0, seed=5)
     torch.testing.assert_close(whole[:2], fewer, rtol=0, atol=1e-6)
 
 
@@ -377,39 +556,39 @@ def test_samples_depend_on_seed_label_and_w_and_stay_in_range() -> None:
     assert first.max() <= FACTS.high
 
 
-@pytest.mark.parametrize(("role", "rows"), [("teacher", 2), ("guided", 1), ("progressive", 1)])
-def test_evaluations_are_counted_as_they_are_made(role: Role, rows: int) -> None:
-    judged, seen = model(role), []
-    judged.denoiser.network.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
-    judged.sample([0, 1, 2], steps=5)
+@pytest.mark.parametrize(("sampling", "rows"), [(TEACHER, 2), (GUIDED, 1), (FIVE_STEPS, 1)])
+def test_evaluations_are_counted_as_they_are_made(sampling: Sampling, rows: int) -> None:
+    sampled, seen = model(sampling), []
+    sampled.denoiser.network.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
+    sampled.sample([0, 1, 2], steps=5)
     assert seen == [3 * rows] * 5
-    assert judged.evaluations_per_step == rows
+    assert sampled.evaluations_per_step == rows
 
 
 def test_the_default_steps_are_those_it_was_made_for() -> None:
-    assert model("progressive", 4).default_steps == 4
-    assert model("guided").default_steps == 64
+    assert model(FOUR_STEPS).default_steps == 4
+    assert model(GUIDED).default_steps == 64
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        model("progressive", 4).sample([0], w=4.0)
-        model("guided").sample([0], steps=2, w=0.0)
-        model("teacher").sample([0], steps=2, w=9.0)
+        model(FOUR_STEPS).sample([0], w=4.0)
+        model(GUIDED).sample([0], steps=2, w=0.0)
+        model(TEACHER).sample([0], steps=2, w=9.0)
 
 
 @pytest.mark.parametrize(
-    ("asked", "warning"),
+    ("options", "warning"),
     [
         ({"steps": 8}, "made for 4 steps, not 8: expect worse images"),
         ({"w": 4.5}, r"made for w in \[0, 4\], not 4.5: expect worse images"),
     ],
 )
-def test_what_a_student_was_not_made_for_is_warned_of_and_done(asked: dict[str, Any], warning: str) -> None:
+def test_what_a_student_was_not_made_for_is_warned_of_and_done(options: dict[str, Any], warning: str) -> None:
     with pytest.warns(UserWarning, match=warning):
-        assert len(model("progressive", 4).sample([0, 1], **asked)) == 2
+        assert len(model(FOUR_STEPS).sample([0, 1], **options)) == 2
 
 
 @pytest.mark.parametrize(
-    ("asked", "rule"),
+    ("options", "rule"),
     [
         ({"wanted": [0, 10]}, r"labels must be in 0..9 for digits, at least one, got \[0, 10\]"),
         ({"wanted": [-1]}, r"labels must be in 0..9 .* got \[-1\]"),
@@ -423,9 +602,9 @@ def test_what_a_student_was_not_made_for_is_warned_of_and_done(asked: dict[str, 
         ({"w": float("nan")}, "w must be finite and at least 0 .* got nan"),
     ],
 )
-def test_what_cannot_be_sampled_is_refused(asked: dict[str, Any], rule: str) -> None:
+def test_what_cannot_be_sampled_is_refused(options: dict[str, Any], rule: str) -> None:
     with pytest.raises(ValueError, match=rule):
-        model().sample(**{"wanted": [0]} | asked)
+        model().sample(**{"wanted": [0]} | options)
 
 
 def test_sampling_leaves_the_global_random_state_alone() -> None:

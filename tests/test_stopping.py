@@ -81,9 +81,7 @@ def test_a_stopped_run_resumes(tmp_path: Path, monkeypatch, commands: Commands, 
 
 
 @pytest.mark.parametrize("numbers", [(signal.SIGUSR2, signal.SIGTERM), (signal.SIGTERM, signal.SIGTERM)])
-def test_a_repeated_signal_changes_nothing(
-    tmp_path: Path, monkeypatch, commands: Commands, numbers: tuple[int, int]
-):
+def test_a_repeated_signal_changes_nothing(tmp_path: Path, monkeypatch, commands: Commands, numbers: tuple[int, int]):
     signal_at(monkeypatch, 7, *numbers)
     result = commands.train(*SETTINGS, f"outputs={tmp_path}")
     assert result.status - 128 in numbers

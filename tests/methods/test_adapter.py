@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
-from running import TINY, Commands, config_of, files_below
+from running import TINY, Commands, files_below, run_as_composed
 from safetensors.torch import load_file
 from small_methods import SCHEDULE, fit, module, small
 from small_methods import network as mlp
@@ -175,10 +175,7 @@ def test_bad_adapters_are_refused(adapter, rank, alpha, rule: str) -> None:
 
 
 def run_stage(outputs: Path, *settings: str) -> None:
-    from fewstep.runs.config import Settings
-    from fewstep.runs.pipeline import run
-
-    run(Settings.read(config_of(f"outputs={outputs}", *TINY, *FAST, *settings)))
+    run_as_composed(f"outputs={outputs}", *TINY, *FAST, *settings)
 
 
 def test_a_chain_of_adapters_from_the_command_line(commands: Commands, tmp_path: Path) -> None:

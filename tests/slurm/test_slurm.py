@@ -12,11 +12,10 @@ import psutil
 import pytest
 import torch
 from cluster import Cluster, cluster, free_ports, missing, until
-from running import ROOT, config_of, run_as_composed
+from running import ROOT, run_as_composed
 from safetensors.torch import load_file
 from test_resume import rows_of
 
-from fewstep.runs import pipeline as run
 from fewstep.training.checkpointing import read_checkpoint
 
 pytest_plugins = ("running",)

@@ -122,9 +122,7 @@ def test_what_was_not_trained_does_not_denoise(make_mixture: Callable[..., Gauss
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory: pytest.TempPathFactory, as_users_run: None) -> dict[str, Path]:
     """A teacher of the digits, trained for a second, and the same one that says eps."""
-    from running import TINY, config_of
-
-    from fewstep.runs.pipeline import run
+    from running import TINY
 
     outputs = tmp_path_factory.mktemp("outputs")
     settings = ("trainer.max_images=20000", "stage.training.batch_size=64", "stage.training.warmup_images=0")

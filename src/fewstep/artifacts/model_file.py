@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -27,6 +27,7 @@ from fewstep.system.validation import build
 
 FORMAT = 2
 KEY = "fewstep"
+T = TypeVar("T")
 CHECKSUM = "checksum"
 SCHEDULES: dict[str, type[CosineSchedule] | type[BetaSchedule]] = {
     c.__name__: c for c in (CosineSchedule, BetaSchedule)
@@ -139,13 +140,11 @@ def load_model(path: Path) -> tuple[Denoiser, ModelCard]:
         written = description.pop(CHECKSUM, None)  # files of before it was have none
         found = written and checksum(description, tensors)
         description = up_to_date(description)
-        network = described_network(description.pop("network"), description.pop("arguments"), tensors)
+        name, arguments = description.pop("network"), description.pop("arguments")
         card = described_card(description)
-        if (list(card.data.shape), card.data.num_classes) != (
-            arguments_of(network)["shape"],
-            arguments_of(network)["num_classes"],
-        ):
+        if (list(card.data.shape), card.data.num_classes) != (arguments["shape"], arguments["num_classes"]):
             raise ValueError(f"its network does not make {card.data}")
+        network = described_network(name, arguments, tensors)
         if written != found:
             raise ValueError(
                 "it is damaged, its checksum is not that of what it holds; once it is deleted, the same command makes "
@@ -202,15 +201,35 @@ def described_card(description: Mapping[str, Any]) -> ModelCard:
     Raises:
         ValueError: names the first that is not.
     """
-    return build(ModelCard, {**description, "schedule": described_schedule(description["schedule"])}, "its card")
+    parts = {
+        "data": described_part(DataFacts, description["data"], "data"),
+        "schedule": described_schedule(description["schedule"]),
+        "sampling": described_part(Sampling, description["sampling"], "sampling"),
+        "parents": tuple(described_part(Ancestor, parent, "parents") for parent in description["parents"]),
+    }
+    return build(ModelCard, {**description, **parts}, "its card")
 
 
 def described_schedule(described: Any) -> CosineSchedule | BetaSchedule:
     """A schedule of its JSON: its name and its arguments."""
+    arguments = mapping(described, "schedule")
+    return build(SCHEDULES[arguments.pop("name", CosineSchedule.__name__)], arguments, "its schedule")
+
+
+def described_part(constructor: type[T], described: Any, name: str) -> T:
+    """A part of a card of its JSON, built by itself: an error names the value within."""
+    return build(constructor, mapping(described, name), f"its {name}")
+
+
+def mapping(described: Any, name: str) -> dict[str, Any]:
+    """A copy of a JSON object.
+
+    Raises:
+        ValueError: it is none.
+    """
     if not isinstance(described, dict):
-        raise ValueError(f"its schedule must be a mapping, got {described!r}")
-    arguments = {key: value for key, value in described.items() if key != "name"}
-    return build(SCHEDULES[described.get("name", CosineSchedule.__name__)], arguments, "its schedule")
+        raise ValueError(f"its {name} must be a mapping, got {described!r:.80}")
+    return dict(described)
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
