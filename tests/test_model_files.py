@@ -282,6 +282,7 @@ def test_a_missing_fact_is_refused(path: Path, key: str) -> None:
         ("sampling.times", [0.5, 1.0], "strictly decrease"),
         ("schedule", {"log_snr_min": 20.0, "log_snr_max": -20.0}, "log_snr_min < log_snr_max"),
         ("schedule", 3, "mapping"),
+        ("native_schedule", {"kind": "linear", "levels": 1000}, "its native_schedule.levels is no setting"),
         ("parents", [{"method": "teacher"}], "path"),
         ("data.shape", [2], "does not make"),
         ("data.num_classes", 7, "does not make"),
@@ -324,7 +325,16 @@ def test_a_description_that_does_not_fit_is_refused(path: Path, where: str, valu
 
 # Format 1 -----------------------------------------------------------------------------------------------------------
 
-CLOCK = {"kind": "linear", "num_levels": 1000, "beta_start": 0.0001, "beta_end": 0.02}
+CLOCK = {
+    "kind": "linear",
+    "beta_start": 0.0001,
+    "beta_end": 0.02,
+    "num_timesteps": 1000,
+    "rescale_zero_snr": False,
+    "betas": None,
+    "log_snr_min": -20.0,
+    "log_snr_max": 20.0,
+}
 OLDER = {"role": "teacher", "path": "../teacher/model.safetensors", "sha256": "5e" * 32}
 TAKES_W = {"w_min": 0.0, "w_max": 4.0}
 
@@ -359,6 +369,7 @@ def description_1(role: str, **own: Any) -> dict[str, Any]:
             "width": 8,
             "num_blocks": 1,
             "embedding_dim": 4,
+            "dropout": 0.0,
             "guidance_input": own["w_min"] is not None,
         },
         **own,
@@ -451,7 +462,8 @@ def test_a_file_of_format_1_from_before_checksums_samplers_and_clocks(tmp_path: 
         ("w_min", None, "a model of role guided takes w, and its w_min is null"),
         ("w_min", -1.0, "0 <= w_min <= w_max"),
         ("w_max", None, "0 <= w_min <= w_max"),
-        ("clock", 3, "native_schedule"),
+        ("clock", 3, "its native_schedule must be a mapping, got 3"),
+        ("clock", {"kind": "linear", "levels": 1000}, "its native_schedule.levels is no setting"),
         ("parents", [{"role": "judge", "path": "a", "sha256": "b"}], "its role must be one of"),
         ("parents", [{"path": "a", "sha256": "b"}], "role"),
         ("parents", ["teacher"], "not a mapping"),

@@ -224,6 +224,16 @@ def test_without_a_teacher_it_is_consistency_training_and_has_no_guidance() -> N
     assert method.parent() is not None  # itself unchanged
 
 
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [("student", {"width": 8}), ("adapter", "lora"), ("clip_target", True), ("w_min", 0.0), ("w_max", 2.0)],
+)
+def test_without_a_teacher_nothing_may_be_said_of_one(setting: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=rf"^stage\.{setting} is about a teacher, and teacher=none says") as caught:
+        method_of(**{setting: value}).without_teacher()
+    assert "\n" not in str(caught.value)
+
+
 def test_its_parent_may_be_a_teacher_or_a_guided_student() -> None:
     parent = method_of().parent()
     assert parent is not None

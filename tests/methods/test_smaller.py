@@ -13,7 +13,7 @@ from fewstep.methods.draws import Draws
 from fewstep.methods.feature_matching import FeatureMatching, relative_error
 from fewstep.methods.guidance import PROJECTION
 from fewstep.methods.losses import Loss
-from fewstep.networks import Denoiser, DiT, Frozen, ResidualMLP, UNet, UNet2D, with_guidance_input
+from fewstep.networks import Denoiser, DiT, Frozen, ResidualMLP, UNet, UNet2D, with_guidance_input, with_inputs
 from fewstep.networks.denoiser import arguments_of
 from fewstep.networks.smaller import middle, smaller_student
 from fewstep.training.module import DistillationModule
@@ -33,6 +33,11 @@ CHANGES = {
     "unet": {"channels": [8], "attention": [False]},
     "dit": {"config": {"num_layers": 2, "num_attention_heads": 1}},
 }
+
+
+def guided_of(teacher: Denoiser, changes: dict) -> Denoiser:
+    """A smaller student with a w input."""
+    return smaller_student(with_guidance_input(teacher), changes)
 
 
 def teacher_of(kind: str) -> Denoiser:
@@ -67,7 +72,7 @@ def losses_of(made: DistillationModule, batch: Batch) -> Mapping[str, Loss]:
 @pytest.mark.parametrize("kind", TEACHERS)
 def test_a_smaller_student_keeps_the_weights_that_fit_and_takes_w(kind):
     teacher = teacher_of(kind)
-    student = smaller_student(teacher, CHANGES[kind])
+    student = guided_of(teacher, CHANGES[kind])
     count = lambda model: sum(p.numel() for p in model.network.parameters())  # noqa: E731
     assert count(student) < count(teacher)
     assert student.has_guidance_input
@@ -81,8 +86,17 @@ def test_a_smaller_student_keeps_the_weights_that_fit_and_takes_w(kind):
 
 def test_of_the_same_size_it_is_the_teacher():
     teacher = teacher_of("mlp")
-    student, copy = smaller_student(teacher, {}), with_guidance_input(teacher)
-    assert all(torch.equal(a, b) for a, b in zip(student.parameters(), copy.parameters(), strict=True))
+    for parent in (teacher, with_guidance_input(teacher)):
+        student = smaller_student(parent, {})
+        assert all(torch.equal(a, b) for a, b in zip(student.parameters(), parent.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("kind", TEACHERS)
+def test_it_has_the_scalar_inputs_of_what_it_is_made_of(kind):
+    """A student that is guided by two evaluations, or not at all, has no w input because it is smaller."""
+    teacher = teacher_of(kind)
+    assert not smaller_student(teacher, CHANGES[kind]).has_guidance_input
+    assert smaller_student(with_inputs(teacher, ("w", "s")), CHANGES[kind]).extra_inputs == ("s",)
 
 
 @pytest.mark.parametrize(
@@ -91,14 +105,14 @@ def test_of_the_same_size_it_is_the_teacher():
 )
 def test_what_makes_no_network_is_refused(changes, words):
     with pytest.raises(ValueError, match=words):
-        smaller_student(teacher_of("mlp"), changes)
+        guided_of(teacher_of("mlp"), changes)
 
 
 @pytest.mark.parametrize("kind", TEACHERS)
 def test_features_of_the_student_are_compared_with_the_conditional_branch(kind):
     """The error is that of a second computation, by hooks of this test, on the conditional call alone."""
     teacher = teacher_of(kind)
-    student = smaller_student(teacher, CHANGES[kind])
+    student = guided_of(teacher, CHANGES[kind])
     made = module_of(student, Guided(Frozen(teacher), 3), feature_matching=0.5)
     assert made.nets.teacher is not None
     x, label = batch_for(teacher)
@@ -135,7 +149,7 @@ def test_the_error_is_zero_where_the_projection_finds_the_teachers_features_and_
 
 def test_the_projection_learns_with_the_student_and_is_no_part_of_the_model():
     teacher = teacher_of("mlp")
-    student = smaller_student(teacher, CHANGES["mlp"])
+    student = guided_of(teacher, CHANGES["mlp"])
     made = module_of(student, Guided(Frozen(teacher), 3), feature_matching=1.0)
     optimiser = made.configure_optimizers()["optimizer"]  # pyright: ignore[reportArgumentType, reportCallIssue, reportIndexIssue]
     trained = {id(p) for group in optimiser.param_groups for p in group["params"]}
@@ -152,14 +166,14 @@ def test_the_projection_learns_with_the_student_and_is_no_part_of_the_model():
 
 def test_the_same_stream_gives_the_same_projection():
     teacher = Guided(Frozen(teacher_of("mlp")), 3)
-    made = [FeatureMatching.between(smaller_student(teacher_of("mlp"), {}), teacher, s) for s in ("a", "a", "b")]
+    made = [FeatureMatching.between(guided_of(teacher_of("mlp"), {}), teacher, s) for s in ("a", "a", "b")]
     assert torch.equal(made[0].projection.weight, made[1].projection.weight)
     assert not torch.equal(made[0].projection.weight, made[2].projection.weight)
 
 
 def test_features_of_no_network_are_refused(make_mixture):
     exact = Guided(make_mixture().denoise, 3)
-    student = smaller_student(teacher_of("mlp"), {})
+    student = guided_of(teacher_of("mlp"), {})
     with pytest.raises(ValueError, match="trained teacher"):
         module_of(student, exact, feature_matching=1.0)
     with pytest.raises(ValueError, match="at least 0"):

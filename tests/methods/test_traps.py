@@ -269,7 +269,7 @@ def apart(name: str) -> Any:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["tract", "dmd2", "dmd2 with critic", "guidance with features"])
 def test_two_processes_learn_what_one_does(name: str, tmp_path: Path) -> None:
-    """DDP with roles that rest in some steps: 8 steps, of which the student of DMD2 moves in 3."""
+    """DDP with roles that rest in some steps: 8 steps, of which the student of DMD2 moves in 2."""
     alone, both = (train_in_processes(name, count, tmp_path) for count in (1, 2))
     start = apart(name).state_dict()
     assert alone.keys() == both.keys() == start.keys()

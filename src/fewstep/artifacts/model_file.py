@@ -201,7 +201,9 @@ def described_card(description: Mapping[str, Any]) -> ModelCard:
     Raises:
         ValueError: names the first that is not.
     """
+    native = description.get("native_schedule")
     parts = {
+        "native_schedule": None if native is None else described_part(BetaSchedule, native, "native_schedule"),
         "data": described_part(DataFacts, description["data"], "data"),
         "schedule": described_schedule(description["schedule"]),
         "sampling": described_part(Sampling, description["sampling"], "sampling"),

@@ -31,7 +31,7 @@ class Parent:
     """What the card of a method's parent must say.
 
     Args:
-        guidance: how the parent may be guided. direction: of its sampling.
+        guidance: how the parent may be guided, the preferred kind first.
         continues: how a student is sampled with which the method's own chain goes on; None where there is no chain.
     """
 

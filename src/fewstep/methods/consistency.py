@@ -117,8 +117,20 @@ class ConsistencyTraining(Consistency):
     """Consistency training (Song et al. 2023, algorithm 3), stage=consistency with teacher=none.
 
     The step to the next level follows the data: x and eps of the example itself. There is no guidance to distil, so the
-    student has no w.
+    student has no w; and no parent that it could be smaller than.
+
+    Raises:
+        ValueError: a setting that is of a student of a teacher.
     """
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        given = [name for name in ("w_min", "w_max", "student", "adapter") if getattr(self, name) is not None]
+        if given := [*given, *(["clip_target"] if self.clip_target else [])]:
+            raise ValueError(
+                f"stage.{given[0]} is about a teacher, and teacher=none says there is none, got "
+                f"{getattr(self, given[0])!r}"
+            )
 
     def parent(self) -> None:
         return None

@@ -38,6 +38,9 @@ class DMD2(StudentSettings, Method):
     two predictions, of the *fake* score, which learns the student's samples, and of the guided teacher, says where to
     move it (`matching_direction`). The fake score learns in every step, the student in one of `fake_updates`.
 
+    The fake score does not see which level a sample is of, as in the authors' code: what becomes the teacher's is the
+    mixture of what all levels make.
+
     With `gan_weight` a critic, a head on the fake score's features in the middle, tells noised samples from noised
     data; without it the method needs no data.
 

@@ -9,7 +9,7 @@ from fewstep.networks.denoiser import Denoiser, arguments_of
 
 
 def smaller_student(teacher: Denoiser, changes: Mapping[str, Any]) -> Denoiser:
-    """A network with a w input made of the teacher's arguments with `changes`, mappings inside them merged.
+    """A network made of the teacher's arguments with `changes`, mappings inside them merged, and of its scalar inputs.
 
     It keeps those of the teacher's weights that have the same name and shape; the others are new, drawn from torch's
     global generator. So unlike a student of its teacher's size it does not begin as its teacher.
@@ -25,7 +25,7 @@ def smaller_student(teacher: Denoiser, changes: Mapping[str, Any]) -> Denoiser:
             f"stage.student must change arguments of {kind.__name__} ({', '.join(allowed)}), got {unknown[0]!r}"
         )
     try:
-        network = kind(**merged_arguments(arguments, changes) | {"guidance_input": True})
+        network = kind(**merged_arguments(arguments, changes))
     except TypeError as error:
         raise ValueError(f"stage.student={dict(changes)} makes no {kind.__name__}: {error}; see conf/model") from error
     own = network.state_dict()
