@@ -28,6 +28,7 @@ CHAIN = [
     # Where student, fake score and teacher are still nearly the same, gradients are nearly rounding, and Adam's first
     # steps are their signs times the learning rate: with a larger epsilon equal gradients are equal steps.
     "+stage.dmd2.training.optimizer.eps=1.0e-3",
+    "stage.dmd2.training.roles.fake.learning_rate=0.03",  # soon it differs from the teacher by more than rounding
 ]
 
 
