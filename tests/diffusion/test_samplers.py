@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from fewstep.seeds import fresh_noise
+from fewstep.system.seeds import fresh_noise
 from torch import Tensor
 
 from fewstep.diffusion.guidance import Guided

@@ -3,7 +3,7 @@
 import jaxtyping
 import pytest
 import torch
-from fewstep.seeds import starting_noise
+from fewstep.system.seeds import starting_noise
 
 from fewstep.diffusion.guidance import guide
 from fewstep.diffusion.prediction import Prediction, diffuse
