@@ -46,7 +46,7 @@ def test_every_package_is_hooked() -> None:
 
 
 def test_the_package_of_the_methods_is_hooked() -> None:
-    from fewstep.stages import GuidanceRange
+    from fewstep.methods import GuidanceRange
 
     with pytest.raises(WRONG):
-        GuidanceRange(0.0, 4.0).at(torch.zeros(4, dtype=torch.long))
+        GuidanceRange(0.0, 4.0).quantile(torch.zeros(4, dtype=torch.long))
