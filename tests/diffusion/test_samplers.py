@@ -4,7 +4,6 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from fewstep.system.seeds import fresh_noise
 from torch import Tensor
 
 from fewstep.diffusion.guidance import Guided
@@ -25,6 +24,7 @@ from fewstep.diffusion.sampler import (
     trajectory,
 )
 from fewstep.diffusion.schedule import CosineSchedule, Schedule, alpha, expand, sigma, uniform_times
+from fewstep.system.seeds import fresh_noise
 
 MakeMixture = Callable[..., GaussianMixture]
 SCHEDULE = CosineSchedule()

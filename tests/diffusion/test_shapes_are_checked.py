@@ -3,11 +3,11 @@
 import jaxtyping
 import pytest
 import torch
-from fewstep.system.seeds import starting_noise
 
 from fewstep.diffusion.guidance import guide
 from fewstep.diffusion.prediction import Prediction, diffuse
 from fewstep.networks import ResidualMLP
+from fewstep.system.seeds import starting_noise
 
 WRONG = jaxtyping.TypeCheckError
 
