@@ -110,7 +110,7 @@ class DMD2(StudentSettings, Method):
         return replace(nets, trained=trained)
 
     def moving(self, step: int) -> tuple[str, ...]:
-        # The student last: at first the fake score is the teacher, and their difference rounding alone.
+        # The student last: at first the fake score is the teacher, and their difference is zero but for rounding.
         return self.roles if (step + 1) % self.fake_updates == 0 else self.roles[1:]
 
     def losses(self, batch: Batch, nets: Networks, draws: Draws, *, step: int, phase: Phase) -> dict[str, Loss]:
