@@ -25,9 +25,9 @@ CHAIN = [
     "stage.tract.time_schedule=[8,2,1]",
     "stage.consistency.self_teacher_decay=0.9",
     "stage.dmd2.gan_weight=0.003",
-    # With Adam's own epsilon DMD2's weights differ by up to 6e-5 after these steps, a good part of what they moved. We take
-    # that for rounding in gradients that begin near zero, whose signs are Adam's first steps: with a larger epsilon it is
-    # gone. That DMD2 agrees with its default optimiser over a longer training is not shown here.
+    # With Adam's own epsilon DMD2's weights differ by up to 6e-5 after these steps, a good part of what they moved.
+    # We take that for rounding in gradients that begin near zero, whose signs are Adam's first steps: with a larger
+    # epsilon it is gone. That DMD2 agrees with its default optimiser over a longer training is not shown here.
     "+stage.dmd2.training.optimizer.eps=1.0e-3",
 ]
 
