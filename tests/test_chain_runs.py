@@ -82,10 +82,12 @@ def test_chains_are_not_mixed(outputs, stochastic, commands: Commands):
     common = ("stage=progressive", *MIXTURE, f"outputs={outputs}", "stage.ladder=[2,1]")
     result = commands.train(*common, "stage.sampler=stochastic", f"teacher={deterministic}")
     other = "is a progressive model of 2 steps (sampler {}, guidance input, direction decode)"
-    needed = "needs a guided student, or a student of 2 steps of its own chain, where it begins"
-    result.is_one_error("does not fit", other.format("deterministic"), needed)
+    needed = "or a student of 2 steps of its own chain (sampler {}, guidance input), where it begins"
+    result.is_one_error(
+        "does not fit", other.format("deterministic"), "needs a guided student", needed.format("stochastic")
+    )
     result = commands.train(*common, f"teacher={stochastic / 'model-2.safetensors'}")
-    result.is_one_error("does not fit", other.format("stochastic"), needed)
+    result.is_one_error("does not fit", other.format("stochastic"), needed.format("deterministic"))
     made = go(
         outputs,
         "progressive",

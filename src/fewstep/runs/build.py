@@ -27,7 +27,7 @@ from fewstep.methods.guidance_range import GuidanceRange
 from fewstep.methods.training import Training
 from fewstep.networks import Denoiser, Frozen, with_guidance_input
 from fewstep.networks.adapter import with_adapter
-from fewstep.networks.denoiser import arguments_of
+from fewstep.networks.denoiser import arguments_of, without_inputs
 from fewstep.networks.memory import checkpoint_gradients, to_channels_last
 from fewstep.networks.smaller import smaller_student
 from fewstep.runs.config import Settings
@@ -271,7 +271,10 @@ def sampling_problem(card: ModelCard, kinds: tuple[GuidanceKind, ...], continues
     steps = "" if own.times is None else f" of {len(own.times)} steps"
     needed = " or a ".join(PARENTS[kind].title for kind in kinds)
     if continues is not None and continues.times is not None:
-        needed += f", or a student of {len(continues.times)} steps of its own chain, where it begins"
+        needed += (
+            f", or a student of {len(continues.times)} steps of its own chain (sampler {continues.sampler}, guidance "
+            f"{continues.guidance}), where it begins"
+        )
     return f"it is a {card.label} model{steps} ({chain}), and this stage needs a {needed}"
 
 
@@ -285,7 +288,7 @@ def network_problem(
     if ours is not None and not native:
         if card.prediction != ours.prediction and is_teacher:
             return f"it predicts {card.prediction}, model.prediction is {ours.prediction}"
-        same_arguments = arguments_of(network) | {"guidance_input": False} == arguments_of(ours.network)
+        same_arguments = without_inputs(arguments_of(network)) == without_inputs(arguments_of(ours.network))
         same = type(network) is type(ours.network) and same_arguments
         if not same and not (named and not is_teacher):
             hint = "" if is_teacher else "; a smaller student is taken where teacher=PATH names it"
