@@ -51,9 +51,8 @@ class Settings:
         """
         values = cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
         check_top(values)
-        if values["trainer"].get("toy"):
-            values = as_toy(values)
-        return cls.of(values)
+        settings = cls.of(values)
+        return cls.of(as_toy(values)) if settings.trainer.toy else settings
 
     @classmethod
     def of(cls, values: dict[str, Any]) -> "Settings":
@@ -161,7 +160,8 @@ def as_toy(values: dict[str, Any]) -> dict[str, Any]:
     for stage in stages:
         for key, least in (("ladder", 2), ("time_schedule", 2), ("teacher_steps", 1), ("guided_steps", 1)):
             steps = stage.get(key)
-            if isinstance(steps, list) and len(few := [n for n in steps if n <= TOY_STEPS]) >= least:
+            few = [n for n in steps if not isinstance(n, int) or n <= TOY_STEPS] if isinstance(steps, list) else []
+            if len(few) >= least:
                 stage[key] = few
         if isinstance(weights := stage.get("w"), list) and len(weights) > 2:
             stage["w"] = [weights[0], weights[-1]]
