@@ -5,9 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from fewstep.artifacts.model_file import ModelCard
-from fewstep.data.batches import Data
 from fewstep.data.facts import DataFacts
-from fewstep.data.noise import NoiseData
 from fewstep.diagnostics.probe import NUM_EXAMPLES, NUM_SAMPLES
 from fewstep.diagnostics.steps import NUM_COMPARED, path_grid
 from fewstep.diffusion.sampling import Sampling
@@ -17,7 +15,6 @@ from fewstep.methods.training import Training
 from fewstep.networks import Denoiser
 from fewstep.networks.denoiser import arguments_of
 from fewstep.runs.build import (
-    build_data,
     build_exact_teacher,
     build_fresh_student,
     build_network,
@@ -85,44 +82,31 @@ def build_module(
     return DistillationModule(method=method, phase=phase, nets=nets, training=training, stream=STREAM)
 
 
-def training_data(job: Job, batch_size: int) -> Data:
-    """The batches of a phase."""
-    if job.method.inputs == "noise":
-        return NoiseData(job.facts, batch_size=batch_size, stream=STREAM)
-    return build_data(job.settings, batch_size, STREAM)
-
-
 @dataclass(frozen=True)
 class Watching:
-    """What snapshots and diagnostics evaluate in a phase.
+    """What is evaluated besides training: images of all snapshots, images of one, and records of diagnostics.
 
-    Attributes:
-        images: of all snapshots; at_once: of one. steps: of their sampler.
-        records: of diagnostics. path: steps of the samples that each follows.
+    Nothing without data; encoders have no snapshots.
     """
 
-    images: int = 0
-    at_once: int = 0
-    steps: int = 0
-    records: int = 0
-    path: int = 0
+    images: int
+    at_once: int
+    records: int
 
     @classmethod
     def of(cls, job: Job, phase: Phase, training: Training) -> "Watching":
-        """Nothing without data; encoders have no snapshots."""
-        trainer, sampling, most = job.settings.trainer, phase.sampling, training.num_steps
+        trainer, most = job.settings.trainer, training.num_steps
         if job.evaluator is None:
-            return cls()
-        snapshots = min(trainer.snapshots, most) if sampling.direction == "decode" else 0
-        return cls(
-            images=snapshots * trainer.snapshot_images,
-            at_once=trainer.snapshot_images if snapshots else 0,
-            steps=len(sampling.times) if sampling.times else SNAPSHOT_STEPS,
-            records=min(trainer.diagnostics, most) + 1 if trainer.diagnostics else 0,
-            path=len(path_grid(sampling).jump_ends),
-        )
+            return cls(0, 0, 0)
+        snapshots = min(trainer.snapshots, most) if phase.sampling.direction == "decode" else 0
+        records = min(trainer.diagnostics, most) + 1 if trainer.diagnostics else 0
+        return cls(snapshots * trainer.snapshot_images, trainer.snapshot_images if snapshots else 0, records)
 
-    def probed(self, evaluations: float) -> float:
+    def sampled(self, sampling: Sampling) -> int:
+        """Network evaluations for all snapshots."""
+        return self.images * (len(sampling.times) if sampling.times else SNAPSHOT_STEPS) * sampling.evaluations
+
+    def probed(self, sampling: Sampling, evaluations: float) -> float:
         """Network evaluations for all records; `evaluations` of an example by the student and for its target."""
-        compared = NUM_EXAMPLES + self.path * NUM_COMPARED
-        return self.records * (compared * evaluations + self.path * NUM_SAMPLES)
+        steps = len(path_grid(sampling).jump_ends)
+        return self.records * ((NUM_EXAMPLES + steps * NUM_COMPARED) * evaluations + steps * NUM_SAMPLES)

@@ -1,37 +1,28 @@
 """plan=true: walk what a run would train, with networks of shapes alone, and try what time and memory allow."""
 
-import gc
 import logging
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from math import prod
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import torch
 from rich.console import Console
 
 from fewstep.artifacts.model_file import load_model
 from fewstep.estimate.machine import Machine
-from fewstep.estimate.phases import Watching, build_module, fresh_parent, shape_of, training_data
-from fewstep.estimate.shapes import Footprint, LiveBytes, evaluate_once, footprint_of, shapes_only, size
-from fewstep.estimate.table import Estimate, How, Row, show
-from fewstep.estimate.timing import (
-    MAX_UPDATES,
-    seconds_per_evaluation,
-    seconds_per_figures,
-    seconds_per_judged_image,
-    seconds_per_update,
-)
+from fewstep.estimate.phases import Watching, build_module, fresh_parent, shape_of
+from fewstep.estimate.shapes import footprint_of, shapes_only, size
+from fewstep.estimate.table import Estimate, Row, show
+from fewstep.estimate.trial import Trial, seconds_per_evaluation, seconds_per_judged_image, try_phase
 from fewstep.evaluation.evaluator import Evaluator
 from fewstep.evaluation.features import INCEPTION_WEIGHTS
 from fewstep.evaluation.grid import Candidate, EvaluationPlan
 from fewstep.inference.model import Model
 from fewstep.methods.base import Method, Phase
-from fewstep.methods.training import Training
 from fewstep.networks.memory import denoisers_in
 from fewstep.runs.build import build_evaluator, build_plan, phase_training
 from fewstep.runs.config import EVALUATE, EXACT, PIPELINE, Settings
@@ -39,19 +30,11 @@ from fewstep.runs.evaluate import candidates_of, check_models, with_ancestors
 from fewstep.runs.parent import find_parent, method_of, open_evaluator
 from fewstep.runs.pipeline import Chain, accepts, check_pipeline, models_to_judge, more_models, trained_stages
 from fewstep.runs.train import Job, card_of
-from fewstep.system.hardware import (
-    current_memory,
-    free_disk,
-    free_memory,
-    peak_gpu_memory,
-    peak_memory,
-)
+from fewstep.system.hardware import free_disk, free_memory, peak_gpu_memory, peak_memory
 from fewstep.teachers.imported import is_foreign
-from fewstep.training.module import DistillationModule
 
 GENERATED = ("cifar10", "imagenet64")  # data sets whose generated files have the true shape
 COPIES = 3  # of all images of a cell, in floats: noise, the first cell's samples and this one's
-Build = Callable[[Training], DistillationModule]
 
 
 def plan(settings: Settings) -> None:
@@ -66,17 +49,6 @@ def plan(settings: Settings) -> None:
         warnings.filterwarnings("ignore", module="lightning")
         estimate = Planner(settings, Path(folder)).estimate()
     show(estimate)
-
-
-@dataclass(frozen=True)
-class Trial:
-    """Seconds of an update and of a network evaluation of one example, and bytes at the peak, of one process."""
-
-    how: How
-    update: float
-    evaluation: float
-    memory: int
-    device_memory: int
 
 
 class Planner:
@@ -94,6 +66,7 @@ class Planner:
         self.rows: list[Row] = []
         self.models: list[tuple[Model, Trial]] = []  # of all phases, without weights
         self.stage_models: list[Model] = []  # the last of each stage
+        self.parents: list[Path] = []  # files
         self.per_image = self.opening = 0.0  # seconds of the feature extractor: for an image, for the reference
         self.settings = self.with_available_data(settings.with_values({"outputs": str(folder)}))
         self.machine = Machine.of(settings.trainer)
@@ -148,7 +121,7 @@ class Planner:
                 self.stage(own)
         if EVALUATE in settings.stages:
             own = settings.of_stage(EVALUATE)
-            self.evaluation(own, [*chain.parents, *more_models(own)])
+            self.evaluation(own, [*dict.fromkeys([*chain.parents, *self.parents, *more_models(own)])])
 
     def stage(self, settings: Settings) -> None:
         """A row for each phase of a stage."""
@@ -176,7 +149,10 @@ class Planner:
                 raise
             self.notes.append(f"planned with a fresh network as the parent of stage {settings.name}: {error}")
             return fresh_parent(settings, evaluator.facts, wanted)
-        return found and shape_of(*load_model(found))
+        if found is None:
+            return None
+        self.parents.append(found)
+        return shape_of(*load_model(found))
 
     def phase(self, job: Job, phase: Phase, parent: Model | None, *, is_first: bool) -> Model:
         """Add the row of a phase; give what it would make."""
@@ -185,11 +161,16 @@ class Planner:
         watching = Watching.of(job, phase, training)
         build = partial(build_module, job, phase, parent, is_first=is_first)
         rows, sampled = machine.rows(training.batch_size), machine.part(watching.at_once)
-        found, module = self.footprint(job, build, training, rows, sampled)
+        with shapes_only(machine.device):
+            module = build(training)
+            found = footprint_of(module, job.facts, rows, job.settings.trainer)
         made = shape_of(module.nets.model, card_of(job, module, parent and parent.card, ()))
-        trial = self.trial(job, build, training, found, rows, sampled)
-        snapshots = watching.images * (watching.steps * phase.sampling.evaluations * trial.evaluation + self.per_image)
-        seconds = training.num_steps * trial.update + watching.probed(found.evaluations) * trial.evaluation
+        trial = try_phase(job, build, found, machine, rows, sampled)
+        if trial.how == "estimated":
+            self.notes.append(f"{name} is too large to be tried here: its memory is known from shapes alone")
+        snapshots = watching.sampled(phase.sampling) * trial.evaluation + watching.images * self.per_image
+        probes = watching.probed(phase.sampling, found.evaluations) * trial.evaluation
+        seconds = training.num_steps * trial.update + probes
         self.models.append((made, trial))
         self.add(
             Row(
@@ -214,41 +195,6 @@ class Planner:
         self.rows.append(replace(row, seconds=self.opening + row.seconds))
         self.opening = 0.0
 
-    @staticmethod
-    def footprint(
-        job: Job, build: Build, training: Training, rows: int, sampled: int
-    ) -> tuple[Footprint, DistillationModule]:
-        """What a process needs, and the module without values."""
-        with shapes_only(job.settings.trainer.device) as memory:
-            module = build(training)
-            return footprint_of(module, memory, job.facts, rows, sampled, job.settings.trainer), module
-
-    def trial(self, job: Job, build: Build, training: Training, found: Footprint, rows: int, sampled: int) -> Trial:
-        """What one process takes that has the machine for itself, with as many examples as time and memory allow."""
-        machine, trainer, on_gpu = self.machine, job.settings.trainer, self.machine.device == "cuda"
-        flops, missing = found.flops / rows, machine.unsharded(found)
-        tried = machine.to_try(rows, flops=flops, bytes_each=(found.peak - found.at_rest) / rows, fixed=found.at_rest)
-        if not tried:
-            self.notes.append(f"{job.settings.name} is too large to be tried here: its memory is known from shapes")
-            seconds, main = found.flops / machine.rate, current_memory() + (found.at_rest if on_gpu else found.peak)
-            evaluation = seconds / rows / (found.evaluations + 2)
-            return Trial("estimated", seconds, evaluation, main - missing, on_gpu * (found.peak - missing))
-        gc.collect()
-        if on_gpu:
-            torch.cuda.reset_peak_memory_stats()
-        module = build(replace(training, images=MAX_UPDATES * tried, batch_size=tried))
-        sampling, model = module.phase.sampling, module.nets.model
-        update = seconds_per_update(module, training_data(job, tried), trainer, self.folder) * rows / tried
-        looked = machine.to_try(sampled, flops=flops * sampling.evaluations / (found.evaluations + 2))
-        denoise = sampling.guided(model.eval(), model.null)
-        evaluation = seconds_per_evaluation(denoise, job.facts, looked or tried, trainer) / sampling.evaluations
-        main, on_device, less = peak_memory(), peak_gpu_memory(), found
-        if (tried, looked) != (rows, sampled):
-            less, _ = self.footprint(job, build, training, tried, looked)
-        more = found.peak - less.peak - missing
-        how: How = "measured" if less is found else "scaled"
-        return Trial(how, update, evaluation, main + more * (not on_gpu), on_device + more * on_gpu)
-
     def evaluation(self, settings: Settings, files: Sequence[Path]) -> None:
         """Add the row of the evaluation of these files, their ancestors and the models of the plan."""
         evaluator, trainer, device = build_evaluator(settings), settings.trainer, self.machine.device
@@ -263,25 +209,21 @@ class Planner:
             seconds[id(model.denoiser)] = trial.evaluation
             models[Path(str(len(models)))] = model
         candidates = candidates_of(models, plan, evaluator.exact, "meta")
-        with LiveBytes() as memory:
-            for candidate in candidates:
-                evaluate_once(candidate.denoise, facts, batch, trainer, "meta")
         cells, sampling = 0, 0.0
         for candidate in candidates:
             weights = len([w for w in plan.w if candidate.weights is None or w in candidate.weights])
             cells += weights * len(candidate.steps)
             evaluated = weights * candidate.evaluations * evaluated_images(candidate, plan)
             sampling += evaluated * sum(seconds[id(each)] for each in denoisers_in(candidate.denoise))
-        judging = cells * (plan.num_images * self.per_image + seconds_per_figures(evaluator, plan.num_images))
+        judging = cells * plan.num_images * self.per_image
         weights = sum(size(model.denoiser.state_dict().values()) for model in models.values())
         kept = COPIES * 4 * self.machine.part(plan.num_images) * prod(facts.shape)
-        on_gpu = device == "cuda"
         self.add(
             Row(
                 name=EVALUATE,
                 how="estimated" if any(trial.how == "estimated" for _, trial in self.models) else "measured",
-                memory=current_memory() + kept + weights + memory.peak * (not on_gpu),
-                device_memory=(weights + memory.peak) * on_gpu,
+                memory=peak_memory() + weights + kept,
+                device_memory=peak_gpu_memory() and peak_gpu_memory() + weights,
                 seconds=self.machine.slowdown * (sampling + judging) / self.machine.processes,
                 images=cells * plan.num_images,
             )

@@ -1,5 +1,8 @@
-"""Seconds and bytes of an update, of a network evaluation and of judging images, measured with new weights."""
+"""What is measured: seconds and bytes of updates and of network evaluations with new weights, seconds of judging."""
 
+import gc
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean, median
 from time import perf_counter
@@ -10,14 +13,19 @@ from lightning import Callback, LightningModule, Trainer
 
 from fewstep.data.batches import Data
 from fewstep.data.facts import DataFacts
+from fewstep.data.noise import NoiseData
 from fewstep.diffusion.prediction import Denoise
-from fewstep.estimate.shapes import evaluate_once
+from fewstep.estimate.machine import Machine
+from fewstep.estimate.shapes import Footprint, evaluate_once
+from fewstep.estimate.table import How
 from fewstep.evaluation.evaluator import Evaluator
-from fewstep.evaluation.metrics import figures_of
-from fewstep.evaluation.statistics import Features, ReferenceStatistics
+from fewstep.evaluation.statistics import Features
 from fewstep.methods.base import Method
+from fewstep.methods.training import Training
 from fewstep.networks.memory import compile_calls
-from fewstep.system.hardware import synchronise
+from fewstep.runs.build import build_data
+from fewstep.runs.train import Job
+from fewstep.system.hardware import current_memory, peak_gpu_memory, peak_memory, synchronise
 from fewstep.training.module import DistillationModule
 from fewstep.training.settings import TrainerSettings
 from fewstep.training.strategy import build_strategy, cluster_environment
@@ -51,6 +59,58 @@ class UpdateTimes(Callback):
         for step, (start, end) in enumerate(zip(self.ends, self.ends[1:], strict=False), start=1):
             times.setdefault(self.method.moving(step), []).append(end - start)
         return mean(median(times[kind]) for kind in self.kinds)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Seconds of an update and of a network evaluation of one example, and bytes at the peak, of one process."""
+
+    how: How
+    update: float
+    evaluation: float
+    memory: int
+    device_memory: int
+
+
+def try_phase(
+    job: Job,
+    build: Callable[[Training], DistillationModule],
+    found: Footprint,
+    machine: Machine,
+    rows: int,
+    sampled: int,
+) -> Trial:
+    """Train for some updates and evaluate the model, by one process that has the machine for itself.
+
+    Args:
+        rows: examples of an update. sampled: images of a snapshot. As many as time and memory allow are tried.
+    """
+    on_gpu, trainer, peak = machine.device == "cuda", job.settings.trainer, found.peak(rows) - machine.unsharded(found)
+    tried = machine.to_try(rows, flops=found.flops, bytes_each=found.kept, fixed=found.at_rest)
+    flops = found.flops / (found.evaluations + 2)  # of an evaluation
+    if not tried:
+        seconds, main = rows * found.flops / machine.rate, current_memory() + (found.at_rest if on_gpu else peak)
+        return Trial("estimated", seconds, flops / machine.rate, main, on_gpu * peak)
+    gc.collect()
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats()
+    if job.method.inputs == "noise":
+        data: Data = NoiseData(job.facts, batch_size=tried, stream="plan")
+    else:
+        data = build_data(job.settings, tried, "plan")
+    module = build(replace(job.method.training, images=MAX_UPDATES * tried, batch_size=tried))
+    sampling, model = module.phase.sampling, module.nets.model
+    update = seconds_per_update(module, data, trainer, job.folder) * rows / tried
+    looked = machine.to_try(sampled, flops=flops * sampling.evaluations)
+    before = (peak_memory(), peak_gpu_memory())
+    denoise = sampling.guided(model.eval(), model.null)
+    evaluation = seconds_per_evaluation(denoise, job.facts, looked or tried, trainer) / sampling.evaluations
+    after = (peak_memory(), peak_gpu_memory())
+    larger = sampled / looked - 1 if looked else 0.0
+    main, on_device = (round(now + larger * (now - then)) for then, now in zip(before, after, strict=True))
+    more = peak - found.peak(tried)
+    how: How = "measured" if (tried, looked) == (rows, sampled) else "scaled"
+    return Trial(how, update, evaluation, main + more * (not on_gpu), on_device + more * on_gpu)
 
 
 def seconds_per_update(module: DistillationModule, data: Data, settings: TrainerSettings, folder: Path) -> float:
@@ -95,17 +155,3 @@ def seconds_per_judged_image(evaluator: Evaluator) -> float:
     start = perf_counter()
     Features.of(evaluator.net, images)
     return (perf_counter() - start) / len(images)
-
-
-def seconds_per_figures(evaluator: Evaluator, number: int) -> float:
-    """Seconds of all figures of `number` images, their features aside; measured with random features."""
-    width, classes, labels = evaluator.net.num_features, evaluator.net.num_classes or 1000, evaluator.reference.labels
-    known = ReferenceStatistics(torch.randn(len(labels), width), labels.cpu())
-    seen = Features(torch.randn(number, width), torch.randn(number, classes))
-    of_classes = torch.arange(number) % max(1, evaluator.facts.num_classes)
-    times = []
-    for _ in range(2):  # the first one works out the reference's part
-        start = perf_counter()
-        figures_of(seen, of_classes, known, evaluator.net.num_classes)
-        times.append(perf_counter() - start)
-    return times[-1]
