@@ -11,8 +11,8 @@ from torch import Tensor
 
 from fewstep import Model
 from fewstep.artifacts.model_file import ModelCard
-from fewstep.commands import arrays
-from fewstep.commands.arrays import save_batches
+from fewstep.commands import images
+from fewstep.commands.images import save_batches
 from fewstep.data.digits import DigitsData
 from fewstep.data.facts import DataFacts
 from fewstep.diffusion.guidance import Guided
@@ -81,7 +81,7 @@ def test_memory_is_that_of_a_batch_and_a_failure_leaves_no_file(
         if bad:
             yield torch.full((1, *FACTS.shape), torch.nan)
 
-    monkeypatch.setattr(arrays, "evaluation_tensor", watched)
+    monkeypatch.setattr(images, "evaluation_tensor", watched)
     save_batches(many(bad=False), 400, FACTS, tmp_path / "x.npz", labels=[0] * 400)
     assert most <= 3  # the first, the one before and the latest
     with np.load(tmp_path / "x.npz") as written:

@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 from urllib.request import urlopen
 
 import pytest
@@ -20,13 +22,12 @@ from running import Commands, make_chain
 import fewstep
 from fewstep.artifacts.model_file import load_model, save_model
 from fewstep.artifacts.pictures import picture
-from fewstep.commands.play import caption, free_port
-from fewstep.commands.player import Player, Request
+from fewstep.commands.player import Player, draw
 from fewstep.evaluation.images import evaluation_tensor
 
 pytest_plugins = ("running",)
 pytestmark = pytest.mark.usefixtures("as_users_run")
-REQUEST = Request(w=2.0, steps=2, seed=3, num=20, wanted=7)
+REQUEST: dict[str, Any] = {"w": 2.0, "seed": 3, "num": 20, "wanted": 7}
 CHROMIUM = shutil.which("chromium")
 LOCAL = ("http://127.0.0.1:", "data:", "blob:")
 
@@ -43,50 +44,66 @@ def expected(path: Path, labels: list[int], **sampled: float) -> bytes:
     return picture(evaluation_tensor(x, model.card.data), torch.tensor(labels), model.card.data, 10).tobytes()
 
 
+def player_of(path: Path, teacher: Path | None = None) -> Player:
+    return Player(path, teacher, None, None)
+
+
 def test_student_and_teacher_are_drawn_as_sample_would(models):
-    student, teacher = Player(models["2"]).draw(REQUEST)
+    player = player_of(models["2"])
+    student = draw(player.student(2), steps=2, **REQUEST)
     assert student.picture.tobytes() == expected(models["2"], [7] * 20, steps=2, w=2.0, seed=3)
-    assert (student.steps, student.evaluations, student.num) == (2, 2, 20)
-    assert teacher is not None
+    assert player.teacher is not None
+    teacher = draw(player.teacher, steps=64, **REQUEST)
     assert teacher.picture.tobytes() == expected(models["teacher"], [7] * 20, steps=64, w=2.0, seed=3)
-    assert (teacher.steps, teacher.evaluations) == (64, 128)
     assert min(student.seconds, teacher.seconds) > 0
-    assert caption(student, REQUEST).startswith("2 steps, 2 evaluations an image, w = 2<br>**")
-    assert caption(student, REQUEST).endswith("** for 20 images")
+    assert student.caption.startswith("steps: 2, evaluations an image: 2, w = 2<br>images: 20, **")
+    assert teacher.caption.startswith("steps: 64, evaluations an image: 128, w = 2<br>images: 20, **")
+
+
+def test_the_teacher_is_guided_at_the_times_that_the_student_was_made_for(models, tmp_path):
+    denoiser, card = load_model(models["2"])
+    save_model(tmp_path / "model-2.safetensors", denoiser, replace(card, guidance_interval=(0.2, 0.6)))
+    player = player_of(tmp_path / "model-2.safetensors", models["teacher"])
+    assert player.teacher is not None
+    low, high = card.schedule.log_snr(torch.tensor([0.6, 0.2], dtype=torch.float64)).tolist()
+    assert player.teacher.denoise.interval == (low, high)  # pyright: ignore[reportFunctionMemberAccess]
 
 
 def test_all_classes_are_drawn_in_turn(models):
-    drawn = Player(models["2"]).draw_model(replace(REQUEST, wanted=None))
+    drawn = draw(player_of(models["2"]).student(2), steps=2, **(REQUEST | {"wanted": None}))
     assert drawn.picture.tobytes() == expected(models["2"], [*range(10)] * 2, steps=2, w=2.0, seed=3)
 
 
 def test_each_number_of_steps_has_its_own_model(models):
-    player = Player(models["2"])
+    player = player_of(models["2"])
     assert player.by_steps == {1: models["1"], 2: models["2"]}
-    one = player.draw_model(replace(REQUEST, steps=1))
+    one = draw(player.student(1), steps=1, **REQUEST)
     assert one.picture.tobytes() == expected(models["1"], [7] * 20, steps=1, w=2.0, seed=3)
-    assert Player(models["guided"]).by_steps == {}
-    assert Player(models["guided"]).draw_model(replace(REQUEST, steps=5)).evaluations == 5
+    guided = player_of(models["guided"])
+    assert guided.by_steps == {}
+    assert "evaluations an image: 5," in draw(guided.student(5), steps=5, **REQUEST).caption
 
 
 def test_another_teacher_can_be_named(models):
-    player = Player(models["2"], models["guided"])
-    assert player.draw(REQUEST)[1].picture.tobytes() == expected(models["guided"], [7] * 20, steps=64, w=2.0, seed=3)
+    teacher = player_of(models["2"], models["guided"]).teacher
+    assert teacher is not None
+    drawn = draw(teacher, steps=64, **REQUEST)
+    assert drawn.picture.tobytes() == expected(models["guided"], [7] * 20, steps=64, w=2.0, seed=3)
 
 
 def test_a_teacher_plays_alone(models):
-    player = Player(models["teacher"])
+    player = player_of(models["teacher"])
     assert "teacher itself" in player.why_alone
-    drawn, teacher = player.draw(replace(REQUEST, steps=4))
-    assert (drawn.evaluations, teacher) == (8, None)
+    assert player.teacher is None
+    assert "evaluations an image: 8," in draw(player.student(4), steps=4, **REQUEST).caption
 
 
 def test_a_student_whose_teacher_is_gone_plays_alone(models, tmp_path):
     denoiser, card = load_model(models["2"])
     save_model(tmp_path / "model-2.safetensors", denoiser, card)
-    player = Player(tmp_path / "model-2.safetensors")
+    player = player_of(tmp_path / "model-2.safetensors")
     assert "which is gone" in player.why_alone
-    assert player.draw(REQUEST)[1] is None
+    assert player.teacher is None
 
 
 def test_mistakes_are_one_line(models, tmp_path, commands: Commands):
@@ -94,13 +111,11 @@ def test_mistakes_are_one_line(models, tmp_path, commands: Commands):
     path = tmp_path / "encoder.safetensors"
     save_model(path, denoiser, replace(card, sampling=replace(card.sampling, direction="encode")))
     commands.fewstep("play", path).is_one_error("encoder", "student")
-    port = free_port(0)
-    import socket
-
     with socket.socket() as taken:
-        taken.bind(("127.0.0.1", port))
+        taken.bind(("127.0.0.1", 0))
         taken.listen()
-        commands.fewstep("play", models["2"], "--port", str(port)).is_one_error(f"--port {port}", "in use")
+        port = str(taken.getsockname()[1])
+        commands.fewstep("play", models["2"], "--port", port).is_one_error(f"--port {port}", "in use")
 
 
 @contextmanager
@@ -129,17 +144,17 @@ def test_the_page_redraws_when_a_control_moves_and_asks_nothing_of_other_machine
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.goto(address)
         playwright.expect(page.get_by_text("as fast as the teacher")).to_be_visible(timeout=60_000)
-        assert "2 steps, 2 evaluations an image, w = 1" in page.inner_text("body")
-        assert "64 steps, 128 evaluations an image, w = 1" in page.inner_text("body")
+        assert "steps: 2, evaluations an image: 2, w = 1" in page.inner_text("body")
+        assert "steps: 64, evaluations an image: 128, w = 1" in page.inner_text("body")
         student = page.locator("img").first
         before = student.get_attribute("src")
 
         page.get_by_label("1", exact=True).check()
-        playwright.expect(page.get_by_text("1 step, 1 evaluation an image")).to_be_visible(timeout=20_000)
+        playwright.expect(page.get_by_text("steps: 1, evaluations an image: 1")).to_be_visible(timeout=20_000)
         playwright.expect(student).not_to_have_attribute("src", before, timeout=20_000)
         with urlopen(student.get_attribute("src")) as answer:
             shown = Image.open(BytesIO(answer.read()))
-        drawn = Player(models["2"]).draw_model(Request(w=1.0, steps=1, seed=0, num=40, wanted=None)).picture
+        drawn = draw(player_of(models["2"]).student(1), w=1.0, steps=1, seed=0, num=40, wanted=None).picture
         assert shown.convert(drawn.mode).tobytes() == drawn.tobytes(), "what is seen is what the model makes"
         browser.close()
     assert (outside, errors) == ([], [])

@@ -11,6 +11,7 @@ from torch import Tensor
 from torchvision.utils import make_grid
 
 from fewstep.data.facts import DataFacts
+from fewstep.diffusion.prediction import Condition
 from fewstep.system.files import atomic_write
 
 VISIBLE = 48  # pixels: images smaller than this are enlarged to about it
@@ -55,8 +56,8 @@ def scatter(
     return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
 
 
-def picture(images: Tensor, labels: Int[Tensor, "batch"], facts: DataFacts, num_columns: int) -> Image.Image:
-    """uint8 images as a grid, points as a scatter plot, whichever the data are."""
+def picture(images: Tensor, labels: Condition, facts: DataFacts, num_columns: int) -> Image.Image:
+    """uint8 images as a grid, points as a scatter plot coloured by class."""
     if facts.is_image:
         return image_grid(images, num_columns)
     return scatter(images, labels, low=facts.low, high=facts.high, pixels=480)

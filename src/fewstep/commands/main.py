@@ -73,10 +73,10 @@ def sample(
         raise ValueError(f"--num must be at least 1, got {num}")
     import time
 
-    from fewstep.commands.arrays import save_batches
-    from fewstep.commands.images import save_images
+    import fewstep
+    from fewstep.commands.images import save_batches, save_images
 
-    loaded = open_model(model, autoencoder=autoencoder, text_encoder=text_encoder)
+    loaded = fewstep.load(model, autoencoder=autoencoder, text_encoder=text_encoder)
     requested = requested_conditions(loaded, label, prompt or [], num)
     labels = loaded.condition(requested)
     w = tasks.chosen_w(loaded, w)
@@ -129,12 +129,13 @@ def evaluate(
     """
     from dataclasses import replace
 
+    import fewstep
     from fewstep.data.digits import DigitsData
     from fewstep.evaluation.evaluator import Evaluator
     from fewstep.evaluation.grid import EvaluationPlan
     from fewstep.runs.evaluate import evaluate as evaluate_models
 
-    card = open_model(model).card
+    card = fewstep.load(model).card
     if card.encodes:
         raise ValueError("an encoder makes no samples to judge; what it is worth is in the cycle.json of its run")
     facts = card.data
@@ -170,10 +171,11 @@ def info(model: ModelFile, outputs: Outputs = OUTPUTS) -> None:
     """
     from dataclasses import asdict
 
+    import fewstep
     from fewstep.networks.denoiser import arguments_of
     from fewstep.system.files import sha256_of
 
-    loaded = open_model(model)
+    loaded = fewstep.load(model)
     network = loaded.denoiser.network
     about = asdict(loaded.card) | {
         "network": type(network).__name__,
@@ -189,13 +191,6 @@ OF_RUNS = (methods, collect, wandb_sweep, dashboard)
 for command in (*OF_MODELS, *OF_RUNS):
     app.command()(command)
 app.add_typer(data.app, name="data")
-
-
-def open_model(path: Path, *, autoencoder: Path | None = None, text_encoder: Path | None = None) -> "Model":
-    """Load a model, after the imports that take seconds."""
-    from fewstep.inference.model import load
-
-    return load(path, autoencoder=autoencoder, text_encoder=text_encoder)
 
 
 def run_guarded(main: Callable[[], object]) -> int:

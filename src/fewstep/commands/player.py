@@ -1,8 +1,10 @@
-"""What `fewstep play` draws: a model's samples, and those of the teacher it was made from, with the time each took."""
+"""What `fewstep play` draws: the samples of a model and of its teacher, from the same noise."""
 
-from dataclasses import dataclass
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from time import perf_counter
+from typing import NamedTuple
 
 import torch
 from PIL.Image import Image
@@ -10,108 +12,81 @@ from PIL.Image import Image
 from fewstep.artifacts.lineage import ancestors, models_in_folder
 from fewstep.artifacts.model_file import ModelCard, load_model
 from fewstep.artifacts.pictures import picture
+from fewstep.artifacts.quality_file import TEACHER
 from fewstep.diffusion.guidance import log_snr_interval
 from fewstep.evaluation.images import evaluation_tensor
-from fewstep.inference.model import Model, load, sample_batches
-from fewstep.networks import Frozen
-
-
-@dataclass(frozen=True)
-class Request:
-    """What to draw: `wanted` is a class, a prompt, or None for all classes in turn."""
-
-    w: float
-    steps: int
-    seed: int
-    num: int
-    wanted: int | str | None
-
-
-@dataclass(frozen=True)
-class Drawn:
-    """A picture of samples, the network evaluations of each, and the seconds that all took, decoding included."""
-
-    picture: Image
-    num: int
-    steps: int
-    evaluations: int
-    seconds: float
+from fewstep.inference.model import Model, load
+from fewstep.system.durations import duration
 
 
 class Player:
-    """A model, those that its run made for other step counts, and its teacher.
-
-    Args:
-        path: of the model.
-        teacher: to compare with; None looks for the one that the model's card names. Without one, `why_alone` says why.
-        autoencoder, text_encoder: see `fewstep.load`.
+    """A model, those that its run made for other step counts, and its teacher; `why_alone` says why there is none.
 
     Raises:
-        ValueError: a file is no model; or the model is an encoder.
+        ValueError: a file is no model, or the model is an encoder.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        teacher: Path | None = None,
-        *,
-        autoencoder: Path | None = None,
-        text_encoder: Path | None = None,
-    ) -> None:
-        self.path = path
-        self._companions = autoencoder, text_encoder
-        self._models: dict[Path, Model] = {}
-        self.model = self._open(path)
-        self.by_steps = models_by_steps(path, self.model.card)
-        self.why_alone = ""
-        self.teacher = self._open(teacher) if teacher else self._find_teacher()
-
-    def draw(self, request: Request) -> tuple[Drawn, Drawn | None]:
-        """The pictures of the model and, where there is one, of its teacher, from the same noise."""
-        return self.draw_model(request), self.draw_teacher(request)
-
-    def draw_model(self, request: Request) -> Drawn:
-        """The picture of the model that was made for so many steps, or else of the model itself."""
-        return draw(self._open(self.by_steps.get(request.steps, self.path)), request, request.steps)
-
-    def draw_teacher(self, request: Request) -> Drawn | None:
-        """The picture of the teacher in its own number of steps, guided at the times that the model was made for."""
-        if self.teacher is None:
-            return None
-        interval = log_snr_interval(self.model.card.schedule, self.model.card.guidance_interval)
-        return draw(self.teacher, request, self.teacher.default_steps, interval)
-
-    def _open(self, path: Path) -> Model:
-        """The model at `path`, on the GPU if there is one, after a first call, which is slower than others."""
-        if path not in self._models:
-            autoencoder, text_encoder = self._companions
-            model = load(path, autoencoder=autoencoder, text_encoder=text_encoder)
-            if model.card.encodes:
-                raise ValueError("this model is an encoder, which takes data to noise: play with the student it is of")
+    def __init__(self, path: Path, teacher: Path | None, autoencoder: Path | None, text_encoder: Path | None) -> None:
+        def open_model(file: Path) -> Model:
+            model = load(file, autoencoder=autoencoder, text_encoder=text_encoder)
             model.to("cuda" if torch.cuda.is_available() else "cpu")
-            draw(model, Request(model.default_w, 1, 0, 1, "a" if model.card.data.text else 0), 1)
-            self._models[path] = model
-        return self._models[path]
+            model.sample(["a"] if model.card.data.text else [0], w=model.default_w)  # the first call is slower
+            return model
 
-    def _find_teacher(self) -> Model | None:
-        if is_teacher(self.model.card):
-            self.why_alone = "It is a teacher itself."
-            return None
-        self.why_alone = "It was distilled from an exact teacher, which is no file."
-        for parent in reversed(self.model.card.parents):
-            try:
-                (file,) = ancestors(self.path, (parent,))
-                if is_teacher(load_model(file)[1]):
-                    self.why_alone = ""
-                    return self._open(file)
-            except ValueError as error:
-                self.why_alone = f"Its teacher cannot be shown: {error}."
-        return None
+        self.open_model = cache(open_model)
+        self.path, self.model, self.why_alone = path, self.open_model(path), ""
+        self.by_steps = models_by_steps(path, self.model.card)
+        try:
+            self.teacher = self.open_model(teacher or teacher_of(path, self.model.card))
+        except ValueError as error:
+            if teacher:
+                raise
+            self.teacher, self.why_alone = None, f"No teacher is beside it: {error}."
+        else:  # guided at the times that the model was made for
+            interval = log_snr_interval(self.model.card.schedule, self.model.card.guidance_interval)
+            self.teacher = replace(self.teacher, guidance_interval=interval)
+
+    def student(self, steps: int) -> Model:
+        """The model that was made for so many steps, or else the model itself."""
+        return self.open_model(self.by_steps.get(steps, self.path))
 
 
-def is_teacher(card: ModelCard) -> bool:
-    """Whether a model is guided by two evaluations, in any number of steps."""
-    return card.sampling.guidance == "two_evaluations" and card.sampling.times is None
+class Drawn(NamedTuple):
+    """A picture of samples, how it was drawn as Markdown, and the seconds that sampling and decoding took."""
+
+    picture: Image
+    caption: str
+    seconds: float
+
+
+def draw(model: Model, w: float, steps: int, seed: int, num: int, wanted: int | str | None) -> Drawn:
+    """Draw `num` samples of a class or prompt; None: of all classes in turn.
+
+    Raises:
+        ValueError: no such class, or samples that are not finite.
+    """
+    data, shown = model.card.data, model.card.data.pixels
+    labels = model.condition([n % data.num_classes if wanted is None else wanted for n in range(num)])  # type: ignore
+    start = perf_counter()
+    x = model.sample(labels, steps=steps, w=w, seed=seed, batch_size=num)
+    seconds = perf_counter() - start
+    image = picture(evaluation_tensor(x, shown), labels, shown, min(shown.in_a_row, num))
+    how = f"steps: {steps}, evaluations an image: {steps * model.evaluations_per_step}, w = {w:g}"
+    return Drawn(image, f"{how}<br>images: {num}, **{duration(seconds)}**", seconds)
+
+
+def teacher_of(path: Path, card: ModelCard) -> Path:
+    """The file of the teacher that the model at `path` was made from.
+
+    Raises:
+        ValueError: there is none, or an ancestor is gone or was changed.
+    """
+    if card.label == TEACHER:
+        raise ValueError("it is a teacher itself")
+    for file in ancestors(path, card.parents[::-1]):
+        if load_model(file)[1].label == TEACHER:
+            return file
+    raise ValueError("it was made without one, or from an exact one, which is no file")
 
 
 def models_by_steps(path: Path, card: ModelCard) -> dict[int, Path]:
@@ -119,37 +94,6 @@ def models_by_steps(path: Path, card: ModelCard) -> dict[int, Path]:
     found = dict.fromkeys(card.sampling.steps, path)
     for other in models_in_folder(path.parent) if found else []:
         about = load_model(other)[1]
-        if (about.method, about.data, about.encodes) == (card.method, card.data, card.encodes):
-            found |= {steps: other for steps in about.sampling.steps if steps not in found}
+        if (about.method, about.data) == (card.method, card.data):
+            found = dict.fromkeys(about.sampling.steps, other) | found
     return dict(sorted(found.items()))
-
-
-def draw(model: Model, request: Request, steps: int, interval: tuple[float, float] | None = None) -> Drawn:
-    """Sample a picture and take the time.
-
-    Args:
-        interval: log-SNR between which a teacher is guided; None: everywhere.
-
-    Raises:
-        ValueError: no such class, or samples that are not finite.
-    """
-    card, facts, num = model.card, model.card.data.pixels, request.num
-    each = [n % max(1, card.data.num_classes) if request.wanted is None else request.wanted for n in range(num)]
-    labels = model.condition(each)  # pyright: ignore[reportArgumentType]
-    start = perf_counter()
-    batches = sample_batches(
-        card.sampling.guided(Frozen(model.denoiser), model.denoiser.null, interval),
-        card,
-        labels,
-        times=card.sampling.grid(steps),
-        w=request.w,
-        seed=request.seed,
-        batch_size=num,
-        sampler=card.sampling.sampler,
-        device=next(model.denoiser.parameters()).device,
-    )
-    x = torch.cat([model.decode(batch).cpu() for batch in batches])
-    seconds = perf_counter() - start
-    classes = torch.zeros(num).long() if labels.is_floating_point() else labels
-    shown = picture(evaluation_tensor(x, facts), classes, facts, min(facts.in_a_row, num))
-    return Drawn(shown, num, steps, steps * model.evaluations_per_step, seconds)

@@ -14,18 +14,10 @@ if TYPE_CHECKING:
     from fewstep.inference.image_io import LoadedImages
     from fewstep.inference.model import Model
 
-ImageFiles = Annotated[
-    list[Path],
-    typer.Argument(
-        metavar="IMAGE...", help="PNG, JPG or other formats of Pillow, or the .npz of fewstep sample; one or several."
-    ),
-]
-Out = Annotated[
-    Path,
-    typer.Option(
-        help="FILE.png (one image as it is, several as a grid) or FILE.npz (images uint8 NHWC, labels or prompts)."
-    ),
-]
+IMAGES_HELP = "PNG, JPG or other formats of Pillow, or the .npz of fewstep sample; one or several."
+ImageFiles = Annotated[list[Path], typer.Argument(metavar="IMAGE...", help=IMAGES_HELP)]
+OUT_HELP = "FILE.png (one image as it is, several as a grid) or FILE.npz (images uint8 NHWC, labels or prompts)."
+Out = Annotated[Path, typer.Option(help=OUT_HELP)]
 Steps = Annotated[int | None, typer.Option(help="Steps of the sampler; default: those the model was made for, or 64.")]
 Weight = Annotated[
     float | None,
@@ -82,16 +74,14 @@ def edit(
     Example: fewstep edit outputs/digits/progressive/TIME/model-4.safetensors 7.png --label 1 --out 1.png
     """
     import fewstep
-    from fewstep.commands.images import save_images
     from fewstep.diffusion.edit import steps_for
 
     loaded, given = opened(model, images, out, autoencoder, text_encoder)
     wanted = condition(loaded, label, prompt, given, "--label")
     w = chosen_w(loaded, w)
     x = fewstep.edit(loaded, given.images, wanted, strength=strength, steps=steps, w=w, seed=seed)
-    save_images(x, wanted, loaded.card.data.pixels, out)
     taken = steps_for(strength, loaded.card.sampling.grid(loaded.default_steps if steps is None else steps))
-    print_summary(out, len(x), f"{taken} x {loaded.evaluations_per_step}", loaded, w)
+    write(x, wanted, loaded, w, f"{taken} x {loaded.evaluations_per_step}", out)
 
 
 def inpaint(
@@ -119,7 +109,6 @@ def inpaint(
     Example: fewstep inpaint outputs/digits/progressive/TIME/model-4.safetensors 3.png --mask left --label 8 --out b.png
     """
     import fewstep
-    from fewstep.commands.images import save_images
     from fewstep.inference.image_io import read_mask
 
     loaded, given = opened(model, images, out, autoencoder, text_encoder)
@@ -127,9 +116,8 @@ def inpaint(
     wanted = condition(loaded, label, prompt, given, "--label")
     w = chosen_w(loaded, w)
     x = fewstep.inpaint(loaded, given.images, missing, wanted, steps=steps, w=w, seed=seed)
-    save_images(x, wanted, loaded.card.data.pixels, out)
     taken = loaded.default_steps if steps is None else steps
-    print_summary(out, len(x), f"{taken} x {loaded.evaluations_per_step}", loaded, w)
+    write(x, wanted, loaded, w, f"{taken} x {loaded.evaluations_per_step}", out)
 
 
 def transfer(
@@ -157,7 +145,6 @@ def transfer(
     outputs/digits/encoder/TIME/model-4.safetensors 7.png --from 7 --to 1 --out 1.png
     """
     import fewstep
-    from fewstep.commands.images import save_images
 
     loaded, given = opened(model, images, out, autoencoder, text_encoder)
     wanted = condition(loaded, *parsed(loaded, target, "--to"), given, "--to")
@@ -174,8 +161,7 @@ def transfer(
         encode_w=encode_w,
         seed=seed,
     )
-    save_images(x, wanted, loaded.card.data.pixels, out)
-    print_summary(out, len(x), both_ways(loaded, encoding, steps, encode_steps), loaded, w)
+    write(x, wanted, loaded, w, both_ways(loaded, encoding, steps, encode_steps), out)
 
 
 def interpolate(
@@ -205,8 +191,9 @@ def interpolate(
 
     Example: fewstep interpolate outputs/digits/guidance/TIME/model.safetensors a.png b.png --from 3 --num 8 --out c.png
     """
+    import torch
+
     import fewstep
-    from fewstep.commands.images import save_images
     from fewstep.inference.image_io import read_images
 
     loaded, given = opened(model, [first], out, autoencoder, text_encoder)
@@ -230,23 +217,12 @@ def interpolate(
         seed=seed,
     )
     labels = [start_is if frame <= (num - 1) / 2 else end_is for frame in range(num)]
-    wanted = start_is if start_is.is_floating_point() else _interleaved(labels)
-    save_images(x.flatten(0, 1), wanted, loaded.card.data.pixels, out, columns=num)
-    print_summary(out, len(x) * num, both_ways(loaded, encoding, steps, encode_steps), loaded, w)
-
-
-def _interleaved(labels: list["Tensor"]) -> "Tensor":
-    import torch
-
-    return torch.stack(labels, 1).flatten()
+    wanted = start_is if start_is.is_floating_point() else torch.stack(labels, 1).flatten()
+    write(x.flatten(0, 1), wanted, loaded, w, both_ways(loaded, encoding, steps, encode_steps), out, columns=num)
 
 
 def check_out(out: Path) -> None:
-    """Check that the file to write is a .png or an .npz.
-
-    Raises:
-        ValueError: it is neither.
-    """
+    """Refuse a file to write that is neither .png nor .npz."""
     if out.suffix not in (".png", ".npz"):
         raise ValueError(f"--out must end in .png or .npz, got {out}")
 
@@ -328,6 +304,17 @@ def guidance_words(model: "Model", w: float) -> str:
     return "no guidance" if model.card.sampling.guidance == "none" else f"w = {w:g} (guidance_scale {1 + w:g})"
 
 
-def print_summary(out: Path, count: int, evaluations: str, model: "Model", w: float) -> None:
-    """Print how many images were written, and what each cost."""
-    typer.echo(f"{out}: {count} images, {evaluations} evaluations each, {guidance_words(model, w)}")
+def write(
+    x: "Tensor",
+    wanted: "Condition",
+    model: "Model",
+    w: float,
+    evaluations: str,
+    out: Path,
+    columns: int | None = None,
+) -> None:
+    """Write the images; print how many there are, and the evaluations that each cost."""
+    from fewstep.commands.images import save_images
+
+    save_images(x, wanted, model.card.data.pixels, out, columns=columns)
+    typer.echo(f"{out}: {len(x)} images, {evaluations} evaluations each, {guidance_words(model, w)}")

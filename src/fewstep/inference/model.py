@@ -30,55 +30,28 @@ Requested = Condition | Sequence[int] | Sequence[str]
 """What is asked for: classes, prompts, or embeddings of prompts."""
 
 
-def sample_batches(
-    denoise: Denoise,
-    card: ModelCard,
-    labels: Condition,
-    *,
-    times: Float[Tensor, "times"],
-    w: float,
-    seed: int,
-    batch_size: int,
-    sampler: str = "deterministic",
-    device: torch.device | str = "cpu",
-) -> Iterator[Float[Tensor, "batch *shape"]]:
-    """Sample images (or latents) for `labels`, batch by batch, in the data's range (clamped at the end only)."""
-    facts = card.data
-    for start in range(0, len(labels), batch_size):
-        label = labels[start : start + batch_size].to(device)
-        noise = starting_noise(seed, start, len(label), facts.shape).to(device)
-        x = sample(
-            denoise,
-            noise,
-            schedule=card.schedule,
-            times=times,
-            label=label,
-            w=torch.full((len(label),), float(w), device=device),
-            sampler=SAMPLERS[sampler],
-            fresh=fresh_noise(seed, start, len(label), facts.shape),
-        )
-        yield x.clamp(facts.low, facts.high)
-
-
 @dataclass(frozen=True)
 class Model:
-    """A model file, loaded. A teacher is guided by two evaluations a step, a student needs one.
+    """A loaded model file. A teacher is guided by two evaluations a step; a student needs one.
 
-    A latent model needs its autoencoder and a text model its text encoder: opened when first used, from the folders
-    given here or from where they lay when the data were made.
+    Args:
+        autoencoder_folder, text_encoder_folder: of a latent model's autoencoder and a text model's encoder, opened when
+            first used; None: where they were when the data set was made.
+        guidance_interval: log-SNR between which a teacher is guided; None: everywhere.
     """
 
     denoiser: Denoiser
     card: ModelCard
     autoencoder_folder: Path | None = None
     text_encoder_folder: Path | None = None
+    guidance_interval: tuple[float, float] | None = None
 
     @cached_property
     def autoencoder(self) -> "Autoencoder | None":
-        """What decodes its latents, None for a model of pixels or points.
+        """The autoencoder of its latents, None for a model of pixels or points.
 
         Raises:
-            ValueError: it is not where it should be, or is another one.
+            ValueError: it is missing, or its weights differ from those that made the latents.
         """
         from fewstep.networks.frozen.autoencoder import Autoencoder
 
@@ -87,10 +60,10 @@ class Model:
 
     @cached_property
     def text_encoder(self) -> "TextEncoder | None":
-        """What encodes its prompts, None for a model of classes.
+        """The encoder of its prompts, None for a model of classes.
 
         Raises:
-            ValueError: it is not where it should be, or is another one.
+            ValueError: it is missing, or its weights differ from those that made the embeddings.
         """
         from fewstep.networks.frozen.text_encoder import TextEncoder
 
@@ -105,7 +78,7 @@ class Model:
         return self.autoencoder.decode(x).clamp(-1.0, 1.0)
 
     def encode(self, images: Float[Tensor, "count *image"]) -> Float[Tensor, "count *shape"]:
-        """What the model works on for images in [-1, 1]: latents (of the mean) of a latent model, else the images."""
+        """The model's input for images in [-1, 1]: the mean latents for a latent model, else the images themselves."""
         if self.card.data.latent is None:
             return images
         assert self.autoencoder is not None
@@ -155,7 +128,7 @@ class Model:
     @property
     def denoise(self) -> Denoise:
         """(z, log_snr, label, w) -> Prediction, guided as its card says."""
-        return self.card.sampling.guided(Frozen(self.denoiser), self.denoiser.null)
+        return self.card.sampling.guided(Frozen(self.denoiser), self.denoiser.null, self.guidance_interval)
 
     @property
     def evaluations_per_step(self) -> int:
@@ -252,22 +225,26 @@ class Model:
         Raises:
             ValueError: see `sample`; when called, not at the first batch.
         """
-        labels = self.condition(wanted)
+        labels, card = self.condition(wanted), self.card
         steps = self.default_steps if steps is None else steps
         self.check_request(steps, w, sampler)
-        device = next(self.denoiser.parameters()).device
-        batches = sample_batches(
-            self.denoise,
-            self.card,
-            labels,
-            times=self.card.sampling.grid(steps),
-            w=w,
-            seed=seed,
-            batch_size=batch_size,
-            sampler=sampler or self.card.sampling.sampler,
-            device=device,
-        )
-        return (self.decode(batch).cpu() for batch in batches)
+        times, device = card.sampling.grid(steps), next(self.denoiser.parameters()).device
+
+        def batch(start: int) -> Tensor:
+            label = labels[start : start + batch_size].to(device)
+            x = sample(
+                self.denoise,
+                starting_noise(seed, start, len(label), card.data.shape).to(device),
+                schedule=card.schedule,
+                times=times,
+                label=label,
+                w=torch.full((len(label),), float(w), device=device),
+                sampler=SAMPLERS[sampler or card.sampling.sampler],
+                fresh=fresh_noise(seed, start, len(label), card.data.shape),
+            )
+            return self.decode(x.clamp(card.data.low, card.data.high)).cpu()
+
+        return map(batch, range(0, len(labels), batch_size))
 
     def compile(self) -> "Model":
         """Have the network's calls compiled, on a GPU into CUDA graphs: for many calls of the same size."""
