@@ -29,6 +29,13 @@ def test_a_preset_is_a_sweep_unless_something_else_is_asked():
         assert hydra_arguments(other) == other
 
 
+@pytest.mark.parametrize("folder", [["--config-dir", "mine"], ["--config-dir=mine"]])
+def test_a_folder_of_settings_may_stand_anywhere(folder: list[str]):
+    """Hydra's parser refuses settings on both sides of a flag."""
+    assert hydra_arguments(["stage=mine", *folder, "seed=1"]) == [*folder, "stage=mine", "seed=1"]
+    assert hydra_arguments(["-m", "seed=0,1", *folder]) == [*folder, "-m", "seed=0,1"]
+
+
 @pytest.mark.parametrize(
     ("argument", "extra"),
     [

@@ -2,10 +2,10 @@
 
     python tests/faults/kill.py --kills 100
 
-The experiment is a pipeline (teacher, guided student, ladder, evaluation) and then an encoder's ladder, on the digits.
-A life is one process of `python train.py ...`; it is ended by SIGKILL, SIGTERM, SIGUSR1 (pre-emption) or RLIMIT_AS (the
-next allocation fails; a process that makes none is killed, as by the kernel). The files of the finished experiment are
-compared with those of an undisturbed one.
+The experiment is a pipeline (teacher, guided student, students of four methods, evaluation) and then an encoder's
+ladder, on the digits. A life is one process of `python train.py ...`; it is ended by SIGKILL, SIGTERM, SIGUSR1
+(pre-emption) or RLIMIT_AS (the next allocation fails; a process that makes none is killed, as by the kernel). The files
+of the finished experiment are compared with those of an undisturbed one.
 (PYTEST_DONT_REWRITE: it runs without pytest.)
 """
 
@@ -35,7 +35,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # for running.py, as pytest 
 MAX_WAIT = 1.2  # seconds into a life, or into the stage to be killed; imports are done before
 MAX_KILLS = 12  # of one experiment
 KINDS = ("SIGKILL", "SIGTERM", "SIGUSR1", "memory")
-STAGES = ("teacher", "guidance", "progressive", "evaluate", "encoder")
+METHODS = ("progressive", "tract", "consistency", "dmd2")
+TRAINED = ("teacher", "guidance", *METHODS)  # of the pipeline, in its order
+STAGES = (*TRAINED, "evaluate", "encoder")
 CHECKPOINT_SECONDS = 0.4
 BATCH, STEPS, RUNG_STEPS = 50, 200, 100
 SETTINGS = (
@@ -52,10 +54,15 @@ SETTINGS = (
 LEARNS = (f"batch_size={BATCH}", "warmup_images=100")
 PIPELINE = (
     "stage=pipeline",
-    *(f"stage.{stage}.training.{setting}" for stage in ("teacher", "guidance", "progressive") for setting in LEARNS),
+    *(f"+stage@stage.{method}={method}" for method in METHODS[1:]),
+    f"stage.stages=[{','.join(TRAINED)},evaluate]",
+    *(f"stage.{stage}.training.{setting}" for stage in TRAINED for setting in LEARNS),
+    *(f"stage.{method}.training.images={BATCH * RUNG_STEPS}" for method in METHODS),
     "stage.progressive.ladder=[8,4,2,1]",
-    f"stage.progressive.training.images={BATCH * RUNG_STEPS}",
     "stage.progressive.few_steps_factor=1",
+    "stage.tract.time_schedule=[8,2,1]",
+    "stage.consistency.self_teacher_decay=0.9",
+    "stage.dmd2.gan_weight=0.003",
     "stage.evaluate.w=[1,2]",
     "stage.evaluate.num_images=200",
     "stage.evaluate.teacher_steps=[8,2]",
@@ -67,7 +74,7 @@ ENCODER = (
     "stage.ladder=[4,2,1]",
     f"stage.training.images={BATCH * RUNG_STEPS}",
 )
-LADDERS = {"progressive": ("4", "2", "1"), "encoder": ("2", "1")}
+LADDERS = {"progressive": ("4", "2", "1"), "tract": ("2", "1"), "encoder": ("2", "1")}
 MEASURED = ("train/images_per_second", "images_per_second")  # measured times, which differ by nature
 MAX_SECONDS = 300.0  # of one life
 
@@ -155,9 +162,9 @@ def stage_at(outputs: Path) -> str:
     begun = folders(outputs)
     if "encoder" in begun:
         return "encoder"
-    if "progressive" in begun and (begun["progressive"] / "model-1.safetensors").exists():
-        return "evaluate"
-    return next((stage for stage in ("progressive", "guidance", "teacher") if stage in begun), "teacher")
+    last = next((stage for stage in reversed(TRAINED) if stage in begun), "teacher")
+    is_trained = last == TRAINED[-1] and any(begun[last].glob("model*.safetensors"))
+    return "evaluate" if is_trained else last
 
 
 def rows_of(metrics: Path) -> list[dict[str, str]]:
@@ -336,7 +343,7 @@ def summary(trials: list[Trial], seed: int, alone: float, took: float) -> dict[s
         "most_unsaved_seconds": round(max((life.unsaved_seconds for life in training), default=0), 2),
         "most_repeated_images": max((life.repeated_images for life in training), default=0),
         "mean_repeated_images": round(sum(life.repeated_images for life in training) / max(1, len(training))),
-        "images_of_the_experiment": BATCH * (2 * STEPS + 5 * RUNG_STEPS),
+        "images_of_the_experiment": BATCH * (2 * STEPS + 9 * RUNG_STEPS),
         "seconds_undisturbed": round(alone, 1),
         "seconds": round(took),
         "torch": torch.__version__,

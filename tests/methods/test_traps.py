@@ -35,7 +35,7 @@ from fewstep.diffusion.schedule import network_time
 from fewstep.distributed.collectives import process_group
 from fewstep.inference.model import Model
 from fewstep.methods import Method
-from fewstep.networks import Denoiser
+from fewstep.networks import Denoiser, Frozen
 from fewstep.system.seeds import starting_noise
 from fewstep.system.validation import build
 from fewstep.training import loop, strategy
@@ -264,6 +264,15 @@ def apart(name: str) -> Any:
         for weight in made.trained.parameters():
             weight.add_(0.1)
     return made
+
+
+@pytest.mark.parametrize("name", ["dmd2", "dmd2 with critic"])
+def test_what_is_trained_asks_for_gradients_from_the_start(name: str) -> None:
+    """DDP leaves out what asks for none when it is set up, and copies of a frozen parent do not."""
+    frozen = network(guidance_input=True).requires_grad_(False)
+    made = module(small(name), frozen, Frozen(network(guidance_input=True)))
+    assert len(made.weights) > 1
+    assert all(weight.requires_grad for weights in made.weights.values() for weight in weights)
 
 
 @pytest.mark.slow

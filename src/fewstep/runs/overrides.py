@@ -19,7 +19,9 @@ NEEDED = {  # what a launcher or sweeper needs: the package, and the extra that 
 
 
 def hydra_arguments(arguments: Sequence[str]) -> list[str]:
-    """The arguments with W&B's made Hydra's, and those of a preset's sweep marked as one.
+    """The arguments with W&B's made Hydra's, those of a preset's sweep marked as one, and --config-dir in front.
+
+    Hydra's parser takes no settings after a flag that came after settings.
 
     Raises:
         ValueError: a launcher or sweeper is asked for whose package is not installed, or the recipe of a pipeline.
@@ -35,7 +37,14 @@ def hydra_arguments(arguments: Sequence[str]) -> list[str]:
             )
     has_preset = any(a.startswith("sweeps=") and a not in ("sweeps=null", "sweeps=") for a in read)
     has_mode = any(a.startswith(("-", "hydra.mode=")) and not a.startswith("--config-dir") for a in read)
-    return [*read, "--multirun"] if has_preset and not has_mode else read
+    return flags_first([*read, "--multirun"] if has_preset and not has_mode else read)
+
+
+def flags_first(arguments: Sequence[str]) -> list[str]:
+    """The arguments with --config-dir and its folder in front of the settings."""
+    ours = {n for n, argument in enumerate(arguments) if argument.partition("=")[0] == "--config-dir"}
+    ours |= {n + 1 for n in ours if arguments[n] == "--config-dir"}
+    return [a for n, a in enumerate(arguments) if n in ours] + [a for n, a in enumerate(arguments) if n not in ours]
 
 
 def hydra_override(argument: str) -> str:

@@ -70,7 +70,8 @@ class DistillationModule(lightning.LightningModule):
         self.method, self.phase, self.nets, self.training_plan, self.stream = method, phase, nets, training, stream
         self.student = nets.student.train(method.has_dropout).requires_grad_(False)
         self.averages = nn.ModuleDict(dict(nets.averages))
-        self.trained = nn.ModuleDict(dict(nets.trained))
+        # DDP averages the gradients of the weights that require one when it is set up, whatever moves in a step.
+        self.trained = nn.ModuleDict(dict(nets.trained)).requires_grad_(True)
         for weight in trained_parameters(self.student):
             weight.requires_grad_(True)
         self.list_weights()
