@@ -41,13 +41,12 @@ def test_it_encodes_as_the_stable_diffusion_pipeline_does(folder: Path) -> None:
     assert not torch.allclose(found[0], found[2])
 
 
-def test_the_two_folders_may_lie_together_or_apart(folder: Path, tmp_path: Path) -> None:
+def test_the_folder_may_be_the_pipelines_or_the_encoders(folder: Path, tmp_path: Path) -> None:
     inside = TextEncoder.open(folder)
     beside = TextEncoder.open(folder / "text_encoder")
-    shutil.copytree(folder / "text_encoder", tmp_path / "words")
-    shutil.copytree(folder / "tokenizer", tmp_path / "cutter")
-    apart = TextEncoder.open(tmp_path / "words", tmp_path / "cutter")
-    for other in (beside, apart):
+    shutil.copytree(folder / "text_encoder", tmp_path / "both")
+    together = TextEncoder.open(shutil.copytree(folder / "tokenizer", tmp_path / "both", dirs_exist_ok=True))
+    for other in (beside, together):
         assert other.digest == inside.digest
         torch.testing.assert_close(other.encode(PROMPTS), inside.encode(PROMPTS))
     facts = inside.facts()

@@ -167,13 +167,7 @@ class Frozen:
 
     @torch.no_grad()
     def __call__(
-        self,
-        z: Images,
-        log_snr: Batch,
-        label: Condition,
-        w: Float[Tensor, "batch"] | None,
-        *,
-        extra: Scalars | None = None,
+        self, z: Images, log_snr: Batch, label: Condition, w: Tensor | None, *, extra: Scalars | None = None
     ) -> Prediction:
         if self._anchor.device != z.device:
             self.denoiser.to(z.device)

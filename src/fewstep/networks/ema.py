@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 from copy import deepcopy
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
@@ -66,12 +65,6 @@ class Average(nn.Module):
 
     @torch.no_grad()
     def forward(
-        self,
-        z: Images,
-        log_snr: Batch,
-        label: Condition,
-        w: Float[Tensor, "batch"] | None = None,
-        *,
-        extra: Scalars | None = None,
+        self, z: Images, log_snr: Batch, label: Condition, w: Tensor | None = None, *, extra: Scalars | None = None
     ) -> Prediction:
         return self.network(z, log_snr, label, w, extra=extra)

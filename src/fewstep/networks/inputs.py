@@ -1,8 +1,10 @@
 """How scalars enter a network: time, the guidance weight w, and any further ones by name."""
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from functools import lru_cache, reduce
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -83,6 +85,11 @@ def scalar_inputs(
     if not guidance_input and not extra_inputs:
         return None
     return ScalarInputs(guidance_input, extra_inputs, dim=dim, num_features=num_features)
+
+
+def plain_arguments(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A constructor's arguments, its `locals()` before anything else, in plain JSON: what a model file records."""
+    return json.loads(json.dumps({name: value for name, value in values.items() if name not in ("self", "__class__")}))
 
 
 def check_extra(given: Scalars | None, names: Sequence[str]) -> None:

@@ -10,17 +10,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from fewstep.diffusion.schedule import Images
-from fewstep.networks.backbones.wrapping import (
-    GivenFeatures,
-    TimeFeatures,
-    check_divisible,
-    check_out_channels,
-    checked_config,
-    first_channels,
-)
-from fewstep.networks.inputs import Scalars, scalar_inputs
+from fewstep.networks.backbones.wrapping import GivenFeatures, TimeFeatures, build, check_divisible
+from fewstep.networks.inputs import Scalars, plain_arguments, scalar_inputs
 
-OURS = ("sample_size", "in_channels", "num_embeds_ada_norm")
 TIME_FEATURES = 256  # of diffusers' embedding of time in a DiT
 MOST_PATCHES = 256  # along a side: what a file says must not make us allocate without limit
 
@@ -52,15 +44,7 @@ class DiT(nn.Module):
         extra_inputs: Sequence[str] = (),
     ) -> None:
         super().__init__()
-        config = checked_config(DiTTransformer2DModel, config, OURS)
-        self.arguments = {
-            "shape": list(shape),
-            "num_classes": num_classes,
-            "config": config,
-            "guidance_dim": guidance_dim,
-            "guidance_input": guidance_input,
-            "extra_inputs": list(extra_inputs),
-        }
+        self.arguments = plain_arguments(locals())
         patch = int(config.get("patch_size", 2))
         check_divisible(shape, patch, f"a DiT of patches of {patch}")
         if shape[1] != shape[2] or shape[1] > MOST_PATCHES * patch or num_classes < 1:
@@ -68,15 +52,12 @@ class DiT(nn.Module):
                 f"a DiT needs square images of at most {MOST_PATCHES} patches a side, and classes, got {tuple(shape)} "
                 f"and num_classes={num_classes}; choose another model="
             )
-        settings: dict[str, Any] = {
-            "out_channels": shape[0],
-            **config,
+        follows = {
             "sample_size": shape[1],
             "in_channels": shape[0],
             "num_embeds_ada_norm": num_classes,
         }
-        check_out_channels(shape[0], settings["out_channels"])
-        self.transformer = DiTTransformer2DModel(**settings)
+        self.transformer = build(DiTTransformer2DModel, self.arguments["config"], follows)
         with torch.device("cpu"):  # of no state dict, so it must have its values even in a network built for its shapes
             width = self.transformer.inner_dim
             table = PatchEmbed(height=shape[1], width=shape[1], patch_size=patch, in_channels=1, embed_dim=width)
@@ -97,4 +78,4 @@ class DiT(nn.Module):
         extra: Scalars | None = None,
     ) -> Images:
         output = self.transformer(z, self.time_features(time, w, extra), class_labels=label, return_dict=False)[0]
-        return first_channels(output, z)
+        return output[:, : z.shape[1]]  # without the channels of a learned variance

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fewstep.diffusion.schedule import Images
-from fewstep.networks.inputs import Scalars, scalar_inputs, sinusoid, zeroed
+from fewstep.networks.inputs import Scalars, plain_arguments, scalar_inputs, sinusoid, zeroed
 
 
 class ResidualMLP(nn.Module):
@@ -39,16 +39,7 @@ class ResidualMLP(nn.Module):
         extra_inputs: Sequence[str] = (),
     ) -> None:
         super().__init__()
-        self.arguments = {
-            "shape": list(shape),
-            "num_classes": num_classes,
-            "width": width,
-            "num_blocks": num_blocks,
-            "embedding_dim": embedding_dim,
-            "dropout": dropout,
-            "guidance_input": guidance_input,
-            "extra_inputs": list(extra_inputs),
-        }
+        self.arguments = plain_arguments(locals())
         if embedding_dim < 4 or embedding_dim % 2:
             raise ValueError(f"embedding_dim must be even and at least 4, got {embedding_dim}")
         if width < 1 or num_blocks < 1 or not 0 <= dropout < 1:

@@ -9,18 +9,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from fewstep.diffusion.schedule import Images
-from fewstep.networks.backbones.wrapping import (
-    DEFAULT_LEVELS,
-    add_scalar_inputs,
-    check_divisible,
-    check_out_channels,
-    checked_config,
-    first_channels,
-    timestep_cond,
-)
-from fewstep.networks.inputs import Scalars
+from fewstep.networks.backbones.wrapping import add_scalar_inputs, build, check_levels, timestep_cond
+from fewstep.networks.inputs import Scalars, plain_arguments
 
-OURS = ("sample_size", "in_channels", "cross_attention_dim", "time_cond_proj_dim", "num_class_embeds")
 ELSEWHERE = ("class_embed_type", "addition_embed_type", "encoder_hid_dim", "encoder_hid_dim_type")
 
 
@@ -59,17 +50,7 @@ class TextUNet(nn.Module):
         extra_inputs: Sequence[str] = (),
     ) -> None:
         super().__init__()
-        config = checked_config(UNet2DConditionModel, config, OURS)
-        self.arguments = {
-            "shape": list(shape),
-            "num_classes": num_classes,
-            "tokens": tokens,
-            "features": features,
-            "config": config,
-            "guidance_dim": guidance_dim,
-            "guidance_input": guidance_input,
-            "extra_inputs": list(extra_inputs),
-        }
+        self.arguments = plain_arguments(locals())
         if num_classes:
             raise ValueError(f"a TextUNet has prompts and no classes, got num_classes={num_classes}; use dataset=text")
         if others := [key for key in ELSEWHERE if config.get(key) is not None]:
@@ -77,18 +58,15 @@ class TextUNet(nn.Module):
                 f"a TextUNet has no condition but the prompt, so {others[0]} must be null, got {config[others[0]]!r}; "
                 "such a model cannot be used here"
             )
-        levels = len(config.get("block_out_channels", DEFAULT_LEVELS))
-        check_divisible(shape, 2 ** (levels - 1), f"a U-Net of {levels} levels")
-        settings: dict[str, Any] = {
-            "out_channels": shape[0],
-            **config,
+        check_levels(shape, config)
+        follows = {
             "sample_size": tuple(shape[1:]),
             "in_channels": shape[0],
             "cross_attention_dim": features,
             "time_cond_proj_dim": guidance_dim if guidance_input else None,
+            "num_class_embeds": None,
         }
-        check_out_channels(shape[0], settings["out_channels"])
-        self.unet = UNet2DConditionModel(**settings)
+        self.unet = build(UNet2DConditionModel, self.arguments["config"], follows)
         self.register_buffer("empty_prompt", torch.zeros(tokens, features))
         add_scalar_inputs(self.unet, guidance_input, extra_inputs, guidance_dim)
 
@@ -107,4 +85,4 @@ class TextUNet(nn.Module):
             timestep_cond=timestep_cond(self.unet, w, extra),
             return_dict=False,
         )[0]
-        return first_channels(output, z)
+        return output[:, : z.shape[1]]  # without the channels of a learned variance

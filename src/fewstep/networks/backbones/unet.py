@@ -7,8 +7,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from fewstep.diffusion.schedule import Images
-from fewstep.networks.backbones.wrapping import add_scalar_inputs, timestep_cond
-from fewstep.networks.inputs import Scalars
+from fewstep.networks.backbones.wrapping import add_scalar_inputs, check_divisible, timestep_cond
+from fewstep.networks.inputs import Scalars, plain_arguments
 
 
 class UNet(nn.Module):
@@ -43,24 +43,8 @@ class UNet(nn.Module):
         extra_inputs: Sequence[str] = (),
     ) -> None:
         super().__init__()
-        self.arguments = {
-            "shape": list(shape),
-            "num_classes": num_classes,
-            "channels": list(channels),
-            "num_blocks": num_blocks,
-            "attention": list(attention),
-            "head_dim": head_dim,
-            "norm_groups": norm_groups,
-            "dropout": dropout,
-            "guidance_dim": guidance_dim,
-            "guidance_input": guidance_input,
-            "extra_inputs": list(extra_inputs),
-        }
-        if len(shape) != 3 or any(size % 2 ** (len(channels) - 1) for size in shape[1:]):
-            raise ValueError(
-                f"a U-Net of {len(channels)} levels needs images (C, H, W) with H and W divisible by "
-                f"{2 ** (len(channels) - 1)}, got {tuple(shape)}; choose another model= or fewer model.channels"
-            )
+        self.arguments = plain_arguments(locals())
+        check_divisible(shape, 2 ** (len(channels) - 1), f"a U-Net of {len(channels)} levels")
         if len(attention) != len(channels):
             raise ValueError(f"model.attention needs one value per level ({len(channels)}), got {list(attention)}")
         if norm_groups < 1 or head_dim < 1 or any(size < 1 or size % norm_groups for size in channels):

@@ -8,18 +8,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from fewstep.diffusion.schedule import Images
-from fewstep.networks.backbones.wrapping import (
-    DEFAULT_LEVELS,
-    GivenFeatures,
-    TimeFeatures,
-    check_divisible,
-    check_out_channels,
-    checked_config,
-    first_channels,
-)
-from fewstep.networks.inputs import Scalars, scalar_inputs
-
-OURS = ("sample_size", "in_channels", "num_class_embeds", "num_train_timesteps")
+from fewstep.networks.backbones.wrapping import GivenFeatures, TimeFeatures, build, check_levels
+from fewstep.networks.inputs import Scalars, plain_arguments, scalar_inputs
 
 
 class UNet2D(nn.Module):
@@ -48,32 +38,21 @@ class UNet2D(nn.Module):
         extra_inputs: Sequence[str] = (),
     ) -> None:
         super().__init__()
-        config = checked_config(UNet2DModel, config, OURS)
-        self.arguments = {
-            "shape": list(shape),
-            "num_classes": num_classes,
-            "config": config,
-            "guidance_dim": guidance_dim,
-            "guidance_input": guidance_input,
-            "extra_inputs": list(extra_inputs),
-        }
+        self.arguments = plain_arguments(locals())
         if config.get("time_embedding_type", "positional") != "positional" or config.get("class_embed_type"):
             raise ValueError(
                 "a UNet2D needs the positional time_embedding_type and class_embed_type null (a table of classes), got "
                 f"{config.get('time_embedding_type', 'positional')!r} and {config.get('class_embed_type')!r}; such a "
                 "model cannot be used here"
             )
-        levels = len(config.get("block_out_channels", DEFAULT_LEVELS))
-        check_divisible(shape, 2 ** (levels - 1), f"a U-Net of {levels} levels")
-        settings: dict[str, Any] = {
-            "out_channels": shape[0],
-            **config,
+        check_levels(shape, config)
+        follows = {
             "sample_size": tuple(shape[1:]),
             "in_channels": shape[0],
             "num_class_embeds": num_classes + 1 if num_classes else None,
+            "num_train_timesteps": None,
         }
-        check_out_channels(shape[0], settings["out_channels"])
-        self.unet = UNet2DModel(**settings)
+        self.unet = build(UNet2DModel, self.arguments["config"], follows)
         width = self.unet.config["block_out_channels"][0]
         inputs = scalar_inputs(guidance_input, extra_inputs, dim=guidance_dim, num_features=width)
         self.time_features = TimeFeatures(self.unet.time_proj, inputs)
@@ -89,4 +68,4 @@ class UNet2D(nn.Module):
     ) -> Images:
         labels = None if self.unet.class_embedding is None else label
         output = self.unet(z, self.time_features(time, w, extra), class_labels=labels, return_dict=False)[0]
-        return first_channels(output, z)
+        return output[:, : z.shape[1]]  # without the channels of a learned variance

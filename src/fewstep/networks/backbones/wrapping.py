@@ -1,9 +1,8 @@
-"""What the wrappers of diffusers' models share: checked settings, scalar inputs, the channels of the prediction."""
+"""What the wrappers of diffusers' models share: checked settings and scalar inputs."""
 
-import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from inspect import signature
-from typing import Any
+from typing import Any, TypeVar
 
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from jaxtyping import Float
@@ -11,24 +10,44 @@ from torch import Tensor, nn
 
 from fewstep.networks.inputs import ScalarInputs, Scalars, scalar_inputs
 
+Network = TypeVar("Network", bound=nn.Module)
 DEFAULT_LEVELS = range(4)  # of diffusers' U-Nets without block_out_channels
 
 
-def checked_config(model: type[nn.Module], config: Mapping[str, Any], ours: Collection[str]) -> dict[str, Any]:
-    """Check that the names of `config` are arguments of `model` and none of `ours`; give a copy in plain JSON.
+def build(model: Callable[..., Network], config: Mapping[str, Any], ours: Mapping[str, Any]) -> Network:
+    """diffusers' `model` of the settings in `config` and of `ours`, which follow from the wrapper's own arguments.
+
+    Without `out_channels` in `config` it has as many as `in_channels`.
 
     Raises:
-        ValueError: a name that `model` does not take, or that follows from the wrapper's own arguments.
+        ValueError: a name in `config` that `model` does not take or that is one of ours, or `out_channels` that are
+            neither `in_channels` nor, with a learned variance, twice as many.
     """
-    taken = set(signature(model).parameters)
-    if unknown := sorted(set(config) - taken):
+    if unknown := sorted(set(config) - set(signature(model).parameters)):
         raise ValueError(f"config must hold arguments of {model.__name__}, and {unknown[0]!r} is none; remove it")
     if given := sorted(set(config) & set(ours)):
         raise ValueError(
             f"config must not hold {given[0]!r}, which follows from the shape, the classes and the other arguments; "
             "remove it"
         )
-    return json.loads(json.dumps(dict(config)))
+    channels = ours["in_channels"]
+    settings = {"out_channels": channels, **config, **ours}
+    if settings["out_channels"] not in (channels, 2 * channels):
+        raise ValueError(
+            f"config.out_channels must be {channels}, or {2 * channels} for a model that learns its variance too, "
+            f"got {settings['out_channels']}"
+        )
+    return model(**settings)
+
+
+def check_levels(shape: Sequence[int], config: Mapping[str, Any]) -> None:
+    """Check that the levels of a diffusers U-Net of these settings halve images of that shape evenly.
+
+    Raises:
+        ValueError: they do not.
+    """
+    levels = len(config.get("block_out_channels", DEFAULT_LEVELS))
+    check_divisible(shape, 2 ** (levels - 1), f"a U-Net of {levels} levels")
 
 
 def check_divisible(shape: Sequence[int], by: int, what: str) -> None:
@@ -40,7 +59,7 @@ def check_divisible(shape: Sequence[int], by: int, what: str) -> None:
     if len(shape) != 3 or any(size < 1 or size % by for size in shape[1:]):
         raise ValueError(
             f"{what} needs images (C, H, W) with H and W divisible by {by}, got {tuple(shape)}; choose another model= "
-            "or change model.network.config"
+            "or change the sizes in model.network"
         )
 
 
@@ -92,23 +111,3 @@ def timestep_cond(
     """A U-Net's argument of that name: the sinusoids of its scalar inputs, None where it has none."""
     inputs = unet.time_embedding.cond_proj
     return inputs.sinusoids(w, extra) if isinstance(inputs, ScalarInputs) else None
-
-
-def first_channels(
-    output: Float[Tensor, "batch outputs height width"], z: Float[Tensor, "batch channels height width"]
-) -> Float[Tensor, "batch channels height width"]:
-    """The channels of the prediction: models with a learned variance give twice as many."""
-    return output[:, : z.shape[1]]
-
-
-def check_out_channels(channels: int, out_channels: int) -> None:
-    """Check that there are as many output channels as z has, or twice as many.
-
-    Raises:
-        ValueError: any other number.
-    """
-    if out_channels not in (channels, 2 * channels):
-        raise ValueError(
-            f"config.out_channels must be {channels}, or {2 * channels} for a model that learns its variance too, "
-            f"got {out_channels}"
-        )

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from fewstep.data.facts import LatentFacts
-from fewstep.networks.frozen.loading import freeze, load_frozen, require_complete, require_digest, require_weights
+from fewstep.networks.frozen.loading import load_frozen, open_same
 
 WHAT = "an AutoencoderKL"
 PIXELS_AT_ONCE = 16 * 256 * 256  # decoded or encoded in one call: a few GiB at Stable Diffusion's width
@@ -44,21 +44,12 @@ class Autoencoder:
         """
         folder = Path(folder)
         folder = folder / "vae" if (folder / "vae").is_dir() else folder
-        require_weights(folder, WHAT)
-        try:
-            read: Any = AutoencoderKL.from_pretrained(
-                folder, local_files_only=True, use_safetensors=True, torch_dtype=torch.float32, output_loading_info=True
-            )
-        except Exception as error:  # each library has its own kinds for a config or weights that do not fit
-            reason = " ".join(str(error).split())[:300]
-            raise ValueError(f"{WHAT} in {folder} cannot be read: {reason}") from error
-        network, info = read
-        require_complete(info, folder, WHAT)
+        network, digest = load_frozen(AutoencoderKL, folder, WHAT)
         if network.config.get("latents_mean") is not None:
             raise ValueError(
                 f"{WHAT} in {folder} normalises each channel (latents_mean), which fewstep does not; use another"
             )
-        return cls(network, folder, freeze(network))
+        return cls(network, folder, digest)
 
     @classmethod
     def of(cls, facts: LatentFacts, folder: str | Path | None = None) -> "Autoencoder":
@@ -67,9 +58,7 @@ class Autoencoder:
         Raises:
             ValueError: it is not there, or has other weights; see `open`.
         """
-        autoencoder = load_frozen(cls.open, facts.autoencoder, folder, "--autoencoder", WHAT)
-        require_digest(autoencoder.digest, facts.sha256, autoencoder.folder, "--autoencoder", WHAT)
-        return autoencoder
+        return open_same(cls.open, facts.autoencoder, facts.sha256, folder, "--autoencoder", WHAT)
 
     @property
     def scaling_factor(self) -> float:
@@ -84,10 +73,6 @@ class Autoencoder:
         """Pixels per latent along each side."""
         return 2 ** (len(self.network.config["block_out_channels"]) - 1)
 
-    @property
-    def latent_channels(self) -> int:
-        return int(self.network.config["latent_channels"])
-
     def latent_shape(self, image_shape: tuple[int, ...]) -> tuple[int, int, int]:
         """Shape of the latents of images (channels, height, width).
 
@@ -101,7 +86,7 @@ class Autoencoder:
                 f"{tuple(image_shape)}; choose another data set, image size or --autoencoder"
             )
         _, height, width = image_shape
-        return self.latent_channels, height // self.downsampling, width // self.downsampling
+        return int(self.network.config["latent_channels"]), height // self.downsampling, width // self.downsampling
 
     def facts(self, image_shape: tuple[int, ...]) -> LatentFacts:
         """The facts of latents of images of that shape.

@@ -3,10 +3,9 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from torch import nn
 
 from fewstep.system.files import tensor_digest
 
@@ -58,46 +57,63 @@ def require_complete(info: dict[str, object], folder: Path, what: str) -> None:
             )
 
 
-def freeze(network: nn.Module) -> str:
-    """Put the network in eval mode without gradients; give the digest of its weights."""
-    network.eval().requires_grad_(False)
-    return tensor_digest(network.state_dict())
-
-
-Loaded = TypeVar("Loaded")
-
-
-def load_frozen(
-    open: Callable[[str | Path], Loaded], known: str, folder: str | Path | None, option: str, what: str
-) -> Loaded:
-    """Open the frozen network in `folder`, or in the folder `known` where none is given.
+@contextmanager
+def readable(folder: Path, what: str) -> Iterator[None]:
+    """Turn the errors of reading `what` from `folder` into one line.
 
     Raises:
-        ValueError: it is not there; names the command-line option that gives another folder.
+        ValueError: of any error: each library has its own kinds for a config or weights that do not fit.
+    """
+    try:
+        yield
+    except Exception as error:
+        raise ValueError(f"{what} in {folder} cannot be read: {' '.join(str(error).split())[:300]}") from error
+
+
+def load_frozen(kind: Any, folder: Path, what: str) -> tuple[Any, str]:
+    """The float32 network of class `kind` in `folder`, in eval mode without gradients, and its weights' digest.
+
+    Raises:
+        ValueError: a file is missing or damaged, or the weights are a pickle or do not fit; see `require_weights`.
+    """
+    require_weights(folder, what)
+    with readable(folder, what), quiet():
+        network, info = kind.from_pretrained(
+            folder, local_files_only=True, use_safetensors=True, output_loading_info=True
+        )
+    require_complete(info, folder, what)
+    network.float().eval().requires_grad_(False)
+    return network, tensor_digest(network.state_dict())
+
+
+def open_same(
+    open: Callable[[str | Path], Any], known: str, sha256: str, folder: str | Path | None, option: str, what: str
+) -> Any:
+    """Open the frozen network that a model was made with, in `folder`, or where none is given in the folder `known`.
+
+    Args:
+        open: gives an object with `folder` and `digest`, the digest of its weights.
+        sha256: the digest of its weights. option: on the command line, that gives another folder.
+
+    Raises:
+        ValueError: it is not there, or has other weights.
     """
     if folder is None and not Path(known).is_dir():
         raise ValueError(f"{what} is needed, and is no longer in {known}; say where it lies now with {option} FOLDER")
-    return open(known if folder is None else folder)
-
-
-def require_digest(found: str, wanted: str, folder: Path, option: str, what: str) -> None:
-    """Check that a frozen network is the one that a model was made with.
-
-    Raises:
-        ValueError: the digests differ.
-    """
-    if found != wanted:
+    found = open(known if folder is None else folder)
+    if found.digest != sha256:
         raise ValueError(
-            f"{what} must be the one that the model was made with, of sha256 {wanted[:12]}, and that in {folder} has "
-            f"sha256 {found[:12]}; name the right folder with {option} FOLDER"
+            f"{what} must be the one that the model was made with, of sha256 {sha256[:12]}, and that in {found.folder} "
+            f"has sha256 {found.digest[:12]}; name the right folder with {option} FOLDER"
         )
+    return found
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
-    """Silence transformers' progress bars and advice."""
-    from transformers.utils import logging  # takes seconds to import
-
+def quiet(logging: Any = None) -> Iterator[None]:
+    """Silence the progress bars and advice of transformers, or of diffusers by its `diffusers.utils.logging`."""
+    if logging is None:
+        from transformers.utils import logging  # takes seconds to import
     shown, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
     logging.set_verbosity_error()

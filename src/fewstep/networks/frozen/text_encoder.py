@@ -5,22 +5,15 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from fewstep.data.facts import TextFacts
-from fewstep.networks.frozen.loading import (
-    freeze,
-    load_frozen,
-    quiet,
-    require_complete,
-    require_digest,
-    require_weights,
-)
+from fewstep.networks.frozen.loading import load_frozen, open_same, quiet, readable
 from fewstep.system.files import atomic_write
 
 WHAT = "a CLIP text encoder"
@@ -45,31 +38,18 @@ class TextEncoder:
     digest: str
 
     @classmethod
-    def open(cls, folder: str | Path, tokenizer: str | Path | None = None) -> "TextEncoder":
+    def open(cls, folder: str | Path) -> "TextEncoder":
         """The text encoder of `folder`: of the pipeline there (text_encoder/ and tokenizer/), or the encoder itself.
-
-        Args:
-            tokenizer: its folder, where it is neither inside nor beside the encoder's.
 
         Raises:
             ValueError: a file is missing or damaged, or the weights are a pickle or do not fit.
         """
         folder = Path(folder)
         inner = folder / "text_encoder" if (folder / "text_encoder").is_dir() else folder
-        require_weights(inner, WHAT)
-        words = tokenizer_folder(inner, None if tokenizer is None else Path(tokenizer))
-        try:
-            with quiet():
-                read: Any = CLIPTextModel.from_pretrained(
-                    inner, local_files_only=True, use_safetensors=True, dtype=torch.float32, output_loading_info=True
-                )
-            loaded = CLIPTokenizer.from_pretrained(words, local_files_only=True)
-        except Exception as error:  # each library has its own kinds for a config or weights that do not fit
-            reason = " ".join(str(error).split())[:300]
-            raise ValueError(f"{WHAT} in {folder} cannot be read: {reason}") from error
-        network, info = read
-        require_complete(info, inner, WHAT)
-        return cls(network, loaded, folder, freeze(network))
+        network, digest = load_frozen(CLIPTextModel, inner, WHAT)
+        vocabulary = tokenizer_folder(inner)
+        with readable(folder, WHAT):
+            return cls(network, CLIPTokenizer.from_pretrained(vocabulary, local_files_only=True), folder, digest)
 
     @classmethod
     def of(cls, facts: TextFacts, folder: str | Path | None = None) -> "TextEncoder":
@@ -78,9 +58,7 @@ class TextEncoder:
         Raises:
             ValueError: it is not there, or has other weights; see `open`.
         """
-        encoder = load_frozen(cls.open, facts.encoder, folder, "--text-encoder", WHAT)
-        require_digest(encoder.digest, facts.sha256, encoder.folder, "--text-encoder", WHAT)
-        return encoder
+        return open_same(cls.open, facts.encoder, facts.sha256, folder, "--text-encoder", WHAT)
 
     @property
     def num_tokens(self) -> int:
@@ -136,18 +114,18 @@ def require_prompts(prompts: Sequence[str]) -> list[str]:
     return list(prompts)
 
 
-def tokenizer_folder(encoder: Path, named: Path | None) -> Path:
-    """The folder of a text encoder's vocabulary: the one named, its own, or tokenizer/ in the same pipeline.
+def tokenizer_folder(encoder: Path) -> Path:
+    """The folder of a text encoder's vocabulary: its own, or tokenizer/ in the same pipeline.
 
     Raises:
         ValueError: no vocab.json with merges.txt, nor tokenizer.json, is there.
     """
-    places = [named] if named else [encoder, encoder.parent / "tokenizer"]
-    for place in places:
+    beside = encoder.parent / "tokenizer"
+    for place in (encoder, beside):
         if (place / "tokenizer.json").is_file() or all((place / n).is_file() for n in ("vocab.json", "merges.txt")):
             return place
     raise ValueError(
-        f"{WHAT} needs a tokenizer: vocab.json and merges.txt (or tokenizer.json) in {places[-1]}, one is missing; "
+        f"{WHAT} needs a tokenizer: vocab.json and merges.txt (or tokenizer.json) in {beside}, one is missing; "
         "put the whole folder there"
     )
 
@@ -176,12 +154,13 @@ def write_tiny_text_encoder(folder: Path, *, features: int = 16, tokens: int = 3
 
 
 def write_tiny_tokenizer(folder: Path, *, tokens: int) -> None:
-    """Write a tokenizer in CLIP's form, every byte a token."""
-    vocabulary = tiny_vocabulary()
+    """Write a tokenizer in CLIP's form; its tokens: each byte within a word, each at a word's end, start and end."""
+    symbols = [bytes_to_unicode()[byte] for byte in range(256)]
+    tokens_of_text = [*symbols, *(f"{symbol}</w>" for symbol in symbols), "<|startoftext|>", "<|endoftext|>"]
     special = {"bos_token": "<|startoftext|>"} | dict.fromkeys(("eos_token", "unk_token", "pad_token"), "<|endoftext|>")
     settings = {"tokenizer_class": "CLIPTokenizer", "model_max_length": tokens} | special
     files = {
-        "vocab.json": json.dumps({name: number for number, name in enumerate(vocabulary)}),
+        "vocab.json": json.dumps({name: number for number, name in enumerate(tokens_of_text)}),
         "merges.txt": "#version: 0.2\n",
         "special_tokens_map.json": json.dumps(special),
         "tokenizer_config.json": json.dumps(settings),
@@ -189,17 +168,3 @@ def write_tiny_tokenizer(folder: Path, *, tokens: int) -> None:
     for name, text in files.items():
         with atomic_write(folder / name) as temporary:
             temporary.write_text(text, encoding="utf-8")
-
-
-def tiny_vocabulary() -> list[str]:
-    """Tokens: every byte within a word, every byte at a word's end, a text's start and end."""
-    names = [chr(code) for code in byte_symbols()]
-    return [*names, *(f"{name}</w>" for name in names), "<|startoftext|>", "<|endoftext|>"]
-
-
-def byte_symbols() -> list[int]:
-    """Code points that stand for the 256 bytes in a byte-level vocabulary (Radford et al. 2019): printable ones for
-    themselves, the others moved past 255."""
-    printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
-    others = [byte for byte in range(256) if byte not in printable]
-    return [byte if byte in printable else 256 + others.index(byte) for byte in range(256)]
