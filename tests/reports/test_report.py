@@ -192,7 +192,7 @@ def test_the_headline_is_the_fewest_steps_within_a_tenth_of_the_teacher(run):
     rows = read_rows(run / "quality.json")
     best = headline(rows)
     assert best is not None
-    assert (best.speed.model, best.speed.steps, best.nfe, best.reference_nfe) == ("progressive", 2, 2, 128)
+    assert (best.speed.model, best.speed.steps, best.speed.nfe, best.reference_speed.nfe) == ("progressive", 2, 2, 128)
     assert best.within
     assert best.reference_speed.images_per_second == pytest.approx(2500 / 64)
     assert best.speed.faster == pytest.approx(2500 / (2500 / 64))

@@ -12,11 +12,12 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
+from matplotlib.ticker import EngFormatter, FixedLocator, LogLocator, MaxNLocator, NullLocator
 
 from fewstep.artifacts.quality_file import GUIDED, TEACHER, QualityRow
 from fewstep.reports.summary import by_name
 
+IMAGES_SEEN = "images seen"  # label of an axis, whose numbers are shown as 25 k, 1.5 M
 INK, CARD = "#123457", "#fedcb9"  # stand for the page's text and card colours until the SVG is written
 # Mid-tones that read on white and on near-black.
 COLOURS = {TEACHER: "#7a8594", GUIDED: "#d9822b"}
@@ -47,8 +48,8 @@ class Line:
     """A figure over images, t or w; `rung` is the steps of its phase, None in a run of one phase."""
 
     rung: int | None
-    x: list[float]
-    y: list[float]
+    x: Sequence[float]
+    y: Sequence[float]
 
 
 def colours(models: Sequence[str]) -> dict[str, str]:
@@ -65,10 +66,8 @@ def fid_against_steps(rows: Sequence[QualityRow], reference: QualityRow | None, 
         axes.axhline(reference.fid, color=INK, alpha=0.6, lw=1, ls=(0, (4, 3)))
     for model, own in by_name(rows).items():
         axes.plot([r.steps for r in own], [r.fid for r in own], "o-", color=colour[model], ms=4.5, lw=1.6)
-    axes.set_xscale("log", base=2)
+    log_2_x(axes)
     axes.xaxis.set_major_locator(FixedLocator(sorted({float(row.steps) for row in rows})))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda steps, _: f"{steps:g}"))
     label_axes(axes, "steps", "FID")
     log_y(axes)
     return to_svg(figure, "FID against steps")
@@ -105,50 +104,38 @@ def curve_over_w(axes: Axes, rows: Sequence[QualityRow], *, line: str, face: str
 
 
 @matplotlib.rc_context(STYLE)
-def loss_curves(lines: Sequence[Line], colour: str) -> Markup:
-    """Training loss over images in `colour`; phases side by side, below their steps."""
-    figure, axes = new_axes()
-    shades = matplotlib.colormaps["plasma"]
-    for index, line in enumerate(lines):
-        face = colour if len(lines) == 1 else shades(0.4 + 0.4 * index / (len(lines) - 1))
-        axes.plot(line.x, line.y, color=face, lw=1.5, marker="o" if len(line.y) == 1 else None, ms=4)
-        if line.rung is not None:
-            middle = (line.x[0] + line.x[-1]) / 2
-            place = axes.get_xaxis_transform()
-            axes.text(middle, 1.03, f"{line.rung}", transform=place, color=face, ha="center", weight="bold")
-    label_axes(axes, "images seen", "loss")
-    show_large_numbers(axes)
-    log_y(axes)
-    return to_svg(figure, "training loss")
-
-
-def shades(rungs: Sequence[int | None], colour: str) -> dict[int | None, str]:
-    """A colour for each phase in the order of training; `colour` in a run of one phase."""
-    plasma = matplotlib.colormaps["plasma"]
-    last = max(1, len(rungs) - 1)
-    return {
-        rung: colour if rung is None else to_hex(plasma(0.1 + 0.75 * index / last)) for index, rung in enumerate(rungs)
-    }
-
-
-@matplotlib.rc_context(STYLE)
-def student_lines(
-    lines: Sequence[Line], colour: Mapping[int | None, str], x: str, y: str, *, log: bool = True
+def line_chart(
+    lines: Sequence[Line], colour: Mapping[int | None, str], x: str, y: str, *, log: bool = True, label: bool = False
 ) -> Markup:
     """A line per phase over `x`.
 
     Args:
+        colour: of each phase, by its steps.
         log: whether y is logarithmic, where it is above 0 throughout.
+        label: whether the steps of a phase stand above its line.
     """
     figure, axes = new_axes()
     for line in lines:
-        dots = {"marker": "o", "ms": 3.5} if len(line.x) <= 16 else {}
-        axes.plot(line.x, line.y, color=colour[line.rung], lw=1.4, **dots)
+        marker = {"marker": "o", "ms": 3.5} if len(line.x) <= 16 else {}
+        axes.plot(line.x, line.y, color=colour[line.rung], lw=1.4, **marker)
+        if label and line.rung is not None:
+            text: dict[str, Any] = {"color": colour[line.rung], "ha": "center", "weight": "bold"}
+            axes.text((line.x[0] + line.x[-1]) / 2, 1.03, f"{line.rung}", transform=axes.get_xaxis_transform(), **text)
     label_axes(axes, x, y)
-    show_large_numbers(axes)
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+    if x == IMAGES_SEEN:
+        axes.xaxis.set_major_formatter(EngFormatter())
     if log and all(value > 0 for line in lines for value in line.y):
         log_y(axes)
     return to_svg(figure, f"{y} over {x}")
+
+
+def shades(rungs: Sequence[int | None], colour: str) -> dict[int | None, str]:
+    """A colour for each number of steps, in this order; `colour` in a run of one phase, which has none."""
+    plasma, last = matplotlib.colormaps["plasma"], max(1, len(rungs) - 1)
+    return {
+        rung: colour if rung is None else to_hex(plasma(0.15 + 0.7 * index / last)) for index, rung in enumerate(rungs)
+    }
 
 
 def new_axes() -> tuple[Figure, Axes]:
@@ -164,43 +151,29 @@ def label_axes(axes: Axes, x: str, y: str) -> None:
     axes.set_title(y, loc="left", x=-0.145, pad=7)
 
 
+def log_2_x(axes: Axes) -> None:
+    """A logarithmic axis of steps or evaluations, labelled in plain numbers."""
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_locator(NullLocator())
+
+
 def log_y(axes: Axes) -> None:
     """A logarithmic axis that is labelled in plain numbers, also where it spans less than a decade."""
     axes.set_yscale("log")
     low, high = axes.get_ylim()
     span = high / low
-    if span < 1.6:
-        axes.yaxis.set_major_locator(MaxNLocator(5))
-    else:
-        axes.yaxis.set_major_locator(
-            LogLocator(subs=(1, 1.5, 2, 3, 5, 7) if span < 8 else (1, 2, 5) if span < 300 else (1,))
-        )
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
-    axes.yaxis.set_minor_formatter(NullFormatter())
+    subs = (1, 1.5, 2, 3, 5, 7) if span < 8 else (1, 2, 5) if span < 300 else (1,)
+    axes.yaxis.set_major_locator(MaxNLocator(5) if span < 1.6 else LogLocator(subs=subs))
+    axes.yaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_minor_locator(NullLocator())
-
-
-def show_large_numbers(axes: Axes) -> None:
-    """Few ticks on the x-axis, with 25000 as 25 k."""
-    axes.xaxis.set_major_locator(MaxNLocator(5))
-    axes.xaxis.set_major_formatter(FuncFormatter(_short))
-
-
-def _short(count: float, _: int) -> str:
-    """25000 as 25 k, 1500000 as 1.5 M."""
-    if count >= 1e6:
-        return f"{count / 1e6:g} M"
-    return f"{count / 1e3:g} k" if count >= 1e3 else f"{count:g}"
 
 
 def to_svg(figure: Figure, label: str) -> Markup:
     """The figure as an <svg> element for HTML: no prolog, metadata, namespaces, fixed size or address."""
     text = StringIO()
     figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
-    svg = text.getvalue()[text.getvalue().index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    head, rest = svg.split(">", 1)
-    view = re.search(r'viewBox="[^"]*"', head)
-    assert view is not None
-    rest = rest.replace(INK, "currentColor").replace(CARD, "var(--card)")
-    return Markup(f'<svg {view[0]} role="img" aria-label="{label}">{rest}')
+    found = re.search(r'<svg[^>]*(viewBox="[^"]*")[^>]*>\s*<metadata>.*?</metadata>(.*)', text.getvalue(), re.DOTALL)
+    assert found is not None
+    rest = found[2].replace(INK, "currentColor").replace(CARD, "var(--card)")
+    return Markup(f'<svg {found[1]} role="img" aria-label="{label}">{rest}')

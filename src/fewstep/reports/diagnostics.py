@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from markupsafe import Markup
 
 from fewstep.diagnostics.file import FILE, drift, read_diagnostics
-from fewstep.reports.charts import Line, shades, student_lines
+from fewstep.reports.charts import IMAGES_SEEN, Line, line_chart, shades
 from fewstep.tracking.names import SAMPLE_STATISTICS, span
 
 Record = Mapping[str, Any]
@@ -50,19 +50,20 @@ def seen(folder: Path, stage: str, colour: str) -> Seen | None:
     """The diagnostics of the run in `folder`, drawn in `colour`; None where there are none that can be read."""
     records = read_diagnostics(folder / FILE)
     try:
-        rungs = list(dict.fromkeys(record["rung"] for record in records))
-        if not rungs:
+        by_rung: dict[int | None, list[Record]] = {}
+        for record in records:
+            by_rung.setdefault(record["rung"], []).append(record)
+        if not by_rung:
             return None
-        colour_of = shades(rungs, colour)
-        by_rung = {rung: [record for record in records if record["rung"] == rung] for rung in rungs}
-        last = {rung: own[-1] for rung, own in by_rung.items()}
+        colour_of = shades([*by_rung], colour)
+        last = [own[-1] for own in by_rung.values()]
         data = records[-1]["data"] or {}
         return Seen(
             stage=stage,
             alarms=first_alarms(records),
             charts=charts(by_rung, colour_of),
             colour=colour_of,
-            samples=samples(last),
+            samples=[row for record in last for row in sample_rows(record)],
             data=[data.get(name) for name in SAMPLE_STATISTICS],
             gradients=gradients(last),
         )
@@ -79,17 +80,8 @@ def first_alarms(records: Iterable[Record]) -> list[str]:
     return list(found.values())
 
 
-class Panel(NamedTuple):
-    """A chart's title, the labels of its axes, and the points of a rung's line from the rung's records."""
-
-    title: str
-    x: str
-    y: str
-    points: Callable[[Sequence[Record]], Points]
-
-
-def gap_over_images(records: Sequence[Record]) -> Points:
-    return [(record["images"], record["gap"]) for record in records]
+def over_images(value: Callable[[Record], float | None], records: Sequence[Record]) -> Points:
+    return [(record["images"], value(record)) for record in records]
 
 
 def gap_by(axis: str, records: Sequence[Record]) -> Points:
@@ -100,22 +92,22 @@ def step_errors(records: Sequence[Record]) -> Points:
     return [(step["t"], step["error"]) for step in records[-1]["step_errors"]]
 
 
-def drift_over_images(name: str, records: Sequence[Record]) -> Points:
-    return [(record["images"], drift(record, name)) for record in records]
-
-
-PANELS = (
-    Panel("gap over training", "images seen", "gap", gap_over_images),
-    *(Panel(f"gap by {axis}, at the end", axis, "gap", partial(gap_by, axis)) for axis in ("t", "w")),
-    Panel("one step on its own path", "t", "error", step_errors),
+# Title, labels of the axes, and the points of a rung's line from the rung's records.
+PANELS: tuple[tuple[str, str, str, Callable[[Sequence[Record]], Points]], ...] = (
+    ("gap over training", IMAGES_SEEN, "gap", partial(over_images, lambda record: record["gap"])),
+    ("gap by t, at the end", "t", "gap", partial(gap_by, "t")),
+    ("gap by w, at the end", "w", "gap", partial(gap_by, "w")),
+    ("one step on its own path", "t", "error", step_errors),
     *(
-        Panel(f"drift of {name}", "images seen", "drift", partial(drift_over_images, name))
+        (f"drift of {name}", IMAGES_SEEN, "drift", partial(over_images, partial(drift, name=name)))
         for name in ("contrast", "saturation", "diversity")
     ),
 )
 
 
-def charts(by_rung: Mapping[Any, Sequence[Record]], colour: Mapping[Any, str]) -> list[tuple[str, Markup]]:
+def charts(
+    by_rung: Mapping[int | None, Sequence[Record]], colour: Mapping[int | None, str]
+) -> list[tuple[str, Markup]]:
     """(title, chart) of each panel of which any value is known, a line per rung; drifts alone are not logarithmic."""
     found = []
     for title, x, y, points in PANELS:
@@ -123,24 +115,21 @@ def charts(by_rung: Mapping[Any, Sequence[Record]], colour: Mapping[Any, str]) -
         for rung, records in by_rung.items():
             known = [(at, value) for at, value in points(records) if value is not None]
             if known:
-                lines.append(Line(rung, [at for at, _ in known], [value for _, value in known]))
+                lines.append(Line(rung, *zip(*known, strict=True)))
         if lines:
-            found.append((title, student_lines(lines, colour, x, y, log=y != "drift")))
+            found.append((title, line_chart(lines, colour, x, y, log=y != "drift")))
     return found
 
 
-def samples(last: Mapping[Any, Record]) -> list[SampleRow]:
-    """Student and teacher of each rung, over all w and by bins of w."""
-    found = []
-    for rung, record in last.items():
-        if record["samples"] is None:
-            continue
-        teacher = record["teacher_samples"]
-        found.append(SampleRow(rung, None, pairs_of(record["samples"], teacher)))
-        for number, bin in enumerate(record["samples_by_w"]):
-            teacher_bin = None if teacher is None else record["teacher_samples_by_w"][number]
-            found.append(SampleRow(rung, span(bin["low"], bin["high"]), pairs_of(bin, teacher_bin)))
-    return found
+def sample_rows(record: Record) -> Iterable[SampleRow]:
+    """Student and teacher over all w and by bins of w; nothing where a record has no samples."""
+    if record["samples"] is None:
+        return
+    has_teacher = record["teacher_samples"] is not None
+    yield SampleRow(record["rung"], None, pairs_of(record["samples"], record["teacher_samples"]))
+    for number, bin in enumerate(record["samples_by_w"]):
+        teacher = record["teacher_samples_by_w"][number] if has_teacher else None
+        yield SampleRow(record["rung"], span(bin["low"], bin["high"]), pairs_of(bin, teacher))
 
 
 def pairs_of(student: Record, teacher: Record | None) -> list[tuple[float | None, float | None]]:
@@ -148,11 +137,11 @@ def pairs_of(student: Record, teacher: Record | None) -> list[tuple[float | None
     return [(student[name], None if teacher is None else teacher[name]) for name in SAMPLE_STATISTICS]
 
 
-def gradients(last: Mapping[Any, Record]) -> list[tuple[str, list[float | None]]]:
-    """(part of the network or role, its gradient's norm at the last record of each rung)."""
+def gradients(records: Iterable[Record]) -> list[tuple[str, list[float | None]]]:
+    """(part of the network or role, its gradient's norm in each record)."""
     norms = [
         (record["gradient_norm"] or {})
         | {f"{role}, as a whole": norm for role, norm in (record.get("gradient_norm_by_role") or {}).items()}
-        for record in last.values()
+        for record in records
     ]
     return [(part, [own.get(part) for own in norms]) for part in dict.fromkeys(part for own in norms for part in own)]

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,12 +10,22 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+from markupsafe import Markup
 from PIL import Image
 
 from fewstep.artifacts.quality_file import TEACHER, QualityRow, names_in_order, read_rows
 from fewstep.artifacts.run_folder import QUALITY, REPORT
-from fewstep.reports.charts import INK, Line, colours, fid_against_inception, fid_against_steps, loss_curves
-from fewstep.reports.diagnostics import Seen, seen
+from fewstep.reports.charts import (
+    IMAGES_SEEN,
+    INK,
+    Line,
+    colours,
+    fid_against_inception,
+    fid_against_steps,
+    line_chart,
+    shades,
+)
+from fewstep.reports.diagnostics import seen
 from fewstep.reports.page import write_page
 from fewstep.reports.summary import fid_ratio, headline, references, speed_table
 from fewstep.tracking.metrics_file import FILE as METRICS
@@ -49,6 +60,8 @@ def write_report(run: Path) -> Path:
     reference, models = references(rows), names_in_order(rows)
     colour = colours(models)
     weights = sorted({row.w for row in rows})
+    runs = _runs(provenance)
+    found = (seen(run / folder, stage, colour.get(stage, INK)) for folder, stage in runs.items())
     content = {
         "run": "/".join(run.resolve().parts[-3:]),
         "rows_by_w": [(w, [(row, fid_ratio(row, reference)) for row in rows if row.w == w]) for w in weights],
@@ -63,8 +76,8 @@ def write_report(run: Path) -> Path:
         ],
         "fid_inception": _fid_inception(rows, list(reference.values()), colour),
         "speeds": speed_table(rows),
-        "losses": _losses(run, provenance, colour),
-        "diagnostics": _diagnostics(run, provenance, colour),
+        "losses": [(stage, _loss_chart(run / own / METRICS, colour.get(stage, INK))) for own, stage in runs.items()],
+        "diagnostics": [one for one in found if one is not None],
         "config": _read_text(run / "config.yaml"),
         "protocol": protocol or {"id": rows[0].protocol},
         "provenance": provenance,
@@ -126,30 +139,14 @@ def _embed(path: Path, most_bytes: int) -> tuple[str, int, int] | None:
 
 def _fid_inception(
     rows: Sequence[QualityRow], reference: Sequence[QualityRow], colour: dict[str, str]
-) -> list[tuple[int, Any]]:
+) -> list[tuple[int, Markup]]:
     """A chart for each number of steps that a student has, few steps first; none without inception scores."""
     if all(row.inception_score is None for row in rows):
         return []
-    steps = sorted({row.steps for row in rows if row.model != TEACHER})
     return [
-        (count, fid_against_inception([row for row in rows if row.steps == count], reference, colour))
-        for count in steps
+        (steps, fid_against_inception([row for row in rows if row.steps == steps], reference, colour))
+        for steps in sorted({row.steps for row in rows if row.model != TEACHER})
     ]
-
-
-def _losses(run: Path, provenance: dict[str, Any], colour: dict[str, str]) -> list[tuple[str, Any]]:
-    """(stage, chart) for every training run in provenance.json; None where its metrics are gone."""
-    charts = []
-    for folder, stage in _runs(provenance).items():
-        curves = _curves(read_metrics(run / folder / METRICS))
-        charts.append((stage, loss_curves(curves, colour.get(stage, INK)) if curves else None))
-    return charts
-
-
-def _diagnostics(run: Path, provenance: dict[str, Any], colour: dict[str, str]) -> list[Seen]:
-    """What was seen in every training run in provenance.json that has been looked at."""
-    found = (seen(run / folder, stage, colour.get(stage, INK)) for folder, stage in _runs(provenance).items())
-    return [one for one in found if one is not None]
 
 
 def _runs(provenance: dict[str, Any]) -> dict[str, str]:
@@ -161,20 +158,17 @@ def _runs(provenance: dict[str, Any]) -> dict[str, str]:
     return runs
 
 
-def _curves(rows: Sequence[dict[str, float]]) -> list[Line]:
-    """The loss column by phase, in the order of training, thinned to what a chart can show."""
-    by_rung: dict[float | None, list[dict[str, float]]] = {}
-    for row in rows:
+def _loss_chart(metrics: Path, colour: str) -> Markup | None:
+    """The loss by phase, in the order of training, thinned to what a chart can show; None where there is none."""
+    by_rung: dict[int | None, list[dict[str, float]]] = {}
+    for row in read_metrics(metrics):
         if row.get(LOSS, 0.0) > 0:
-            by_rung.setdefault(row.get(RUNG), []).append(row)
-    lines = []
-    for rung, own in by_rung.items():
-        stride = -(-len(own) // MOST_POINTS)
-        thin = own[::-stride][::-1]  # keeps the last
-        lines.append(
-            Line(None if rung is None else int(rung), [row[IMAGES] for row in thin], [row[LOSS] for row in thin])
-        )
-    return lines
+            by_rung.setdefault(int(row[RUNG]) if RUNG in row else None, []).append(row)
+    if not by_rung:
+        return None
+    thin = {rung: own[:: -math.ceil(len(own) / MOST_POINTS)][::-1] for rung, own in by_rung.items()}  # keeps the last
+    lines = [Line(rung, [row[IMAGES] for row in own], [row[LOSS] for row in own]) for rung, own in thin.items()]
+    return line_chart(lines, shades([*thin], colour), IMAGES_SEEN, "loss", label=True)
 
 
 def _read_provenance(path: Path) -> dict[str, Any]:
@@ -184,10 +178,8 @@ def _read_provenance(path: Path) -> dict[str, Any]:
         ValueError: it is not a JSON object.
     """
     text = _read_text(path)
-    if text is None:
-        return {}
     try:
-        content = json.loads(text)
+        content = {} if text is None else json.loads(text)
     except ValueError:
         content = None
     if not isinstance(content, dict):

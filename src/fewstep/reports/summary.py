@@ -32,23 +32,25 @@ def fid_ratio(row: QualityRow, reference: dict[float, QualityRow]) -> float | No
 
 @dataclass(frozen=True)
 class Headline:
-    """One student against the teacher's most steps: a pair (student, teacher) per w, and the worst."""
+    """One student against the teacher's most steps: a pair (student, teacher) per w, and the speed of both."""
 
     pairs: list[tuple[QualityRow, QualityRow]]
-    worst: tuple[QualityRow, QualityRow]
-    worst_ratio: float
-    nfe: int
-    reference_nfe: int
     speed: "Speed"
     reference_speed: "Speed"
 
     @property
-    def best_ratio(self) -> float:
-        return min(student.fid / teacher.fid for student, teacher in self.pairs)
+    def ratios(self) -> list[float]:
+        """FID over the teacher's, per w."""
+        return [student.fid / teacher.fid for student, teacher in self.pairs]
+
+    @property
+    def worst(self) -> tuple[QualityRow, QualityRow]:
+        """The pair of the largest ratio."""
+        return self.pairs[self.ratios.index(max(self.ratios))]
 
     @property
     def within(self) -> bool:
-        return self.worst_ratio <= WITHIN
+        return max(self.ratios) <= WITHIN
 
     @property
     def accuracy_change(self) -> float | None:
@@ -70,29 +72,15 @@ def headline(rows: Sequence[QualityRow]) -> Headline | None:
     speeds = {(speed.model, speed.steps, speed.nfe): speed for speed in speed_table(rows)}
     candidates = []
     students = (row for row in rows if row.name == row.model != TEACHER)
-    for key, group in groupby(students, key=lambda row: (row.model, row.steps)):
+    for _, group in groupby(students, key=lambda row: (row.model, row.steps)):
         pairs = [(row, reference[row.w]) for row in group if fid_ratio(row, reference) is not None]
-        if not pairs:
-            continue
-        ratios = [student.fid / teacher.fid for student, teacher in pairs]
-        most = max(range(len(pairs)), key=ratios.__getitem__)
-        slow = max((teacher for _, teacher in pairs), key=lambda row: row.nfe)
-        nfe = max(student.nfe for student, _ in pairs)
-        candidates.append(
-            Headline(
-                pairs=pairs,
-                worst=pairs[most],
-                worst_ratio=ratios[most],
-                nfe=nfe,
-                reference_nfe=slow.nfe,
-                speed=speeds[(*key, nfe)],
-                reference_speed=speeds[(slow.model, slow.steps, slow.nfe)],
-            )
-        )
+        if pairs:
+            slowest = (max(own, key=lambda row: row.nfe) for own in zip(*pairs, strict=True))
+            candidates.append(Headline(pairs, *(speeds[row.name, row.steps, row.nfe] for row in slowest)))
     within = [candidate for candidate in candidates if candidate.within]
     if within:
-        return min(within, key=lambda candidate: (candidate.speed.steps, candidate.worst_ratio))
-    return min(candidates, key=lambda candidate: candidate.worst_ratio, default=None)
+        return min(within, key=lambda candidate: (candidate.speed.steps, max(candidate.ratios)))
+    return min(candidates, key=lambda candidate: max(candidate.ratios), default=None)
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,10 @@ from typing import Any
 from markupsafe import Markup
 
 from fewstep.artifacts.quality_file import TEACHER
-from fewstep.reports.charts import colours
-from fewstep.reports.sweep_charts import Dot, Line, fid_against_evaluations, figure_against_value, shade
-from fewstep.reports.sweep_report import write_sweep_report
-from fewstep.sweeps.results import Collected, Setting, pareto, points, table
+from fewstep.reports.charts import INK, colours, shades
+from fewstep.reports.page import write_page as write_template
+from fewstep.reports.sweep_charts import fid_against_evaluations, figure_against_value
+from fewstep.sweeps.results import Collected, Point, Setting, pareto, points, table
 from fewstep.sweeps.status import Objective
 from fewstep.system.files import atomic_write
 
@@ -30,53 +30,39 @@ def write_csv(sweep: Collected) -> Path:
 
 
 def write_page(sweep: Collected) -> Path:
-    """Write the page of the sweep."""
+    """Write the page of the sweep: its settings best first, its charts, and its Pareto front."""
     cells = [cell for setting in sweep.settings for cell in setting.cells]
     steps = sorted({cell.steps for cell in cells if cell.is_few_step}, reverse=True)
-    every = points(sweep)
-    front = pareto(every)
-    models = colours([point.cell.model for point in every])
-    settings = [row_of(setting, sweep.objective, steps) for setting in sweep.settings]
+    by_model: dict[str, list[Point]] = {}
+    for point in points(sweep):
+        by_model.setdefault(point.cell.model, []).append(point)
+    front = pareto(point for own in by_model.values() for point in own)
+    models = colours([*by_model])
+    charts = [chart_of(sweep, key, steps) for key in sweep.keys]
     content = {
-        "name": sweep.folder.name,
-        "objective": str(sweep.objective),
-        "protocol": sweep.protocol,
-        "keys": sweep.keys,
-        "settings": settings,
-        "best": settings[0],
-        "jobs": sum(len(setting.results) for setting in sweep.settings),
-        "missing": sweep.missing,
-        "one_seed": all(len(setting.results) == 1 for setting in sweep.settings),
-        "student_steps": steps,
-        "shades": [(count, shade(count, steps)) for count in steps],
-        "models": list(models.items()),
-        "front": [
-            {"nfe": point.cell.nfe, "model": point.cell.name, "steps": point.cell.steps, "setting": point.setting.name}
-            | {"fid": point.fid.mean, "std": point.fid.std}
-            for point in front
-        ],
+        "sweep": sweep,
+        "settings": [(setting, *figures_of(setting, sweep.objective, steps)) for setting in sweep.settings],
+        "jobs": sum(len(setting.jobs) for setting in sweep.settings),
+        "one_seed": all(len(setting.jobs) == 1 for setting in sweep.settings),
+        "shades": shades(steps, INK),
+        "models": models,
+        "front": front,
+        "charts": [chart for chart in charts if chart is not None],
+        "front_chart": fid_against_evaluations(
+            {model: [(p.cell.nfe, p.fid.mean) for p in own] for model, own in by_model.items()},
+            [(point.cell.nfe, point.fid.mean) for point in front],
+            models,
+        ),
     }
-    charts = [chart for key in sweep.keys if (chart := chart_of(sweep, key, steps)) is not None]
-    dots, line = ([Dot(p.cell.model, p.cell.nfe, p.fid.mean) for p in own] for own in (every, front))
-    write_sweep_report(sweep.folder / PAGE, content, charts, fid_against_evaluations(dots, line, models))
+    write_template(sweep.folder / PAGE, "sweep_report.html", content)
     return sweep.folder / PAGE
 
 
-def row_of(setting: Setting, objective: Objective, steps: list[int]) -> dict[str, Any]:
-    """A setting as the page's table has it."""
-    figure = setting.objective(objective)
+def figures_of(setting: Setting, objective: Objective, steps: list[int]) -> tuple[Any, list[Any], Any]:
+    """A setting's spreads: of the objective, of the students' FID by steps, of the FID of the teacher's most steps."""
     teachers = [cell for cell in setting.cells if cell.name == TEACHER]
     teacher = setting.spread(max(teachers, key=lambda cell: cell.steps)) if teachers else None
-    by_steps = [setting.objective(Objective("fid", count)) for count in steps]
-    return {
-        "name": setting.name,
-        "values": setting.values,
-        "count": len(setting.results),
-        "figure": figure and figure.mean,
-        "std": figure and figure.std,
-        "by_steps": [spread and spread.mean for spread in by_steps],
-        "teacher": teacher and teacher.mean,
-    }
+    return setting.objective(objective), [setting.objective(Objective("fid", count)) for count in steps], teacher
 
 
 def chart_of(sweep: Collected, key: str, steps: list[int]) -> Markup | None:
@@ -84,13 +70,13 @@ def chart_of(sweep: Collected, key: str, steps: list[int]) -> Markup | None:
     values = sorted({setting.values.get(key, "") for setting in sweep.settings}, key=number_or_text)
     if len(values) < 2:
         return None
-    lines = []
+    dots = {}
     for count in steps:
         objective = replace(sweep.objective, steps=count)
         figures = [(setting.values.get(key, ""), setting.objective(objective)) for setting in sweep.settings]
-        dots = [(values.index(value), spread.mean) for value, spread in figures if spread]
-        lines += [Line(count, dots)] if dots else []
-    return figure_against_value(key, values, lines, sweep.objective.figure.upper())
+        if own := [(values.index(value), spread.mean) for value, spread in figures if spread]:
+            dots[count] = own
+    return figure_against_value(key, values, dots, shades(steps, INK), sweep.objective.figure.upper())
 
 
 def number_or_text(value: str) -> tuple[bool, float, str]:

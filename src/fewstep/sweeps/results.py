@@ -13,30 +13,8 @@ from fewstep.sweeps.status import FIGURES, Objective, mean_figure
 from fewstep.sweeps.sweep import described
 
 SEED = "seed"
-
-
-class Cell(NamedTuple):
-    """What the rows of one model, sampler and number of steps have in common, whatever their w."""
-
-    model: str
-    sampler: str
-    steps: int
-    nfe: int
-    name: str
-    is_few_step: bool
-
-    @classmethod
-    def of(cls, row: QualityRow) -> "Cell":
-        return cls(row.model, row.sampler, row.steps, row.nfe, row.name, row.is_few_step)
-
-
-@dataclass(frozen=True)
-class Result:
-    """One finished job: what differs, and the rows of its quality.json."""
-
-    job: str
-    values: Mapping[str, str]
-    rows: Sequence[QualityRow]
+Rows = Sequence[QualityRow]
+"""The rows of one job's quality.json."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +27,7 @@ class Spread:
 
     @classmethod
     def of(cls, values: Iterable[float | None]) -> "Spread | None":
-        """Of those that there are; None where there is none."""
+        """Over the values that are known; None where none is."""
         own = [value for value in values if value is not None]
         return cls(mean(own), stdev(own) if len(own) > 1 else None, len(own)) if own else None
 
@@ -59,25 +37,30 @@ class Setting:
     """The jobs that differ in their seed alone."""
 
     values: Mapping[str, str]
-    results: Sequence[Result]
+    jobs: Sequence[Rows]
 
     @property
     def name(self) -> str:
         return ", ".join(f"{key} = {value}" for key, value in self.values.items()) or "all jobs"
 
     @property
-    def cells(self) -> list[Cell]:
-        """Models, samplers and steps in the order of the tables."""
-        return list(dict.fromkeys(Cell.of(row) for result in self.results for row in result.rows))
+    def cells(self) -> list[QualityRow]:
+        """One row for each model, sampler, steps and evaluations, in the order of the tables; their w differ."""
+        return list({cell_of(row): row for rows in self.jobs for row in rows}.values())
 
-    def spread(self, cell: Cell, figure: str = "fid", w: float | None = None) -> Spread | None:
+    def spread(self, cell: QualityRow, figure: str = "fid", w: float | None = None) -> Spread | None:
         """A figure over the seeds, at one w or as mean over w; None where no job has it."""
-        rows = ([row for row in result.rows if Cell.of(row) == cell] for result in self.results)
-        return Spread.of(mean_figure(own, figure, w) for own in rows)
+        own = ([row for row in rows if cell_of(row) == cell_of(cell)] for rows in self.jobs)
+        return Spread.of(mean_figure(rows, figure, w) for rows in own)
 
     def objective(self, objective: Objective) -> Spread | None:
         """The figure by which settings are compared, over the seeds."""
-        return Spread.of(objective.of(result.rows) for result in self.results)
+        return Spread.of(objective.of(rows) for rows in self.jobs)
+
+
+def cell_of(row: QualityRow) -> tuple[str, str, int, int]:
+    """What rows that differ in w alone have in common."""
+    return row.model, row.sampler, row.steps, row.nfe
 
 
 @dataclass(frozen=True)
@@ -95,17 +78,12 @@ class Collected:
         """What differs, the seed aside."""
         return list(dict.fromkeys(key for setting in self.settings for key in setting.values))
 
-    @property
-    def weights(self) -> list[float]:
-        return sorted({row.w for setting in self.settings for result in setting.results for row in result.rows})
 
-
-@dataclass(frozen=True)
-class Point:
+class Point(NamedTuple):
     """A model in the plane of quality against cost."""
 
     setting: Setting
-    cell: Cell
+    cell: QualityRow
     fid: Spread
 
 
@@ -120,55 +98,47 @@ def collected(folder: Path, objective: Objective | None = None) -> Collected:
     """
     about = described(folder)
     objective = objective or Objective(**about["objective"])
-    results, missing = [], []
-    for job, values in about["jobs"].items():
-        files = sorted(folder.glob(f"*/*/{job}/{QUALITY}"))
-        if files:
-            results.append(Result(job, values, read_rows(files[0])))
-        else:
-            missing.append(job)
+    files = {job: min(folder.glob(f"*/*/{job}/{QUALITY}"), default=None) for job in about["jobs"]}
+    results = {job: read_rows(file) for job, file in files.items() if file is not None}
     if not results:
         raise ValueError(f"no job of {folder} has figures yet; the sweep's own line goes on with it")
     require_one_protocol(folder, results)
+    by_values: dict[tuple[tuple[str, str], ...], list[Rows]] = {}
+    for job, rows in results.items():
+        own = tuple((key, value) for key, value in about["jobs"][job].items() if key != SEED)
+        by_values.setdefault(own, []).append(rows)
 
     def key(setting: Setting) -> tuple[bool, float]:
         spread = setting.objective(objective)
         return (spread is None, objective.sign * (spread.mean if spread else 0.0))
 
-    return Collected(folder, objective, results[0].rows[0].protocol, sorted(grouped(results), key=key), missing)
+    settings = sorted((Setting(dict(values), jobs) for values, jobs in by_values.items()), key=key)
+    missing = [job for job in files if job not in results]
+    return Collected(folder, objective, settings[0].jobs[0][0].protocol, settings, missing)
 
 
-def require_one_protocol(folder: Path, results: Sequence[Result]) -> None:
+def require_one_protocol(folder: Path, results: Mapping[str, Rows]) -> None:
     """Refuse figures that share no table.
 
     Raises:
         ValueError: the jobs were judged in several ways, or at different w.
     """
     protocols: dict[str, list[str]] = {}
-    for result in results:
-        protocols.setdefault(result.rows[0].protocol, []).append(result.job)
+    for job, rows in results.items():
+        protocols.setdefault(rows[0].protocol, []).append(job)
     if len(protocols) > 1:
         ways = "; ".join(f"{protocol}: {jobs[0]} and {len(jobs) - 1} more" for protocol, jobs in protocols.items())
         raise ValueError(
             f"the jobs of {folder} were judged in {len(protocols)} ways, which share no table ({ways}); sweep "
             "over one data set and one stage.evaluate at a time"
         )
-    weights = {frozenset(row.w for row in result.rows) for result in results}
+    weights = {frozenset(row.w for row in rows) for rows in results.values()}
     if len(weights) > 1:
         ways = " and ".join(str(sorted(own)) for own in sorted(weights, key=sorted)[:2])
         raise ValueError(
             f"the jobs of {folder} were judged at different w ({ways}), whose means share no table; sweep over one "
             "stage.evaluate at a time"
         )
-
-
-def grouped(results: Iterable[Result]) -> list[Setting]:
-    """The results by all that differs but the seed."""
-    found: dict[tuple[tuple[str, str], ...], list[Result]] = {}
-    for result in results:
-        own = tuple((key, value) for key, value in result.values.items() if key != SEED)
-        found.setdefault(own, []).append(result)
-    return [Setting(dict(values), each) for values, each in found.items()]
 
 
 def points(sweep: Collected) -> list[Point]:
@@ -192,9 +162,10 @@ def pareto(candidates: Iterable[Point]) -> list[Point]:
 
 def table(sweep: Collected) -> list[dict[str, Any]]:
     """One row for each setting, model, sampler, steps and w, and one of the mean over w; best setting first."""
-    rows = []
+    table = []
+    weights = sorted({row.w for setting in sweep.settings for rows in setting.jobs for row in rows})
     for rank, setting in enumerate(sweep.settings, start=1):
-        for cell, w in product(setting.cells, (None, *sweep.weights)):
+        for cell, w in product(setting.cells, (None, *weights)):
             spreads = {figure: setting.spread(cell, figure, w) for figure in FIGURES}
             if not (seeds := max((spread.count for spread in spreads.values() if spread), default=0)):
                 continue
@@ -203,5 +174,5 @@ def table(sweep: Collected) -> list[dict[str, Any]]:
             row |= {"w": "mean" if w is None else w, "seeds": seeds}
             for figure, spread in spreads.items():
                 row |= {figure: spread and spread.mean, f"{figure}_std": spread and spread.std}
-            rows.append(row | {"protocol": sweep.protocol})
-    return rows
+            table.append(row | {"protocol": sweep.protocol})
+    return table
