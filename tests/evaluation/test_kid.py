@@ -2,12 +2,12 @@
 
 import pytest
 import torch
+from figures import final_figures
 from torch import Tensor
 
 from fewstep.diffusion.mixture import GaussianMixture
 from fewstep.evaluation.features import MixtureFeatures
 from fewstep.evaluation.images import Reference
-from fewstep.evaluation.metrics import final_figures
 
 
 def mmd(x: Tensor, y: Tensor) -> float:

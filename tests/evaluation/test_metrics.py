@@ -4,6 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from figures import final_figures
 from scipy.linalg import sqrtm
 from torch import Tensor
 
@@ -12,7 +13,7 @@ from fewstep.data.facts import DataFacts
 from fewstep.diffusion.mixture import GaussianMixture
 from fewstep.evaluation.features import DigitsFeatures, FeatureExtractor, MixtureFeatures
 from fewstep.evaluation.images import Reference, to_uint8
-from fewstep.evaluation.metrics import Figures, RunningFigures, diversity, final_figures
+from fewstep.evaluation.metrics import Figures, RunningFigures, diversity
 from fewstep.evaluation.statistics import ReferenceStatistics, class_distances
 
 DIGITS = DataFacts("digits", (1, 8, 8), 10, -1.0, 1.0)

@@ -4,13 +4,13 @@ from importlib import resources
 
 import pytest
 import torch
+from figures import final_figures
 from safetensors import safe_open
 
 from fewstep.data.facts import DataFacts
 from fewstep.data.patches import load_patches
 from fewstep.evaluation.features import PATCHES_WEIGHTS, PatchesFeatures, build_feature_extractor
 from fewstep.evaluation.images import Reference
-from fewstep.evaluation.metrics import final_figures
 from fewstep.evaluation.protocol import Protocol
 
 PATCHES = DataFacts("patches", (3, 32, 32), 2, -1.0, 1.0)

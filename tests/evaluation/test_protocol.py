@@ -6,7 +6,7 @@ import torch
 from fewstep.data.facts import DataFacts
 from fewstep.evaluation.features import DigitsFeatures
 from fewstep.evaluation.images import Reference
-from fewstep.evaluation.protocol import Protocol, require_one_protocol
+from fewstep.evaluation.protocol import Protocol
 
 DIGITS = DataFacts("digits", (1, 8, 8), 10, -1.0, 1.0)
 
@@ -48,11 +48,3 @@ def test_another_pixel_or_label_of_the_reference_is_another_protocol(
         assert Protocol.of(DIGITS, net, changed, num_images=2000, seed=0).id != protocol.id
     same = Reference("test", reference.images.clone(), torch.clone(reference.labels))
     assert Protocol.of(DIGITS, net, same, num_images=2000, seed=0) == protocol
-
-
-def test_rows_of_one_table_share_one_protocol() -> None:
-    assert require_one_protocol([{"protocol": "aaaaaaaa", "w": 0}, {"protocol": "aaaaaaaa", "w": 1}]) == "aaaaaaaa"
-    with pytest.raises(ValueError, match="aaaaaaaa, bbbbbbbb"):
-        require_one_protocol([{"protocol": "aaaaaaaa"}, {"protocol": "bbbbbbbb"}])
-    with pytest.raises(ValueError, match="no row"):
-        require_one_protocol([])

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from figures import final_figures
 from torch import Tensor
 from torch.utils.data import Dataset
 from torch_fidelity import FeatureExtractorBase, calculate_metrics, register_feature_extractor
@@ -15,7 +16,6 @@ from fewstep.data.digits import DigitsSplit
 from fewstep.evaluation import statistics
 from fewstep.evaluation.features import DigitsFeatures
 from fewstep.evaluation.images import EvaluationImages, Reference
-from fewstep.evaluation.metrics import final_figures
 from fewstep.evaluation.protocol import INCEPTION_SPLITS, NEIGHBOURHOOD
 from fewstep.evaluation.statistics import (
     Features,

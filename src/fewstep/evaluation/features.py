@@ -64,9 +64,14 @@ class FeatureExtractor(nn.Module, ABC):
         """Stay in evaluation mode."""
         return super().train(False)
 
-    def freeze(self) -> None:
-        """Disable gradients; called at the end of constructors."""
-        self.requires_grad_(False).eval()
+    def load_packaged(self, file: str) -> None:
+        """Load the weights in a safetensors file of this package, which `digest` then names.
+
+        Layers must be built on the device "meta": random initialisation would change the global random state.
+        """
+        weights = load(resources.files("fewstep.evaluation").joinpath(file).read_bytes())
+        self.load_state_dict(weights, assign=True)
+        self.digest = tensor_digest(weights)
 
 
 def _require_uint8(images: Tensor, shapes: str, fits: bool) -> None:
@@ -104,14 +109,12 @@ class DigitsFeatures(FeatureExtractor):
 
     def __init__(self) -> None:
         super().__init__()
-        weights = load(resources.files("fewstep.evaluation").joinpath(DIGITS_WEIGHTS).read_bytes())
-        with torch.device("meta"):  # no random initialisation, which would change the global random state
+        self.name, self.num_features, self.num_classes = "digits classifier", 64, 10
+        with torch.device("meta"):
             self.body, self.head = digits_layers()
-        self.load_state_dict(weights, assign=True)
-        self.name, self.digest = "digits classifier", tensor_digest(weights)
-        self.num_features, self.num_classes = 64, 10
+        self.load_packaged(DIGITS_WEIGHTS)
         self.body.to(memory_format=torch.channels_last)  # a third faster on a CPU
-        self.freeze()
+        self.requires_grad_(False).eval()
 
     def forward(self, images: EvaluationImages) -> tuple[Features, Logits]:
         _require_uint8(images, "(B, 1, 8, 8)", images.shape[1:] == (1, 8, 8))
@@ -152,15 +155,13 @@ class PatchesFeatures(FeatureExtractor):
 
     def __init__(self, *, replaces_inception: bool = False) -> None:
         super().__init__()
-        weights = load(resources.files("fewstep.evaluation").joinpath(PATCHES_WEIGHTS).read_bytes())
-        with torch.device("meta"):
-            self.body, self.head = patches_layers()
-        self.load_state_dict(weights, assign=True)
         self.replaces_inception = replaces_inception
         self.name = "patches classifier" + (" in place of inception" if replaces_inception else "")
-        self.digest = tensor_digest(weights)
         self.num_features, self.num_classes = 64, None if replaces_inception else PHOTOGRAPHS
-        self.freeze()
+        with torch.device("meta"):
+            self.body, self.head = patches_layers()
+        self.load_packaged(PATCHES_WEIGHTS)
+        self.requires_grad_(False).eval()
 
     def forward(self, images: EvaluationImages) -> tuple[Features, Logits]:
         fits = images.ndim == 4 and images.shape[1] in (1, 3) and min(images.shape[2:]) >= 16
@@ -205,12 +206,11 @@ class InceptionFeatures(FeatureExtractor):
             ) from error
         self.name, self.digest = "inception-v3 2015-12-05", tensor_digest(self.net.state_dict())
         self.num_features, self.num_classes = 2048, None
-        self.freeze()
+        self.requires_grad_(False).eval()
 
     def forward(self, images: EvaluationImages) -> tuple[Features, Logits]:
         _require_uint8(images, "(B, 1 or 3, H, W)", images.ndim == 4 and images.shape[1] in (1, 3))
-        features, logits = self.net(images.expand(-1, 3, -1, -1))
-        return features, logits
+        return tuple(self.net(images.expand(-1, 3, -1, -1)))
 
 
 class MixtureFeatures(FeatureExtractor):
@@ -220,16 +220,10 @@ class MixtureFeatures(FeatureExtractor):
 
     def __init__(self, mixture: GaussianMixture) -> None:
         super().__init__()
-        self.mixture = mixture
-        tensors = {
-            "means": mixture.means,
-            "stds": mixture.stds,
-            "weights": mixture.weights,
-            "classes": mixture.classes,
-        }
-        self.name, self.digest = "exact mixture", tensor_digest(tensors)
+        self.mixture, self.name = mixture, "exact mixture"
+        self.digest = tensor_digest({name: getattr(mixture, name) for name in ("means", "stds", "weights", "classes")})
         self.num_features, self.num_classes = mixture.means.shape[1], mixture.num_classes
-        self.freeze()
+        self.eval()
 
     def forward(self, images: EvaluationImages) -> tuple[Features, Logits]:
         if images.ndim != 2 or images.shape[1] != self.num_features or not images.is_floating_point():

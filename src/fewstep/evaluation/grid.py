@@ -2,10 +2,11 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import chain
 from math import prod
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -147,12 +148,10 @@ def quality_grid(
         images = evaluation_tensor(decode(x.to(device)).cpu(), facts.pixels)
         return images, Features.of(net, images)
 
-    def evaluate(
-        candidate: Candidate, steps: int, w: float, images: EvaluationImages, features: Features
-    ) -> tuple[Figures, float | None]:
-        show(candidate, steps, w, images, classes)
-        figures = figures_of(features, classes, reference_statistics, net.num_classes, kid=facts.text is not None)
-        return figures, None if clip_score is None else clip_score(images)
+    def evaluate(candidate: Candidate, steps: int, w: float, cell: Cell) -> tuple[Figures, float | None]:
+        show(candidate, steps, w, cell.images, classes)
+        figures = figures_of(cell.features, classes, reference_statistics, net.num_classes, kid=facts.text is not None)
+        return figures, None if clip_score is None else clip_score(cell.images)
 
     for w in plan.w:
         base: list[Tensor] = []  # the first candidate's samples, batch by batch
@@ -163,9 +162,24 @@ def quality_grid(
             share.sample(candidate, min(candidate.steps), w, share.batches[0])  # warm up, for the rates
             for steps in candidate.steps:
                 cell = share.cell(candidate, steps, w, base, solution, extract)
-                images, features = cell.gathered()
-                figures, clip = on_main_process(partial(evaluate, candidate, steps, w, images, features))
-                yield quality_row(candidate, steps, w, plan, facts, cell, figures, clip, protocol)
+                figures, clip = on_main_process(partial(evaluate, candidate, steps, w, cell))
+                yield quality_row(candidate, steps, w, plan, cell, figures, clip, protocol)
+
+
+class Cell(NamedTuple):
+    """The samples of a cell over all ranks.
+
+    Attributes:
+        rmse, exact_rmse: root mean squared difference per value to the first candidate's samples, and to the exact
+            solution where there is one.
+        seconds: of sampling, on the slowest rank.
+    """
+
+    images: EvaluationImages
+    features: Features
+    rmse: float
+    exact_rmse: float | None
+    seconds: float
 
 
 def quality_row(
@@ -173,14 +187,12 @@ def quality_row(
     steps: int,
     w: float,
     plan: EvaluationPlan,
-    facts: DataFacts,
-    cell: "Cell",
+    cell: Cell,
     figures: Figures,
     clip_score: float | None,
     protocol: Protocol,
 ) -> QualityRow:
     """The row of a finished cell."""
-    values = plan.num_images * prod(facts.shape)
     return QualityRow(
         model=candidate.model,
         sampler=candidate.sampler_name,
@@ -188,8 +200,8 @@ def quality_row(
         nfe=steps * candidate.evaluations,
         w=float(w),
         **asdict(figures),
-        same_noise_rmse=(cell.square / values) ** 0.5,
-        exact_rmse=None if cell.exact_square is None else (cell.exact_square / values) ** 0.5,
+        same_noise_rmse=cell.rmse,
+        exact_rmse=cell.exact_rmse,
         images_per_second=plan.num_images / cell.seconds,
         num_images=plan.num_images,
         seed=plan.seed,
@@ -199,11 +211,7 @@ def quality_row(
 
 
 class CellSampler:
-    """Samples of this rank's share of the images, always from the same noise.
-
-    Attributes:
-        batches: slices of the share.
-    """
+    """Samples of this rank's share of the images, always from the same noise; `batches` are slices of the share."""
 
     def __init__(self, plan: EvaluationPlan, facts: DataFacts, labels: Condition, device: torch.device | str) -> None:
         self.plan, self.facts, self.device = plan, facts, device
@@ -234,73 +242,44 @@ class CellSampler:
         base: list[Tensor],
         solution: Tensor | None,
         extract: Callable[[Tensor], tuple[EvaluationImages, Features]],
-    ) -> "Cell":
-        """Sample this rank's share of a cell; the batches of the first cell of a w are appended to `base`."""
-        cell = Cell(exact_square=None if solution is None else 0.0)
+    ) -> Cell:
+        """Sample and gather a cell; the batches of the first cell of a w are appended to `base`."""
+        extracted, seconds = [], 0.0
+        squares = torch.zeros(2, dtype=torch.float64)  # of the differences to `base` and to `solution`
         for number, batch in enumerate(self.batches):
             start = time.perf_counter()
             x = self.sample(candidate, steps, w, batch)
-            cell.seconds += time.perf_counter() - start
+            seconds += time.perf_counter() - start
             if number == len(base):
                 base.append(x)
-            cell.add(x, *extract(x), base[number], None if solution is None else solution[batch])
-        return cell
+            squares[0] += squared_error(x, base[number])
+            if solution is not None:
+                squares[1] += squared_error(x, solution[batch])
+            extracted.append(extract(x))
+        images, features = zip(*extracted, strict=True)
+        values = self.plan.num_images * prod(self.facts.shape)
+        rmse, exact_rmse = ((total / values) ** 0.5 for total in all_reduce_sum(squares).tolist())
+        return Cell(
+            all_gather_rows(torch.cat(images)),
+            Features(*map(all_gather_rows, Features.concatenated(features))),
+            rmse,
+            None if solution is None else exact_rmse,
+            float(all_gather_rows(torch.tensor([seconds])).max()),
+        )
 
     def solve(self, exact: GaussianMixture, schedule: Schedule, w: float) -> Float[Tensor, "count dim"]:
-        """The exact samples from the same noise."""
-        return exact_samples(exact, schedule, self.noise, self.labels, w).clamp(self.facts.low, self.facts.high)
-
-
-@dataclass
-class Cell:
-    """The samples of a cell, accumulated batch by batch.
-
-    Attributes:
-        square, exact_square: sums over all values of the squared differences to the first candidate's samples, and to
-            the exact solution if there is one.
-        seconds: of sampling.
-    """
-
-    exact_square: float | None
-    square: float = 0.0
-    seconds: float = 0.0
-    images: list[EvaluationImages] = field(default_factory=list)
-    features: list[Features] = field(default_factory=list)
-
-    def add(
-        self, x: Tensor, images: EvaluationImages, features: Features, base: Tensor, solution: Tensor | None
-    ) -> None:
-        """Add a batch; `base` is the first candidate's and `solution` the exact one from the same noise."""
-        self.images.append(images)
-        self.features.append(features)
-        self.square += squared_error(x, base)
-        if solution is not None and self.exact_square is not None:
-            self.exact_square += squared_error(x, solution)
-
-    def gathered(self) -> tuple[EvaluationImages, Features]:
-        """The images and features of all ranks, in order; the sums become those over all ranks, seconds the largest."""
-        features, logits = Features.concatenated(self.features)
-        self.square = float(all_reduce_sum(torch.tensor(self.square, dtype=torch.float64)))
-        if self.exact_square is not None:
-            self.exact_square = float(all_reduce_sum(torch.tensor(self.exact_square, dtype=torch.float64)))
-        self.seconds = float(all_gather_rows(torch.tensor([self.seconds])).max())
-        return all_gather_rows(torch.cat(self.images)), Features(all_gather_rows(features), all_gather_rows(logits))
-
-
-def exact_samples(
-    exact: GaussianMixture, schedule: Schedule, noise: Tensor, labels: Condition, w: float
-) -> Float[Tensor, "count dim"]:
-    """The guided probability-flow ODE of the mixture, solved from `noise` in float64."""
-    ends = schedule.log_snr(torch.tensor([1.0, 0.0]))
-    return integrate(
-        Guided(exact.denoise, exact.num_classes),
-        noise.double(),
-        log_snr=ends[0],
-        log_snr_next=ends[1],
-        num_steps=EXACT_STEPS,
-        label=labels,
-        w=torch.full((len(noise),), float(w), dtype=torch.float64),
-    ).float()
+        """The guided probability-flow ODE of the mixture, solved from the same noise in float64."""
+        ends = schedule.log_snr(torch.tensor([1.0, 0.0]))
+        solution = integrate(
+            Guided(exact.denoise, exact.num_classes),
+            self.noise.double(),
+            log_snr=ends[0],
+            log_snr_next=ends[1],
+            num_steps=EXACT_STEPS,
+            label=self.labels,
+            w=torch.full((len(self.noise),), float(w), dtype=torch.float64),
+        )
+        return solution.float().clamp(self.facts.low, self.facts.high)
 
 
 def squared_error(x: Tensor, y: Tensor) -> float:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor, nn
 from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, isc_features_to_metric
 from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, kid_features_to_metric
@@ -17,7 +17,7 @@ from torchmetrics.image.inception import InceptionScore
 
 from fewstep.distributed.collectives import all_gather_rows
 from fewstep.evaluation.features import FeatureExtractor
-from fewstep.evaluation.images import EvaluationImages, Reference
+from fewstep.evaluation.images import EvaluationImages
 from fewstep.evaluation.protocol import INCEPTION_SPLITS, NEIGHBOURHOOD
 from fewstep.evaluation.statistics import (
     ROWS,
@@ -58,24 +58,6 @@ class Figures:
     kid: float | None = None
 
 
-def final_figures(
-    net: FeatureExtractor,
-    *,
-    images: EvaluationImages,
-    labels: Int[Tensor, "labels"],
-    reference: Reference,
-    kid: bool = False,
-) -> Figures:
-    """The figures of `images`, sampled for `labels`, against `reference`; features are extracted on the net's device.
-
-    Raises:
-        ValueError: see `figures_of`.
-    """
-    return figures_of(
-        Features.of(net, images), labels, ReferenceStatistics.of(net, reference), net.num_classes, kid=kid
-    )
-
-
 def figures_of(
     sampled: Features,
     labels: Int[Tensor, "labels"],
@@ -102,31 +84,17 @@ def figures_of(
             f"images, {len(labels)} labels and {len(reference.features)} reference images; raise num_images"
         )
     precision, recall = precision_and_recall(features, reference.features, reference.radii)
-    distances = (
-        kid_features_to_metric(
-            features,
-            reference.features,
-            kid_subsets=KID_SUBSETS,
-            kid_subset_size=min(KID_SUBSET_SIZE, count),
-            verbose=False,
-        )
-        if kid
-        else {}
-    )
+    subsets = {"kid_subsets": KID_SUBSETS, "kid_subset_size": min(KID_SUBSET_SIZE, count)}
+    distances = kid_features_to_metric(features, reference.features, verbose=False, **subsets) if kid else {}
     return Figures(
         fid=frechet_distance(Moments.of(features), reference.moments, reference.root),
         inception_score=isc_features_to_metric(logits, INCEPTION_SPLITS, shuffle=False)[KEY_METRIC_ISC_MEAN],
         precision=precision,
         recall=recall,
-        accuracy=None if num_classes is None else accuracy(logits, labels.cpu()),
+        accuracy=None if num_classes is None else (logits.argmax(1) == labels.cpu()).double().mean().item(),
         diversity=diversity(class_distances(features, labels.cpu()), reference.class_distances),
         kid=distances.get(KEY_METRIC_KID_MEAN),
     )
-
-
-def accuracy(logits: Float[Tensor, "batch classes"], labels: Int[Tensor, "batch"]) -> float:
-    """Share of images whose largest logit is that of their label."""
-    return (logits.argmax(1) == labels).double().mean().item()
 
 
 def diversity(samples: Mapping[int, float], reference: Mapping[int, float]) -> float | None:
@@ -173,10 +141,7 @@ class RunningFigures:
         # torchmetrics shuffles, though there is one split only, and warns of the standard deviation of one split.
         with torch.random.fork_rng(devices=()), warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
-            figures = {
-                "fid": self.distance.compute().item(),
-                "inception_score": self.score.compute()[0].item(),
-            }
+            figures = {"fid": self.distance.compute().item(), "inception_score": self.score.compute()[0].item()}
         self.distance.reset()
         self.score.reset()
         return figures

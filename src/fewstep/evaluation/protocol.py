@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from typing import Any
@@ -71,15 +70,3 @@ class Protocol:
     def as_dict(self) -> dict[str, Any]:
         """The fields and the id, as provenance.json keeps them."""
         return {**asdict(self), "id": self.id}
-
-
-def require_one_protocol(rows: Iterable[Mapping[str, Any]]) -> str:
-    """The protocol id that all rows of a quality table share.
-
-    Raises:
-        ValueError: there is no row, or the rows were measured in different ways and so never share a table.
-    """
-    ids = sorted({str(row["protocol"]) for row in rows})
-    if len(ids) != 1:
-        raise ValueError(f"rows of one table need one protocol id, got {', '.join(ids) or 'no row'}; evaluate alike")
-    return ids[0]
