@@ -6,10 +6,11 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from fewstep.sweeps.search import Search, ask, chosen, opened_study, tell
-from fewstep.sweeps.space import Choices, Dimension, Range, space_of
+from fewstep.sweeps.space import Dimension, space_of
 from fewstep.sweeps.status import Objective
 
 pytest.importorskip("optuna")
+from optuna.distributions import FloatDistribution, IntDistribution
 
 
 def space(*overrides: str) -> dict[str, Dimension]:
@@ -19,12 +20,12 @@ def space(*overrides: str) -> dict[str, Dimension]:
 @pytest.mark.parametrize(
     ("text", "own"),
     [
-        ("tag(log, interval(1e-4, 1e-2))", Range(1e-4, 1e-2, log=True)),
-        ("interval(0.0, 1.0)", Range(0.0, 1.0)),
-        ("int(interval(1, 8))", Range(1, 8)),
-        ("range(1, 9, 2)", Range(1, 7, step=2)),
-        ("choice(snr, truncated_snr)", Choices(("snr", "truncated_snr"))),
-        ("a,b", Choices(("a", "b"))),
+        ("tag(log, interval(1e-4, 1e-2))", FloatDistribution(1e-4, 1e-2, log=True)),
+        ("interval(0.0, 1.0)", FloatDistribution(0.0, 1.0)),
+        ("int(interval(1, 8))", IntDistribution(1, 8)),
+        ("range(1, 9, 2)", IntDistribution(1, 7, step=2)),
+        ("choice(snr, truncated_snr)", ("snr", "truncated_snr")),
+        ("a,b", ("a", "b")),
     ],
 )
 def test_hydras_sweep_syntax_says_what_is_searched(text: str, own: Dimension):
@@ -44,12 +45,15 @@ def test_a_search_goes_on_where_it_was_and_finds_the_best(tmp_path: Path):
     def figure(values: dict[str, str]) -> float:
         return (float(values["x"]) - 1) ** 2 + int(values["n"]) + (values["kind"] == "b")
 
-    first = ask(opened_study(tmp_path, Objective(), 0), own, search)  # and then it is killed
+    def values_of(trials: list) -> list[tuple[int, dict[str, str]]]:
+        return [(trial.number, chosen(trial, own)) for trial in trials]
+
+    first = values_of(ask(opened_study(tmp_path, Objective(), 0), own, search))  # and then it is killed
     tried = []
     while asked := ask(study := opened_study(tmp_path, Objective(), 0), own, search):
-        for number, values in asked:
-            tried.append((number, values))
-            tell(study, number, None if number == 3 else figure(values))
+        tried += values_of(asked)
+        for trial in asked:
+            tell(study, trial, None if trial.number == 3 else figure(chosen(trial, own)))
     assert tried[:2] == first
     assert [number for number, _ in tried] == list(range(24))
     assert figure(chosen(study.best_trial, own)) == min(figure(values) for number, values in tried if number != 3)

@@ -10,10 +10,11 @@ import yaml
 from running import Commands
 
 from fewstep.tracking import names
+
+pytest.importorskip("wandb_workspaces", reason="pip install 'fewstep[workspace]'")
 from fewstep.tracking.workspace import as_json, key_in_run, workspace
 
 pytest_plugins = ("running",)
-pytest.importorskip("wandb_workspaces", reason="pip install 'fewstep[workspace]'")
 QUESTIONS = ["Is it training?", "Which w?", "Which steps?", "What did it cost?"]
 LOGGED = {value for name, value in vars(names).items() if name.isupper() and isinstance(value, str)}
 LOGGED |= {name(statistic) for name in (names.drift_of, names.of_samples) for statistic in names.SAMPLE_STATISTICS}

@@ -54,12 +54,10 @@ class SweepOverrides:
         """
         fixed: dict[str, str] = {}
         swept: dict[str, tuple[str, ...]] = {}
-        for override in overrides:
-            key, text = override.get_key_element(), override.input_line or ""
+        for key, override in last_of_each_key(overrides).items():
+            text = override.input_line or ""
             if key.lstrip("+~").partition("@")[0] in NOT_OF_THE_JOB:
                 continue
-            fixed.pop(key, None)
-            swept.pop(key, None)
             if not override.is_sweep_override():
                 fixed[key] = text
             elif not override.is_discrete_sweep():
@@ -96,6 +94,15 @@ class SweepOverrides:
         """Of what is fixed and is part of the experiment; empty where nothing is."""
         counted = [text for key, text in self.fixed.items() if key not in NOT_OF_THE_FOLDER]
         return digest(sorted(counted)) if counted else ""
+
+
+def last_of_each_key(overrides: Iterable[Override]) -> dict[str, Override]:
+    """The override that counts of each key, in their order."""
+    last: dict[str, Override] = {}
+    for override in overrides:
+        last.pop(override.get_key_element(), None)
+        last[override.get_key_element()] = override
+    return last
 
 
 def value_of(override: str) -> str:

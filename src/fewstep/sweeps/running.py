@@ -1,12 +1,11 @@
 """Launch what a sweep lacks, parents before their children; a job that fails ends nothing but itself."""
 
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future
-from concurrent.futures import wait as wait_for
 from dataclasses import dataclass
 from enum import Enum
+from multiprocessing.pool import ThreadPool
+from queue import SimpleQueue
 from typing import Any
 
 from rich.console import Console
@@ -54,18 +53,28 @@ class Sweep:
 
         submitit's launcher gives the results of one call together, and none if one of its jobs was killed.
         """
-        running: dict[Future[Result], tuple[JobState, float]] = {}
-        while True:
-            waiting = [state for state in self.ready() if not any(state is other for other, _ in running.values())]
-            for state in waiting[: at_once - len(running)]:
-                running[in_thread(launch, state)] = state, time.monotonic()
-            if not running:
-                return
-            for future in wait_for(running, return_when=FIRST_COMPLETED).done:
-                state, start = running.pop(future)
-                error = future.exception()
-                result = {"status": 1, "message": str(error)} if error else future.result()
-                self.finish(state, result, time.monotonic() - start)
+        ended: SimpleQueue[tuple[JobState, Result, float]] = SimpleQueue()
+
+        def wait_for(state: JobState) -> None:
+            start = time.monotonic()
+            try:
+                (result,) = launch([state])
+            except Exception as error:
+                result = {"status": 1, "message": str(error)}
+            ended.put((state, result, time.monotonic() - start))
+
+        running: list[str] = []
+        with ThreadPool(at_once) as pool:  # unlike an executor, it does not keep a stopped program from ending
+            while True:
+                for state in self.ready():
+                    if state.job.name not in running:
+                        running.append(state.job.name)
+                        pool.apply_async(wait_for, (state,))
+                if not running:
+                    return
+                state, result, seconds = ended.get()
+                running.remove(state.job.name)
+                self.finish(state, result, seconds)
 
     def ready(self) -> list[JobState]:
         """What can begin: its parent is done. What waits for a failed one is skipped."""
@@ -106,17 +115,3 @@ class Sweep:
             figure = "" if state.figure is None else f"{state.figure:.4g}"
             table.add_row(state.job.name, state.state, figure, state.message)
         Console(soft_wrap=True, highlight=False, markup=False).print(table)
-
-
-def in_thread(launch: Launch, state: JobState) -> Future[Result]:
-    """A job's result, when it is there. Unlike an executor's, the thread does not keep the program from ending."""
-    future: Future[Result] = Future()
-
-    def call() -> None:
-        try:
-            future.set_result(launch([state])[0])
-        except Exception as error:
-            future.set_exception(error)
-
-    threading.Thread(target=call, daemon=True).start()
-    return future

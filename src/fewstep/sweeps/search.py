@@ -7,19 +7,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fewstep.runs.config import Settings
-from fewstep.runs.overrides import is_installed
 from fewstep.sweeps.context import SweepContext
 from fewstep.sweeps.grid import about, count_of, show_jobs
 from fewstep.sweeps.jobs import Job, SweepOverrides, name_of, shortened
 from fewstep.sweeps.running import Sweep
 from fewstep.sweeps.shared import from_parent, method_in, own_stages, prefix_keys, with_shared_trainings
-from fewstep.sweeps.space import Choices, Dimension, Range, space_of, texts
+from fewstep.sweeps.space import Dimension, require_optuna, space_of, text_of, texts
 from fewstep.sweeps.status import FAILED, JobState, Objective
 from fewstep.sweeps.sweep import describe, locked_sweep
 
 if TYPE_CHECKING:
     from optuna import Study
-    from optuna.distributions import BaseDistribution
     from optuna.trial import FrozenTrial, Trial
 
 JOURNAL = "search.journal"
@@ -47,8 +45,7 @@ def sweep_search(context: SweepContext, arguments: Sequence[str], search: Search
         ValueError: Optuna is not installed, nothing is searched, or a job's settings cannot be.
         SystemExit: with status 1: no trial has a figure.
     """
-    if not is_installed("optuna"):
-        raise ValueError("sweeper=optuna needs a package that is not installed; pip install 'fewstep[search]' has it")
+    require_optuna()
     overrides, space = space_of(context.parse(arguments))
     if not space:
         raise ValueError("a search needs something to search, like stage.guidance.w_max=interval(2, 8)")
@@ -69,45 +66,41 @@ def sweep_search(context: SweepContext, arguments: Sequence[str], search: Search
         sweep = Sweep([context.state_of(job) for job in shared], context.objective)
         context.run(sweep, folder)
         if not sweep.failures:
-            run_trials(context, Trials(overrides, space, folder, trainings), sweep, search)
+            run_trials(context, search, sweep, overrides, space, trainings)
         sweep.show()
     if not any(state.figure is not None for state in sweep.states):
         print("no trial has a figure; the same line goes on", flush=True)
         sys.exit(1)
 
 
-@dataclass(frozen=True)
-class Trials:
-    """What all trials of a search have in common.
+def run_trials(
+    context: SweepContext,
+    search: Search,
+    sweep: Sweep,
+    overrides: SweepOverrides,
+    space: Mapping[str, Dimension],
+    trainings: Mapping[str, Job],
+) -> None:
+    """Ask Optuna for values, run them and tell it their figures, until there are as many trials as asked for.
 
-    Attributes:
-        overrides: the fixed ones. trainings: shared, by key; see `with_shared_trainings`.
+    Args:
+        overrides: the fixed ones. trainings: shared by all trials, by key; see `with_shared_trainings`.
     """
+    folder = context.folder(overrides)
 
-    overrides: SweepOverrides
-    space: Mapping[str, Dimension]
-    folder: Path
-    trainings: Mapping[str, Job]
+    def state_of(trial: "Trial | FrozenTrial") -> JobState:
+        job, settings = context.placed(job_of(f"trial={trial.number}", overrides, chosen(trial, space)), folder)
+        return context.state_of(from_parent(job, settings, prefix_keys(settings), trainings))
 
-    def state(self, context: SweepContext, number: int, values: Mapping[str, str]) -> JobState:
-        """How a trial stands before it is launched, its settings checked."""
-        job, settings = context.placed(job_of(f"trial={number}", self.overrides, values), self.folder)
-        return context.state_of(from_parent(job, settings, prefix_keys(settings), self.trainings))
-
-
-def run_trials(context: SweepContext, trials: Trials, sweep: Sweep, search: Search) -> None:
-    """Ask Optuna for values, run them and tell it their figures, until there are as many trials as asked for."""
-    study = opened_study(trials.folder, context.objective, search.seed)
-    for number, values in finished_trials(study, trials.space):
-        sweep.states.append(trials.state(context, number, values))
-    while batch := ask(study, trials.space, search):
-        states = [trials.state(context, number, values) for number, values in batch]
+    study = opened_study(folder, context.objective, search.seed)
+    sweep.states.extend(map(state_of, trials_of(study, "COMPLETE")))
+    while batch := ask(study, space, search):
+        states = [state_of(trial) for trial in batch]
         sweep.states.extend(states)
-        jobs = [state.job for state in sweep.states]
-        describe(trials.folder, about(context, trials.overrides, jobs))
-        context.run(sweep, trials.folder)
-        for (number, _), state in zip(batch, states, strict=True):
-            tell(study, number, None if state.state == FAILED else state.figure)
+        describe(folder, about(context, overrides, [state.job for state in sweep.states]))
+        context.run(sweep, folder)
+        for trial, state in zip(batch, states, strict=True):
+            tell(study, trial, None if state.state == FAILED else state.figure)
 
 
 def require_figure(settings: Settings, objective: Objective) -> None:
@@ -147,48 +140,33 @@ def opened_study(folder: Path, objective: Objective, seed: int) -> "Study":
     return study
 
 
-def ask(study: "Study", space: Mapping[str, Dimension], search: Search) -> list[tuple[int, dict[str, str]]]:
-    """The next trials: those that an earlier start left unfinished, then new ones, as many as still belong to it."""
+def trials_of(study: "Study", state: str) -> list["FrozenTrial"]:
+    """The trials in one of Optuna's states."""
     from optuna.trial import TrialState
 
-    begun = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+    return study.get_trials(deepcopy=False, states=(TrialState[state],))
+
+
+def ask(study: "Study", space: Mapping[str, Dimension], search: Search) -> list["Trial | FrozenTrial"]:
+    """The next trials: those that an earlier start left unfinished, then new ones, as many as still belong to it."""
+    from optuna.distributions import BaseDistribution, CategoricalDistribution
+
+    begun = trials_of(study, "RUNNING")
     ended = len(study.get_trials(deepcopy=False)) - len(begun)
     count = max(0, min(search.at_once, search.trials - ended))
-    known = [(trial.number, chosen(trial, space)) for trial in begun[:count]]
-    distributions = {key: distribution(own) for key, own in space.items()}
-    fresh = [study.ask(distributions) for _ in range(count - len(known))]
-    return [*known, *((trial.number, chosen(trial, space)) for trial in fresh)]
+    distributions: dict[str, BaseDistribution] = {
+        key: CategoricalDistribution(own) if isinstance(own, tuple) else own for key, own in space.items()
+    }
+    return [*begun[:count], *(study.ask(distributions) for _ in range(count - len(begun)))]
 
 
-def finished_trials(study: "Study", space: Mapping[str, Dimension]) -> list[tuple[int, dict[str, str]]]:
-    """The trials of earlier starts that have a figure."""
-    from optuna.trial import TrialState
-
-    done = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    return [(trial.number, chosen(trial, space)) for trial in done]
-
-
-def tell(study: "Study", number: int, figure: float | None) -> None:
+def tell(study: "Study", trial: "Trial | FrozenTrial", figure: float | None) -> None:
     """Give Optuna a trial's figure, or that it has none."""
     from optuna.trial import TrialState
 
-    study.tell(number, figure, state=TrialState.FAIL if figure is None else TrialState.COMPLETE)
+    study.tell(trial.number, figure, state=TrialState.FAIL if figure is None else TrialState.COMPLETE)
 
 
 def chosen(trial: "Trial | FrozenTrial", space: Mapping[str, Dimension]) -> dict[str, str]:
     """A trial's values as overrides have them."""
-    return {
-        key: own.text(trial.params[key]) if isinstance(own, Range) else str(trial.params[key])
-        for key, own in space.items()
-    }
-
-
-def distribution(own: Dimension) -> "BaseDistribution":
-    """Optuna's own word for a range or choices."""
-    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
-
-    if isinstance(own, Choices):
-        return CategoricalDistribution(own.values)
-    if own.is_whole:
-        return IntDistribution(int(own.low), int(own.high), log=own.log, step=int(own.step or 1))
-    return FloatDistribution(own.low, own.high, log=own.log, step=own.step)
+    return {key: text_of(trial.params[key]) for key in space}

@@ -7,7 +7,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from fewstep.runs.overrides import conf_folder, preset_overrides
-from fewstep.sweeps.space import Choices, Dimension, space_of
+from fewstep.sweeps.space import Dimension, space_of
 from fewstep.sweeps.status import Objective
 from fewstep.tracking.names import quality_of
 
@@ -45,11 +45,12 @@ def wandb_sweep(preset: str, overrides: Sequence[str], program: str) -> dict[str
 
 def parameter(dimension: Dimension) -> dict[str, Any]:
     """A dimension in W&B's words."""
-    if isinstance(dimension, Choices):
-        return {"values": [as_number(value) for value in dimension.values]}
-    if dimension.step is not None:
+    if isinstance(dimension, tuple):
+        return {"values": [as_number(value) for value in dimension]}
+    is_whole = isinstance(dimension.low, int)
+    if dimension.step not in (None, 1 if is_whole else None):
         return {"distribution": "q_uniform", "min": dimension.low, "max": dimension.high, "q": dimension.step}
-    kind = "log_uniform_values" if dimension.log else "int_uniform" if dimension.is_whole else "uniform"
+    kind = "log_uniform_values" if dimension.log else "int_uniform" if is_whole else "uniform"
     return {"distribution": kind, "min": dimension.low, "max": dimension.high}
 
 

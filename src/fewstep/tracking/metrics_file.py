@@ -54,9 +54,10 @@ class MetricsFile(Logger):
             )
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a", newline="") as file:
+            writer = csv.DictWriter(file, COLUMNS)
             if file.tell() == 0:
-                csv.writer(file).writerow(COLUMNS)
-            csv.writer(file).writerow("" if metrics.get(c) is None else metrics[c] for c in COLUMNS)
+                writer.writeheader()
+            writer.writerow(metrics)
 
     @rank_zero_only
     def truncate(self, images: int) -> None:
@@ -66,9 +67,10 @@ class MetricsFile(Logger):
             self.path.unlink(missing_ok=True)
             return
         with atomic_write(self.path) as temporary, temporary.open("w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(COLUMNS)
-            writer.writerows(["" if c not in row else _plain(row[c]) for c in COLUMNS] for row in kept)
+            writer = csv.DictWriter(file, COLUMNS)
+            writer.writeheader()
+            # 12800.0 as 12800, so that rewriting a row does not change it
+            writer.writerows({name: int(x) if x.is_integer() else x for name, x in row.items()} for row in kept)
 
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
         """Nothing: the configuration is config.yaml."""
@@ -93,8 +95,3 @@ def _numbers(row: Mapping[str | None, Any]) -> dict[str, float] | None:
     except (TypeError, ValueError):
         return None
     return numbers if IMAGES in numbers else None
-
-
-def _plain(number: float) -> float | int:
-    """12800.0 as 12800, so that rewriting a row does not change it."""
-    return int(number) if number.is_integer() else number

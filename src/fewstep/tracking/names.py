@@ -11,7 +11,7 @@ IMAGES_PER_SECOND: Final = "train/images_per_second"  # since the row before, sn
 SAMPLE_FID: Final = "samples/fid"
 SAMPLE_INCEPTION_SCORE: Final = "samples/inception_score"
 
-COLUMNS: Final = (
+COLUMNS: Final[tuple[str, ...]] = (
     IMAGES,
     RUNG,
     LOSS,

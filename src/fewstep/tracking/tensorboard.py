@@ -1,6 +1,5 @@
 """TensorBoard: the same names, x-axis, pictures and table as W&B, in files below the run's folder."""
 
-from argparse import Namespace
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from PIL.Image import Image
 from torch.utils.tensorboard.summary import hparams
 
+from fewstep.artifacts.run_folder import flat
 from fewstep.system.files import remove
 from fewstep.tracking.names import IMAGES, LOSS, QUALITY_TABLE, SAMPLE_FID
 from fewstep.tracking.tracker import AXES, Position, Row, Tracker, students_fid
@@ -33,7 +33,9 @@ class TensorBoardRun(TensorBoardLogger, Tracker):  # pyright: ignore[reportIncom
         remove(folder / FOLDER)
         super().__init__(folder, name="", version=FOLDER, default_hp_metric=False, purge_step=0)
         self._position = Position()
-        self._config = dict(_flat(config))
+        self._config = {
+            key: value if isinstance(value, bool | int | float) else str(value) for key, value in flat(config)
+        }
         self._compared: list[str] = []  # metrics among HPARAMS
         for row in history:
             self.log_metrics(row)
@@ -46,10 +48,8 @@ class TensorBoardRun(TensorBoardLogger, Tracker):  # pyright: ignore[reportIncom
         self._compare([LOSS, SAMPLE_FID])
         for name, value in found[1].items():
             if isinstance(value, Image):
-                pixels = np.asarray(value)
-                self.experiment.add_image(
-                    name, pixels, int(metrics[IMAGES]), dataformats="HW" if pixels.ndim == 2 else "HWC"
-                )
+                pixels = np.asarray(value.convert("RGB"))
+                self.experiment.add_image(name, pixels, int(metrics[IMAGES]), dataformats="HWC")
             elif name not in AXES:
                 self.experiment.add_scalar(name, value, int(metrics[IMAGES]))
 
@@ -68,10 +68,6 @@ class TensorBoardRun(TensorBoardLogger, Tracker):  # pyright: ignore[reportIncom
         self.experiment.add_text("alerts", f"**{title}**: {text}", self._position.step)
 
     @rank_zero_only
-    def log_hyperparams(self, params: dict[str, Any] | Namespace, metrics: Any = None, step: int | None = None) -> None:
-        """Nothing: the configuration was given at the start."""
-
-    @rank_zero_only
     def finalize(self, status: str) -> None:
         """Flush; the next phase of the stage logs on."""
         self.experiment.flush()
@@ -87,15 +83,6 @@ class TensorBoardRun(TensorBoardLogger, Tracker):  # pyright: ignore[reportIncom
             self._compared = metrics
             for summary in hparams(self._config, dict.fromkeys(metrics, 0.0)):
                 self.experiment._get_file_writer().add_summary(summary)
-
-
-def _flat(settings: Mapping[str, Any], above: str = "") -> Iterable[tuple[str, bool | float | str]]:
-    """("stage.training.images", 1000), ... of nested settings, as HPARAMS can show them."""
-    for key, value in settings.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{above}{key}.")
-        else:
-            yield f"{above}{key}", value if isinstance(value, bool | int | float) else str(value)
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> str:

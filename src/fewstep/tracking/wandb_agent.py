@@ -1,35 +1,18 @@
 """Runs that an agent of W&B's own sweeps started: the run of one of the stages is the agent's."""
 
 import os
-from dataclasses import dataclass
 from functools import cache
 
 COUNTED = "evaluate"  # the stage that has the figures
 
 
-@dataclass(frozen=True)
-class AgentsRun:
-    """The run that an agent made: its id, its sweep, and the file of its parameters."""
-
-    id: str
-    sweep: str
-    parameters: str | None
-
-
 @cache
-def agents_run() -> AgentsRun | None:
-    """The run of the agent that started this process, taken out of the environment.
+def agents_run() -> dict[str, str | None]:
+    """The `run_id`, `sweep_id` and `sweep_param_path` that the agent of this process chose; empty without an agent.
 
-    W&B ignores the ids it is given as long as the environment names a sweep, and a pipeline has a run for each stage.
+    Taken out of the environment: as long as that names a sweep, W&B ignores the ids it is given, and a pipeline has a
+    run for each stage.
     """
     sweep, parameters = (os.environ.pop(name, None) for name in ("WANDB_SWEEP_ID", "WANDB_SWEEP_PARAM_PATH"))
-    if sweep is None:
-        return None
-    run = os.environ.pop("WANDB_RUN_ID", None)
-    return None if run is None else AgentsRun(run, sweep, parameters)
-
-
-def counted_run(stage: str) -> AgentsRun | None:
-    """The agent's run, if it is this stage's; None without an agent and for all other stages."""
-    agents = agents_run()
-    return agents if stage == COUNTED else None
+    run = os.environ.pop("WANDB_RUN_ID", None) if sweep else None
+    return {"run_id": run, "sweep_id": sweep, "sweep_param_path": parameters} if run else {}

@@ -2,7 +2,6 @@
 
 import os
 import re
-from argparse import Namespace
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from hashlib import sha256
@@ -19,7 +18,7 @@ from PIL.Image import Image
 
 from fewstep.tracking.names import IMAGES, QUALITY_TABLE
 from fewstep.tracking.tracker import Position, Row, Tracker, students_fid
-from fewstep.tracking.wandb_agent import counted_run
+from fewstep.tracking.wandb_agent import COUNTED, agents_run
 from fewstep.tracking.wandb_fragments import Mark, fragments_of, last_logged, remove_repeated, write_mark
 
 PROJECT = "fewstep"
@@ -90,7 +89,7 @@ class WandbRun(WandbLogger, Tracker):
     @rank_zero_only
     def log_quality(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Show the rows of quality.json as a table, and the students' FID as numbers."""
-        self.attempt(lambda: self.log_metrics(students_fid(rows) | {QUALITY_TABLE: _table(rows)}))
+        self.attempt(lambda: self.log_metrics(students_fid(rows) | {QUALITY_TABLE: table_of(rows)}))
 
     @rank_zero_only
     def alert(self, title: str, text: str) -> None:
@@ -98,19 +97,16 @@ class WandbRun(WandbLogger, Tracker):
         self.attempt(lambda: self.experiment.alert(title=title, text=text, level="WARN"))
 
     @rank_zero_only
-    def log_hyperparams(self, params: dict[str, Any] | Namespace) -> None:
-        """Nothing: the configuration was given at the start."""
-
-    @rank_zero_only
     def finish(self) -> None:
         """End the W&B run; everything is on disk, or uploaded, when this returns."""
-        self.attempt(self._finish)
-        self._failed = True
 
-    def _finish(self) -> None:
-        fragment = Path(self.experiment.dir).parent
-        self.experiment.finish()
-        write_mark(fragment, Mark(self._position.step, complete=True))
+        def end() -> None:
+            fragment = Path(self.experiment.dir).parent
+            self.experiment.finish()
+            write_mark(fragment, Mark(self._position.step, complete=True))
+
+        self.attempt(end)
+        self._failed = True
 
 
 def _as_wandb(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -120,7 +116,7 @@ def _as_wandb(row: Mapping[str, Any]) -> dict[str, Any]:
     return {name: wandb.Image(value) if isinstance(value, Image) else value for name, value in row.items()}
 
 
-def _table(rows: Sequence[Mapping[str, Any]]) -> Any:
+def table_of(rows: Sequence[Mapping[str, Any]]) -> Any:
     """Rows as W&B's table."""
     import wandb
 
@@ -186,11 +182,13 @@ def _initialised(folder: Path, *, group: str, job_type: str, config: Mapping[str
     """W&B's own run, the same one for the same folder."""
     import wandb
 
-    agents = counted_run(job_type)
+    agents = agents_run()  # asked for in every stage: it clears the environment
+    if job_type != COUNTED:
+        agents = {}
     run = wandb.init(
         project=os.environ.get("WANDB_PROJECT", PROJECT),
         dir=str(folder),
-        id=agents.id if agents else run_id(folder),
+        id=agents.get("run_id") or run_id(folder),
         name="/".join(folder.resolve().parts[-3:]),
         group=group,
         job_type=job_type,
@@ -201,8 +199,8 @@ def _initialised(folder: Path, *, group: str, job_type: str, config: Mapping[str
         settings=wandb.Settings(
             console="off",
             silent=True,
-            sweep_id=agents and agents.sweep,
-            sweep_param_path=agents and agents.parameters,
+            sweep_id=agents.get("sweep_id"),
+            sweep_param_path=agents.get("sweep_param_path"),
             init_timeout=INIT_SECONDS,
             finish_timeout=FINISH_SECONDS,
             finish_timeout_raises=True,

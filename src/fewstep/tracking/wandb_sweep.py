@@ -1,11 +1,10 @@
 """A sweep's table in Weights & Biases."""
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fewstep.tracking.wandb_run import PROJECT, logged_in, run_id
+from fewstep.tracking.wandb_run import start_wandb, table_of
 
 
 def upload(folder: Path, rows: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) -> str:
@@ -14,23 +13,11 @@ def upload(folder: Path, rows: Sequence[Mapping[str, Any]], summary: Mapping[str
     Returns:
         a line that says where it is.
     """
-    import wandb
-
-    mode = None if "WANDB_MODE" in os.environ or logged_in() else "offline"
-    run = wandb.init(
-        project=os.environ.get("WANDB_PROJECT", PROJECT),
-        dir=str(folder),
-        id=run_id(folder),
-        name=folder.name,
-        group=folder.name,
-        job_type="sweep",
-        mode=mode,
-        resume="allow",
-        settings=wandb.Settings(console="off", silent=True),
-    )
-    columns: list[str | int] = list(rows[0])
-    run.log({"sweep": wandb.Table(columns=columns, data=[[row[str(column)] for column in columns] for row in rows])})
-    run.summary.update(dict(summary))
-    place = run.url or f"{folder / 'wandb'}, which `wandb sync` uploads"
+    run = start_wandb(folder, group=folder.name, job_type="sweep", config={})
+    if run is None:
+        return "W&B: no run was made"
+    run.experiment.log({"sweep": table_of(rows)})
+    run.experiment.summary.update(dict(summary))
+    place = run.experiment.url or f"{folder / 'wandb'}, which `wandb sync` uploads"
     run.finish()
     return f"W&B: {place}"

@@ -3,31 +3,16 @@
 import json
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from fewstep.tracking.names import (
-    ALARMS,
-    GAP,
-    GRADIENT_NORM,
-    IMAGES,
-    IMAGES_PER_SECOND,
-    LEARNING_RATE,
-    LOSS,
-    QUALITY_TABLE,
-    SAMPLE_FID,
-    SAMPLE_GRID,
-    SAMPLE_INCEPTION_SCORE,
-    SAMPLE_STATISTICS,
-    drift_of,
-    gap_at,
-    gradient_norm_of,
-    step_error_at,
-)
-from fewstep.tracking.wandb_run import PROJECT, logged_in
+import wandb_workspaces.expr as expr
+import wandb_workspaces.reports.v2 as wr
+import wandb_workspaces.workspaces as ws
+from wandb_workspaces.reports.v2.interface import ParallelCoordinatesPlotColumn
 
-if TYPE_CHECKING:
-    import wandb_workspaces.workspaces as ws
-    from wandb_workspaces.reports.v2 import CustomChart, LinePlot
+from fewstep.tracking import names
+from fewstep.tracking.names import IMAGES, SAMPLE_FID
+from fewstep.tracking.wandb_run import PROJECT, in_one_line, logged_in
 
 NAME = "fewstep"
 STAGE_GROUPS = ("training", "student")  # groups of settings inside a stage; any other group of `stage` is a stage
@@ -36,23 +21,20 @@ SCATTER, LINES = "wandb/scatter/v0", "wandb/line/v0"  # W&B's own charts of a ta
 
 def workspace(
     project: str, entity: str, *, sweep: str | None, outputs: str | None, swept: Sequence[str]
-) -> "ws.Workspace":
+) -> ws.Workspace:
     """A workspace that is not saved yet.
 
     Args:
         sweep: id of a W&B sweep; only its runs are shown. outputs: the same for the folder of a local sweep.
         swept: what differs between the runs, as keys of their settings.
     """
-    import wandb_workspaces.expr as expr
-    import wandb_workspaces.workspaces as ws
-
     filters = []
     if sweep is not None:
         filters.append(expr.Metric("Sweep") == sweep)
     if outputs is not None:
         filters.append(expr.Config("outputs") == outputs)
     sections = [is_it_training(), which_w(), which_steps(), what_did_it_cost()]
-    if sweep is not None or outputs is not None:
+    if filters:
         sections.insert(0, which_setting(swept))
     return ws.Workspace(
         entity=entity,
@@ -67,65 +49,58 @@ def workspace(
     )
 
 
-def is_it_training() -> "ws.Section":
+def is_it_training() -> ws.Section:
     """The loss, and figures that compare where losses do not."""
-    import wandb_workspaces.reports.v2 as wr
-
-    drifts = [over_images(f"{name} drift", drift_of(name)) for name in SAMPLE_STATISTICS]
+    drifts = [over_images(f"{name} drift", names.drift_of(name)) for name in names.SAMPLE_STATISTICS]
     return section(
         "Is it training?",
-        over_images("loss", LOSS, log_y=True),
-        over_images("gap to the teacher (0: a perfect student)", GAP, log_y=True),
-        over_images("alarms", ALARMS),
-        wr.MediaBrowser(title="samples, the same noise each time", media_keys=[SAMPLE_GRID], num_columns=3),
-        over_images("gradient norm", GRADIENT_NORM, log_y=True),
-        family("gradient norm by part", gradient_norm_of("")),
+        over_images("loss", names.LOSS, log_y=True),
+        over_images("gap to the teacher (0: a perfect student)", names.GAP, log_y=True),
+        over_images("alarms", names.ALARMS),
+        wr.MediaBrowser(title="samples, the same noise each time", media_keys=[names.SAMPLE_GRID], num_columns=3),
+        over_images("gradient norm", names.GRADIENT_NORM, log_y=True),
+        family("gradient norm by part", names.gradient_norm_of("")),
         *drifts,
-        over_images("learning rate", LEARNING_RATE),
+        over_images("learning rate", names.LEARNING_RATE),
     )
 
 
-def which_w() -> "ws.Section":
+def which_w() -> ws.Section:
     """Quality by guidance weight."""
     return section(
         "Which w?",
         of_table("quality over w", LINES, "w", "fid", "steps"),
         of_table("inception score over w", LINES, "w", "inception_score", "steps"),
-        family("gap to the teacher by w", gap_at("w", 0, 0).rpartition("/")[0] + "/"),
+        family("gap to the teacher by w", names.gap_at("w", 0, 0).rpartition("/")[0] + "/"),
     )
 
 
-def which_steps() -> "ws.Section":
+def which_steps() -> ws.Section:
     """Quality by number of steps, and where on the path errors arise."""
     return section(
         "Which steps?",
         of_table("quality over steps", LINES, "steps", "fid", "model"),
-        family("error of one student step, by t", step_error_at(0).rpartition("=")[0] + "="),
-        family("gap to the teacher by t", gap_at("t", 0, 0).rpartition("/")[0] + "/"),
+        family("error of one student step, by t", names.step_error_at(0).rpartition("=")[0] + "="),
+        family("gap to the teacher by t", names.gap_at("t", 0, 0).rpartition("/")[0] + "/"),
         over_images("FID of the snapshots", SAMPLE_FID, log_y=True),
-        over_images("inception score of the snapshots", SAMPLE_INCEPTION_SCORE),
+        over_images("inception score of the snapshots", names.SAMPLE_INCEPTION_SCORE),
     )
 
 
-def what_did_it_cost() -> "ws.Section":
+def what_did_it_cost() -> ws.Section:
     """Evaluations an image, and the cost of training."""
-    import wandb_workspaces.reports.v2 as wr
-
     return section(
         "What did it cost?",
-        of_table("quality over evaluations an image", SCATTER, "nfe", "fid", "model"),
-        of_table("images per second over evaluations", SCATTER, "nfe", "images_per_second", "model"),
-        over_images("images per second of training", IMAGES_PER_SECOND),
+        of_table("quality over evaluations an image", SCATTER, "nfe", "fid"),
+        of_table("images per second over evaluations", SCATTER, "nfe", "images_per_second"),
+        over_images("images per second of training", names.IMAGES_PER_SECOND),
         wr.BarPlot(title="images seen", metrics=[IMAGES], groupby="JobType", groupby_aggfunc="sum"),
         wr.BarPlot(title="seconds of each stage", metrics=["RelativeTime(Process)"], groupby="JobType"),
     )
 
 
-def which_setting(swept: Sequence[str]) -> "ws.Section":
+def which_setting(swept: Sequence[str]) -> ws.Section:
     """The settings in which a sweep's runs differ, beside their figures."""
-    import wandb_workspaces.reports.v2 as wr
-    from wandb_workspaces.reports.v2.interface import ParallelCoordinatesPlotColumn
-
     columns = [ParallelCoordinatesPlotColumn(metric=wr.Config(key_in_run(key))) for key in swept]
     last = ParallelCoordinatesPlotColumn(metric=wr.SummaryMetric(SAMPLE_FID), log=True)
     return section(
@@ -144,41 +119,32 @@ def key_in_run(key: str) -> str:
     return f"{group}.{inner}" if group == "stage" and inner and stage not in STAGE_GROUPS else key.lstrip("+~")
 
 
-def section(name: str, *panels: Any) -> "ws.Section":
-    import wandb_workspaces.workspaces as ws
-
-    return ws.Section(
-        name=name, panels=list(panels), is_open=True, layout_settings=ws.SectionLayoutSettings(columns=3, rows=4)
-    )
+def section(name: str, *panels: Any) -> ws.Section:
+    layout = ws.SectionLayoutSettings(columns=3, rows=4)
+    return ws.Section(name=name, panels=list(panels), is_open=True, layout_settings=layout)
 
 
-def over_images(title: str, metric: str, *, log_y: bool = False) -> "LinePlot":
+def over_images(title: str, metric: str, *, log_y: bool = False) -> wr.LinePlot:
     """A metric over the images seen."""
-    import wandb_workspaces.reports.v2 as wr
-
     return wr.LinePlot(title=title, x=IMAGES, y=[metric], title_x="images", log_y=log_y or None)
 
 
-def family(title: str, prefix: str) -> "LinePlot":
+def family(title: str, prefix: str) -> wr.LinePlot:
     """All metrics of a prefix, over the images seen."""
-    import wandb_workspaces.reports.v2 as wr
-
     return wr.LinePlot(title=title, x=IMAGES, metric_regex=f"{prefix}.*", title_x="images")
 
 
-def of_table(title: str, chart: str, x: str, y: str, stroke: str) -> "CustomChart":
-    """Two columns of the quality table against each other."""
-    import wandb_workspaces.reports.v2 as wr
-
+def of_table(title: str, chart: str, x: str, y: str, stroke: str | None = None) -> wr.CustomChart:
+    """Two columns of the quality table against each other; a line for each value of `stroke`."""
     return wr.CustomChart(
-        query={"summaryTable": {"tableKey": QUALITY_TABLE}},
+        query={"summaryTable": {"tableKey": names.QUALITY_TABLE}},
         chart_name=chart,
-        chart_fields={"x": x, "y": y, "stroke": stroke} if chart == LINES else {"x": x, "y": y},
+        chart_fields={"x": x, "y": y} | ({} if stroke is None else {"stroke": stroke}),
         chart_strings={"title": title},
     )
 
 
-def as_json(made: "ws.Workspace") -> str:
+def as_json(made: ws.Workspace) -> str:
     """The workspace as W&B would get it."""
     view = made._to_model()
     about = {"entity": view.entity, "project": view.project, "name": view.display_name}
@@ -186,7 +152,7 @@ def as_json(made: "ws.Workspace") -> str:
     return json.dumps(about | {"spec": spec}, indent=1)
 
 
-def save(made: "ws.Workspace") -> str:
+def save(made: ws.Workspace) -> str:
     """Save it in W&B and return its address.
 
     Raises:
@@ -200,8 +166,9 @@ def save(made: "ws.Workspace") -> str:
         made.entity = made.entity or str(wandb.Api(timeout=20).default_entity)
         return made.save().url
     except Exception as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise ValueError(f"W&B did not take the workspace ({reason}); check the key, --entity and --project") from error
+        raise ValueError(
+            f"W&B did not take the workspace ({in_one_line(error)}); check the key, --entity and --project"
+        ) from error
 
 
 def default_project() -> tuple[str, str]:
