@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fewstep.data.batches import Batch, Batches, Data, ImagesInMemory, from_uint8
+from fewstep.data.batches import Batch, Data, ImagesInMemory, from_uint8
 from fewstep.data.digits import DigitsData, load_digits_split
 from fewstep.data.mixture import MixtureData, ring_mixture
 
@@ -68,18 +68,6 @@ def test_streams_differ(make: type[Data]) -> None:
 def test_an_empty_batch_is_refused(make: type[Data], batch_size: int) -> None:
     with pytest.raises(ValueError, match=f"batch_size must be at least 1, got {batch_size}"):
         make(batch_size=batch_size)
-
-
-def test_batches_go_from_start_to_stop() -> None:
-    steps: list[int] = []
-    data = numbered()
-
-    def batch(step: int) -> Batch:
-        steps.append(step)
-        return data.batch(step)
-
-    assert len(list(Batches(batch, 3, 7))) == 4
-    assert steps == [3, 4, 5, 6]
 
 
 def test_the_loader_resumes_at_the_trainers_step() -> None:

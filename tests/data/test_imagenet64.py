@@ -103,9 +103,9 @@ def converted(monkeypatch) -> list[str]:
     """Names of the parts that are converted from now on."""
     names, write = [], cache.write_part
 
-    def noted(folder, part, progress, task):
+    def noted(folder, part, advance):
         names.append(part.name)
-        return write(folder, part, progress, task)
+        return write(folder, part, advance)
 
     monkeypatch.setattr(cache, "write_part", noted)
     return names

@@ -1,7 +1,7 @@
 """Training batches as a pure function of (seed, step), so that the step is the only state of a data set."""
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple, Protocol
 
 import lightning
@@ -19,16 +19,6 @@ from fewstep.system.seeds import seed_for
 class Batch(NamedTuple):
     x: Float[Tensor, "batch *shape"]
     label: Condition
-
-
-class Batches:
-    """`batch(step)` for step = start, ..., stop - 1."""
-
-    def __init__(self, batch: Callable[[int], Batch], start: int, stop: int) -> None:
-        self.batch, self.start, self.stop = batch, start, stop
-
-    def __iter__(self) -> Iterator[Batch]:
-        return map(self.batch, range(self.start, self.stop))
 
 
 class Data(lightning.LightningDataModule):
@@ -104,10 +94,10 @@ class Data(lightning.LightningDataModule):
         """Examples to look at, in the range of `facts.pixels`."""
         return self.batch(0)
 
-    def train_dataloader(self) -> Iterable[Batch]:
+    def train_dataloader(self) -> Iterator[Batch]:
         # Called after a resumed run has restored its step, so the first batch is the next one.
         assert self.trainer is not None
-        return Batches(self.rows, self.trainer.global_step, int(self.trainer.max_steps))
+        return map(self.rows, range(self.trainer.global_step, int(self.trainer.max_steps)))
 
 
 def check_examples(facts: DataFacts, name: str, examples: Batch) -> list[str]:

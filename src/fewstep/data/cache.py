@@ -7,7 +7,6 @@ the manifest after all records, so an interrupted conversion resumes with the mi
 
 import hashlib
 import json
-import mmap
 import re
 import warnings
 from collections import Counter
@@ -22,8 +21,8 @@ import torch
 from filelock import FileLock
 from jaxtyping import Int, UInt8
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from torch import Tensor
 
+from fewstep.data.mapped import MappedRows
 from fewstep.data.split import Examples
 from fewstep.system.files import atomic_write, write_json
 
@@ -31,8 +30,6 @@ FORMAT = 2
 MANIFEST = "manifest.json"
 RECORD = {"key", "count", "sha256", "skipped", "converted", "labels"}
 PART_BYTES = 2**29  # of images in a part, where the source has none: the most that an interruption costs
-RELEASE_BYTES = 2**27  # after reading about so many, mapped pages are released to the system
-FAULT_BYTES = 2**16  # that the system maps around each read
 
 
 class Chunk(NamedTuple):
@@ -77,46 +74,6 @@ class Source:
         return hashlib.sha256(json.dumps([FORMAT, keys, self.shape, list(self.classes)]).encode()).hexdigest()
 
 
-class MappedImages:
-    """The images of several memory-mapped files, indexed as one array.
-
-    Pages that were read are released now and then, so that the resident memory of a long training stays bounded; the
-    system's page cache keeps what it has room for.
-    """
-
-    def __init__(self, files: Sequence[tuple[Path, int]], shape: Sequence[int]) -> None:
-        self.shape = tuple(shape)
-        self._maps, self._arrays, starts = [], [], [0]
-        for path, count in files:
-            if not count:
-                continue
-            with path.open("rb") as file:
-                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            mapped.madvise(mmap.MADV_RANDOM)  # no read-ahead
-            self._maps.append(mapped)
-            self._arrays.append(np.frombuffer(mapped, np.uint8).reshape(count, *self.shape))
-            starts.append(starts[-1] + count)
-        self._starts = np.array(starts)
-        self._mapped = 0
-
-    def __len__(self) -> int:
-        return int(self._starts[-1])
-
-    def __getitem__(self, index: Int[Tensor, "batch"]) -> UInt8[Tensor, "batch channels height width"]:
-        numbers = index.numpy()
-        parts = np.searchsorted(self._starts, numbers, side="right") - 1
-        rows = numbers - self._starts[parts]
-        images = np.empty((len(numbers), *self.shape), np.uint8)
-        for image, part, row in zip(images, parts.tolist(), rows.tolist(), strict=True):
-            image[...] = self._arrays[part][row]
-        self._mapped += len(numbers) * (prod(self.shape) + FAULT_BYTES)
-        if self._mapped > RELEASE_BYTES:
-            for mapped in self._maps:
-                mapped.madvise(mmap.MADV_DONTNEED)
-            self._mapped = 0
-        return torch.from_numpy(images)
-
-
 class Cache:
     """A finished cache folder.
 
@@ -149,9 +106,29 @@ class Cache:
     def examples(self, split: str) -> Examples:
         """Images and labels of a split; empty if there is no such split."""
         parts = self._splits.get(split, [])
-        files = [(self.folder / f"{name}.images", record["count"]) for name, record in parts]
-        labels = [torch.tensor(record["labels"], dtype=torch.int64) for _, record in parts]
-        return Examples(MappedImages(files, self.shape), torch.cat([torch.zeros(0, dtype=torch.int64), *labels]))
+        labels = torch.tensor([label for _, record in parts for label in record["labels"]], dtype=torch.int64)
+        arrays = [
+            np.memmap(self.folder / f"{name}.images", np.uint8, "r", shape=(record["count"], *self.shape))
+            for name, record in parts
+            if record["count"]
+        ]
+        return Examples(MappedRows(arrays) if arrays else torch.empty(0, *self.shape, dtype=torch.uint8), labels)
+
+    @property
+    def conversions(self) -> str:
+        """The number of images that became RGB, in all and by mode, in words."""
+        modes = ", ".join(f"{count:,} {mode}" for mode, count in sorted(self.converted.items()))
+        total = self.converted.total()
+        return f"{total:,} images of other modes ({modes})" if total else "no image of another mode"
+
+    def warn(self) -> None:
+        """Warn of images that were left out or converted."""
+        if self.skipped:
+            warnings.warn(
+                f"{len(self.skipped)} damaged images were left out; {self.folder}/*.json name them", stacklevel=3
+            )
+        if self.converted:
+            warnings.warn(f"{self.conversions} became RGB", stacklevel=3)
 
     def verify(self) -> list[str]:
         """Verify the checksum of every part; return a line with their number.
@@ -184,6 +161,7 @@ def cached(folder: Path, source: Source | None) -> Cache:
         with FileLock(folder / ".lock"):  # a second process waits, and finds it done
             if stored_key(folder) != source.key:
                 convert(folder, source)
+                Cache(folder).warn()
     return Cache(folder)
 
 
@@ -215,16 +193,10 @@ def convert(folder: Path, source: Source) -> None:
     columns = (TextColumn("convert"), BarColumn(), MofNCompleteColumn(), TextColumn("images"), TimeRemainingColumn())
     with Progress(*columns) as progress:
         task = progress.add_task("", total=sum(part.count for part in parts))
-        skipped, converted = 0, Counter[str]()
-        for part in parts:
-            record = valid_record(folder, part, source.shape) or write_part(folder, part, progress, task)
-            skipped += len(record["skipped"])
-            converted.update(record["converted"])
-            progress.update(task, completed=sum(p.count for p in parts[: parts.index(part) + 1]))
-    if skipped:
-        warnings.warn(f"{skipped} damaged images were left out; {folder}/*.json name them", stacklevel=2)
-    if converted:
-        warnings.warn(f"{conversions(converted)} became RGB", stacklevel=2)
+        for number, part in enumerate(parts):
+            if not is_valid(folder, part, source.shape):
+                write_part(folder, part, lambda count: progress.advance(task, count))
+            progress.update(task, completed=sum(part.count for part in parts[: number + 1]))
     names = {part.name for part in parts}
     for file in folder.glob("*.*"):  # removes the parts of other sources, and no other files
         if re.fullmatch(rf"({'|'.join(source.parts)})-\d{{5}}\.(images|json)", file.name) and file.stem not in names:
@@ -239,14 +211,8 @@ def convert(folder: Path, source: Source) -> None:
     write_json(folder / MANIFEST, manifest)
 
 
-def conversions(converted: Counter[str]) -> str:
-    """The number of converted images, in all and by mode, in words."""
-    modes = ", ".join(f"{count:,} {mode}" for mode, count in sorted(converted.items()))
-    return f"{converted.total():,} images of other modes ({modes})" if converted else "no image of another mode"
-
-
-def write_part(folder: Path, part: Part, progress: Progress, task: Any) -> dict[str, Any]:
-    """Convert one part; return its record."""
+def write_part(folder: Path, part: Part, advance: Callable[[int], None]) -> None:
+    """Convert one part; `advance` is called with the number of images of each chunk."""
     labels: list[int] = []
     skipped: list[str] = []
     converted: Counter[str] = Counter()
@@ -258,24 +224,23 @@ def write_part(folder: Path, part: Part, progress: Progress, task: Any) -> dict[
             labels += chunk.labels.tolist()
             skipped += chunk.skipped
             converted.update(chunk.converted)
-            progress.advance(task, len(chunk.labels) + len(chunk.skipped))
+            advance(len(chunk.labels) + len(chunk.skipped))
     record = {"key": part.key, "count": len(labels), "sha256": digest(path, labels), "skipped": skipped}
     record |= {"converted": converted, "labels": labels}
     write_json(folder / f"{part.name}.json", record)
-    return record
 
 
-def valid_record(folder: Path, part: Part, shape: Sequence[int]) -> dict[str, Any] | None:
-    """The record of a part that an earlier conversion finished and that has not changed since, else None."""
+def is_valid(folder: Path, part: Part, shape: Sequence[int]) -> bool:
+    """Whether an earlier conversion finished the part, and it has not changed since."""
     record = read_record(folder, part.name, shape)
     if record is None or record["key"] != part.key:
-        return None
+        return False
     if digest(folder / f"{part.name}.images", record["labels"]) != record["sha256"]:
         warnings.warn(
             f"{folder / part.name}.images is damaged, its checksum differs; it is converted anew", stacklevel=2
         )
-        return None
-    return record
+        return False
+    return True
 
 
 def read_record(folder: Path, name: str, shape: Sequence[int]) -> dict[str, Any] | None:

@@ -2,14 +2,11 @@
 
 from pathlib import Path
 
-from fewstep.data.cache import Cache, cached, conversions, stored_key
+from fewstep.data.cache import Source, cached, stored_key
 from fewstep.data.facts import DataFacts
 from fewstep.data.generate import generate_imagefolder, generated_folder
 from fewstep.data.imagefiles import HELD_OUT, image_source
 from fewstep.data.split import SplitImages, missing_data_error
-
-NAME = "imagefolder"
-ADVICE = "make it a folder or a zip with a sub-folder of images for each class"
 
 
 class ImageFolderData(SplitImages):
@@ -28,6 +25,11 @@ class ImageFolderData(SplitImages):
         ValueError: `root` does not exist, or is not such a folder or zip.
     """
 
+    dataset = "imagefolder"
+    advice = "make it a folder or a zip with a sub-folder of images for each class"
+    cache_suffix = ".{size}.cache"
+    generate = staticmethod(generate_imagefolder)
+
     def __init__(
         self,
         *,
@@ -44,16 +46,14 @@ class ImageFolderData(SplitImages):
     ) -> None:
         place = Path(root)
         if generated and not place.exists():
-            place = generated_folder(place, NAME, generate_imagefolder)
-        folder = Path(cache) if cache else place.with_name(f"{place.name}.{size}.cache")
+            place = generated_folder(place, self.dataset, self.generate)
+        folder = Path(cache) if cache else place.with_name(place.name + self.cache_suffix.format(size=size))
         if not place.exists() and stored_key(folder) is None:
-            raise missing_data_error(NAME, place, ADVICE)
-        source = (
-            image_source(place, size=size, hold_out_every=hold_out_every, strict=strict) if place.exists() else None
-        )
-        self.cache: Cache = cached(folder, source)
+            raise missing_data_error(self.dataset, place, self.advice)
+        source = self.source(place, size, hold_out_every, strict) if place.exists() else None
+        self.cache = cached(folder, source)
         super().__init__(
-            facts=DataFacts(NAME, self.cache.shape, len(self.cache.classes), -1.0, 1.0),
+            facts=DataFacts(self.dataset, self.cache.shape, len(self.cache.classes), -1.0, 1.0),
             train=self.cache.examples("train"),
             held_out=self.cache.examples(HELD_OUT),
             batch_size=batch_size,
@@ -62,6 +62,10 @@ class ImageFolderData(SplitImages):
             num_reference=num_reference,
         )
 
+    def source(self, root: Path, size: int, hold_out_every: int, strict: bool) -> Source:
+        """What is converted into the cache."""
+        return image_source(root, size=size, hold_out_every=hold_out_every, strict=strict)
+
     def check(self) -> list[str]:
-        skipped = f"{len(self.cache.skipped)} damaged images left out, {conversions(self.cache.converted)} converted"
+        skipped = f"{len(self.cache.skipped)} damaged images left out, {self.cache.conversions} converted"
         return [*super().check(), *self.cache.verify(), skipped, f"classes: {', '.join(self.cache.classes[:10])}"]

@@ -11,13 +11,11 @@ from zipfile import BadZipFile, ZipFile
 
 import numpy as np
 
-from fewstep.data.cache import Cache, Chunk, Part, Source, cached, conversions, stored_key
-from fewstep.data.facts import DataFacts
-from fewstep.data.generate import generate_imagenet64, generated_folder
-from fewstep.data.imagefiles import HELD_OUT, image_source
-from fewstep.data.split import SplitImages, missing_data_error
+from fewstep.data.cache import Chunk, Part, Source
+from fewstep.data.generate import generate_imagenet64
+from fewstep.data.imagefiles import HELD_OUT
+from fewstep.data.imagefolder import ImageFolderData
 
-NAME = "imagenet64"
 SIZE, CLASSES = 64, 1000
 BATCHES = ("train_data_batch_1..10.npz", "val_data.npz")
 FULL = {"train": 1_281_167, HELD_OUT: 50_000}
@@ -105,7 +103,7 @@ def damaged(path: Path, error: Exception) -> ValueError:
     return ValueError(f"{path} is truncated, damaged or not a batch of Imagenet64 ({error}); get it again")
 
 
-class ImageNet64Data(SplitImages):
+class ImageNet64Data(ImageFolderData):
     """ImageNet-64, converted once; 1,281,167 images to train on, 50,000 of the validation set held out.
 
     Args:
@@ -120,6 +118,9 @@ class ImageNet64Data(SplitImages):
         ValueError: `root` does not exist, or has another layout.
     """
 
+    dataset, advice, cache_suffix = "imagenet64", ADVICE, ".cache"
+    generate = staticmethod(generate_imagenet64)
+
     def __init__(
         self,
         *,
@@ -132,31 +133,22 @@ class ImageNet64Data(SplitImages):
         num_reference: int = 10_000,
         generated: bool = False,
     ) -> None:
-        place = Path(root)
-        if generated and not place.exists():
-            place = generated_folder(place, NAME, generate_imagenet64)
-        folder = Path(cache) if cache else place.with_name(f"{place.name}.cache")
-        if not place.exists() and stored_key(folder) is None:
-            raise missing_data_error(NAME, place, ADVICE)
-        if not place.exists():
-            source = None
-        elif any(place.glob("*_data*.npz")):
-            source = npz_source(place)
-        else:
-            source = image_source(place, size=SIZE, hold_out_every=10, strict=strict)
-        self.cache: Cache = cached(folder, source)
         super().__init__(
-            facts=DataFacts(NAME, (3, SIZE, SIZE), len(self.cache.classes), -1.0, 1.0),
-            train=self.cache.examples("train"),
-            held_out=self.cache.examples(HELD_OUT),
+            root=root,
+            size=SIZE,
             batch_size=batch_size,
             stream=stream,
+            cache=cache,
+            strict=strict,
             flip=flip,
             num_reference=num_reference,
+            generated=generated,
         )
+
+    def source(self, root: Path, size: int, hold_out_every: int, strict: bool) -> Source:
+        return npz_source(root) if any(root.glob("*_data*.npz")) else super().source(root, size, hold_out_every, strict)
 
     def check(self) -> list[str]:
         counts = {"train": len(self.labels), HELD_OUT: len(self.held_out.labels)}
         full = "the full set" if counts == FULL else f"not the full set of {FULL['train']:,} and {FULL[HELD_OUT]:,}"
-        skipped = f"{len(self.cache.skipped)} damaged images left out, {conversions(self.cache.converted)} converted"
-        return [*super().check(), f"counts: {full}", *self.cache.verify(), skipped]
+        return [*super().check(), f"counts: {full}"]

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float16, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from fewstep.data.batches import Batch, ImagesInMemory, check_examples, class_balance, from_uint8
 from fewstep.data.facts import DataFacts, LatentFacts
 from fewstep.data.generate import generated_folder
+from fewstep.data.mapped import MappedRows
 from fewstep.data.split import missing_data_error
 from fewstep.system.files import sha256_of
 from fewstep.system.seeds import seed_for
@@ -30,34 +31,21 @@ KEYS = {
 }
 
 
-class Moments:
+def read_moments(files: list[Path], per_file: int, shape: tuple[int, ...]) -> MappedRows:
     """Mean and variance of each latent, float16 (2, channels, height, width), in .npy files of `per_file` rows.
 
     Raises:
         ValueError: a file is truncated, or of another shape or dtype.
     """
-
-    def __init__(self, files: list[Path], per_file: int, shape: tuple[int, ...]) -> None:
-        self.shards = [read_array(file, mapped=True) for file in files]
-        self.per_file = per_file
-        for number, (file, shard) in enumerate(zip(files, self.shards, strict=True)):
-            count = len(shard) if number == len(files) - 1 and shard.ndim else per_file
-            if shard.dtype != np.float16 or shard.shape != (count, 2, *shape):
-                raise ValueError(
-                    f"{file} must be float16 ({per_file}, 2, {', '.join(map(str, shape))}), and is {shard.dtype} "
-                    f"{shard.shape}; make the latents again"
-                )
-
-    def __len__(self) -> int:
-        return sum(map(len, self.shards))
-
-    def __getitem__(self, index: Int[Tensor, "batch"]) -> Float16[Tensor, "batch 2 channels height width"]:
-        rows = np.empty((len(index), *self.shards[0].shape[1:]), np.float16)
-        shard, row = index.numpy() // self.per_file, index.numpy() % self.per_file
-        for number in np.unique(shard):
-            in_shard = shard == number
-            rows[in_shard] = self.shards[number][row[in_shard]]
-        return torch.from_numpy(rows)
+    arrays = [read_array(file, mapped=True) for file in files]
+    for file, array in zip(files, arrays, strict=True):
+        count = len(array) if file == files[-1] and array.ndim else per_file
+        if array.dtype != np.float16 or array.shape != (count, 2, *shape):
+            raise ValueError(
+                f"{file} must be float16 ({per_file}, 2, {', '.join(map(str, shape))}), and is {array.dtype} "
+                f"{array.shape}; make the latents again"
+            )
+    return MappedRows(arrays)
 
 
 class LatentsData(ImagesInMemory):
@@ -91,7 +79,7 @@ class LatentsData(ImagesInMemory):
             if not (self.root / name).is_file():
                 raise ValueError(f"{self.root / name} is missing; make the latents again with `fewstep latents`")
         shards = [self.root / name for name in self.files if name.startswith("latents-")]
-        moments = Moments(shards, manifest["per_file"], tuple(manifest["shape"]))
+        moments = read_moments(shards, manifest["per_file"], tuple(manifest["shape"]))
         labels = torch.from_numpy(read_array(self.root / LABELS))
         if labels.dtype != torch.int64 or labels.shape != (len(moments),) or not len(labels):
             raise ValueError(
@@ -175,6 +163,8 @@ def read_manifest(root: Path) -> dict[str, Any]:
             raise ValueError(f"its format is {manifest['format']}, not {FORMAT}")
         if missing := sorted(KEYS - manifest.keys()):
             raise ValueError(f"it has no {missing[0]}")
+        if not any(name.startswith("latents-") for name in manifest["files"]):
+            raise ValueError("it names no latents")
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} cannot be read ({error}); make the latents again with `fewstep latents`") from error
     return manifest

@@ -1,7 +1,7 @@
 """Images and captions from WebDataset shards; or the latents of the images and the embeddings of the captions."""
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache, partial
 from itertools import chain, islice
 from pathlib import Path
@@ -208,12 +208,11 @@ class TextData(Data):
             self._embeddings.clear()
         return stacked
 
-    def train_dataloader(self) -> Iterable[Batch]:
-        # Called after a resumed run has restored its step, so the first batch is the next one.
+    def train_dataloader(self) -> Iterator[Batch]:
         trainer = self.trainer
         assert trainer is not None
         start, stop, device = trainer.global_step, int(trainer.max_steps), trainer.strategy.root_device
-        return Loader(partial(self.batches, start, stop, trainer.global_rank, trainer.world_size, device))
+        return self.batches(start, stop, trainer.global_rank, trainer.world_size, device)
 
     def batches(
         self, start: int, stop: int, rank: int = 0, world_size: int = 1, device: torch.device | str = "cpu"
@@ -288,16 +287,6 @@ def warn_sometimes(message: str, name: str, names: set[str]) -> None:
         names.add(name)
         if len(names) in (1, 10, 100) or len(names) % 1000 == 0:
             warnings.warn(f"{message}; {len(names):,} so far", stacklevel=3)
-
-
-class Loader:
-    """An iterable that begins anew each time."""
-
-    def __init__(self, begin: Callable[[], Iterator[Batch]]) -> None:
-        self.begin = begin
-
-    def __iter__(self) -> Iterator[Batch]:
-        return self.begin()
 
 
 @lru_cache(maxsize=2)
