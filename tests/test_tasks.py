@@ -423,7 +423,10 @@ OUT = ["--out", "a.npz"]
         (["transfer", "TWO", "IN", "--to", "10", *OUT], ["0..9", "[10]"]),
         (["transfer", "TWO", "IN", "--to", "seven", *OUT], ["--to", "0..9", "'seven'"]),
         (["transfer", "TWO", "PNG", "--to", "7", *OUT], ["give --from", "0..9"]),
-        (["transfer", "GUIDED", "IN", "--to", "7", "--encode-steps", "0", *OUT], ["at least 1 step", "0"]),
+        (
+            ["transfer", "GUIDED", "IN", "--to", "7", "--encode-steps", "0", *OUT],
+            ["steps of encoding must be at least 1", "0"],
+        ),
         (["edit", "TWO", "IN", "--label", "1" + "0" * 20, *OUT], ["labels must be", "0..9", "1" + "0" * 20]),
         (["transfer", "TWO", "IN", "--to", "1" + "0" * 20, *OUT], ["labels must be", "0..9", "1" + "0" * 20]),
         (["edit", "TWO", "IN", "--w", "1e39", *OUT], ["w must be", "at most 10000", "1e+39"]),

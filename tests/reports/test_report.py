@@ -9,10 +9,11 @@ from html.parser import HTMLParser
 import pytest
 from PIL import Image
 
-from fewstep.artifacts.quality_file import names_in_order, read_rows, write_rows
+from fewstep.artifacts.quality_file import names_in_order, read_rows
 from fewstep.reports.charts import COLOURS, colours
 from fewstep.reports.report import write_report
 from fewstep.reports.summary import fid_ratio, headline, references, speed_table
+from fewstep.system.files import write_json
 
 HOSTILE = '</pre><script>alert("x")</script><img src="http://example.org/x.png">'
 
@@ -245,7 +246,7 @@ def test_the_students_of_every_method_stand_side_by_side(run):
     methods = ("zeta", "alpha")  # in the order of the file, not of the alphabet
     others = [replace(row, model=method, fid=row.fid * 1.01) for method in methods for row in students]
     baselines = [replace(row, sampler="unipc") for row in rows if row.model == "teacher" and row.steps == 8]
-    write_rows(run / "quality.json", [*rows, *baselines, *others])
+    write_json(run / "quality.json", [row.as_dict() for row in [*rows, *baselines, *others]])
     rows = read_rows(run / "quality.json")
     names = ["teacher", "guided", "progressive", "zeta", "alpha", "teacher, unipc"]
     assert names_in_order(rows) == names

@@ -36,6 +36,19 @@ def models_in_folder(folder: Path) -> list[Path]:
     return whole + sorted(rungs, key=lambda p: -int(p.stem.removeprefix("model-")))
 
 
+def only_model(folder: Path, argument: str) -> Path:
+    """The model of a run folder that was given as `argument`.
+
+    Raises:
+        ValueError: it holds none or several.
+    """
+    models = models_in_folder(folder)
+    if len(models) != 1:
+        names = ", ".join(model.name for model in models) or "none"
+        raise ValueError(f"{argument}={folder} must hold one model, and holds {names}; name the file")
+    return models[0]
+
+
 def run_folders(outputs: Path, dataset: str) -> list[Path]:
     """The folders of a data set's runs, newest first; imported teachers are used only where they are named."""
     folders = (config.parent for config in (outputs / dataset).glob(f"*/*/{CONFIG}"))
@@ -92,14 +105,9 @@ def resolve_parent(path: Path, compatibility: Compatibility) -> Path:
     """The model file at `path`, or the only one of the run folder at `path`.
 
     Raises:
-        ValueError: it is not compatible, or the folder holds none or several.
+        ValueError: it is not compatible, or see `only_model`.
     """
-    if path.is_dir():
-        found = models_in_folder(path)
-        if len(found) != 1:
-            names = ", ".join(p.name for p in found) or "none"
-            raise ValueError(f"teacher={path} must hold one model, and holds {names}; name the file")
-        path = found[0]
+    path = only_model(path, "teacher") if path.is_dir() else path
     reason = compatibility(*load_model(path))
     if reason is not None:
         raise ValueError(f"teacher={path} does not fit: {reason}")

@@ -6,8 +6,6 @@ from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from fewstep.system.files import write_json
-
 TEACHER, GUIDED = "teacher", "guided"  # labels of the models for any number of steps
 
 
@@ -68,11 +66,6 @@ class QualityRow:
         return asdict(self)
 
 
-def write_rows(path: Path, rows: Iterable[QualityRow]) -> None:
-    """Write quality.json."""
-    write_json(path, [row.as_dict() for row in rows])
-
-
 def read_rows(path: Path) -> list[QualityRow]:
     """The rows of quality.json, by model, most steps first, then w.
 
@@ -81,13 +74,12 @@ def read_rows(path: Path) -> list[QualityRow]:
     """
     if not path.is_file():
         raise ValueError(f"a report needs {path}, and it is not there; make it with: fewstep evaluate MODEL")
-    known = fields(QualityRow)
-    required = [field.name for field in known if field.default is MISSING]
-    optional = [field.name for field in known if field.default is not MISSING]
+    known = [field.name for field in fields(QualityRow)]
+    required = [field.name for field in fields(QualityRow) if field.default is MISSING]
     try:
+        raw_rows = json.loads(path.read_text())
         rows = [
-            QualityRow(**{name: raw[name] for name in required}, **{name: raw.get(name) for name in optional})
-            for raw in json.loads(path.read_text())
+            QualityRow(**{name: raw[name] for name in known if name in raw or name in required}) for raw in raw_rows
         ]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(

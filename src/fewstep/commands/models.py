@@ -19,7 +19,9 @@ def find_model(context: typer.Context, model: Path) -> Path:
     if str(model) == LATEST and not model.exists():
         found = latest_student(context.params.get("outputs", OUTPUTS))
     elif model.is_dir():
-        found = only_model(model)
+        from fewstep.artifacts.lineage import only_model
+
+        found = only_model(model, "MODEL")
     else:
         return model
     typer.echo(f"model: {found}", err=True)
@@ -37,21 +39,6 @@ ModelFile = Annotated[
 ]
 # Read by `find_model` alone: eager, so that it is there when MODEL is read.
 Outputs = Annotated[Path, typer.Option(is_eager=True, help="Where `latest` looks for runs.")]
-
-
-def only_model(folder: Path) -> Path:
-    """The model of a run folder.
-
-    Raises:
-        ValueError: it holds none or several.
-    """
-    from fewstep.artifacts.lineage import models_in_folder
-
-    models = models_in_folder(folder)
-    if len(models) != 1:
-        names = ", ".join(model.name for model in models) or "none"
-        raise ValueError(f"MODEL={folder} must hold one model, and holds {names}; name the file")
-    return models[0]
 
 
 def latest_student(outputs: Path) -> Path:

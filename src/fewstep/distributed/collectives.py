@@ -17,6 +17,7 @@ from torch import Tensor
 from torch import distributed as dist
 from torch.distributed.distributed_c10d import Store
 from torch.distributed.rendezvous import rendezvous
+from torchmetrics.utilities.distributed import gather_all_tensors
 
 T = TypeVar("T")
 
@@ -93,11 +94,7 @@ def world_size() -> int:
 
 
 def require_divisible_batch(batch_size: int) -> None:
-    """Refuse a global batch that does not divide evenly over the processes.
-
-    Raises:
-        ValueError: names the batch size and the number of processes.
-    """
+    """Raise a ValueError for a global batch that does not divide evenly over the processes."""
     if batch_size % world_size():
         raise ValueError(
             f"a batch must divide over the processes, got {batch_size} images for {world_size()}; change "
@@ -120,16 +117,7 @@ def local_rows(batch: Tensor) -> Tensor:
 
 def all_gather_rows(rows: Tensor) -> Tensor:
     """The rows of all ranks, concatenated in the order of the ranks; their numbers may differ."""
-    if not is_distributed():
-        return rows
-    counts = torch.zeros(world_size(), dtype=torch.long, device=rows.device)
-    counts[rank()] = len(rows)
-    dist.all_reduce(counts)
-    most = int(counts.max())
-    padded = torch.cat([rows, rows.new_zeros(most - len(rows), *rows.shape[1:])])
-    gathered = [torch.empty_like(padded) for _ in range(world_size())]
-    dist.all_gather(gathered, padded)
-    return torch.cat([each[:count] for each, count in zip(gathered, counts.tolist(), strict=True)])
+    return torch.cat(gather_all_tensors(rows.detach())) if is_distributed() else rows
 
 
 def local_slice(count: int) -> slice:

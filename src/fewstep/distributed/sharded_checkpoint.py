@@ -59,12 +59,11 @@ def save_shards(checkpoint: dict[str, Any], path: Path) -> None:
     tensors = {slot.name: slot.value for slot in sharded}
     save(tensors, storage_writer=HuggingFaceStorageWriter(str(folder), save_distributed=True))
     files = sorted(file.name for file in folder.iterdir())
-    digests = {name: sha256_of(folder / name) for name in files[rank() :: world_size()]}
-    gathered: list[dict[str, str]] = [{} for _ in range(world_size())]
-    dist.all_gather_object(gathered, digests)
+    digests: list[Any] = [None] * world_size()
+    dist.all_gather_object(digests, {name: sha256_of(folder / name) for name in files[rank() :: world_size()]})
     for slot in sharded:
         slot.holder[slot.key] = None
-    checkpoint[SHARDS] = {"folder": folder.name, "files": {k: v for each in gathered for k, v in each.items()}}
+    checkpoint[SHARDS] = {"folder": folder.name, "files": {k: v for each in digests for k, v in each.items()}}
 
 
 def verify_shards(checkpoint: dict[str, Any], folder: Path) -> None:

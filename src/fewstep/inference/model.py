@@ -155,7 +155,7 @@ class Model:
         """Refuse what cannot be sampled; warn of what the model was not made for.
 
         Raises:
-            ValueError: an encoder, an unknown sampler, fewer than one step or too many, or see `require_w`.
+            ValueError: an encoder, an unknown sampler, or see `require_request`.
         """
         card, sampler = self.card, sampler or self.card.sampling.sampler
         if card.encodes:
@@ -168,23 +168,20 @@ class Model:
                 "images",
                 stacklevel=3,
             )
-        if not 1 <= steps <= MOST_STEPS:
-            raise ValueError(f"steps must be at least 1 and at most {MOST_STEPS}, got {steps}")
-        require_w(w)
+        require_request(steps, w)
+        self.warn_of_request("student", steps, w)
+
+    def warn_of_request(self, what: str, steps: int, w: float) -> None:
+        """Warn of steps or a w that the model was not made for; `what` it is called."""
+        card, made_for = self.card, []
         if not card.sampling.is_made_for(steps):
-            made_for = " or ".join(map(str, card.sampling.steps))
-            warnings.warn(
-                f"this student was made for {made_for} steps, not {steps}: expect worse images",
-                stacklevel=3,
-            )
+            made_for.append(f"{' or '.join(map(str, card.sampling.steps))} steps, not {steps}")
         if card.w_max is not None and card.w_min is not None and not card.w_min <= w <= card.w_max:
-            warnings.warn(
-                f"this student was made for w in [{card.w_min:g}, {card.w_max:g}], not {w:g}: expect worse images",
-                stacklevel=3,
-            )
+            made_for.append(f"w in [{card.w_min:g}, {card.w_max:g}], not {w:g}")
         elif card.w_values and w not in card.w_values:
-            made_for = ", ".join(f"{value:g}" for value in card.w_values)
-            warnings.warn(f"this student was made for w of {made_for}, not {w:g}: expect worse images", stacklevel=3)
+            made_for.append(f"w of {', '.join(f'{value:g}' for value in card.w_values)}, not {w:g}")
+        for each in made_for:
+            warnings.warn(f"this {what} was made for {each}: expect worse images", stacklevel=4)
 
     def sample(
         self,
@@ -252,12 +249,14 @@ class Model:
         return self
 
 
-def require_w(w: float) -> None:
-    """Refuse a guidance weight that no model can follow.
+def require_request(steps: int, w: float, name: str = "steps") -> None:
+    """Refuse steps or a guidance weight that no model can follow.
 
     Raises:
-        ValueError: w negative, above MOST_W, or no number.
+        ValueError: fewer than one step or more than MOST_STEPS; w negative, above MOST_W, or no number.
     """
+    if not 1 <= steps <= MOST_STEPS:
+        raise ValueError(f"{name} must be at least 1 and at most {MOST_STEPS}, got {steps}")
     if not 0 <= w <= MOST_W:
         raise ValueError(
             f"w must be finite and at least 0 (0 is no guidance; diffusers' scale is 1 + w) and at most {MOST_W:g}, "

@@ -8,6 +8,7 @@ draws it from `seed`.
 
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -16,8 +17,8 @@ from torch.nn.functional import max_pool2d
 
 from fewstep.diffusion import edit as tensors
 from fewstep.diffusion.prediction import Condition
-from fewstep.diffusion.sampler import SAMPLERS, Fresh, encode, sample
-from fewstep.inference.model import MOST_STEPS, Model, Requested, require_w
+from fewstep.diffusion.sampler import SAMPLERS, encode, sample
+from fewstep.inference.model import Model, Requested, require_request
 from fewstep.system.seeds import fresh_noise, starting_noise
 
 Pictures = Float[Tensor, "count *image"]
@@ -60,13 +61,8 @@ def edit(
             model.denoise,
             x,
             _noise(model, seed, part, x),
-            schedule=model.card.schedule,
-            times=times,
             strength=strength,
-            label=labels[part].to(x.device),
-            w=_weights(w, x),
-            sampler=SAMPLERS[model.card.sampling.sampler],
-            fresh=_fresh(model, seed, part),
+            **_request(model, x, labels[part], times, w, seed, part),
         )
 
     return _in_batches(model, images, batch, batch_size)
@@ -106,12 +102,7 @@ def inpaint(
             x,
             _missing_of(model, missing[part]).to(x.device).expand_as(x),
             _noise(model, seed, part, x),
-            schedule=model.card.schedule,
-            times=times,
-            label=labels[part].to(x.device),
-            w=_weights(w, x),
-            sampler=SAMPLERS[model.card.sampling.sampler],
-            fresh=_fresh(model, seed, part),
+            **_request(model, x, labels[part], times, w, seed, part),
         )
 
     return torch.where(missing, _in_batches(model, images, batch, batch_size), images)
@@ -151,7 +142,7 @@ def transfer(
     encoded = _encoding(model, encoder, images, source, encode_steps, encode_w)
 
     def batch(part: slice, x: Tensor) -> Tensor:
-        return _decode(model, encoded(part, x), target_labels[part], times, w, _fresh(model, seed, part))
+        return sample(model.denoise, encoded(part, x), **_request(model, x, target_labels[part], times, w, seed, part))
 
     return _in_batches(model, images, batch, batch_size)
 
@@ -200,7 +191,7 @@ def interpolate(
         for fraction in torch.linspace(0, 1, num).tolist():
             z = tensors.slerp(start, end, torch.full((len(x),), fraction, device=x.device))
             label = torch.lerp(a, b, fraction) if a.is_floating_point() else (a if fraction <= 0.5 else b)
-            frames.append(_decode(model, z, label, times, w, _fresh(model, seed, part)))
+            frames.append(sample(model.denoise, z, **_request(model, z, label, times, w, seed, part)))
         return torch.stack(frames, 1)
 
     return _in_batches(model, first, batch, batch_size)
@@ -244,51 +235,37 @@ def _encoding(
         raise ValueError(f"every image needs a source condition: {len(images)} images, {len(labels)} conditions")
     steps = chosen.default_steps if steps is None else steps
     w = (card.w_min or 0.0) if w is None else w
-    if not 1 <= steps <= MOST_STEPS:
-        raise ValueError(f"an encoder needs at least 1 step and at most {MOST_STEPS}, got {steps}")
-    require_w(w)
+    require_request(steps, w, "steps of encoding")
+    if warn and card.sampling.times is not None and not card.encodes:
+        warnings.warn(
+            "a few-step student was made to sample and encodes badly: give an encoder (stage=encoder), a guided "
+            "student or a teacher",
+            stacklevel=3,
+        )
     if warn:
-        _warn_of_encoder(chosen, steps, w)
-
+        chosen.warn_of_request("encoder", steps, w)
     times = card.sampling.grid(steps)
 
     def encoded(part: slice, x: Tensor) -> Tensor:
         label = labels[part].to(x.device)
-        return encode(chosen.denoise, x, schedule=card.schedule, times=times, label=label, w=_weights(w, x))
+        weight = torch.full((len(x),), float(w), device=x.device)
+        return encode(chosen.denoise, x, schedule=card.schedule, times=times, label=label, w=weight)
 
     return encoded
 
 
-def _warn_of_encoder(encoder: Model, steps: int, w: float) -> None:
-    """Warn of steps or a w that an encoder was not made for, and of a few-step student that is none."""
-    card = encoder.card
-    if card.sampling.times is not None and not card.encodes:
-        warnings.warn(
-            "a few-step student was made to sample and encodes badly: give an encoder (stage=encoder), a guided "
-            "student or a teacher",
-            stacklevel=4,
-        )
-    elif not card.sampling.is_made_for(steps):
-        warnings.warn(f"this encoder was made for {card.num_steps} steps, not {steps}: expect worse", stacklevel=4)
-    if card.w_max is not None and card.w_min is not None and not card.w_min <= w <= card.w_max:
-        warnings.warn(
-            f"this encoder was made for w in [{card.w_min:g}, {card.w_max:g}], not {w:g}: expect worse", stacklevel=4
-        )
-
-
-def _decode(
-    model: Model, z: Tensor, labels: Condition, times: Float[Tensor, "times"], w: float, fresh: Fresh
-) -> Tensor:
-    return sample(
-        model.denoise,
-        z,
-        schedule=model.card.schedule,
-        times=times,
-        label=labels.to(z.device),
-        w=_weights(w, z),
-        sampler=SAMPLERS[model.card.sampling.sampler],
-        fresh=fresh,
-    )
+def _request(
+    model: Model, like: Tensor, labels: Condition, times: Float[Tensor, "times"], w: float, seed: int, part: slice
+) -> dict[str, Any]:
+    """The keyword arguments by which a part of the images is sampled, on the device of `like`."""
+    return {
+        "schedule": model.card.schedule,
+        "times": times,
+        "label": labels.to(like.device),
+        "w": torch.full((len(like),), float(w), device=like.device),
+        "sampler": SAMPLERS[model.card.sampling.sampler],
+        "fresh": fresh_noise(seed, part.start, part.stop - part.start, model.card.data.shape),
+    }
 
 
 def _in_batches(
@@ -317,11 +294,3 @@ def _missing_of(model: Model, missing: Bool[Tensor, "count *image"]) -> Bool[Ten
 
 def _noise(model: Model, seed: int, part: slice, like: Tensor) -> Tensor:
     return starting_noise(seed, part.start, part.stop - part.start, model.card.data.shape).to(like)
-
-
-def _fresh(model: Model, seed: int, part: slice) -> Fresh:
-    return fresh_noise(seed, part.start, part.stop - part.start, model.card.data.shape)
-
-
-def _weights(w: float, like: Tensor) -> Float[Tensor, "batch"]:
-    return torch.full((len(like),), float(w), device=like.device)
