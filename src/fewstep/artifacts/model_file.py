@@ -139,7 +139,9 @@ def load_model(path: Path) -> tuple[Denoiser, ModelCard]:
     try:
         written = description.pop(CHECKSUM, None)  # files of before it was have none
         found = written and checksum(description, tensors)
-        description = up_to_date(description)
+        if (number := description.pop("format")) not in (1, FORMAT):
+            raise ValueError("its format is of another version of fewstep")
+        description = from_format_1(description) if number == 1 else description
         name, arguments = description.pop("network"), description.pop("arguments")
         card = described_card(description)
         if (list(card.data.shape), card.data.num_classes) != (arguments["shape"], arguments["num_classes"]):
@@ -157,21 +159,6 @@ def load_model(path: Path) -> tuple[Denoiser, ModelCard]:
         raise ValueError(
             f"{path} is not a model that this fewstep can read: {reason}; make it again or ask its maker"
         ) from error
-
-
-def up_to_date(description: dict[str, Any]) -> dict[str, Any]:
-    """A file's description in the words of this format, without its number.
-
-    Raises:
-        ValueError: a format of another version of fewstep.
-    """
-    match description.pop("format"):
-        case 1:
-            return from_format_1(description)
-        case number if number == FORMAT:
-            return description
-        case _:
-            raise ValueError("its format is of another version of fewstep")
 
 
 def described_network(name: str, arguments: dict[str, Any], tensors: dict[str, torch.Tensor]) -> torch.nn.Module:
@@ -199,39 +186,29 @@ def described_card(description: Mapping[str, Any]) -> ModelCard:
     """A card of its JSON, every value of the type that its annotation says.
 
     Raises:
-        ValueError: names the first that is not.
+        ValueError: names the first that is not. KeyError: an unknown schedule, or a missing part.
     """
-    native = description.get("native_schedule")
+    native, schedule = description.get("native_schedule"), description["schedule"]
+    name = schedule.pop("name", CosineSchedule.__name__) if isinstance(schedule, dict) else CosineSchedule.__name__
     parts = {
         "native_schedule": None if native is None else described_part(BetaSchedule, native, "native_schedule"),
         "data": described_part(DataFacts, description["data"], "data"),
-        "schedule": described_schedule(description["schedule"]),
+        "schedule": described_part(SCHEDULES[name], schedule, "schedule"),
         "sampling": described_part(Sampling, description["sampling"], "sampling"),
         "parents": tuple(described_part(Ancestor, parent, "parents") for parent in description["parents"]),
     }
     return build(ModelCard, {**description, **parts}, "its card")
 
 
-def described_schedule(described: Any) -> CosineSchedule | BetaSchedule:
-    """A schedule of its JSON: its name and its arguments."""
-    arguments = mapping(described, "schedule")
-    return build(SCHEDULES[arguments.pop("name", CosineSchedule.__name__)], arguments, "its schedule")
-
-
 def described_part(constructor: type[T], described: Any, name: str) -> T:
-    """A part of a card of its JSON, built by itself: an error names the value within."""
-    return build(constructor, mapping(described, name), f"its {name}")
-
-
-def mapping(described: Any, name: str) -> dict[str, Any]:
-    """A copy of a JSON object.
+    """A part of a card of its JSON, built by itself, so that an error names the value within.
 
     Raises:
-        ValueError: it is none.
+        ValueError: it is no JSON object, or see `build`.
     """
     if not isinstance(described, dict):
         raise ValueError(f"its {name} must be a mapping, got {described!r:.80}")
-    return dict(described)
+    return build(constructor, described, f"its {name}")
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fewstep.commands.data import DataSettings
+
 if TYPE_CHECKING:
     from fewstep.teachers.checking import Findings
 
@@ -14,10 +16,7 @@ def check(
     teacher: Annotated[
         str, typer.Argument(metavar="TEACHER", help="A model file of ours, a diffusers folder, a hub id, an ADM .pt.")
     ],
-    settings: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]...", help="Settings of conf/dataset/NAME.yaml, as size=32."),
-    ] = None,
+    settings: DataSettings = None,
     dataset: Annotated[
         str | None, typer.Option(help="NAME of the data it was trained on; a model of ours says it itself.")
     ] = None,
@@ -30,20 +29,17 @@ def check(
 
     Example: fewstep check FOLDER --dataset cifar10
     """
-    wrong = [setting for setting in settings or [] if "=" not in setting]
-    if wrong:
-        raise ValueError(f"settings must be KEY=VALUE, like size=32, got {wrong[0]!r}")
     if num < 16:
         raise ValueError(f"--num must be at least 16, got {num}: fewer examples say too little")
     from fewstep.artifacts.model_file import load_model
+    from fewstep.artifacts.quality_file import TEACHER
     from fewstep.networks import Frozen
     from fewstep.runs.build import data_of
     from fewstep.teachers.checking import examine
     from fewstep.teachers.imported import is_foreign, read
 
-    foreign = is_foreign(teacher)
-    denoiser, card = (None, None) if foreign else load_model(Path(teacher))
-    if card is not None and (card.sampling.guidance != "two_evaluations" or card.sampling.times is not None):
+    denoiser, card = (None, None) if is_foreign(teacher) else load_model(Path(teacher))
+    if card is not None and card.label != TEACHER:
         raise ValueError(
             f"{teacher} is a {card.label} model, and only teachers are checked; `fewstep evaluate` judges it"
         )
@@ -99,22 +95,15 @@ def show(teacher: str, found: "Findings", conditional: bool) -> None:
         free = "-" if level.unconditional is None else f"{level.unconditional[found.reads_as]:.3g}"
         reads = [f"{level.readings[kind]:.3g}" for kind in ("x", "eps", "v")]
         table.add_row(f"{level.log_snr:g}", f"{level.linear:.3g}", *reads, free)
-    console = Console(soft_wrap=True)
-    console.print(table)
-    worse = ", ".join(f"{kind} {rate:.3g} times" for kind, rate in found.worse.items() if kind != found.reads_as)
-    verdict = "as it says" if found.reads_as == found.says else f"but it says {found.says}"
-    ends = (
-        "with zero SNR" if found.has_zero_terminal_snr else f"with alpha = {found.terminal_alpha:.3g}, above zero SNR"
-    )
-    kind = "none (it is called only with a class)" if conditional else "none (it is unconditional)"
+    Console(soft_wrap=True).print(table)
+    if found.denoises:
+        worse = ", ".join(f"{kind} {rate:.3g} times" for kind, rate in found.worse.items() if kind != found.reads_as)
+        verdict = "as it says" if found.reads_as == found.says else f"but it says {found.says}"
+        typer.echo(f"reading: denoises as {found.reads_as}, {verdict}; worse are {worse}")
+    else:
+        typer.echo(f"reading: none denoises; {found.reads_as} comes nearest")
+    none = "none (it is called only with a class)" if conditional else "none (it is unconditional)"
     null = "works" if found.null_works else "does not work" if found.denoises else "not known"
-    lines = [
-        f"reading: denoises as {found.reads_as}, {verdict}; worse are {worse}"
-        if found.denoises
-        else f"reading: none denoises; {found.reads_as} comes nearest",
-        f"null condition: {null if found.has_null else kind}",
-        f"schedule: ends {ends}"
-        + ("" if found.has_zero_terminal_snr else "; students live on it, or on cosine with zero_terminal_snr=true"),
-    ]
-    for line in lines:
-        console.print(line, highlight=False, markup=False)
+    typer.echo(f"null condition: {null if found.has_null else none}")
+    ends = f"alpha = {found.terminal_alpha:.3g}, above zero SNR; students live on it, or on cosine with "
+    typer.echo(f"schedule: ends with {'zero SNR' if found.has_zero_terminal_snr else ends + 'zero_terminal_snr=true'}")

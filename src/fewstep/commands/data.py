@@ -9,6 +9,22 @@ app = typer.Typer(no_args_is_help=True, help="Look at data sets before anything 
 COLUMNS, SHOWN = 8, 64
 
 
+def check_settings(settings: list[str] | None) -> list[str] | None:
+    """Settings of a data set as they were typed; raises a ValueError where one is not KEY=VALUE."""
+    for setting in settings or []:
+        if "=" not in setting:
+            raise ValueError(f"settings must be KEY=VALUE, like size=32, got {setting!r}")
+    return settings
+
+
+DataSettings = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[KEY=VALUE]...", callback=check_settings, help="Settings of conf/dataset/NAME.yaml, as size=32."
+    ),
+]
+
+
 @app.callback()
 def data() -> None:
     """Look at data sets before anything is trained on them."""
@@ -17,10 +33,7 @@ def data() -> None:
 @app.command()
 def check(
     name: Annotated[str, typer.Argument(metavar="NAME", help="As in dataset=NAME: one of conf/dataset.")],
-    settings: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]...", help="Settings of conf/dataset/NAME.yaml, as size=32."),
-    ] = None,
+    settings: DataSettings = None,
     root: Annotated[Path | None, typer.Option(help="Where the files are; default: data/NAME.")] = None,
     out: Annotated[Path | None, typer.Option(help="PNG with a grid of examples; default: NAME.png.")] = None,
 ) -> None:
@@ -28,9 +41,6 @@ def check(
 
     Example: fewstep data check imagefolder size=32 --root ~/birds --out birds.png
     """
-    wrong = [setting for setting in settings or [] if "=" not in setting]
-    if wrong:
-        raise ValueError(f"settings must be KEY=VALUE, like size=32, got {wrong[0]!r}")
     picture_file = out or Path(f"{name}.png")
     if picture_file.suffix != ".png":
         raise ValueError(f"--out must end in .png, got {picture_file}")

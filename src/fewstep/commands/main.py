@@ -127,8 +127,6 @@ def evaluate(
 
     Example: fewstep evaluate outputs/digits/progressive/TIME/model-4.safetensors
     """
-    from dataclasses import replace
-
     import fewstep
     from fewstep.data.digits import DigitsData
     from fewstep.evaluation.evaluator import Evaluator
@@ -144,7 +142,7 @@ def evaluate(
             f"fewstep evaluate knows the data set digits, and this model makes {facts.name}; use "
             f"`python train.py stage=evaluate dataset={facts.name} teacher={model}`"
         )
-    plan = replace(EvaluationPlan(), num_images=num_images, seed=seed, w=tuple(w) if w else EvaluationPlan().w)
+    plan = EvaluationPlan(num_images=num_images, seed=seed, w=tuple(w or EvaluationPlan.w))
     folder = out or model.with_name(f"{model.stem}-quality")
     evaluate_models([model], plan, Evaluator.of(DigitsData(batch_size=1, stream="facts")), folder, [])
     typer.echo(f"{folder / 'quality.json'}, {folder / 'report.html'}")
@@ -239,10 +237,8 @@ def is_user_error(error: BaseException) -> bool:
 
 def raised_in(error: BaseException) -> str:
     """The package in whose code an error arose."""
-    trace, name = error.__traceback__, ""
-    while trace is not None:
-        trace, name = trace.tb_next, trace.tb_frame.f_globals.get("__name__", "")
-    return name.partition(".")[0]
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return frames[-1].f_globals.get("__name__", "").partition(".")[0] if frames else ""
 
 
 def one_line(error: BaseException) -> str:

@@ -1,9 +1,10 @@
 """The callback that measures a student while it trains, writes diagnostics.jsonl and raises alarms."""
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
-from math import isfinite
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,6 @@ from fewstep.diagnostics.gradients import gradient_norm_by_part
 from fewstep.diagnostics.probe import Bin, Probe, Starts, weight_bins
 from fewstep.diagnostics.samples import Limits, SampleStatistics
 from fewstep.diagnostics.steps import Paths
-from fewstep.diffusion.sampler import Fresh
 from fewstep.diffusion.schedule import Images
 from fewstep.distributed.collectives import world_size
 from fewstep.methods.training import STUDENT
@@ -84,12 +84,8 @@ class Diagnostics(Callback):
             classes = examples.label if examples.label.ndim == 1 else torch.arange(len(examples.label))
             self.data_statistics = asdict(SampleStatistics.of(examples.x, classes, self.limits))
         self.w_bins, _ = weight_bins(nets.guidance)
-        starts = Starts.of(
-            self.conditions,
-            self.facts.num_classes,
-            nets.guidance,
-            lambda count: starting_noise(SEED, 0, count, self.facts.shape),
-        )
+        noise = partial(starting_noise, SEED, 0, shape=self.facts.shape)
+        starts = Starts.of(self.conditions, self.facts.num_classes, nets.guidance, noise)
         self.starts = starts if sampling.direction == "decode" else starts.at_data(self.examples)
 
     def images(self, trainer: Trainer, module: DistillationModule) -> int:
@@ -132,18 +128,18 @@ class Diagnostics(Callback):
         if probe is None or found is None:
             return {"gap": None, "gap_by_t": [], "gap_by_w": [], "gap_by_branch": None}
         branches = {"conditional": ~probe.unconditional, "unconditional": probe.unconditional}
+        by_branch = {name: gap(found, where) for name, where in branches.items()}
         return {
             "gap": gap(found),
             "gap_by_t": by_bins(found, probe.t_bin, probe.t_bins),
             "gap_by_w": by_bins(found, probe.w_bin, probe.w_bins),
-            "gap_by_branch": {name: gap(found, where) for name, where in branches.items()}
-            if probe.unconditional.any()
-            else None,
+            "gap_by_branch": by_branch if probe.unconditional.any() else None,
         }
 
     def samples(self, module: DistillationModule) -> dict[str, Any]:
         """Errors of single steps, and statistics of the student's samples and the teacher's."""
-        paths = Paths(module, self.starts, self.fresh, rows(module))
+        fresh = partial(fresh_noise, SEED, shape=self.facts.shape)  # of (start, count)
+        paths = Paths(module, self.starts, fresh, rows(module))
         path = paths.follow(module.nets.model, module.phase.sampling)
         if self._teacher_samples is None:
             self._teacher_samples = paths.teacher_samples()
@@ -157,16 +153,11 @@ class Diagnostics(Callback):
 
     def statistics_by_w(self, x: Images) -> list[dict[str, Any]]:
         """Statistics of samples in each bin of w."""
-        found = []
+        x, found = x.cpu(), []
         for number, bin in enumerate(self.w_bins):
             where = self.starts.w_bin == number
-            statistics = SampleStatistics.of(x[where.to(x.device)], self.starts.cell[where], self.limits)
-            found.append(asdict(bin) | asdict(statistics))
+            found.append(asdict(bin) | asdict(SampleStatistics.of(x[where], self.starts.cell[where], self.limits)))
         return found
-
-    def fresh(self, start: int, count: int) -> Fresh:
-        """The noise that a stochastic sampler adds."""
-        return fresh_noise(SEED, start, count, self.facts.shape)
 
 
 def gradient_norms(module: DistillationModule, step: int) -> dict[str, Any]:
@@ -186,13 +177,9 @@ def by_bins(found: ProbeErrors, number: Int[Tensor, "batch"], bins: tuple[Bin, .
     return [asdict(bin) | {"gap": each} for bin, each in zip(bins, gap_by(found, number, len(bins)), strict=True)]
 
 
-def finite(value: Any) -> Any:
-    """The same with None for infinite and NaN, which JSON does not have."""
-    if isinstance(value, dict):
-        return {name: finite(each) for name, each in value.items()}
-    if isinstance(value, list):
-        return [finite(each) for each in value]
-    return None if isinstance(value, float) and not isfinite(value) else value
+def finite(record: dict[str, Any]) -> dict[str, Any]:
+    """The record as plain JSON, with None for infinite and NaN, which JSON does not have."""
+    return json.loads(json.dumps(record), parse_constant=lambda _: None)
 
 
 def rows(module: DistillationModule) -> int:

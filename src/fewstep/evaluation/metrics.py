@@ -106,14 +106,6 @@ def diversity(samples: Mapping[int, float], reference: Mapping[int, float]) -> f
     return sum(samples[label] for label in both) / sum(reference[label] for label in both) if both else None
 
 
-class _Features(nn.Identity):
-    """In place of torchmetrics' network: its input is already the output of a FeatureExtractor."""
-
-    def __init__(self, num_features: int) -> None:
-        super().__init__()
-        self.num_features = num_features
-
-
 class RunningFigures:
     """FID and inception score during training, equal to the final ones on the same images.
 
@@ -121,11 +113,11 @@ class RunningFigures:
     """
 
     def __init__(self, net: FeatureExtractor, reference: ReferenceStatistics) -> None:
-        self.net = net
+        self.net, identity = net, nn.Identity()  # in place of torchmetrics' networks: it gets their outputs
+        identity.num_features = net.num_features  # pyright: ignore[reportArgumentType]
         with warnings.catch_warnings():  # it warns that it keeps all logits in memory: a few thousand rows
             warnings.simplefilter("ignore", UserWarning)
-            self.score = InceptionScore(_Features(net.num_features), INCEPTION_SPLITS, sync_on_compute=False)
-        identity = _Features(net.num_features)
+            self.score = InceptionScore(identity, INCEPTION_SPLITS, sync_on_compute=False)
         self.distance = FrechetInceptionDistance(identity, reset_real_features=False, sync_on_compute=False)
         for features in reference.features.split(ROWS):
             self.distance.update(features, real=True)
