@@ -22,13 +22,10 @@ from fewstep.sweeps.running import LaunchMode, Result, Sweep
 from fewstep.sweeps.status import JobState, Objective
 from fewstep.sweeps.sweep import SWEEPS
 
-BASIC = "hydra._internal.core_plugins.basic_launcher"
-SUBMITIT = "hydra_plugins.hydra_submitit_launcher"
-
 
 @dataclass(frozen=True)
 class SweepContext:
-    """The sweep that was asked for.
+    """A sweep as Hydra composed it.
 
     Attributes:
         config: composed, without what is swept. script: the train.py that was started.
@@ -56,7 +53,7 @@ class SweepContext:
         require_known_recipe(config.hydra.overrides.task, sources)
         with open_dict(config):
             del config["hydra"]
-        if not self.is_elsewhere:
+        if "slurm" not in self.launcher:
             return Settings.read(config)
         accelerator = config.trainer.accelerator
         config.trainer.accelerator = "cpu"  # of another machine, whose GPUs need not be here
@@ -111,36 +108,26 @@ class SweepContext:
         return self.outputs / SWEEPS / (self.config.name or "-".join(filter(None, (question, overrides.digest))))
 
     @property
-    def launcher_class(self) -> str:
-        return str(self.config.hydra.launcher._target_)
-
-    @property
-    def is_elsewhere(self) -> bool:
-        """Whether jobs run on other machines, which need not be like this one."""
-        return "slurm" in self.launcher_class.lower()
+    def launcher(self) -> str:
+        """Hydra's class of it, in lower case: it says which launcher this is."""
+        return str(self.config.hydra.launcher._target_).lower()
 
     def run(self, sweep: Sweep, folder: Path) -> None:
         """Have Hydra's launcher run what is not finished."""
         with open_dict(self.config):
             self.config.hydra.sweep.dir = str(folder)
-        one_gpu = "joblib" in self.launcher_class and self.config.trainer.accelerator == "gpu"
+        one_gpu = "joblib" in self.launcher and self.config.trainer.accelerator == "gpu"
         launcher = Plugins.instance().instantiate_launcher(
             hydra_context=self.hydra, task_function=JobProcess(self.script, one_gpu), config=self.config
         )
 
         def launch(states: Sequence[JobState]) -> list[Result]:
-            number = next(number for number, state in enumerate(sweep.states) if state is states[0])
             overrides = [list(state.job.overrides) for state in states]
-            return [result_of(each) for each in launcher.launch(overrides, initial_job_idx=number)]
+            return [result_of(each) for each in launcher.launch(overrides, sweep.states.index(states[0]))]
 
-        sweep.run(launch, self.mode, self.at_once)
-
-    @property
-    def mode(self) -> LaunchMode:
-        """How the launcher is given its jobs."""
-        if self.launcher_class.startswith(BASIC):
-            return LaunchMode.EACH
-        return LaunchMode.THREADS if self.launcher_class.startswith(SUBMITIT) else LaunchMode.TOGETHER
+        modes = {"basic": LaunchMode.EACH, "submitit": LaunchMode.THREADS}
+        mode = next((mode for name, mode in modes.items() if f"{name}_launcher" in self.launcher), LaunchMode.TOGETHER)
+        sweep.run(launch, mode, self.at_once)
 
 
 def result_of(returned: JobReturn) -> Result:

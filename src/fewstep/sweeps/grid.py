@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -80,12 +81,11 @@ def count_of(jobs: Sequence[Job]) -> str:
 
 def about(context: SweepContext, overrides: SweepOverrides, jobs: Sequence[Job]) -> dict[str, Any]:
     """What sweep.yaml holds."""
-    objective = context.objective
     return {
         "preset": context.preset,
         "fixed": list(overrides.fixed.values()),
-        "swept": {key: [value.partition("=")[2] for value in values] for key, values in overrides.swept.items()},
-        "objective": {"figure": objective.figure, "steps": objective.steps, "w": objective.w},
+        "swept": {key: list(values) for key, values in overrides.swept.items()},
+        "objective": asdict(context.objective),
         "jobs": {job.name: dict(job.values) for job in jobs if not job.stages},
         "parents": [job.name for job in jobs if job.stages],
     }

@@ -1,10 +1,11 @@
 """A sweep's overrides: which settings are fixed, which differ, and one job for each combination."""
 
 import hashlib
-import itertools
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import Self
 
 from hydra.core.override_parser.types import Override, Quote, QuotedString
@@ -40,7 +41,7 @@ class Job:
 
 @dataclass(frozen=True)
 class SweepOverrides:
-    """A sweep's overrides, parsed: the fixed ones, and for each swept key one for each value, in the order given."""
+    """A sweep's overrides, parsed: by key the fixed ones as they were written, and the values of the swept ones."""
 
     fixed: Mapping[str, str]
     swept: Mapping[str, tuple[str, ...]]
@@ -62,11 +63,16 @@ class SweepOverrides:
                 fixed[key] = text
             elif not override.is_discrete_sweep():
                 raise ValueError(f"{text} is a range to search in, and a grid has none; add sweeper=optuna")
-            elif not (values := tuple(f"{key}={value}" for value in override.sweep_string_iterator())):
+            elif not (values := tuple(map(str, override.sweep_string_iterator()))):
                 raise ValueError(f"{text} has no value to sweep over; give some, like {key}=1,2")
             else:
                 swept[key] = values
         return cls(fixed, swept)
+
+    def job(self, values: Mapping[str, str]) -> Job:
+        """The job of these values, by key."""
+        short = {name: short_value(values[key]) for key, name in shortened(list(values)).items()}
+        return Job(name_of(short), (*self.fixed.values(), *(f"{key}={text}" for key, text in values.items())), short)
 
     def jobs(self) -> list[Job]:
         """One job for each combination of values, the last key changing fastest.
@@ -76,17 +82,13 @@ class SweepOverrides:
         """
         if not self.swept:
             raise ValueError("a sweep needs something to sweep over, like seed=0,1,2, and every setting has one value")
-        short = shortened(list(self.swept))
-        combinations = list(itertools.product(*self.swept.values()))
-        values = [dict(zip(short.values(), map(value_of, each), strict=True)) for each in combinations]
-        names = [name_of(each) for each in values]
+        jobs = [self.job(dict(zip(self.swept, each, strict=True))) for each in product(*self.swept.values())]
+        count = Counter(job.name for job in jobs)
         return [
-            Job(
-                name if names.count(name) == 1 else f"{name[:LONGEST_NAME]}-{digest(each)}",
-                (*self.fixed.values(), *each),
-                own,
-            )
-            for name, each, own in zip(names, combinations, values, strict=True)
+            job
+            if count[job.name] == 1
+            else replace(job, name=f"{job.name[:LONGEST_NAME]}-{digest(job.overrides[len(self.fixed) :])}")
+            for job in jobs
         ]
 
     @property
@@ -105,20 +107,19 @@ def last_of_each_key(overrides: Iterable[Override]) -> dict[str, Override]:
     return last
 
 
-def value_of(override: str) -> str:
-    """What comes after the key, in short: ${model.smaller.narrow}, of which Hydra escapes the braces, is narrow."""
-    return re.sub(r"\$\\?\{(?:[^{}]*\.)?([^{}.\\]+)\\?\}", r"\1", override.partition("=")[2])
+def short_value(text: str) -> str:
+    """A value in short: ${model.smaller.narrow}, of which Hydra escapes the braces, is narrow."""
+    return re.sub(r"\$\\?\{(?:[^{}]*\.)?([^{}.\\]+)\\?\}", r"\1", text)
 
 
 def shortened(keys: Sequence[str]) -> dict[str, str]:
     """Each key by its last words, as many as tell it from the others: stage.guidance.w_max is w_max."""
-    plain = {key: key.lstrip("+~").split(".") for key in keys}
-    short = {}
-    for key, words in plain.items():
-        others = [other for name, other in plain.items() if name != key]
-        ends = (words[-count:] for count in range(1, len(words) + 1))
-        short[key] = ".".join(next((end for end in ends if all(o[-len(end) :] != end for o in others)), words))
-    return short
+    words = {key: key.lstrip("+~").split(".") for key in keys}
+    ends = Counter(tuple(own[-count:]) for own in words.values() for count in range(1, len(own) + 1))
+    return {
+        key: ".".join(next((own[n:] for n in reversed(range(len(own))) if ends[tuple(own[n:])] == 1), own))
+        for key, own in words.items()
+    }
 
 
 def name_of(values: Mapping[str, str]) -> str:

@@ -2,14 +2,14 @@
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fewstep.runs.config import Settings
 from fewstep.sweeps.context import SweepContext
 from fewstep.sweeps.grid import about, count_of, show_jobs
-from fewstep.sweeps.jobs import Job, SweepOverrides, name_of, shortened
+from fewstep.sweeps.jobs import Job, SweepOverrides
 from fewstep.sweeps.running import Sweep
 from fewstep.sweeps.shared import from_parent, method_in, own_stages, prefix_keys, with_shared_trainings
 from fewstep.sweeps.space import Dimension, require_optuna, space_of, text_of, texts
@@ -117,9 +117,8 @@ def require_figure(settings: Settings, objective: Objective) -> None:
 
 def job_of(name: str, overrides: SweepOverrides, values: Mapping[str, str]) -> Job:
     """The job of a trial."""
-    short = {shorter: values[key] for key, shorter in shortened(list(values)).items()}
-    own = (*overrides.fixed.values(), *(f"{key}={value}" for key, value in values.items()))
-    return Job(f"{name},{name_of(short)}", own, short)
+    job = overrides.job(values)
+    return replace(job, name=f"{name},{job.name}")
 
 
 def opened_study(folder: Path, objective: Objective, seed: int) -> "Study":

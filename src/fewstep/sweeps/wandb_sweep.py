@@ -33,7 +33,7 @@ def wandb_sweep(preset: str, overrides: Sequence[str], program: str) -> dict[str
     return {
         "program": program,
         "name": preset,
-        "method": "bayes" if "Search" in sweeper._target_ else "grid",
+        "method": "bayes" if "trials" in sweeper else "grid",
         "metric": {
             "name": quality_of(objective.figure, objective.steps, objective.w),
             "goal": "minimize" if objective.less_is_better else "maximize",

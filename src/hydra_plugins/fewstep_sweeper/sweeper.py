@@ -2,7 +2,7 @@
 
 import inspect
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from hydra.plugins.sweeper import Sweeper
@@ -10,9 +10,6 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
 from fewstep.runs.overrides import preset_overrides
-
-if TYPE_CHECKING:
-    from fewstep.sweeps.context import SweepContext
 
 
 @dataclass
@@ -35,12 +32,9 @@ class FewstepSweeperConf:
 
 
 @dataclass
-class FewstepSearchConf:
+class FewstepSearchConf(FewstepSweeperConf):
     """hydra.sweeper of a search: so many `trials` in all, `at_once` of them before Optuna is asked again."""
 
-    _target_: str = "hydra_plugins.fewstep_sweeper.sweeper.FewstepSearch"
-    params: dict[str, Any] | None = None
-    objective: ObjectiveConf = field(default_factory=ObjectiveConf)
     at_once: int = 1
     trials: int = 20
     seed: int = 0
@@ -51,52 +45,39 @@ for _name, _node in (("fewstep", FewstepSweeperConf), ("fewstep_search", Fewstep
 
 
 class FewstepSweeper(Sweeper):
-    """Every combination of the swept values; what they share is trained once, what is finished is left alone."""
+    """Runs every combination of the swept values or, with `trials`, those that Optuna chooses.
 
-    def __init__(self, params: DictConfig | None, objective: DictConfig, at_once: int) -> None:
-        self.objective, self.at_once = objective, at_once
+    What the jobs share is trained once, and what is finished is left alone.
+    """
+
+    def __init__(
+        self, params: DictConfig | None, objective: DictConfig, at_once: int, trials: int | None = None, seed: int = 0
+    ) -> None:
+        self.objective, self.at_once, self.trials, self.seed = objective, at_once, trials, seed
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Keep what Hydra gives; the launcher is made when the sweep's folder is known."""
-        self.hydra_context, self.config, self.launcher = hydra_context, config, None
-        self.script = inspect.getfile(task_function)
+        self.hydra_context, self.config, self.script = hydra_context, config, inspect.getfile(task_function)
 
-    def context(self) -> "SweepContext":
-        """What Hydra gave, for fewstep.sweeps.
+    def sweep(self, arguments: list[str]) -> None:
+        """Run the sweep of the preset's parameters and of the command line; the latter count more.
 
         Raises:
-            ValueError: an objective without such a figure.
+            ValueError: an objective without such a figure, or a sweep that cannot be.
         """
         from fewstep.sweeps.context import SweepContext
+        from fewstep.sweeps.grid import sweep_grid
+        from fewstep.sweeps.search import Search, sweep_search
         from fewstep.sweeps.status import Objective
+        from fewstep.system.signals import stop_signals
 
         assert self.hydra_context is not None
         assert self.config is not None
         objective = Objective(self.objective.figure, self.objective.steps, self.objective.w)
-        return SweepContext(self.hydra_context, self.config, self.script, objective, self.at_once)
-
-    def sweep(self, arguments: list[str]) -> None:
-        """Run the sweep of the preset's parameters and of the command line; the latter count more."""
-        from fewstep.sweeps.grid import sweep_grid
-        from fewstep.system.signals import stop_signals
-
-        context = self.context()
+        context = SweepContext(self.hydra_context, self.config, self.script, objective, self.at_once)
+        overrides = [*preset_overrides(self.config), *arguments]
         with stop_signals():
-            sweep_grid(context, [*preset_overrides(context.config), *arguments])
-
-
-class FewstepSearch(FewstepSweeper):
-    """Optuna chooses the values, so many at a time, until there have been as many trials as asked for."""
-
-    def __init__(self, params: DictConfig | None, objective: DictConfig, at_once: int, trials: int, seed: int) -> None:
-        super().__init__(params, objective, at_once)
-        self.trials, self.seed = trials, seed
-
-    def sweep(self, arguments: list[str]) -> None:
-        """Search in the preset's parameters and those of the command line; the latter count more."""
-        from fewstep.sweeps.search import Search, sweep_search
-        from fewstep.system.signals import stop_signals
-
-        context, search = self.context(), Search(self.trials, self.at_once, self.seed)
-        with stop_signals():
-            sweep_search(context, [*preset_overrides(context.config), *arguments], search)
+            if self.trials is None:
+                sweep_grid(context, overrides)
+            else:
+                sweep_search(context, overrides, Search(self.trials, self.at_once, self.seed))
