@@ -13,6 +13,7 @@ import pytest
 import torch
 from running import TINY, config_of, train_as_typed
 from safetensors.torch import load_file
+from torch.utils.data import IterableDataset, get_worker_info
 
 from fewstep.artifacts import run_folder as run_folders
 from fewstep.artifacts.run_folder import locked, open_run
@@ -133,15 +134,16 @@ def test_a_forked_child_that_outlives_its_parent_does_not_hold_the_folder(tmp_pa
         os.waitpid(child, 0)
 
 
-class Numbers:
-    """The rows of a worker, one a step; it kills itself once at `kill_at`."""
+class Numbers(IterableDataset):
+    """One row of each step from each worker; the first worker kills itself once at step 13."""
 
-    def __init__(self, start: int, stop: int, kill_at: int, proof: Path) -> None:
-        self.start, self.stop, self.kill_at, self.proof = start, stop, kill_at, proof
+    def __init__(self, start: int, stop: int, proof: Path) -> None:
+        self.start, self.stop, self.proof = start, stop, proof
 
     def __iter__(self):
+        worker = get_worker_info()
         for step in range(self.start, self.stop):
-            if step == self.kill_at and not self.proof.exists():
+            if worker.id == 0 and step == 13 and not self.proof.exists():
                 self.proof.touch()
                 os.kill(os.getpid(), signal.SIGKILL)
             yield [[step, f"row of {step}"]]
@@ -149,11 +151,8 @@ class Numbers:
 
 @pytest.mark.integration
 def test_a_killed_data_worker_is_replaced_and_no_row_is_lost(tmp_path):
-    def readers(step: int) -> list[Numbers]:
-        return [Numbers(step, 30, 13, tmp_path / "once"), Numbers(step, 30, -1, tmp_path / "never")]
-
     with pytest.warns(UserWarning, match=r"DataLoader worker .*; new ones read on from step \d+"):
-        rows = list(workers.rows_of_steps(readers, 5, 30))  # pyright: ignore[reportArgumentType]
+        rows = list(workers.rows_of_steps(lambda step: Numbers(step, 30, tmp_path / "once"), 2, 5, 30))
     assert rows == [[[step, f"row of {step}"]] * 2 for step in range(5, 30)]
 
 
@@ -164,7 +163,7 @@ def test_workers_that_are_always_killed_are_an_error(monkeypatch):
 
     monkeypatch.setattr(workers, "read", read)
     with pytest.warns(UserWarning, match="new ones"), pytest.raises(RuntimeError, match="exited unexpectedly"):
-        list(workers.rows_of_steps(lambda _: [], 0, 3))
+        list(workers.rows_of_steps(lambda step: Numbers(step, 3, Path()), 2, 0, 3))
 
 
 def test_an_error_raised_in_a_worker_is_not_retried(monkeypatch):
@@ -174,7 +173,7 @@ def test_an_error_raised_in_a_worker_is_not_retried(monkeypatch):
 
     monkeypatch.setattr(workers, "read", read)
     with pytest.raises(RuntimeError, match="Caught ValueError"):
-        list(workers.rows_of_steps(lambda _: [], 0, 3))
+        list(workers.rows_of_steps(lambda step: Numbers(step, 3, Path()), 2, 0, 3))
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,8 @@ import tarfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import count, islice, repeat
+from itertools import count, groupby, islice, repeat
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -100,14 +101,8 @@ def scan(path: Path, is_sample: IsSample) -> tuple[int, bool]:
             is_complete = file.read(tarfile.BLOCKSIZE) == bytes(tarfile.BLOCKSIZE)  # a tar ends with zeros
     except (tarfile.ReadError, EOFError):
         names = names[:-1]  # the last file has a header but not its content
-    number, key, extensions = 0, None, set[str]()
-    for name in [*names, ""]:
-        prefix, extension = base_plus_ext(name)
-        if prefix != key or not name:
-            number += is_sample(extensions)
-            key, extensions = prefix, set()
-        if extension:
-            extensions.add(extension.lower())
+    groups = groupby(map(base_plus_ext, names), key=itemgetter(0))
+    number = sum(is_sample({extension.lower() for _, extension in group if extension}) for _, group in groups)
     return number, is_complete
 
 
@@ -216,57 +211,41 @@ class RowReader:
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        self.rank, self.local_batch_size = rank, batch_size // world_size
         self.walks, self.decode, self.max_damaged, self.batch_size = walks, decode, max_damaged, batch_size
         self.numbers = range(worker, len(walks), num_workers)
+        self.rank, self.local_batch_size = rank, batch_size // world_size
         self._next_step: int | None = None
         self._open: dict[int, Iterator[Any]] = {}
 
-    def position(self, step: int, number: int) -> int:
-        """The number of samples of walk `number` before a step."""
-        return max(0, -(-(step * self.batch_size - number) // len(self.walks)))
-
     def rows(self, step: int) -> list[Row]:
         """The rows of a step that are this reader's; consecutive steps read on, any other step reopens the shards."""
+        start = step * self.batch_size
         if step != self._next_step:
-            self._open = {n: self._samples(n, self.position(step, n)) for n in self.numbers}
+            self._open = {n: self._samples(n, len(range(n, start, len(self.walks)))) for n in self.numbers}
         self._next_step = step + 1
-        rows = []
-        for number in self.numbers:
-            start, stop = self.position(step, number), self.position(step + 1, number)
-            rows += [
-                (position * len(self.walks) + number, sample)
-                for position, sample in zip(range(start, stop), self._open[number], strict=False)
-                if self.is_local(position, number)
-            ]
-        return sorted(rows, key=lambda row: row[0])
+        numbers = [row for row in range(start, start + self.batch_size) if row % len(self.walks) in self._open]
+        read = [(row, next(self._open[row % len(self.walks)])) for row in numbers]
+        return [(row, sample) for row, sample in read if self._is_local(row)]
 
-    def is_local(self, position: int, number: int) -> bool:
-        """Whether the sample at `position` of walk `number` is a row of this rank."""
-        return (position * len(self.walks) + number) % self.batch_size // self.local_batch_size == self.rank
+    def _is_local(self, row: int) -> bool:
+        return row % self.batch_size // self.local_batch_size == self.rank
 
     def _samples(self, number: int, position: int) -> Iterator[Any]:
-        needed = (self.is_local(each, number) for each in count(position))
+        needed = map(self._is_local, count(position * len(self.walks) + number, len(self.walks)))
         return decoded(self.walks[number].raw_from(position), self.decode, self.max_damaged, needed)
 
 
-class WorkerRows:
-    """The rows that one worker process reads of steps start, ..., stop - 1: a list for each step."""
+class RowStream(IterableDataset[list[Row]]):
+    """The rows of steps start, ..., stop - 1, a list for each step; in a DataLoader, each worker reads its walks.
 
-    def __init__(self, reader: RowReader, start: int, stop: int) -> None:
-        self.reader, self.start, self.stop = reader, start, stop
+    Args:
+        reader: (worker, num_workers) -> its reader.
+    """
 
-    def __iter__(self) -> Iterator[list[Row]]:
-        return map(self.reader.rows, range(self.start, self.stop))
-
-
-class WorkerDataset(IterableDataset[Any]):
-    """The rows of each worker, for a DataLoader, which asks its workers in turn."""
-
-    def __init__(self, workers: Sequence[WorkerRows]) -> None:
-        self.workers = workers
+    def __init__(self, reader: Callable[[int, int], RowReader], start: int, stop: int) -> None:
+        self.reader, self.steps = reader, range(start, stop)
 
     def __iter__(self) -> Iterator[list[Row]]:
         worker = get_worker_info()
-        assert worker is not None
-        return iter(self.workers[worker.id])
+        reader = self.reader(0, 1) if worker is None else self.reader(worker.id, worker.num_workers)
+        return map(reader.rows, self.steps)

@@ -1,7 +1,7 @@
 """Images and captions from WebDataset shards; or the latents of the images and the embeddings of the captions."""
 
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache, partial
 from itertools import chain, islice
 from pathlib import Path
@@ -16,7 +16,7 @@ from fewstep.data.captioned import BOTH, LATENT, Sample, decode_sample, is_sampl
 from fewstep.data.facts import DataFacts
 from fewstep.data.generate import generated_folder
 from fewstep.data.generate_text import SIZE, generate_text
-from fewstep.data.shards import Raw, Row, RowReader, Walk, WorkerRows, decoded, open_shards, samples_of
+from fewstep.data.shards import Raw, Row, RowReader, RowStream, Walk, decoded, open_shards, samples_of
 from fewstep.data.split import missing_data_error
 from fewstep.data.workers import rows_of_steps
 from fewstep.diffusion.prediction import Condition
@@ -26,6 +26,8 @@ from fewstep.system.seeds import seed_for
 
 ENCODER_BATCH = 16  # prompts per call, always as many, so that an embedding never depends on the batch size
 MAX_CACHED = 2**28  # bytes of embeddings
+open_encoder = lru_cache(maxsize=2)(TextEncoder.open)  # once for all stages of a run
+open_autoencoder = lru_cache(maxsize=2)(Autoencoder.open)
 
 
 class TextData(Data):
@@ -195,9 +197,8 @@ class TextData(Data):
 
     def embedded(self, samples: Sequence[Sample]) -> Float[Tensor, "batch tokens features"]:
         """Embeddings of the samples' captions: those of the shard, or cached, or encoded now."""
-        new = list(
-            dict.fromkeys(s.caption for s in samples if s.embedding is None and s.caption not in self._embeddings)
-        )
+        captions = dict.fromkeys(sample.caption for sample in samples if sample.embedding is None)
+        new = [caption for caption in captions if caption not in self._embeddings]
         for start in range(0, len(new), ENCODER_BATCH):
             chunk = new[start : start + ENCODER_BATCH]
             encoded = self.encoder.encode(chunk + [""] * (ENCODER_BATCH - len(chunk))).cpu()
@@ -218,12 +219,11 @@ class TextData(Data):
         self, start: int, stop: int, rank: int = 0, world_size: int = 1, device: torch.device | str = "cpu"
     ) -> Iterator[Batch]:
         """The rows of a rank of the batches start, ..., stop - 1, read by `num_workers` processes."""
-        count = max(1, self.num_workers)
 
-        def workers(step: int) -> list[WorkerRows]:
-            return [WorkerRows(self.reader(w, count, rank, world_size), step, stop) for w in range(count)]
+        def stream(step: int) -> RowStream:
+            return RowStream(lambda worker, count: self.reader(worker, count, rank, world_size), step, stop)
 
-        read: Iterable[list[Row]] = rows_of_steps(workers, start, stop) if self.num_workers else workers(start)[0]
+        read = rows_of_steps(stream, self.num_workers, start, stop) if self.num_workers else stream(start)
         for step, rows in zip(range(start, stop), read, strict=True):
             yield self.collated(sorted(rows, key=lambda row: row[0]), step, device)
 
@@ -240,13 +240,12 @@ class TextData(Data):
         return self._held_out
 
     def reference(self) -> Batch:
-        samples = self.held_out()
-        labels = torch.zeros(len(samples), dtype=torch.long)  # captions are no classes: all are in one
-        if samples[0].x.dtype == np.uint8:
-            return Batch(from_uint8(torch.from_numpy(np.stack([sample.x for sample in samples]))), labels)
-        mean, _ = self.moments(torch.from_numpy(np.stack([sample.x for sample in samples])))
+        x = torch.from_numpy(np.stack([sample.x for sample in self.held_out()]))
+        labels = torch.zeros(len(x), dtype=torch.long)  # captions are no classes: all are in one
+        if x.dtype == torch.uint8:
+            return Batch(from_uint8(x), labels)
         assert self.autoencoder is not None
-        return Batch(self.decode(self.autoencoder.latents(mean)), labels)
+        return Batch(self.decode(self.autoencoder.latents(self.moments(x)[0])), labels)
 
     def conditions(self, count: int) -> Condition:
         samples = self.held_out()
@@ -287,15 +286,3 @@ def warn_sometimes(message: str, name: str, names: set[str]) -> None:
         names.add(name)
         if len(names) in (1, 10, 100) or len(names) % 1000 == 0:
             warnings.warn(f"{message}; {len(names):,} so far", stacklevel=3)
-
-
-@lru_cache(maxsize=2)
-def open_encoder(folder: str) -> TextEncoder:
-    """The text encoder in a folder, opened once for all stages of a run."""
-    return TextEncoder.open(folder)
-
-
-@lru_cache(maxsize=2)
-def open_autoencoder(folder: str) -> Autoencoder:
-    """The autoencoder in a folder, opened once for all stages of a run."""
-    return Autoencoder.open(folder)
