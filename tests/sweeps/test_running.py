@@ -9,10 +9,19 @@ from pathlib import Path
 import pytest
 
 from fewstep.sweeps.jobs import Job
-from fewstep.sweeps.running import LaunchMode, Result, Sweep
+from fewstep.sweeps.running import Launch, Result, Sweep
 from fewstep.sweeps.status import DONE, FAILED, FINISHED, SKIPPED, JobState, Objective
 
 GOOD: Result = {"status": 0, "message": ""}
+WAYS = pytest.mark.parametrize(
+    "run",
+    [
+        lambda sweep, launch: sweep.run(launch, one_by_one=True),
+        lambda sweep, launch: sweep.run(launch, one_by_one=False),
+        lambda sweep, launch: sweep.run_in_threads(launch, at_once=2),
+    ],
+    ids=["one by one", "together", "threads"],
+)
 
 
 @pytest.fixture
@@ -39,8 +48,8 @@ def family(job: Callable[..., JobState]) -> Sweep:
     return Sweep([*parents, job("a", "guided"), job("b", "teacher"), job("c")], Objective())
 
 
-@pytest.mark.parametrize("mode", list(LaunchMode))
-def test_no_child_is_launched_before_its_parents_are_done(family: Sweep, mode: LaunchMode):
+@WAYS
+def test_no_child_is_launched_before_its_parents_are_done(family: Sweep, run: Callable[[Sweep, Launch], None]):
     launched: list[str] = []
 
     def launch(batch: Sequence[JobState]) -> list[Result]:
@@ -49,17 +58,19 @@ def test_no_child_is_launched_before_its_parents_are_done(family: Sweep, mode: L
         launched.extend(names(batch))
         return [GOOD] * len(batch)
 
-    family.run(launch, mode, at_once=2)
+    run(family, launch)
     assert sorted(launched) == ["a", "b", "c", "guided", "teacher"]
     assert not family.failures
 
 
-@pytest.mark.parametrize("mode", list(LaunchMode))
-def test_the_children_of_a_failure_are_skipped_and_nothing_else(family: Sweep, mode: LaunchMode, capsys):
+@WAYS
+def test_the_children_of_a_failure_are_skipped_and_nothing_else(
+    family: Sweep, run: Callable[[Sweep, Launch], None], capsys
+):
     def launch(batch: Sequence[JobState]) -> list[Result]:
         return [{"status": 2, "message": "no such thing"} if n == "guided" else GOOD for n in names(batch)]
 
-    family.run(launch, mode, at_once=2)
+    run(family, launch)
     assert {o.job.name: o.state for o in family.states} == {
         "teacher": DONE, "guided": FAILED, "a": SKIPPED, "b": DONE, "c": DONE,
     }  # fmt: skip
@@ -73,13 +84,13 @@ def test_what_is_finished_is_not_launched(family: Sweep):
     for each in family.states[:3]:
         each.state = FINISHED
     launched: list[str] = []
-    family.run(lambda batch: [launched.append(batch[0].job.name) or GOOD], LaunchMode.EACH, 1)
+    family.run(lambda batch: [launched.append(batch[0].job.name) or GOOD], one_by_one=True)
     assert launched == ["b", "c"]
 
 
 def test_a_job_that_leaves_nothing_has_failed(job: Callable[..., JobState]):
     sweep = Sweep([job("a", products=["quality.json"])], Objective())
-    sweep.run(lambda batch: [GOOD], LaunchMode.EACH, 1)
+    sweep.run(lambda batch: [GOOD], one_by_one=True)
     assert (sweep.states[0].state, sweep.states[0].message) == (FAILED, "it left no quality.json")
 
 
@@ -99,6 +110,6 @@ def test_threads_wait_for_so_many_jobs_at_a_time_and_for_one_that_the_launcher_d
             raise RuntimeError("the queue lost it")
         return [GOOD]
 
-    sweep.run(launch, LaunchMode.THREADS, at_once=2)
+    sweep.run_in_threads(launch, at_once=2)
     assert most == 2
     assert [(o.job.name, o.message) for o in sweep.failures] == [("job3", "the queue lost it")]

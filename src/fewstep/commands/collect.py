@@ -37,8 +37,8 @@ def collect(
         typer.echo(f"without figures yet: {'; '.join(found.missing)}")
     typer.echo(f"{write_csv(found)}, {write_page(found)} ({objective})")
     if wandb:
-        from fewstep.tracking.wandb_sweep import upload
+        from fewstep.tracking.wandb_run import upload_table
 
         best = found.settings[0].objective(objective)
         summary = {} if best is None else {"best": found.settings[0].name, str(objective): best.mean}
-        typer.echo(upload(sweep, table(found), summary))
+        typer.echo(upload_table(sweep, table(found), summary))

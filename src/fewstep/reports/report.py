@@ -5,7 +5,6 @@ import json
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -41,12 +40,11 @@ PICTURE_NAME = re.compile(r"(?P<model>.+)-(?P<steps>\d+)-w(?P<w>\d+(\.\d+)?)\.pn
 def write_report(run: Path) -> Path:
     """Write `run`/report.html (one file, below 5 MB, needs no network) and return its path.
 
-    Reads quality.json, provenance.json, config.yaml and samples/same-noise/ of the run folder, and
-    metrics.csv of the runs that provenance.json names. The page names what is missing.
+    Reads quality.json, provenance.json, config.yaml and samples/same-noise/ of the run folder, and metrics.csv of the
+    runs that provenance.json names. The page names what is missing.
 
     Raises:
-        ValueError: quality.json is missing, malformed or of more than one protocol, or provenance.json is of
-            another.
+        ValueError: quality.json is missing, malformed or of several protocols, or provenance.json is of another.
         OSError: the page cannot be written.
     """
     rows = read_rows(run / QUALITY)
@@ -88,33 +86,30 @@ def write_report(run: Path) -> Path:
     return run / REPORT
 
 
-@dataclass(frozen=True)
-class PictureGrid:
-    """Rows of (steps, model, a cell per w); a cell is (data address, width, height in pixels) or None."""
-
-    weights: list[float]
-    rows: list[tuple[int, str, list[tuple[str, int, int] | None]]]
-    enlarged: bool
+Cell = tuple[str, int, int] | None
+"""A picture on the page: its data address, width and height in pixels; None where there is none."""
 
 
-def _pictures(folder: Path, models: Sequence[str]) -> PictureGrid | None:
-    """The same-noise pictures of a folder as a grid: steps falling, then `models`; None if there are none."""
+def _pictures(folder: Path, models: Sequence[str]) -> tuple[list[float], list[tuple[int, str, list[Cell]]]] | None:
+    """The same-noise pictures of a folder: all w, and rows of (steps, model, a cell per w), most steps first.
+
+    None if there are no pictures.
+    """
     found: dict[tuple[int, str, float], Path] = {}
-    for path in sorted(folder.glob("*.png")):
+    for path in folder.glob("*.png"):
         if match := PICTURE_NAME.fullmatch(path.name):
             found[int(match["steps"]), match["model"], float(match["w"])] = path
     if not found:
         return None
     cells = {key: _embed(path, PICTURE_BYTES // len(found)) for key, path in found.items()}
     weights = sorted({w for _, _, w in cells})
-    order = [model.replace(", ", "-") for model in models]  # as files are named
-    place = {model: order.index(model) if model in order else len(order) for _, model, _ in cells}
-    lines = sorted({(steps, model) for steps, model, _ in cells}, key=lambda key: (-key[0], place[key[1]], key[1]))
-    rows = [(steps, model, [cells.get((steps, model, w)) for w in weights]) for steps, model in lines]
-    return PictureGrid(weights, rows, enlarged=any(cell and cell[1] > cell[2] for cell in cells.values()))
+    place = {model.replace(", ", "-"): number for number, model in enumerate(models)}  # as files are named
+    lines = {(steps, model) for steps, model, _ in cells}
+    order = sorted(lines, key=lambda line: (-line[0], place.get(line[1], len(place)), line[1]))
+    return weights, [(*line, [cells.get((*line, w)) for w in weights]) for line in order]
 
 
-def _embed(path: Path, most_bytes: int) -> tuple[str, int, int] | None:
+def _embed(path: Path, most_bytes: int) -> Cell:
     """A picture as a data address and its size on the page: small strips enlarged, others not."""
     try:
         with Image.open(path, formats=["PNG"]) as image:

@@ -94,11 +94,6 @@ class Speed:
     fewer_evaluations: float | None
     faster: float | None
 
-    @property
-    def milliseconds(self) -> float:
-        """Wall-clock per image."""
-        return 1000 / self.images_per_second
-
 
 def speed_table(rows: Sequence[QualityRow]) -> list[Speed]:
     """One entry for each model, steps and evaluations; the teacher of most evaluations is the reference."""
@@ -109,12 +104,7 @@ def speed_table(rows: Sequence[QualityRow]) -> list[Speed]:
     slowest = max((key for key in rates if key[0] == TEACHER), key=lambda key: key[2], default=None)
     return [
         Speed(
-            model=name,
-            steps=steps,
-            nfe=nfe,
-            images_per_second=rates[name, steps, nfe],
-            fewer_evaluations=slowest[2] / nfe if slowest else None,
-            faster=rates[name, steps, nfe] / rates[slowest] if slowest else None,
+            *key, rates[key], slowest[2] / key[2] if slowest else None, rates[key] / rates[slowest] if slowest else None
         )
-        for name, steps, nfe in sorted(rates, key=lambda key: (order.index(key[0]), -key[1], -key[2]))
+        for key in sorted(rates, key=lambda key: (order.index(key[0]), -key[1], -key[2]))
     ]

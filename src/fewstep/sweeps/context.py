@@ -18,7 +18,7 @@ from fewstep.runs.parent import method_of
 from fewstep.runs.pipeline import check_pipeline
 from fewstep.sweeps.jobs import Job, SweepOverrides, quoted
 from fewstep.sweeps.process import JobProcess
-from fewstep.sweeps.running import LaunchMode, Result, Sweep
+from fewstep.sweeps.running import Result, Sweep
 from fewstep.sweeps.status import JobState, Objective
 from fewstep.sweeps.sweep import SWEEPS
 
@@ -81,11 +81,6 @@ class SweepContext:
         return JobState.of(job, self.settings(job.overrides), self.objective)
 
     @property
-    def outputs(self) -> Path:
-        """Where the user keeps runs."""
-        return Path(self.config.outputs)
-
-    @property
     def preset(self) -> str | None:
         """The name of the preset, if there is one."""
         return self.config.hydra.runtime.choices.get("sweeps")
@@ -105,7 +100,9 @@ class SweepContext:
                 "away, or sweep over a stage by --multirun KEY=VALUES"
             )
         question = self.preset or str(self.config.hydra.runtime.choices.get("stage"))
-        return self.outputs / SWEEPS / (self.config.name or "-".join(filter(None, (question, overrides.digest))))
+        return Path(self.config.outputs, SWEEPS) / (
+            self.config.name or "-".join(filter(None, (question, overrides.digest)))
+        )
 
     @property
     def launcher(self) -> str:
@@ -125,9 +122,10 @@ class SweepContext:
             overrides = [list(state.job.overrides) for state in states]
             return [result_of(each) for each in launcher.launch(overrides, sweep.states.index(states[0]))]
 
-        modes = {"basic": LaunchMode.EACH, "submitit": LaunchMode.THREADS}
-        mode = next((mode for name, mode in modes.items() if f"{name}_launcher" in self.launcher), LaunchMode.TOGETHER)
-        sweep.run(launch, mode, self.at_once)
+        if "submitit" in self.launcher:
+            sweep.run_in_threads(launch, self.at_once)
+        else:
+            sweep.run(launch, one_by_one="basic" in self.launcher)
 
 
 def result_of(returned: JobReturn) -> Result:

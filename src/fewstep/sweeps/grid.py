@@ -26,7 +26,7 @@ def sweep_grid(context: SweepContext, arguments: Sequence[str]) -> list[JobState
     folder = context.folder(overrides)
     placed = [context.placed(job, folder) for job in overrides.jobs()]
     settings = {job.name: own for job, own in placed}
-    jobs, teachers = with_teachers([job for job, _ in placed], settings, context.outputs, folder)
+    jobs, teachers = with_teachers([job for job, _ in placed], settings, Path(context.config.outputs), folder)
     trainings, jobs = with_shared_trainings(jobs, settings)
     jobs = [*trainings.values(), *jobs]
     if context.config.plan:

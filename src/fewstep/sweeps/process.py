@@ -91,9 +91,8 @@ def stop(child: subprocess.Popen[bytes], number: int) -> int:
 
 def last_message(log: Path) -> str:
     """The last error of the latest attempt, else its last line."""
-    lines: list[str] = []
-    for line in log.read_text(errors="replace").splitlines():
-        lines = [] if line.startswith(STARTED) else [*lines, line.strip()] if line.strip() else lines
+    attempt = f"\n{log.read_text(errors='replace')}".rpartition(f"\n{STARTED}")[2]
+    lines = [line.strip() for line in attempt.splitlines()[1:] if line.strip()]
     errors = [line for line in lines if line.startswith("error: ")]
     return (errors or lines or [""])[-1].removeprefix("error: ")
 

@@ -13,15 +13,15 @@ SLURM_WAITS = 60  # s; longer than SLURM's KillWait, 30 s by default
 
 
 def begin_again(status: int, requeue: Handler) -> None:
-    """Have SLURM start this job again, if it stopped the job and the user did not; the job's process has ended by now.
+    """Have SLURM start this job again, if it stopped the job and the user did not.
 
-    Asking only now gives that process the whole time that SLURM leaves it to write its checkpoint: once SLURM has been
-    asked, it kills what is left within half a minute. A pre-empted job that simply ended would count as failed.
+    Called once the job's process has ended: after it is asked, SLURM kills what is left within half a minute, and the
+    checkpoint may take longer. A pre-empted job that simply ended would count as failed.
 
     Args:
         status: exit status of the job's process.
-        requeue: submitit's handler of SIGUSR2, which asks SLURM and ends this process. It refuses when the job has run
-            out of its time more often than hydra.launcher.max_num_timeout.
+        requeue: submitit's handler of SIGUSR2, which asks SLURM and ends this process; it refuses after
+            hydra.launcher.max_num_timeout times.
 
     Raises:
         SystemExit: the job will be started again; submitit leaves no result of this attempt.

@@ -123,21 +123,16 @@ def require_one_protocol(folder: Path, results: Mapping[str, Rows]) -> None:
     Raises:
         ValueError: the jobs were judged in several ways, or at different w.
     """
-    protocols: dict[str, list[str]] = {}
+    ways: dict[tuple[str, tuple[float, ...]], list[str]] = {}
     for job, rows in results.items():
-        protocols.setdefault(rows[0].protocol, []).append(job)
-    if len(protocols) > 1:
-        ways = "; ".join(f"{protocol}: {jobs[0]} and {len(jobs) - 1} more" for protocol, jobs in protocols.items())
-        raise ValueError(
-            f"the jobs of {folder} were judged in {len(protocols)} ways, which share no table ({ways}); sweep "
-            "over one data set and one stage.evaluate at a time"
+        ways.setdefault((rows[0].protocol, tuple(sorted({row.w for row in rows}))), []).append(job)
+    if len(ways) > 1:
+        listed = "; ".join(
+            f"{way[0]} at w = {[*way[1]]}: {jobs[0]} and {len(jobs) - 1} more" for way, jobs in ways.items()
         )
-    weights = {frozenset(row.w for row in rows) for rows in results.values()}
-    if len(weights) > 1:
-        ways = " and ".join(str(sorted(own)) for own in sorted(weights, key=sorted)[:2])
         raise ValueError(
-            f"the jobs of {folder} were judged at different w ({ways}), whose means share no table; sweep over one "
-            "stage.evaluate at a time"
+            f"the jobs of {folder} were judged in {len(ways)} ways, by other protocols or at different w, which share "
+            f"no table ({listed}); sweep over one data set and one stage.evaluate at a time"
         )
 
 

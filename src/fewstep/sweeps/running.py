@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from enum import Enum
 from multiprocessing.pool import ThreadPool
 from queue import SimpleQueue
 from typing import Any
@@ -19,14 +18,6 @@ Launch = Callable[[Sequence[JobState]], Sequence[Result]]
 """Have the launcher run some jobs to their ends."""
 
 
-class LaunchMode(Enum):
-    """How a launcher is given its jobs."""
-
-    EACH = "one after another"
-    TOGETHER = "all that can begin at once"  # it has a pool of its own
-    THREADS = "each by a thread that waits for it"  # see `Sweep.run_in_threads`
-
-
 @dataclass
 class Sweep:
     """The jobs and shared trainings of a sweep, and what has come of each."""
@@ -34,22 +25,16 @@ class Sweep:
     states: list[JobState]
     objective: Objective
 
-    def run(self, launch: Launch, mode: LaunchMode, at_once: int) -> None:
-        """Launch everything that is not finished.
-
-        Args:
-            at_once: how many threads; each waits for one job.
-        """
-        if mode is LaunchMode.THREADS:
-            self.run_in_threads(launch, at_once)
+    def run(self, launch: Launch, *, one_by_one: bool) -> None:
+        """Launch everything that is not finished: one job after another, or all that can begin at once together."""
         while ready := self.ready():
-            batch = ready if mode is LaunchMode.TOGETHER else ready[:1]
+            batch = ready[:1] if one_by_one else ready
             start = time.monotonic()
             for state, result in zip(batch, launch(batch), strict=True):
                 self.finish(state, result, time.monotonic() - start)
 
     def run_in_threads(self, launch: Launch, at_once: int) -> None:
-        """Have a thread wait for each job, so that its children begin as soon as it is done.
+        """The same with so many threads, each waiting for one job, so that its children begin as soon as it is done.
 
         submitit's launcher gives the results of one call together, and none if one of its jobs was killed.
         """

@@ -42,7 +42,6 @@ class TensorBoardRun(TensorBoardLogger, Tracker):  # pyright: ignore[reportIncom
 
     @rank_zero_only
     def log_metrics(self, metrics: Row, step: int | None = None) -> None:
-        """Log what is new in a row, at `metrics["images"]`."""
         if (found := self._position.new(metrics)) is None:
             return
         self._compare([LOSS, SAMPLE_FID])
@@ -55,7 +54,6 @@ class TensorBoardRun(TensorBoardLogger, Tracker):  # pyright: ignore[reportIncom
 
     @rank_zero_only
     def log_quality(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Show the rows of quality.json as text, and the students' FID as scalars and among HPARAMS."""
         students = students_fid(rows)
         self._compare([*students])
         self.experiment.add_text(QUALITY_TABLE, _table(rows), 0)
@@ -64,7 +62,6 @@ class TensorBoardRun(TensorBoardLogger, Tracker):  # pyright: ignore[reportIncom
 
     @rank_zero_only
     def alert(self, title: str, text: str) -> None:
-        """Show the alert among the texts."""
         self.experiment.add_text("alerts", f"**{title}**: {text}", self._position.step)
 
     @rank_zero_only
@@ -74,7 +71,6 @@ class TensorBoardRun(TensorBoardLogger, Tracker):  # pyright: ignore[reportIncom
 
     @rank_zero_only
     def finish(self) -> None:
-        """Close the files."""
         self.experiment.close()
 
     def _compare(self, metrics: list[str]) -> None:

@@ -47,13 +47,11 @@ def remove_repeated(fragments: Sequence[Path], *, online: bool) -> None:
 
 
 def read_mark(fragment: Path) -> Mark:
-    """The mark of a fragment."""
     file = fragment / MARK
     return Mark(**json.loads(file.read_text())) if file.is_file() else Mark(-1, False)
 
 
 def write_mark(fragment: Path, mark: Mark) -> None:
-    """Mark a fragment."""
     with atomic_write(fragment / MARK) as temporary:
         temporary.write_text(json.dumps(mark._asdict()))
 

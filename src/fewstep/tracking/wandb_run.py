@@ -34,12 +34,10 @@ def logged_in() -> bool:
     host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).netloc
     places = [os.environ["NETRC"]] if os.environ.get("NETRC") else ["~/.netrc", "~/_netrc"]
     for place in places:
-        try:
+        with suppress(OSError, NetrcParseError):
             entry = netrc(os.path.expanduser(place)).authenticators(host)
-        except (OSError, NetrcParseError):
-            continue
-        if entry and entry[2]:
-            return True
+            if entry and entry[2]:
+                return True
     return False
 
 
@@ -82,13 +80,11 @@ class WandbRun(WandbLogger, Tracker):
 
     @rank_zero_only
     def log_metrics(self, metrics: Row, step: int | None = None) -> None:
-        """Log what is new in a row at its step; `step` is not used: the x-axis is `metrics["images"]`."""
         if (found := self._position.new(metrics)) is not None:
             self.attempt(lambda: self.experiment.log(_as_wandb(found[1]), step=found[0]))
 
     @rank_zero_only
     def log_quality(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Show the rows of quality.json as a table, and the students' FID as numbers."""
         self.attempt(lambda: self.log_metrics(students_fid(rows) | {QUALITY_TABLE: table_of(rows)}))
 
     @rank_zero_only
@@ -98,8 +94,6 @@ class WandbRun(WandbLogger, Tracker):
 
     @rank_zero_only
     def finish(self) -> None:
-        """End the W&B run; everything is on disk, or uploaded, when this returns."""
-
         def end() -> None:
             fragment = Path(self.experiment.dir).parent
             self.experiment.finish()
@@ -231,3 +225,19 @@ def is_refusal(error: BaseException) -> bool:
 def in_one_line(error: BaseException) -> str:
     """The message of an error, or else its name."""
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def upload_table(folder: Path, rows: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) -> str:
+    """Log a sweep's table as one W&B run, the same one each time; to offline files where nobody is logged in.
+
+    Returns:
+        a line that says where it is.
+    """
+    run = start_wandb(folder, group=folder.name, job_type="sweep", config={})
+    if run is None:
+        return "W&B: no run was made"
+    run.experiment.log({"sweep": table_of(rows)})
+    run.experiment.summary.update(dict(summary))
+    place = run.experiment.url or f"{folder / 'wandb'}, which `wandb sync` uploads"
+    run.finish()
+    return f"W&B: {place}"

@@ -33,9 +33,7 @@ def workspace(
         filters.append(expr.Metric("Sweep") == sweep)
     if outputs is not None:
         filters.append(expr.Config("outputs") == outputs)
-    sections = [is_it_training(), which_w(), which_steps(), what_did_it_cost()]
-    if filters:
-        sections.insert(0, which_setting(swept))
+    sections = [*([which_setting(swept)] if filters else []), *sections_of_any_project()]
     return ws.Workspace(
         entity=entity,
         project=project,
@@ -49,54 +47,44 @@ def workspace(
     )
 
 
-def is_it_training() -> ws.Section:
-    """The loss, and figures that compare where losses do not."""
+def sections_of_any_project() -> list[ws.Section]:
+    """Figures that compare where losses do not, quality by w and by steps, and what evaluations and training cost."""
     drifts = [over_images(f"{name} drift", names.drift_of(name)) for name in names.SAMPLE_STATISTICS]
-    return section(
-        "Is it training?",
-        over_images("loss", names.LOSS, log_y=True),
-        over_images("gap to the teacher (0: a perfect student)", names.GAP, log_y=True),
-        over_images("alarms", names.ALARMS),
-        wr.MediaBrowser(title="samples, the same noise each time", media_keys=[names.SAMPLE_GRID], num_columns=3),
-        over_images("gradient norm", names.GRADIENT_NORM, log_y=True),
-        family("gradient norm by part", names.gradient_norm_of("")),
-        *drifts,
-        over_images("learning rate", names.LEARNING_RATE),
-    )
-
-
-def which_w() -> ws.Section:
-    """Quality by guidance weight."""
-    return section(
-        "Which w?",
-        of_table("quality over w", LINES, "w", "fid", "steps"),
-        of_table("inception score over w", LINES, "w", "inception_score", "steps"),
-        family("gap to the teacher by w", names.gap_at("w", 0, 0).rpartition("/")[0] + "/"),
-    )
-
-
-def which_steps() -> ws.Section:
-    """Quality by number of steps, and where on the path errors arise."""
-    return section(
-        "Which steps?",
-        of_table("quality over steps", LINES, "steps", "fid", "model"),
-        family("error of one student step, by t", names.step_error_at(0).rpartition("=")[0] + "="),
-        family("gap to the teacher by t", names.gap_at("t", 0, 0).rpartition("/")[0] + "/"),
-        over_images("FID of the snapshots", SAMPLE_FID, log_y=True),
-        over_images("inception score of the snapshots", names.SAMPLE_INCEPTION_SCORE),
-    )
-
-
-def what_did_it_cost() -> ws.Section:
-    """Evaluations an image, and the cost of training."""
-    return section(
-        "What did it cost?",
-        of_table("quality over evaluations an image", SCATTER, "nfe", "fid"),
-        of_table("images per second over evaluations", SCATTER, "nfe", "images_per_second"),
-        over_images("images per second of training", names.IMAGES_PER_SECOND),
-        wr.BarPlot(title="images seen", metrics=[IMAGES], groupby="JobType", groupby_aggfunc="sum"),
-        wr.BarPlot(title="seconds of each stage", metrics=["RelativeTime(Process)"], groupby="JobType"),
-    )
+    return [
+        section(
+            "Is it training?",
+            over_images("loss", names.LOSS, log_y=True),
+            over_images("gap to the teacher (0: a perfect student)", names.GAP, log_y=True),
+            over_images("alarms", names.ALARMS),
+            wr.MediaBrowser(title="samples, the same noise each time", media_keys=[names.SAMPLE_GRID], num_columns=3),
+            over_images("gradient norm", names.GRADIENT_NORM, log_y=True),
+            family("gradient norm by part", names.gradient_norm_of("")),
+            *drifts,
+            over_images("learning rate", names.LEARNING_RATE),
+        ),
+        section(
+            "Which w?",
+            of_table("quality over w", LINES, "w", "fid", "steps"),
+            of_table("inception score over w", LINES, "w", "inception_score", "steps"),
+            family("gap to the teacher by w", names.gap_at("w", 0, 0).rpartition("/")[0] + "/"),
+        ),
+        section(
+            "Which steps?",
+            of_table("quality over steps", LINES, "steps", "fid", "model"),
+            family("error of one student step, by t", names.step_error_at(0).rpartition("=")[0] + "="),
+            family("gap to the teacher by t", names.gap_at("t", 0, 0).rpartition("/")[0] + "/"),
+            over_images("FID of the snapshots", SAMPLE_FID, log_y=True),
+            over_images("inception score of the snapshots", names.SAMPLE_INCEPTION_SCORE),
+        ),
+        section(
+            "What did it cost?",
+            of_table("quality over evaluations an image", SCATTER, "nfe", "fid"),
+            of_table("images per second over evaluations", SCATTER, "nfe", "images_per_second"),
+            over_images("images per second of training", names.IMAGES_PER_SECOND),
+            wr.BarPlot(title="images seen", metrics=[IMAGES], groupby="JobType", groupby_aggfunc="sum"),
+            wr.BarPlot(title="seconds of each stage", metrics=["RelativeTime(Process)"], groupby="JobType"),
+        ),
+    ]
 
 
 def which_setting(swept: Sequence[str]) -> ws.Section:
