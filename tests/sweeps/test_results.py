@@ -120,6 +120,15 @@ def test_collect_as_typed(sweep: Path, commands: Commands):
     commands.fewstep("collect", sweep.parent).is_one_error("no sweep's folder")
 
 
+def test_the_table_goes_to_wandb_too(sweep: Path, commands: Commands, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    result = commands.fewstep("collect", sweep, "--wandb")
+    assert result.status == 0, result
+    assert result.out.splitlines()[-1].startswith("W&B: ")
+    (logged,) = sweep.rglob("*.table.json")
+    assert "mean" in logged.read_text()
+
+
 def test_a_sweep_without_figures_is_no_table(sweep: Path, commands: Commands):
     for file in sweep.rglob("quality.json"):
         file.unlink()

@@ -236,7 +236,8 @@ def upload_table(folder: Path, rows: Sequence[Mapping[str, Any]], summary: Mappi
     run = start_wandb(folder, group=folder.name, job_type="sweep", config={})
     if run is None:
         return "W&B: no run was made"
-    run.experiment.log({"sweep": table_of(rows)})
+    as_text = [row | {"w": str(row["w"])} for row in map(dict, rows)]  # a number or "mean"; W&B's columns have one type
+    run.experiment.log({"sweep": table_of(as_text)})
     run.experiment.summary.update(dict(summary))
     place = run.experiment.url or f"{folder / 'wandb'}, which `wandb sync` uploads"
     run.finish()
