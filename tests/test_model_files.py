@@ -602,10 +602,10 @@ def test_what_a_student_was_not_made_for_is_warned_of_and_done(options: dict[str
 @pytest.mark.parametrize(
     ("options", "rule"),
     [
-        ({"wanted": [0, 10]}, r"labels must be in 0..9 for digits, at least one, got \[0, 10\]"),
-        ({"wanted": [-1]}, r"labels must be in 0..9 .* got \[-1\]"),
-        ({"wanted": []}, r"give labels, at least one"),
-        ({"wanted": [10**20]}, r"labels must be whole numbers in 0..9 for digits, got \[1000"),
+        ({"wanted": [0, 10]}, r"labels must be whole numbers in 0..9 for digits, .* at least one, got \[0, 10\]"),
+        ({"wanted": [-1]}, r"labels must be whole numbers in 0..9 .* got \[-1\]"),
+        ({"wanted": []}, r"labels must be .* at least one, got \[\]"),
+        ({"wanted": [10**20]}, r"labels must be whole numbers in 0..9 for digits, .* got \[1000"),
         ({"steps": 0}, "steps must be at least 1 .* got 0"),
         ({"steps": 10**12}, "steps must be .* at most 100000, got 1000000000000"),
         ({"w": -0.5}, "w must be finite and at least 0 .* got -0.5"),

@@ -92,7 +92,7 @@ def test_memory_is_that_of_a_batch_and_a_failure_leaves_no_file(
 
 
 def test_a_wrong_request_is_refused_before_the_first_batch() -> None:
-    with pytest.raises(ValueError, match="labels must be in"):
+    with pytest.raises(ValueError, match="labels must be whole numbers in"):
         model().batches([11])
 
 

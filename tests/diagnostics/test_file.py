@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from fewstep.diagnostics.alarms import Alarm
 from fewstep.diagnostics.file import (
     FILE,
     DiagnosticsFile,
@@ -13,7 +14,6 @@ from fewstep.diagnostics.file import (
     logged_rows,
     read_diagnostics,
     row_of,
-    send_alert,
 )
 from fewstep.reports.diagnostics import seen
 from fewstep.tracking.names import IMAGES, RUNG
@@ -94,8 +94,7 @@ def test_wandb_gets_every_number_and_an_alert(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(WandbRun, "experiment", experiment)
     monkeypatch.setattr(WandbRun, "attempt", lambda self, action: action())
     monkeypatch.setattr(WandbRun, "log_metrics", lambda self, row, step=None: experiment.log(dict(row)))
-    log_record([logger], record(300, 2, [ALARM]))
-    send_alert([logger], "collapse", ALARM["says"])
+    log_record([logger], record(300, 2, [ALARM]), [Alarm("collapse", ALARM["says"])])
     (row,) = experiment.logged
     DiagnosticsFile(tmp_path).append(record(300, 2, [ALARM]))
     assert logged_rows(tmp_path) == [row]

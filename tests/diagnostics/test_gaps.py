@@ -22,7 +22,7 @@ from students import (
 )
 
 from fewstep.data.batches import Batch
-from fewstep.diagnostics.gaps import ProbeErrors, gap, gap_by, probe_errors
+from fewstep.diagnostics.gaps import ProbeErrors, gap, probe_errors
 from fewstep.diagnostics.probe import Probe, weight_bins
 from fewstep.diagnostics.steps import largest_divisor, path_grid
 from fewstep.diffusion.prediction import Denoise
@@ -50,6 +50,11 @@ all_phases = pytest.mark.parametrize("make", PHASES.values(), ids=PHASES)
 
 
 # Gaps ---------------------------------------------------------------------------------------------------------------
+
+
+def gap_by(found: ProbeErrors, number: torch.Tensor, num_bins: int) -> list[float]:
+    """The gap in each bin; `number` is the bin of each example."""
+    return [gap(found, number == one) for one in range(num_bins)]
 
 
 def test_a_gap_of_1_says_nothing_and_of_0_all() -> None:

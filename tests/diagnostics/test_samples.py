@@ -4,7 +4,7 @@ from torch import nn
 
 from fewstep.data.facts import DataFacts, LatentFacts
 from fewstep.diagnostics.gradients import gradient_norm_by_part, parts
-from fewstep.diagnostics.samples import Limits, SampleStatistics, within_class_deviation
+from fewstep.diagnostics.samples import SampleStatistics, limits_of, within_class_deviation
 from fewstep.networks import ResidualMLP
 
 IMAGES = DataFacts(name="images", shape=(1, 4, 4), num_classes=2, low=-1.0, high=1.0)
@@ -18,15 +18,15 @@ def images(count: int = 40) -> tuple[torch.Tensor, torch.Tensor]:
 
 def test_contrast_saturation_and_excess_of_known_images() -> None:
     x = torch.tensor([[-1.0, 1.0], [-2.0, 2.0]]).reshape(2, 1, 1, 2)
-    found = SampleStatistics.of(x, torch.arange(2), Limits(-1.0, 1.0))
+    found = SampleStatistics.of(x, torch.arange(2), (-1.0, 1.0))
     assert found.contrast == pytest.approx(1.5)
     assert found.saturation == 1
     assert found.excess == pytest.approx(0.5)  # two of four values, 1 beyond each
     assert found.diversity is None
-    plain = SampleStatistics.of(images()[0], images()[1], Limits(-1.0, 1.0))
+    plain = SampleStatistics.of(images()[0], images()[1], (-1.0, 1.0))
     assert plain.saturation == plain.excess == 0
     assert plain.contrast == pytest.approx((1 / 12) ** 0.5, rel=0.1)
-    louder = SampleStatistics.of(3 * images()[0], images()[1], Limits(-1.0, 1.0))
+    louder = SampleStatistics.of(3 * images()[0], images()[1], (-1.0, 1.0))
     assert louder.contrast == pytest.approx(3 * plain.contrast)
     assert louder.saturation == pytest.approx(1 / 3, abs=0.06)
 
@@ -44,9 +44,9 @@ def test_limits_of_latents_are_those_of_the_examples() -> None:
     latent = LatentFacts((3, 8, 8), 1.0, 0.0, "", "")
     facts = DataFacts(name="latents", shape=(1, 4, 4), num_classes=2, low=-30.0, high=30.0, latent=latent)
     x, _ = images()
-    assert Limits.of(facts, x) == Limits(float(x.min()), float(x.max()))
-    assert Limits.of(IMAGES, x) == Limits(-1.0, 1.0)
-    assert Limits.of(facts, None) == Limits(-30.0, 30.0)
+    assert limits_of(facts, x) == (float(x.min()), float(x.max()))
+    assert limits_of(IMAGES, x) == (-1.0, 1.0)
+    assert limits_of(facts, None) == (-30.0, 30.0)
 
 
 def test_gradient_norms_by_part_add_up_to_the_whole_and_undo_the_clipping() -> None:

@@ -100,7 +100,7 @@ def inception_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_inception_is_torch_fidelitys_with_the_files_weights(inception_file: Path) -> None:
     before = torch.get_rng_state()
-    net = build_feature_extractor(COLOUR, inception_weights=inception_file)
+    net = InceptionFeatures(inception_file)
     assert torch.equal(torch.get_rng_state(), before)
     grey = torch.randint(0, 256, (2, 1, 8, 8), dtype=torch.uint8)
     features, logits = net(grey)

@@ -18,9 +18,7 @@ def from_format_1(description: dict[str, Any]) -> dict[str, Any]:
     own["method"] = method_of(role)
     check_sampling(role, steps, sampler, takes_w=own["w_min"] is not None)
     own["native_schedule"] = own.pop("clock", None)
-    own["parents"] = [{**parent, "method": method_of(parent["role"])} for parent in own["parents"]]
-    for parent in own["parents"]:
-        del parent["role"]
+    own["parents"] = [{"method": method_of(parent.pop("role")), **parent} for parent in own["parents"]]
     own["sampling"] = {
         "sampler": sampler,
         "times": None if steps is None else [number / steps for number in range(steps, 0, -1)],
@@ -31,22 +29,14 @@ def from_format_1(description: dict[str, Any]) -> dict[str, Any]:
 
 
 def method_of(role: Any) -> str:
-    """The method that made a model of that role.
-
-    Raises:
-        ValueError: an unknown role.
-    """
+    """The method that made a model of that role; raises a ValueError for an unknown one."""
     if not isinstance(role, str) or role not in METHODS:
         raise ValueError(f"its role must be one of {', '.join(METHODS)}, got {role!r:.80}")
     return METHODS[role]
 
 
 def check_sampling(role: str, steps: Any, sampler: Any, *, takes_w: bool) -> None:
-    """Check what format 1 said of a model's sampling.
-
-    Raises:
-        ValueError: no number of steps, no sampler of format 1, or w where the role has none or the other way round.
-    """
+    """Refuse steps or a sampler that format 1 does not have, and w for a role that has none or the other way round."""
     if not (steps is None or (type(steps) is int and 1 <= steps <= MOST_STEPS)):
         raise ValueError(f"its steps must be null or 1 to {MOST_STEPS}, got {steps!r:.80}")
     if sampler not in SAMPLERS:

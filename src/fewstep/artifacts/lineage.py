@@ -37,11 +37,7 @@ def models_in_folder(folder: Path) -> list[Path]:
 
 
 def only_model(folder: Path, argument: str) -> Path:
-    """The model of a run folder that was given as `argument`.
-
-    Raises:
-        ValueError: it holds none or several.
-    """
+    """The model of a run folder that was given as `argument`; a ValueError if it holds none or several."""
     models = models_in_folder(folder)
     if len(models) != 1:
         names = ", ".join(model.name for model in models) or "none"
@@ -105,7 +101,7 @@ def resolve_parent(path: Path, compatibility: Compatibility) -> Path:
     """The model file at `path`, or the only one of the run folder at `path`.
 
     Raises:
-        ValueError: it is not compatible, or see `only_model`.
+        ValueError: it is not compatible, or the folder holds none or several.
     """
     path = only_model(path, "teacher") if path.is_dir() else path
     reason = compatibility(*load_model(path))

@@ -162,11 +162,7 @@ def load_model(path: Path) -> tuple[Denoiser, ModelCard]:
 
 
 def described_network(name: str, arguments: dict[str, Any], tensors: dict[str, torch.Tensor]) -> torch.nn.Module:
-    """A network of the fixed list with these weights.
-
-    Raises:
-        ValueError, TypeError, RuntimeError: no such network, or weights that are not its.
-    """
+    """Build the network `name` of the fixed list with these weights; raises for an unknown name or other weights."""
     if (blocks := most_blocks(arguments | arguments.get("config", {}))) > len(tensors):
         raise ValueError(f"{blocks} blocks are more than the {len(tensors)} tensors it holds")
     with torch.device("meta"):  # shapes only: a file cannot make us allocate more than it holds
@@ -201,11 +197,7 @@ def described_card(description: Mapping[str, Any]) -> ModelCard:
 
 
 def described_part(constructor: type[T], described: Any, name: str) -> T:
-    """A part of a card of its JSON, built by itself, so that an error names the value within.
-
-    Raises:
-        ValueError: it is no JSON object, or see `build`.
-    """
+    """A part of a card of its JSON, built by itself, so that a ValueError names the value within."""
     if not isinstance(described, dict):
         raise ValueError(f"its {name} must be a mapping, got {described!r:.80}")
     return build(constructor, described, f"its {name}")

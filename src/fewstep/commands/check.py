@@ -1,6 +1,7 @@
 """fewstep check: what a teacher is, before anything is distilled from it."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -68,8 +69,6 @@ def check(
 
 def as_dict(found: "Findings") -> dict[str, object]:
     """The findings as plain JSON."""
-    from dataclasses import asdict
-
     levels = [
         asdict(level) | {"unconditional": level.unconditional and level.unconditional[found.reads_as]}
         for level in found.levels

@@ -51,11 +51,7 @@ def sweep_folder(outputs: Path, sweep: str | None) -> Path | None:
 
 
 def start_tensorboard(outputs: Path, port: int) -> None:
-    """Become `tensorboard --logdir outputs`.
-
-    Raises:
-        ValueError: there is no such folder, or no run in it was logged to TensorBoard.
-    """
+    """Become `tensorboard --logdir outputs`; refuses a folder without a run that was logged to TensorBoard."""
     from fewstep.tracking.tensorboard import FOLDER
 
     if not outputs.is_dir():

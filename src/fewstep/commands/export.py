@@ -31,13 +31,6 @@ def export(
     """
     from fewstep.export.folder import export as write
 
-    difference = write(
-        model,
-        folder,
-        format=format,
-        half=half,
-        licence=licence,
-        autoencoder=autoencoder,
-        text_encoder=text_encoder,
-    )
+    encoders = {"autoencoder": autoencoder, "text_encoder": text_encoder}
+    difference = write(model, folder, format=format, half=half, licence=licence, **encoders)
     typer.echo(f"{folder}: {format}, re-opened and compared: largest difference {difference:.1e}, relative")

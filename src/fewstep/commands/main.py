@@ -8,6 +8,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
@@ -68,7 +69,6 @@ def sample(
 
     Example: fewstep sample outputs/digits/progressive/TIME/model-4.safetensors --w 2 --label 3 --out threes.png
     """
-    tasks.check_out(out)
     if num < 1:
         raise ValueError(f"--num must be at least 1, got {num}")
     import time
@@ -98,14 +98,8 @@ def sample(
 
 
 def requested_conditions(model: "Model", label: int | None, prompts: list[str], num: int) -> list[int] | list[str]:
-    """`num` classes or prompts, in turn.
-
-    Raises:
-        ValueError: a label and prompts, or neither for a model of text.
-    """
-    if label is not None and prompts:
-        raise ValueError(f"--label and --prompt exclude each other, got {label} and {prompts[0]!r}")
-    if prompts:
+    """`num` classes or prompts, in turn; refuses a label and prompts, and neither for a model of text."""
+    if prompts and tasks.one_of(label, prompts[0]):
         return [prompts[number % len(prompts)] for number in range(num)]
     if model.card.data.text is not None and label is None:
         raise ValueError("this model takes prompts: give --prompt 'a photograph of a temple'")
@@ -167,8 +161,6 @@ def info(model: ModelFile, outputs: Outputs = OUTPUTS) -> None:
 
     Example: fewstep info outputs/digits/progressive/TIME/model-4.safetensors
     """
-    from dataclasses import asdict
-
     import fewstep
     from fewstep.networks.denoiser import arguments_of
     from fewstep.system.files import sha256_of

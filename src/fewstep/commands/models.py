@@ -1,5 +1,6 @@
 """The argument MODEL of every command that takes one: a file, a run folder, or `latest`."""
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -42,13 +43,7 @@ Outputs = Annotated[Path, typer.Option(is_eager=True, help="Where `latest` looks
 
 
 def latest_student(outputs: Path) -> Path:
-    """A few-step student of the newest run that has finished them, over all data sets: that of 4 steps, or of the most.
-
-    Raises:
-        ValueError: there is none.
-    """
-    from contextlib import suppress
-
+    """The student of 4 steps, or of the most, of the newest run that has finished few-step students of any data set."""
     from fewstep.artifacts.lineage import find_newest_students
     from fewstep.artifacts.run_folder import made_at, rung_file
 

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from fewstep.commands.player import Player
 
 ALL_CLASSES = "all in turn"
-CSS = "footer { display: none !important } .pixels img { image-rendering: pixelated }"
 
 
 def play(
@@ -52,7 +51,7 @@ def play(
             prevent_thread_lock=True,
             footer_links=[],
             theme=Base(font=["sans-serif"], font_mono=["monospace"]),  # the default theme loads fonts from Google
-            css=CSS,
+            css=".pixels img { image-rendering: pixelated }",
         )
     except OSError as error:
         raise ValueError(f"--port {port} is in use or not allowed; choose another, or 0 for any free one") from error
@@ -81,11 +80,10 @@ def page_of(player: "Player") -> "gr.Blocks":
             raise gr.Error(str(error)) from error
 
     parameters = sum(parameter.numel() for parameter in player.model.denoiser.parameters())
-    beside = player.why_alone or "Both sides start from the same noise."
+    about = f"{card.label} model of {card.data.name}, {parameters:,} parameters. {player.why_alone}`{player.path}`"
     pictures, captions = [], []
     with gr.Blocks(title="fewstep play", analytics_enabled=False, fill_width=True, delete_cache=(60, 60)) as page:
-        about = f"{card.label} model of {card.data.name}, {parameters:,} parameters"
-        gr.Markdown(f"## fewstep play\n{about}. {beside} `{player.path}`")
+        gr.Markdown(f"## fewstep play\n{about}")
         with gr.Row():
             with gr.Column(min_width=280):
                 controls = controls_of(player)

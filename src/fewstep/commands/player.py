@@ -41,7 +41,7 @@ class Player:
         except ValueError as error:
             if teacher:
                 raise
-            self.teacher, self.why_alone = None, f"No teacher is beside it: {error}."
+            self.teacher, self.why_alone = None, f"No teacher is beside it: {error}. "
         else:  # guided at the times that the model was made for
             interval = log_snr_interval(self.model.card.schedule, self.model.card.guidance_interval)
             self.teacher = replace(self.teacher, guidance_interval=interval)
@@ -60,11 +60,7 @@ class Drawn(NamedTuple):
 
 
 def draw(model: Model, w: float, steps: int, seed: int, num: int, wanted: int | str | None) -> Drawn:
-    """Draw `num` samples of a class or prompt; None: of all classes in turn.
-
-    Raises:
-        ValueError: no such class, or samples that are not finite.
-    """
+    """Draw `num` samples of a class or prompt; None: of all classes in turn."""
     data, shown = model.card.data, model.card.data.pixels
     labels = model.condition([n % data.num_classes if wanted is None else wanted for n in range(num)])  # type: ignore
     start = perf_counter()

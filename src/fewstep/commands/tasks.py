@@ -14,10 +14,18 @@ if TYPE_CHECKING:
     from fewstep.inference.image_io import LoadedImages
     from fewstep.inference.model import Model
 
+
+def check_out(out: Path) -> Path:
+    """Refuse a file to write that is neither .png nor .npz."""
+    if out.suffix not in (".png", ".npz"):
+        raise ValueError(f"--out must end in .png or .npz, got {out}")
+    return out
+
+
 IMAGES_HELP = "PNG, JPG or other formats of Pillow, or the .npz of fewstep sample; one or several."
 ImageFiles = Annotated[list[Path], typer.Argument(metavar="IMAGE...", help=IMAGES_HELP)]
 OUT_HELP = "FILE.png (one image as it is, several as a grid) or FILE.npz (images uint8 NHWC, labels or prompts)."
-Out = Annotated[Path, typer.Option(help=OUT_HELP)]
+Out = Annotated[Path, typer.Option(callback=check_out, help=OUT_HELP)]
 Steps = Annotated[int | None, typer.Option(help="Steps of the sampler; default: those the model was made for, or 64.")]
 Weight = Annotated[
     float | None,
@@ -76,8 +84,8 @@ def edit(
     import fewstep
     from fewstep.diffusion.edit import steps_for
 
-    loaded, given = opened(model, images, out, autoencoder, text_encoder)
-    wanted = condition(loaded, label, prompt, given, "--label")
+    loaded, given = opened(model, images, autoencoder, text_encoder)
+    wanted = condition(loaded, one_of(label, prompt), given, "--label")
     w = chosen_w(loaded, w)
     x = fewstep.edit(loaded, given.images, wanted, strength=strength, steps=steps, w=w, seed=seed)
     taken = steps_for(strength, loaded.card.sampling.grid(loaded.default_steps if steps is None else steps))
@@ -111,9 +119,9 @@ def inpaint(
     import fewstep
     from fewstep.inference.image_io import read_mask
 
-    loaded, given = opened(model, images, out, autoencoder, text_encoder)
+    loaded, given = opened(model, images, autoencoder, text_encoder)
     missing = read_mask(mask, given.sizes, loaded.card.data.pixels)
-    wanted = condition(loaded, label, prompt, given, "--label")
+    wanted = condition(loaded, one_of(label, prompt), given, "--label")
     w = chosen_w(loaded, w)
     x = fewstep.inpaint(loaded, given.images, missing, wanted, steps=steps, w=w, seed=seed)
     taken = loaded.default_steps if steps is None else steps
@@ -146,13 +154,13 @@ def transfer(
     """
     import fewstep
 
-    loaded, given = opened(model, images, out, autoencoder, text_encoder)
-    wanted = condition(loaded, *parsed(loaded, target, "--to"), given, "--to")
+    loaded, given = opened(model, images, autoencoder, text_encoder)
+    wanted = condition(loaded, target, given, "--to")
     w = chosen_w(loaded, w)
     x = fewstep.transfer(
         loaded,
         given.images,
-        condition(loaded, *parsed(loaded, source, "--from"), given, "--from"),
+        condition(loaded, source, given, "--from"),
         wanted,
         encoder=(encoding := encoder_of(encoder, loaded)),
         steps=steps,
@@ -196,11 +204,11 @@ def interpolate(
     import fewstep
     from fewstep.inference.image_io import read_images
 
-    loaded, given = opened(model, [first], out, autoencoder, text_encoder)
+    loaded, given = opened(model, [first], autoencoder, text_encoder)
     end = read_images([second], loaded.card.data.pixels)
-    start_is = condition(loaded, *parsed(loaded, source, "--from"), given, "--from")
+    start_is = condition(loaded, source, given, "--from")
     other = target if target is not None or end.labels is not None else source
-    end_is = condition(loaded, *parsed(loaded, other, "--to"), end, "--to")
+    end_is = condition(loaded, other, end, "--to")
     w = chosen_w(loaded, w)
     x = fewstep.interpolate(
         loaded,
@@ -221,17 +229,10 @@ def interpolate(
     write(x.flatten(0, 1), wanted, loaded, w, both_ways(loaded, encoding, steps, encode_steps), out, columns=num)
 
 
-def check_out(out: Path) -> None:
-    """Refuse a file to write that is neither .png nor .npz."""
-    if out.suffix not in (".png", ".npz"):
-        raise ValueError(f"--out must end in .png or .npz, got {out}")
-
-
 def opened(
-    model: Path, images: list[Path], out: Path, autoencoder: Path | None, text_encoder: Path | None
+    model: Path, images: list[Path], autoencoder: Path | None, text_encoder: Path | None
 ) -> tuple["Model", "LoadedImages"]:
-    """The model and the images, after a check of the file to write."""
-    check_out(out)
+    """The model and the images."""
     import fewstep
     from fewstep.inference.image_io import read_images
 
@@ -246,38 +247,36 @@ def encoder_of(path: Path | None, model: "Model") -> "Model | None":
     return path and fewstep.load(path, autoencoder=model.autoencoder_folder, text_encoder=model.text_encoder_folder)
 
 
-def parsed(model: "Model", given: str | None, option: str) -> tuple[int | None, str | None]:
-    """(class, None) or (None, prompt) of a condition as it was typed, whichever the model takes."""
-    if given is None or model.card.data.text is not None:
-        return None, given
-    try:
-        return int(given), None
-    except ValueError:
-        classes = model.card.data.num_classes
-        raise ValueError(
-            f"{option} must be a class 0..{classes - 1} of {model.card.data.name}, got {given!r}"
-        ) from None
+def one_of(label: int | None, prompt: str | None) -> int | str | None:
+    """The label or the prompt, whichever was typed; raises a ValueError for both."""
+    if label is not None and prompt is not None:
+        raise ValueError(f"--label and --prompt exclude each other, got {label} and {prompt!r}")
+    return label if prompt is None else prompt
 
 
-def condition(model: "Model", label: int | None, prompt: str | None, given: "LoadedImages", option: str) -> "Condition":
-    """One condition for each image, checked: the class or prompt that was typed, or the labels of the images' file."""
+def condition(model: "Model", typed: int | str | None, given: "LoadedImages", option: str) -> "Condition":
+    """One condition for each image: the class or prompt that was typed, or the labels of the images' file.
+
+    Raises:
+        ValueError: no class or no prompt, whichever the model takes, or neither was typed and there are no labels.
+    """
     data, count = model.card.data, len(given.images)
+    classes = f"0..{data.num_classes - 1}"
     if data.text is not None:
-        if prompt is None or label is not None:
-            what = "--prompt" if option == "--label" else option
-            raise ValueError(f"this model takes prompts: give {what} TEXT")
-        return model.condition([prompt]).expand(count, -1, -1)
-    if prompt is not None:
-        raise ValueError(
-            f"this model takes classes 0..{data.num_classes - 1} of {data.name}, no prompts: give {option}"
-        )
-    if label is not None:
-        return model.condition([label] * count)
-    if given.labels is None:
-        raise ValueError(
-            f"give {option} NUMBER, a class 0..{data.num_classes - 1}: the images have no labels of their own"
-        )
-    return model.condition(given.labels)
+        if not isinstance(typed, str):
+            raise ValueError(f"this model takes prompts: give {'--prompt' if option == '--label' else option} TEXT")
+        return model.condition([typed]).expand(count, -1, -1)
+    if typed is None:
+        if given.labels is None:
+            raise ValueError(f"give {option} NUMBER, a class {classes}: the images have no labels of their own")
+        return model.condition(given.labels)
+    if option == "--label" and isinstance(typed, str):
+        raise ValueError(f"this model takes classes {classes} of {data.name}, no prompts: give {option}")
+    try:
+        number = int(typed)
+    except ValueError:
+        raise ValueError(f"{option} must be a class {classes} of {data.name}, got {typed!r}") from None
+    return model.condition([number] * count)
 
 
 def both_ways(model: "Model", encoder: "Model | None", steps: int | None, encode_steps: int | None) -> str:
@@ -289,11 +288,7 @@ def both_ways(model: "Model", encoder: "Model | None", steps: int | None, encode
 
 
 def chosen_w(model: "Model", w: float | None) -> float:
-    """The guidance weight that was typed, or the model's default.
-
-    Raises:
-        ValueError: one was typed for a model without guidance.
-    """
+    """The guidance weight that was typed, or the model's default; refused for a model without guidance."""
     if w is not None and model.card.sampling.guidance == "none":
         raise ValueError(f"this model was made without guidance and takes no w, got --w {w:g}; leave it out")
     return model.default_w if w is None else w

@@ -15,11 +15,11 @@ from torch import Tensor
 
 from fewstep.data.batches import Data
 from fewstep.diagnostics.alarms import alarms
-from fewstep.diagnostics.file import DiagnosticsFile, log_record, send_alert
-from fewstep.diagnostics.gaps import ProbeErrors, gap, gap_by, probe_errors
+from fewstep.diagnostics.file import DiagnosticsFile, log_record
+from fewstep.diagnostics.gaps import ProbeErrors, gap, probe_errors
 from fewstep.diagnostics.gradients import gradient_norm_by_part
 from fewstep.diagnostics.probe import Bin, Probe, Starts, weight_bins
-from fewstep.diagnostics.samples import Limits, SampleStatistics
+from fewstep.diagnostics.samples import SampleStatistics, limits_of
 from fewstep.diagnostics.steps import Paths
 from fewstep.diffusion.schedule import Images
 from fewstep.distributed.collectives import world_size
@@ -74,7 +74,7 @@ class Diagnostics(Callback):
         """Fix what all measurements of the phase have in common."""
         method, nets, sampling = module.method, module.nets, module.phase.sampling
         examples = self.examples if method.inputs == "data" else None
-        self.limits = Limits.of(self.facts, examples.x if examples else None)
+        self.limits = limits_of(self.facts, examples.x if examples else None)
         self.probe, self.data_statistics = None, None
         if examples:
             null = nets.student.null if sampling.guidance == "two_evaluations" else None
@@ -115,11 +115,10 @@ class Diagnostics(Callback):
         printed = {alarm["kind"] for earlier in self._records for alarm in earlier["alarms"]}
         self._records.append(record)
         self.file.append(record)
-        log_record(trainer.loggers, record)
-        for alarm in raised:
-            if alarm.kind not in printed:
-                print(f"alarm: {alarm.message}", flush=True)
-                send_alert(trainer.loggers, alarm.kind, alarm.message)
+        new = [alarm for alarm in raised if alarm.kind not in printed]
+        for alarm in new:
+            print(f"alarm: {alarm.message}", flush=True)
+        log_record(trainer.loggers, record, new)
 
     def gaps(self, module: DistillationModule) -> dict[str, Any]:
         """The gap to the method's target, whole and by bins; null and empty without data or target."""
@@ -173,8 +172,8 @@ def gradient_norms(module: DistillationModule, step: int) -> dict[str, Any]:
 
 
 def by_bins(found: ProbeErrors, number: Int[Tensor, "batch"], bins: tuple[Bin, ...]) -> list[dict[str, float]]:
-    """Bins and their gaps in the form of diagnostics.jsonl."""
-    return [asdict(bin) | {"gap": each} for bin, each in zip(bins, gap_by(found, number, len(bins)), strict=True)]
+    """Bins and their gaps in the form of diagnostics.jsonl; `number` is the bin of each example."""
+    return [asdict(bin) | {"gap": gap(found, number == one)} for one, bin in enumerate(bins)]
 
 
 def finite(record: dict[str, Any]) -> dict[str, Any]:

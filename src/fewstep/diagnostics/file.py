@@ -1,12 +1,13 @@
 """diagnostics.jsonl, a line for each measurement of a student in training, and the same as rows of the loggers."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers.logger import Logger
 
+from fewstep.diagnostics.alarms import Alarm
 from fewstep.system.files import atomic_write
 from fewstep.tracking import names
 from fewstep.tracking.tracker import trackers
@@ -60,16 +61,12 @@ def read_diagnostics(path: Path) -> list[dict[str, Any]]:
     return records
 
 
-def log_record(loggers: Iterable[Logger], record: Mapping[str, Any]) -> None:
-    """Log a record's numbers to W&B and TensorBoard, whichever are among the loggers."""
+def log_record(loggers: Iterable[Logger], record: Mapping[str, Any], new: Sequence[Alarm]) -> None:
+    """Log a record, and alert of `new` alarms, through W&B and TensorBoard where they are among the loggers."""
     for tracker in trackers(loggers):
         tracker.log_metrics(row_of(record))
-
-
-def send_alert(loggers: Iterable[Logger], kind: str, text: str) -> None:
-    """Send an alert through W&B and TensorBoard, whichever are among the loggers."""
-    for tracker in trackers(loggers):
-        tracker.alert(f"fewstep: {kind}", text)
+        for alarm in new:
+            tracker.alert(f"fewstep: {alarm.kind}", alarm.message)
 
 
 def logged_rows(folder: Path) -> list[dict[str, float]]:

@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from fewstep.diagnostics.probe import Probe
@@ -50,8 +50,3 @@ def gap(found: ProbeErrors, where: Bool[Tensor, "batch"] | None = None) -> float
     """
     error = found.error if where is None else found.error[where]
     return float((error.mean() / found.target.mean()).sqrt())
-
-
-def gap_by(found: ProbeErrors, number: Int[Tensor, "batch"], num_bins: int) -> list[float]:
-    """The gap in each bin; `number` is the bin of each example."""
-    return [gap(found, number == one) for one in range(num_bins)]

@@ -13,23 +13,9 @@ MARGIN = 0.01  # of half the range: values so near a limit count as saturated
 MIN_DEGREES_OF_FREEDOM = 8  # of an estimate of the diversity
 
 
-@dataclass(frozen=True)
-class Limits:
-    """The range of the data's values: the known one of pixels and points, the observed one of latents."""
-
-    low: float
-    high: float
-
-    @classmethod
-    def of(cls, facts: DataFacts, x: Images | None) -> "Limits":
-        """The limits of a data set; `x` are examples of it, None where there are none."""
-        if facts.latent is None or x is None:
-            return cls(facts.low, facts.high)
-        return cls(float(x.min()), float(x.max()))
-
-    @property
-    def half(self) -> float:
-        return (self.high - self.low) / 2 or 1.0
+def limits_of(facts: DataFacts, x: Images | None) -> tuple[float, float]:
+    """The range of the data's values: the known one of pixels and points, that of the examples `x` of latents."""
+    return (facts.low, facts.high) if facts.latent is None or x is None else (float(x.min()), float(x.max()))
 
 
 @dataclass(frozen=True)
@@ -49,16 +35,17 @@ class SampleStatistics:
     diversity: float | None
 
     @classmethod
-    def of(cls, x: Images, cell: Int[Tensor, "batch"], limits: Limits) -> "SampleStatistics":
+    def of(cls, x: Images, cell: Int[Tensor, "batch"], limits: tuple[float, float]) -> "SampleStatistics":
         """The statistics of samples or data; those of one `cell` share their class."""
         x = x.detach().double().cpu()
         contrast = x.flatten(1).std(1, correction=0).mean() if x.ndim > 2 else x.std(0, correction=0).mean()
-        beyond = (limits.low - x).clamp(min=0) + (x - limits.high).clamp(min=0)
-        margin = MARGIN * limits.half
+        low, high = limits
+        half = (high - low) / 2 or 1.0
+        beyond, margin = (low - x).clamp(min=0) + (x - high).clamp(min=0), MARGIN * half
         return cls(
             contrast=float(contrast),
-            saturation=float(((x <= limits.low + margin) | (x >= limits.high - margin)).double().mean()),
-            excess=float(beyond.mean() / limits.half),
+            saturation=float(((x <= low + margin) | (x >= high - margin)).double().mean()),
+            excess=float(beyond.mean() / half),
             diversity=within_class_deviation(x, cell),
         )
 

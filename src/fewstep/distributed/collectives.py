@@ -103,11 +103,7 @@ def require_divisible_batch(batch_size: int) -> None:
 
 
 def local_rows(batch: Tensor) -> Tensor:
-    """This rank's rows of a tensor over the global batch: equal shares, in the order of the ranks.
-
-    Raises:
-        ValueError: the rows do not divide over the processes.
-    """
+    """This rank's rows of a global batch: equal shares in the order of the ranks; see `require_divisible_batch`."""
     if world_size() == 1:
         return batch
     require_divisible_batch(len(batch))

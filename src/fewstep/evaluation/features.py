@@ -105,7 +105,7 @@ def pixels(images: UInt8[Tensor, "batch channels height width"]) -> Float[Tensor
 
 
 class DigitsFeatures(FeatureExtractor):
-    """The small digits classifier of this package, trained by `train_digits_classifier`."""
+    """The small digits classifier of this package, trained by `train_classifiers`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -144,7 +144,7 @@ def patches_layers() -> tuple[nn.Sequential, nn.Linear]:
 
 
 class PatchesFeatures(FeatureExtractor):
-    """The small classifier of crops of photographs of this package, trained by `train_patches_classifier`.
+    """The small classifier of crops of photographs of this package, trained by `train_classifiers`.
 
     It classifies the photograph of a crop, its place there, and whether it is unchanged, blurred or noisy, whatever the
     colour of the light. Its features tell colours and coarse textures, but hardly a blur of 3 pixels.
@@ -236,16 +236,12 @@ class MixtureFeatures(FeatureExtractor):
 
 
 def build_feature_extractor(
-    facts: DataFacts,
-    *,
-    mixture: GaussianMixture | None = None,
-    inception_weights: Path | None = None,
-    choice: str = "auto",
+    facts: DataFacts, *, mixture: GaussianMixture | None = None, choice: str = "auto"
 ) -> FeatureExtractor:
     """The feature extractor of a data set.
 
-    Points use their `mixture`, digits and patches their own classifiers. All other images need Inception's weight file,
-    by default in the checkpoints folder of the torch hub, like torch-fidelity; or, with the choice "patches", they use
+    Points use their `mixture`, digits and patches their own classifiers. All other images need Inception's weight file
+    in the checkpoints folder of the torch hub, where torch-fidelity has it; or, with the choice "patches", they use
     the patches classifier instead, under a protocol of its own that compares with no other.
 
     Raises:
@@ -270,4 +266,4 @@ def build_feature_extractor(
             stacklevel=2,
         )
         return PatchesFeatures(replaces_inception=True)
-    return InceptionFeatures(inception_weights or Path(torch.hub.get_dir(), "checkpoints", INCEPTION_WEIGHTS))
+    return InceptionFeatures(Path(torch.hub.get_dir(), "checkpoints", INCEPTION_WEIGHTS))

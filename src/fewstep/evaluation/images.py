@@ -24,11 +24,7 @@ def to_uint8(x: Float[Tensor, "batch channels height width"], facts: DataFacts) 
 
 
 def evaluation_tensor(x: Float[Tensor, "batch *shape"], facts: DataFacts) -> EvaluationImages:
-    """Samples as figures take them: images by `to_uint8`, points clamped as float32.
-
-    Raises:
-        ValueError: a value is not finite.
-    """
+    """Samples as figures take them: images by `to_uint8`, points as float32, clamped and finite like them."""
     if facts.is_image:
         return to_uint8(x, facts)
     _require_finite(x)
@@ -52,11 +48,7 @@ def _require_finite(x: Tensor) -> None:
 
 @dataclass(frozen=True)
 class Reference:
-    """The real images that figures compare with, of a split that no model is trained on.
-
-    Raises:
-        ValueError: not one label per image.
-    """
+    """The real images that figures compare with, one label each, of a split that no model is trained on."""
 
     split: str
     images: EvaluationImages

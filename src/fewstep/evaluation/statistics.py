@@ -83,12 +83,8 @@ def square_root(covariance: Float[Tensor, "features features"]) -> Float[Tensor,
 
 def radii(features: Images) -> Float[Tensor, "count"]:
     """The distance of each row to its NEIGHBOURHOOD-th nearest neighbour."""
-    return torch.cat(
-        [
-            torch.cdist(block, features).topk(NEIGHBOURHOOD + 1, largest=False).values[:, -1]
-            for block in features.split(ROWS)
-        ]
-    )
+    distances = (torch.cdist(block, features) for block in features.split(ROWS))
+    return torch.cat([each.topk(NEIGHBOURHOOD + 1, largest=False).values[:, -1] for each in distances])
 
 
 def precision_and_recall(

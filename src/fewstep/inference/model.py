@@ -48,11 +48,7 @@ class Model:
 
     @cached_property
     def autoencoder(self) -> "Autoencoder | None":
-        """The autoencoder of its latents, None for a model of pixels or points.
-
-        Raises:
-            ValueError: it is missing, or its weights differ from those that made the latents.
-        """
+        """The autoencoder of its latents, None for a model of pixels or points; a ValueError if it is not found."""
         from fewstep.networks.frozen.autoencoder import Autoencoder
 
         latent = self.card.data.latent
@@ -60,11 +56,7 @@ class Model:
 
     @cached_property
     def text_encoder(self) -> "TextEncoder | None":
-        """The encoder of its prompts, None for a model of classes.
-
-        Raises:
-            ValueError: it is missing, or its weights differ from those that made the embeddings.
-        """
+        """The encoder of its prompts, None for a model of classes; a ValueError if it is not found."""
         from fewstep.networks.frozen.text_encoder import TextEncoder
 
         text = self.card.data.text
@@ -95,20 +87,16 @@ class Model:
         words = not isinstance(wanted, Tensor) and any(isinstance(each, str) for each in wanted)
         if data.text is None:
             try:
-                labels = torch.empty(0) if words else torch.as_tensor(wanted)
-            except (RuntimeError, TypeError, ValueError) as error:  # past 64 bits, or no numbers at all
+                labels = torch.as_tensor([] if words else wanted)
+                good = labels.ndim == 1 and len(labels) > 0 and not labels.is_floating_point()
+                good = good and 0 <= int(labels.min()) <= int(labels.max()) < data.num_classes
+            except (RuntimeError, TypeError, ValueError):  # past 64 bits, or no numbers at all
+                labels, good = torch.empty(0), False
+            if not good:
+                got = ", ".join(dict.fromkeys(map(str, wanted.tolist() if isinstance(wanted, Tensor) else wanted)))
                 raise ValueError(
-                    f"labels must be whole numbers in 0..{data.num_classes - 1} for {data.name}, got {wanted!r:.80}"
-                ) from error
-            if labels.ndim != 1 or not len(labels) or labels.is_floating_point():
-                raise ValueError(
-                    f"this model makes classes 0..{data.num_classes - 1} of {data.name}, not prompts: give labels, at "
-                    "least one"
-                )
-            if int(labels.min()) < 0 or int(labels.max()) >= data.num_classes:
-                raise ValueError(
-                    f"labels must be in 0..{data.num_classes - 1} for {data.name}, at least one, got "
-                    f"{sorted(set(labels.tolist()))[:12]}"
+                    f"labels must be whole numbers in 0..{data.num_classes - 1} for {data.name}, not prompts, and at "
+                    f"least one, got [{got:.80}]"
                 )
             return labels.long()
         if words:
@@ -120,9 +108,7 @@ class Model:
             return self.text_encoder.encode(different)[[different.index(prompt) for prompt in prompts]]
         shape = (data.text.tokens, data.text.features)
         if not isinstance(wanted, Tensor) or wanted.shape[1:] != shape or not len(wanted):
-            raise ValueError(
-                f"this model is told by prompts what to make, not by labels: give prompts or embeddings {shape}"
-            )
+            raise ValueError(f"this model takes prompts, not labels: give prompts or embeddings {shape}")
         return wanted
 
     @property

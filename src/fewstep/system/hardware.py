@@ -6,10 +6,10 @@ import resource
 import shutil
 from contextlib import suppress
 from pathlib import Path
-from time import perf_counter
 
 import psutil
 import torch
+from torch.utils.benchmark import Timer
 
 GIB = 2**30
 CGROUPS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
@@ -45,23 +45,15 @@ def free_memory(device: str = "cpu") -> int:
 def free_disk(folder: Path) -> int:
     """Bytes free where `folder` is or would be."""
     place = folder.absolute()
-    while not place.exists():
-        place = place.parent
-    return shutil.disk_usage(place).free
+    return shutil.disk_usage(next(each for each in (place, *place.parents) if each.exists())).free
 
 
 def product_rate(device: str, dtype: torch.dtype) -> float:
     """Floating-point operations a second of this machine in matrix products, measured for SECONDS."""
     size = MATRIX if device == "cpu" else 8 * MATRIX
-    a = torch.randn(size, size, device=device, dtype=dtype)
-    torch.mm(a, a)
-    synchronise(device)
-    start, count = perf_counter(), 0
-    while (seconds := perf_counter() - start) < SECONDS:
-        torch.mm(a, a)
-        synchronise(device)
-        count += 1
-    return 2 * size**3 * count / seconds
+    matrix = torch.randn(size, size, device=device, dtype=dtype)
+    timer = Timer("torch.mm(a, a)", globals={"torch": torch, "a": matrix}, num_threads=torch.get_num_threads())
+    return 2 * size**3 / timer.blocked_autorange(min_run_time=SECONDS).mean
 
 
 def synchronise(device: str) -> None:

@@ -62,13 +62,9 @@ def validated(value: Any, hint: Any) -> Any:
 
 @cache
 def adapter(hint: Any) -> TypeAdapter[Any]:
-    """Pydantic's validator of an annotation; a pydantic dataclass has its own configuration."""
-    return TypeAdapter(hint) if hasattr(hint, "__pydantic_config__") else TypeAdapter(hint, config=config_of(hint))
-
-
-def config_of(hint: Any) -> ConfigDict | None:
-    """The strict configuration; None for a dataclass, for which pydantic accepts none."""
-    return None if hasattr(hint, "__dataclass_fields__") else STRICT
+    """Pydantic's validator of an annotation, strict; pydantic accepts no configuration from outside for a dataclass."""
+    has_its_own = hasattr(hint, "__pydantic_config__") or hasattr(hint, "__dataclass_fields__")
+    return TypeAdapter(hint) if has_its_own else TypeAdapter(hint, config=STRICT)
 
 
 def annotations(constructor: type) -> dict[str, Any]:
