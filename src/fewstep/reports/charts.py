@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from io import StringIO
 from itertools import cycle
 from typing import Any
@@ -26,30 +25,18 @@ STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "fewstep",  # the same numbers give the same bytes
     "font.size": 8.5,
-    "text.color": INK,
-    "axes.labelcolor": INK,
-    "axes.edgecolor": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
     "axes.linewidth": 0.6,
     "axes.titlesize": 8.5,
-    "axes.titlecolor": INK,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
-    "grid.color": INK,
     "grid.alpha": 0.14,
     "grid.linewidth": 0.6,
+    **dict.fromkeys(("text.color", "axes.titlecolor", "axes.labelcolor", "axes.edgecolor"), INK),
+    **dict.fromkeys(("xtick.color", "ytick.color", "grid.color"), INK),
 }
-
-
-@dataclass(frozen=True)
-class Line:
-    """A figure over images, t or w; `rung` is the steps of its phase, None in a run of one phase."""
-
-    rung: int | None
-    x: Sequence[float]
-    y: Sequence[float]
+Points = Sequence[tuple[float, float]]
+"""(x, y) of each point of a line."""
 
 
 def colours(models: Sequence[str]) -> dict[str, str]:
@@ -105,27 +92,34 @@ def curve_over_w(axes: Axes, rows: Sequence[QualityRow], *, line: str, face: str
 
 @matplotlib.rc_context(STYLE)
 def line_chart(
-    lines: Sequence[Line], colour: Mapping[int | None, str], x: str, y: str, *, log: bool = True, label: bool = False
+    lines: Mapping[int | None, Points],
+    colour: Mapping[int | None, str],
+    x: str,
+    y: str,
+    *,
+    log: bool = True,
+    label: bool = False,
 ) -> Markup:
     """A line per phase over `x`.
 
     Args:
-        colour: of each phase, by its steps.
+        lines, colour: of each phase, by its steps; None in a run of one phase.
         log: whether y is logarithmic, where it is above 0 throughout.
         label: whether the steps of a phase stand above its line.
     """
     figure, axes = new_axes()
-    for line in lines:
-        marker = {"marker": "o", "ms": 3.5} if len(line.x) <= 16 else {}
-        axes.plot(line.x, line.y, color=colour[line.rung], lw=1.4, **marker)
-        if label and line.rung is not None:
-            text: dict[str, Any] = {"color": colour[line.rung], "ha": "center", "weight": "bold"}
-            axes.text((line.x[0] + line.x[-1]) / 2, 1.03, f"{line.rung}", transform=axes.get_xaxis_transform(), **text)
+    for rung, points in lines.items():
+        marker = {"marker": "o", "ms": 3.5} if len(points) <= 16 else {}
+        axes.plot(*zip(*points, strict=True), color=colour[rung], lw=1.4, **marker)
+        if label and rung is not None:
+            text: dict[str, Any] = {"color": colour[rung], "ha": "center", "weight": "bold"}
+            middle = (points[0][0] + points[-1][0]) / 2
+            axes.text(middle, 1.03, f"{rung}", transform=axes.get_xaxis_transform(), **text)
     label_axes(axes, x, y)
     axes.xaxis.set_major_locator(MaxNLocator(5))
     if x == IMAGES_SEEN:
         axes.xaxis.set_major_formatter(EngFormatter())
-    if log and all(value > 0 for line in lines for value in line.y):
+    if log and all(value > 0 for points in lines.values() for _, value in points):
         log_y(axes)
     return to_svg(figure, f"{y} over {x}")
 

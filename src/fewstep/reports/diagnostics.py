@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from markupsafe import Markup
 
 from fewstep.diagnostics.file import FILE, drift, read_diagnostics
-from fewstep.reports.charts import IMAGES_SEEN, Line, line_chart, shades
+from fewstep.reports.charts import IMAGES_SEEN, line_chart, shades
 from fewstep.tracking.names import SAMPLE_STATISTICS, span
 
 Record = Mapping[str, Any]
@@ -111,11 +111,10 @@ def charts(
     """(title, chart) of each panel of which any value is known, a line per rung; drifts alone are not logarithmic."""
     found = []
     for title, x, y, points in PANELS:
-        lines = []
+        lines = {}
         for rung, records in by_rung.items():
-            known = [(at, value) for at, value in points(records) if value is not None]
-            if known:
-                lines.append(Line(rung, *zip(*known, strict=True)))
+            if known := [(at, value) for at, value in points(records) if value is not None]:
+                lines[rung] = known
         if lines:
             found.append((title, line_chart(lines, colour, x, y, log=y != "drift")))
     return found

@@ -14,16 +14,7 @@ from PIL import Image
 
 from fewstep.artifacts.quality_file import TEACHER, QualityRow, names_in_order, read_rows
 from fewstep.artifacts.run_folder import QUALITY, REPORT
-from fewstep.reports.charts import (
-    IMAGES_SEEN,
-    INK,
-    Line,
-    colours,
-    fid_against_inception,
-    fid_against_steps,
-    line_chart,
-    shades,
-)
+from fewstep.reports import charts
 from fewstep.reports.diagnostics import seen
 from fewstep.reports.page import write_page
 from fewstep.reports.summary import fid_ratio, headline, references, speed_table
@@ -56,10 +47,10 @@ def write_report(run: Path) -> Path:
             f"{protocol.get('id')} in {run}; evaluate again"
         )
     reference, models = references(rows), names_in_order(rows)
-    colour = colours(models)
+    colour = charts.colours(models)
     weights = sorted({row.w for row in rows})
     runs = _runs(provenance)
-    found = (seen(run / folder, stage, colour.get(stage, INK)) for folder, stage in runs.items())
+    found = (seen(run / folder, stage, colour.get(stage, charts.INK)) for folder, stage in runs.items())
     content = {
         "run": "/".join(run.resolve().parts[-3:]),
         "rows_by_w": [(w, [(row, fid_ratio(row, reference)) for row in rows if row.w == w]) for w in weights],
@@ -70,11 +61,14 @@ def write_report(run: Path) -> Path:
         "reference_steps": max((row.steps for row in rows if row.name == TEACHER), default=None),
         "pictures": _pictures(run / "samples" / "same-noise", models),
         "fid_steps": [
-            (w, fid_against_steps([row for row in rows if row.w == w], reference.get(w), colour)) for w in weights
+            (w, charts.fid_against_steps([row for row in rows if row.w == w], reference.get(w), colour))
+            for w in weights
         ],
         "fid_inception": _fid_inception(rows, list(reference.values()), colour),
         "speeds": speed_table(rows),
-        "losses": [(stage, _loss_chart(run / own / METRICS, colour.get(stage, INK))) for own, stage in runs.items()],
+        "losses": [
+            (stage, _loss_chart(run / own / METRICS, colour.get(stage, charts.INK))) for own, stage in runs.items()
+        ],
         "diagnostics": [one for one in found if one is not None],
         "config": _read_text(run / "config.yaml"),
         "protocol": protocol or {"id": rows[0].protocol},
@@ -139,7 +133,7 @@ def _fid_inception(
     if all(row.inception_score is None for row in rows):
         return []
     return [
-        (steps, fid_against_inception([row for row in rows if row.steps == steps], reference, colour))
+        (steps, charts.fid_against_inception([row for row in rows if row.steps == steps], reference, colour))
         for steps in sorted({row.steps for row in rows if row.model != TEACHER})
     ]
 
@@ -162,8 +156,8 @@ def _loss_chart(metrics: Path, colour: str) -> Markup | None:
     if not by_rung:
         return None
     thin = {rung: own[:: -math.ceil(len(own) / MOST_POINTS)][::-1] for rung, own in by_rung.items()}  # keeps the last
-    lines = [Line(rung, [row[IMAGES] for row in own], [row[LOSS] for row in own]) for rung, own in thin.items()]
-    return line_chart(lines, shades([*thin], colour), IMAGES_SEEN, "loss", label=True)
+    lines = {rung: [(row[IMAGES], row[LOSS]) for row in own] for rung, own in thin.items()}
+    return charts.line_chart(lines, charts.shades([*lines], colour), charts.IMAGES_SEEN, "loss", label=True)
 
 
 def _read_provenance(path: Path) -> dict[str, Any]:

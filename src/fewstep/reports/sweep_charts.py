@@ -7,16 +7,14 @@ import matplotlib
 from markupsafe import Markup
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from fewstep.reports.charts import INK, STYLE, label_axes, log_2_x, log_y, new_axes, to_svg
+from fewstep.reports.charts import INK, STYLE, Points, label_axes, log_2_x, log_y, new_axes, to_svg
 
 MOST_TICKS = 6
-Dots = Sequence[tuple[float, float]]
-"""(x, y) of each dot."""
 
 
 @matplotlib.rc_context(STYLE)
 def figure_against_value(
-    name: str, values: Sequence[str], dots: Mapping[int, Dots], colour: Mapping[int | None, str], figure_name: str
+    name: str, values: Sequence[str], dots: Mapping[int, Points], colour: Mapping[int | None, str], figure_name: str
 ) -> Markup:
     """A figure over the values of one setting: a dot for each job's setting, a line through their means.
 
@@ -43,7 +41,7 @@ def figure_against_value(
 
 
 @matplotlib.rc_context(STYLE)
-def fid_against_evaluations(dots: Mapping[str, Dots], front: Dots, colour: Mapping[str, str]) -> Markup:
+def fid_against_evaluations(dots: Mapping[str, Points], front: Points, colour: Mapping[str, str]) -> Markup:
     """FID over network evaluations: every setting of every model, and the line of those that none beats in both."""
     figure, axes = new_axes()
     for model, own in dots.items():
