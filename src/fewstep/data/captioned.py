@@ -44,7 +44,8 @@ def decode_sample(raw: Raw, *, size: int) -> Sample:
         Exception: of any type: the sample is damaged.
     """
     tensors = load_safetensors(raw[BOTH]) if BOTH in raw else {}
-    tensors |= {name.removesuffix(".npy"): array_of(raw[name]) for name in (LATENT, EMBEDDING) if name in raw}
+    for name in {LATENT, EMBEDDING} & raw.keys():
+        tensors[name.removesuffix(".npy")] = np.load(io.BytesIO(raw[name]), allow_pickle=False)
     caption = raw["txt"].decode() if "txt" in raw else json.loads(raw["json"])["caption"] if "json" in raw else ""
     x, mode = tensors.get("latent"), "RGB"
     if x is None:
@@ -56,8 +57,3 @@ def decode_sample(raw: Raw, *, size: int) -> Sample:
     if x.dtype != np.uint8:
         x = x.astype(np.float32)
     return Sample(x, str(caption).strip(), None if embedding is None else embedding.astype(np.float32), mode)
-
-
-def array_of(content: bytes) -> np.ndarray:
-    """The array in the bytes of a .npy file."""
-    return np.load(io.BytesIO(content), allow_pickle=False)

@@ -1,12 +1,13 @@
 """CIFAR-10 from its published files: the binary version, or the python version through a restricted unpickler."""
 
-import hashlib
 import warnings
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 from torchvision.datasets import CIFAR10
+from torchvision.datasets.utils import check_md5
 
 from fewstep.data.facts import DataFacts
 from fewstep.data.generate import generate_cifar10, generated_folder
@@ -43,7 +44,7 @@ def batch_files(root: Path) -> list[Path] | None:
     return None
 
 
-def read_batch(path: Path) -> Examples:
+def read_batch(path: Path) -> tuple[Tensor, Tensor]:
     """Images uint8 (N, 3, 32, 32) and labels int64 (N,) of one file of either version.
 
     Raises:
@@ -69,14 +70,13 @@ def read_batch(path: Path) -> Examples:
         images, labels = torch.from_numpy(data.copy()), torch.tensor(listed if is_valid else [-1])
     if int(labels.min()) < 0 or int(labels.max()) > 9:
         raise ValueError(f"{path} must have labels from 0 to 9, and has others; get it again")
-    return Examples(images.reshape(-1, 3, 32, 32), labels)
+    return images.reshape(-1, 3, 32, 32), labels
 
 
 def read_batches(files: list[Path]) -> Examples:
     """The examples of several files, concatenated."""
-    parts = [read_batch(file) for file in files]
-    images = [part.images for part in parts]
-    return Examples(torch.cat([i for i in images if isinstance(i, torch.Tensor)]), torch.cat([p.labels for p in parts]))
+    images, labels = zip(*map(read_batch, files), strict=True)
+    return Examples(torch.cat(images), torch.cat(labels))
 
 
 class Cifar10Data(SplitImages):
@@ -116,14 +116,7 @@ class Cifar10Data(SplitImages):
             warnings.warn(f"this is not the whole of CIFAR-10, {5 * PER_FILE:,} and {PER_FILE:,} images", stacklevel=2)
         if self.files[0].suffix == ".bin":
             return [*lines, "md5: not compared; no sums of the binary version's files are published with it"]
-        same = [name for name, file in ((f.name, f) for f in self.files) if md5_of(file) == MD5[name]]
-        if len(same) < len(self.files):
-            warnings.warn(
-                f"the md5 sums of {len(self.files) - len(same)} files are not the official ones", stacklevel=2
-            )
-        return [*lines, f"md5: {len(same)} of {len(self.files)} files are the official ones"]
-
-
-def md5_of(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "md5").hexdigest()
+        same = sum(check_md5(file, MD5[file.name]) for file in self.files)
+        if same < len(self.files):
+            warnings.warn(f"the md5 sums of {len(self.files) - same} files are not the official ones", stacklevel=2)
+        return [*lines, f"md5: {same} of {len(self.files)} files are the official ones"]

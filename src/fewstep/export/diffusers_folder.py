@@ -3,8 +3,6 @@
 import json
 import shutil
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -17,7 +15,6 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from torch import Tensor, nn
-from transformers.utils import logging as transformers_logging
 
 from fewstep.diffusion.betas import BetaSchedule
 from fewstep.diffusion.prediction import PredictionKind
@@ -27,6 +24,7 @@ from fewstep.export.folder import Trial, difference_of
 from fewstep.inference.model import Model
 from fewstep.networks.adapter import adapter_file, guidance_file
 from fewstep.networks.denoiser import arguments_of
+from fewstep.networks.frozen.loading import quiet
 
 PREDICTION: dict[PredictionKind, Literal["v_prediction", "epsilon", "sample"]] = {
     "v": "v_prediction",
@@ -50,7 +48,7 @@ def write(folder: Path, model: Model, path: Path, half: bool) -> float:
         )
     if model.card.sampling.guidance == "two_evaluations":
         warnings.warn("this model has no w input, so the export takes two network evaluations a step", stacklevel=2)
-    with quiet():
+    with quiet(), quiet(diffusers.utils.logging):
         write_parts = write_stable_diffusion if model.card.data.text is not None else write_few_step
         write_parts(folder, model, half)
         adapter = adapter_file(path)
@@ -232,19 +230,3 @@ def table_of(schedule: BetaSchedule) -> dict[str, list[float]]:
 def stored(module: Module, half: bool) -> Module:
     """The part itself, or a copy with its weights rounded to float16."""
     return deepcopy(module).half() if half else module
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Silence the libraries' progress bars and advice."""
-    loggers = (diffusers.utils.logging, transformers_logging)
-    before = [logger.get_verbosity() for logger in loggers]
-    for logger in loggers:
-        logger.set_verbosity_error()
-        logger.disable_progress_bar()
-    try:
-        yield
-    finally:
-        for logger, level in zip(loggers, before, strict=True):
-            logger.set_verbosity(level)
-            logger.enable_progress_bar()

@@ -23,11 +23,12 @@ from fewstep.export.card import CARD, README, Format, readme
 from fewstep.inference.model import Model, load
 from fewstep.networks import Denoiser
 from fewstep.networks.adapter import adapter_file, guidance_file
-from fewstep.system.files import is_full_disk, sha256_of
+from fewstep.system.files import atomic_write, sha256_of
 from fewstep.system.seeds import starting_noise
 
 FORMATS: tuple[Format, ...] = ("diffusers", "safetensors", "onnx")
-CHECKED = 2  # images in the comparison
+PROMPTS = ("a photograph", "a drawing of a house")
+CHECKED = len(PROMPTS)  # images in the comparison
 CHECKED_STEPS = 4  # of a model that is not made for a number of steps
 TOLERANCE = 1e-3  # of float32 weights, relative to the largest value compared: more is a bug, and is not written
 
@@ -43,15 +44,10 @@ class Trial:
     steps: int
 
     @classmethod
-    def of(cls, model: Model) -> "Trial":
-        """Prompts where the model has them, which needs its text encoder; else classes."""
-        prompts = ("a photograph", "a drawing of a house")[:CHECKED] if model.card.data.text else ()
-        wanted = list(prompts) or (torch.arange(CHECKED) % model.card.data.num_classes)
-        return cls.at(model, model.condition(wanted), prompts)
-
-    @classmethod
-    def at(cls, model: Model, label: Condition, prompts: tuple[str, ...] = ()) -> "Trial":
-        """The trial of a model at these conditions."""
+    def of(cls, model: Model, *, encode: bool = True) -> "Trial":
+        """Prompts where the model has them, which needs its text encoder if they are to be encoded; else classes."""
+        prompts = PROMPTS if model.card.data.text and encode else ()
+        label = model.condition(list(prompts)) if prompts else example_conditions(model, CHECKED)
         noise = starting_noise(0, 0, CHECKED, model.card.data.shape)
         return cls(noise, label, prompts, model.default_w, model.card.num_steps or CHECKED_STEPS)
 
@@ -142,12 +138,16 @@ def write_safetensors(temporary: Path, folder: Path, model: Model, path: Path, h
         if file.is_file():
             shutil.copyfile(file, temporary / file.name)
     again = load(own)
-    if card.data.text is not None:  # no need of its text encoder
-        label = starting_noise(1, 0, CHECKED, (card.data.text.tokens, card.data.text.features))
-    else:
-        label = torch.arange(CHECKED) % card.data.num_classes
-    trial = Trial.at(model, label)
+    trial = Trial.of(model, encode=False)
     return difference_of(trial.of_ours(model), trial.of_ours(again))
+
+
+def example_conditions(model: Model, count: int) -> Condition:
+    """The classes in turn, or random embeddings in place of a text model's prompts."""
+    text = model.card.data.text
+    if text is None:
+        return torch.arange(count) % model.card.data.num_classes
+    return starting_noise(1, 0, count, (text.tokens, text.features))
 
 
 def difference_of(ours: Tensor, theirs: Tensor) -> float:
@@ -172,14 +172,6 @@ def new_folder(folder: Path) -> Iterator[Path]:
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir()) or folder.samefile(".")):
         raise ValueError(f"FOLDER must be new or empty, and {folder} is not; choose another or remove it")
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    try:
-        temporary.mkdir(parents=True)
+    with atomic_write(folder) as temporary:
+        temporary.mkdir()
         yield temporary
-        temporary.replace(folder)
-    except Exception as error:
-        if is_full_disk(error):
-            raise OSError(28, os.strerror(28), str(folder)) from error
-        raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)

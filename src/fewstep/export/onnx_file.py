@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from fewstep.export.folder import difference_of
+from fewstep.export.folder import difference_of, example_conditions
 from fewstep.inference.model import Model
 from fewstep.system.seeds import starting_noise
 
@@ -62,9 +62,6 @@ def write(folder: Path, model: Model) -> float:
 def inputs_of(model: Model, count: int) -> dict[str, Tensor]:
     """Inputs of the network by name: z, the network's time in (0, 1), label or embedding, and w if any."""
     data = model.card.data
-    if data.text is None:
-        label = torch.arange(count) % data.num_classes
-    else:
-        label = starting_noise(1, 0, count, (data.text.tokens, data.text.features))
-    inputs = {"z": starting_noise(0, 0, count, data.shape), "time": (torch.arange(count) + 0.5) / count, "label": label}
+    inputs = {"z": starting_noise(0, 0, count, data.shape), "time": (torch.arange(count) + 0.5) / count}
+    inputs["label"] = example_conditions(model, count)
     return inputs | ({"w": torch.arange(count) * 0.5} if model.denoiser.has_guidance_input else {})

@@ -4,13 +4,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from fewstep.diffusion.betas import BetaSchedule
 from fewstep.diffusion.prediction import KINDS, Condition, Prediction, PredictionKind, interpret
 from fewstep.diffusion.schedule import Batch, Images, network_time
-from fewstep.networks.inputs import Scalars, W, check_extra
+from fewstep.networks.inputs import Scalar, Scalars, W, check_extra
 
 EPS_FLOOR = -8.0  # log-SNR, alpha = 0.018
 
@@ -64,13 +63,7 @@ class Denoiser(nn.Module):
         return tuple(arguments_of(self.network).get("extra_inputs", ()))
 
     def forward(
-        self,
-        z: Images,
-        log_snr: Batch,
-        label: Condition,
-        w: Float[Tensor, "batch"] | None = None,
-        *,
-        extra: Scalars | None = None,
+        self, z: Images, log_snr: Batch, label: Condition, w: Scalar | None = None, *, extra: Scalars | None = None
     ) -> Prediction:
         """The prediction at z.
 
@@ -86,7 +79,7 @@ class Denoiser(nn.Module):
         return prediction
 
     def predict(
-        self, z: Images, log_snr: Batch, label: Condition, w: Float[Tensor, "batch"] | None, extra: Scalars | None
+        self, z: Images, log_snr: Batch, label: Condition, w: Scalar | None, extra: Scalars | None
     ) -> Prediction:
         """The network's output, read as a prediction at z."""
         scalars = (w, extra) if self.extra_inputs else (w,)
@@ -167,7 +160,7 @@ class Frozen:
 
     @torch.no_grad()
     def __call__(
-        self, z: Images, log_snr: Batch, label: Condition, w: Tensor | None, *, extra: Scalars | None = None
+        self, z: Images, log_snr: Batch, label: Condition, w: Scalar | None, *, extra: Scalars | None = None
     ) -> Prediction:
         if self._anchor.device != z.device:
             self.denoiser.to(z.device)

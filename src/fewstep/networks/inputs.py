@@ -12,11 +12,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 W = "w"  # the name of the guidance weight among scalar inputs
-Scalars = Mapping[str, Float[Tensor, "batch"]]
+Scalar = Float[Tensor, "batch"]
+"""One value for each example."""
+Scalars = Mapping[str, Scalar]
 """Values of the scalar inputs other than w, by name."""
 
 
-def sinusoid(value: Float[Tensor, "batch"], dim: int) -> Float[Tensor, "batch dim"]:
+def sinusoid(value: Scalar, dim: int) -> Float[Tensor, "batch dim"]:
     """Sines then cosines of 1000 * value at dim / 2 frequencies from 1 down to 1e-4, geometrically spaced.
 
     The embedding that diffusers' pipelines make of w for `time_cond_proj_dim` (and our networks of time), so that a
@@ -63,7 +65,7 @@ class ScalarInputs(nn.Module):
         self.weight = zeroed(nn.Linear(dim, num_features, bias=False)).weight if guidance_input else None
         self.extra = nn.ParameterDict({name: torch.zeros(num_features, dim) for name in extra_inputs})
 
-    def sinusoids(self, w: Float[Tensor, "batch"] | None, extra: Scalars | None) -> Float[Tensor, "batch all"]:
+    def sinusoids(self, w: Scalar | None, extra: Scalars | None) -> Float[Tensor, "batch all"]:
         """The sinusoids of all inputs side by side: the `timestep_cond` of diffusers' U-Nets."""
         values = [(extra or {})[name] for name in self.extra]
         if self.weight is not None:

@@ -61,19 +61,19 @@ def read_adm(path: Path) -> Foreign:
         )
     try:
         config = architecture(tensors, path)
-        mults = multipliers(tensors, config["block_out_channels"])
+        channels, base = config["block_out_channels"], tensors["time_embed.0.weight"].shape[1]
     except KeyError as error:
         raise ValueError(f"{path} lacks the tensor {error.args[0]}; is the file whole?") from error
     except (TypeError, IndexError) as error:
         raise ValueError(f"{path} has tensors of too few dimensions for an ADM; is the file whole?") from error
-    flags = flags_of(path, mults, config["block_out_channels"])
+    flags = flags_of(path, tuple(size / base for size in channels), channels)
     head = flags["num_head_channels"]
     config |= {"sample_size": flags["image_size"], "attention_head_dim": head}
-    levels, new_order = len(config["block_out_channels"]), bool(flags["use_new_attention_order"])
+    new_order = bool(flags["use_new_attention_order"])
     return Foreign(
         kind="UNet2DModel",
         config=config,
-        tensors=renamed(tensors, levels, config["layers_per_block"], head, new_order),
+        tensors=renamed(tensors, len(channels), config["layers_per_block"], head, new_order),
         prediction="eps",
         native_schedule=schedule_of(flags, path),
         pipeline=None,
@@ -162,12 +162,6 @@ def architecture(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Any]:
         "attn_norm_num_groups": 32,
         "num_class_embeds": classes,
     }
-
-
-def multipliers(tensors: Mapping[str, Tensor], channels: list[int]) -> tuple[float, ...]:
-    """Channels of each level over those of the network."""
-    base = tensors["time_embed.0.weight"].shape[1]
-    return tuple(size / base for size in channels)
 
 
 def renamed(tensors: Mapping[str, Tensor], levels: int, layers: int, head: int, new_order: bool) -> dict[str, Tensor]:

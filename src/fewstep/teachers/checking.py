@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import exp, log
+from statistics import geometric_mean
 
 import torch
 
@@ -113,7 +113,7 @@ def examine(
         )
     generator = torch.Generator().manual_seed(seed)
     levels = [examine_level(teacher, x, label, value, has_null, generator) for value in log_snrs]
-    totals = {kind: geometric([level.readings[kind] for level in levels]) for kind in KINDS}
+    totals = {kind: geometric_mean(level.readings[kind] for level in levels) for kind in KINDS}
     best = min(KINDS, key=totals.__getitem__)
     frees = [level.unconditional[best] / level.linear for level in levels if level.unconditional is not None]
     differences = [level.difference for level in levels if level.difference is not None]
@@ -121,9 +121,9 @@ def examine(
         says=teacher.denoiser.prediction,
         reads_as=best,
         worse={kind: totals[kind] / totals[best] for kind in KINDS},
-        quality=geometric([level.readings[best] / level.linear for level in levels]),
+        quality=geometric_mean(level.readings[best] / level.linear for level in levels),
         has_null=has_null,
-        null_quality=geometric(frees) if frees else None,
+        null_quality=geometric_mean(frees) if frees else None,
         null_difference=max(differences, default=None),
         terminal_alpha=float(alpha(torch.tensor(lowest, dtype=torch.float64))),
         levels=tuple(levels),
@@ -158,8 +158,3 @@ def examine_level(
 def error(guess: Images, x: Images) -> float:
     """Mean squared error, never quite 0."""
     return max(float((guess - x).double().square().mean()), 1e-30)
-
-
-def geometric(values: list[float]) -> float:
-    """The geometric mean."""
-    return exp(sum(log(value) for value in values) / len(values))

@@ -6,12 +6,12 @@ from typing import Any
 import torch
 from diffusers.models.embeddings import CombinedTimestepLabelEmbeddings, PatchEmbed
 from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DModel
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor, nn
 
 from fewstep.diffusion.schedule import Images
 from fewstep.networks.backbones.wrapping import GivenFeatures, TimeFeatures, build, check_divisible
-from fewstep.networks.inputs import Scalars, plain_arguments, scalar_inputs
+from fewstep.networks.inputs import Scalar, Scalars, plain_arguments, scalar_inputs
 
 TIME_FEATURES = 256  # of diffusers' embedding of time in a DiT
 MOST_PATCHES = 256  # along a side: what a file says must not make us allocate without limit
@@ -70,12 +70,7 @@ class DiT(nn.Module):
             embedding.class_embedder.dropout_prob = 0.0  # the stage drops labels, and no block does on its own
 
     def forward(
-        self,
-        z: Images,
-        time: Float[Tensor, "batch"],
-        label: Int[Tensor, "batch"],
-        w: Float[Tensor, "batch"] | None,
-        extra: Scalars | None = None,
+        self, z: Images, time: Scalar, label: Int[Tensor, "batch"], w: Scalar | None, extra: Scalars | None = None
     ) -> Images:
         output = self.transformer(z, self.time_features(time, w, extra), class_labels=label, return_dict=False)[0]
         return output[:, : z.shape[1]]  # without the channels of a learned variance

@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from math import prod
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor, nn
 from torch.nn import functional
 
 from fewstep.diffusion.schedule import Images
-from fewstep.networks.inputs import Scalars, plain_arguments, scalar_inputs, sinusoid, zeroed
+from fewstep.networks.inputs import Scalar, Scalars, plain_arguments, scalar_inputs, sinusoid, zeroed
 
 
 class ResidualMLP(nn.Module):
@@ -64,12 +64,7 @@ class ResidualMLP(nn.Module):
         self.outward = nn.Sequential(nn.LayerNorm(width), zeroed(nn.Linear(width, prod(shape))))
 
     def forward(
-        self,
-        z: Images,
-        time: Float[Tensor, "batch"],
-        label: Int[Tensor, "batch"],
-        w: Float[Tensor, "batch"] | None,
-        extra: Scalars | None = None,
+        self, z: Images, time: Scalar, label: Int[Tensor, "batch"], w: Scalar | None, extra: Scalars | None = None
     ) -> Images:
         features = sinusoid(time, self.embedding_dim)
         if self.guidance_projection is not None:

@@ -10,9 +10,12 @@ from torch import Tensor, nn
 
 from fewstep.diffusion.schedule import Images
 from fewstep.networks.backbones.wrapping import add_scalar_inputs, build, check_levels, timestep_cond
-from fewstep.networks.inputs import Scalars, plain_arguments
+from fewstep.networks.inputs import Scalar, Scalars, plain_arguments
 
 ELSEWHERE = ("class_embed_type", "addition_embed_type", "encoder_hid_dim", "encoder_hid_dim_type")
+
+
+Prompts = Float[Tensor, "batch tokens features"]
 
 
 class TextUNet(nn.Module):
@@ -71,12 +74,7 @@ class TextUNet(nn.Module):
         add_scalar_inputs(self.unet, guidance_input, extra_inputs, guidance_dim)
 
     def forward(
-        self,
-        z: Images,
-        time: Float[Tensor, "batch"],
-        label: Float[Tensor, "batch tokens features"],
-        w: Float[Tensor, "batch"] | None,
-        extra: Scalars | None = None,
+        self, z: Images, time: Scalar, label: Prompts, w: Scalar | None, extra: Scalars | None = None
     ) -> Images:
         output = self.unet(
             z,

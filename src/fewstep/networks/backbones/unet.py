@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor, nn
 
 from fewstep.diffusion.schedule import Images
 from fewstep.networks.backbones.wrapping import add_scalar_inputs, check_divisible, timestep_cond
-from fewstep.networks.inputs import Scalars, plain_arguments
+from fewstep.networks.inputs import Scalar, Scalars, plain_arguments
 
 
 class UNet(nn.Module):
@@ -70,12 +70,7 @@ class UNet(nn.Module):
         add_scalar_inputs(self.unet, guidance_input, extra_inputs, guidance_dim)
 
     def forward(
-        self,
-        z: Images,
-        time: Float[Tensor, "batch"],
-        label: Int[Tensor, "batch"],
-        w: Float[Tensor, "batch"] | None,
-        extra: Scalars | None = None,
+        self, z: Images, time: Scalar, label: Int[Tensor, "batch"], w: Scalar | None, extra: Scalars | None = None
     ) -> Images:
         return self.unet(
             z,

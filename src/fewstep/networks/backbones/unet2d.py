@@ -4,12 +4,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from diffusers.models.unets.unet_2d import UNet2DModel
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor, nn
 
 from fewstep.diffusion.schedule import Images
 from fewstep.networks.backbones.wrapping import GivenFeatures, TimeFeatures, build, check_levels
-from fewstep.networks.inputs import Scalars, plain_arguments, scalar_inputs
+from fewstep.networks.inputs import Scalar, Scalars, plain_arguments, scalar_inputs
 
 
 class UNet2D(nn.Module):
@@ -59,12 +59,7 @@ class UNet2D(nn.Module):
         self.unet.register_module("time_proj", GivenFeatures())
 
     def forward(
-        self,
-        z: Images,
-        time: Float[Tensor, "batch"],
-        label: Int[Tensor, "batch"],
-        w: Float[Tensor, "batch"] | None,
-        extra: Scalars | None = None,
+        self, z: Images, time: Scalar, label: Int[Tensor, "batch"], w: Scalar | None, extra: Scalars | None = None
     ) -> Images:
         labels = None if self.unet.class_embedding is None else label
         output = self.unet(z, self.time_features(time, w, extra), class_labels=labels, return_dict=False)[0]

@@ -8,7 +8,7 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from fewstep.networks.inputs import ScalarInputs, Scalars, scalar_inputs
+from fewstep.networks.inputs import Scalar, ScalarInputs, Scalars, scalar_inputs
 
 Network = TypeVar("Network", bound=nn.Module)
 DEFAULT_LEVELS = range(4)  # of diffusers' U-Nets without block_out_channels
@@ -86,9 +86,7 @@ class TimeFeatures(nn.Module):
         self.time_proj = time_proj
         self.projection = inputs
 
-    def forward(
-        self, time: Float[Tensor, "batch"], w: Float[Tensor, "batch"] | None, extra: Scalars | None = None
-    ) -> Float[Tensor, "features batch"]:
+    def forward(self, time: Scalar, w: Scalar | None, extra: Scalars | None = None) -> Float[Tensor, "features batch"]:
         features = self.time_proj(1000 * time)
         if self.projection is not None:
             features = features + self.projection(self.projection.sinusoids(w, extra))
@@ -106,7 +104,7 @@ def add_scalar_inputs(unet: UNet2DConditionModel, guidance_input: bool, extra_in
 
 
 def timestep_cond(
-    unet: UNet2DConditionModel, w: Float[Tensor, "batch"] | None, extra: Scalars | None
+    unet: UNet2DConditionModel, w: Scalar | None, extra: Scalars | None
 ) -> Float[Tensor, "batch all"] | None:
     """A U-Net's argument of that name: the sinusoids of its scalar inputs, None where it has none."""
     inputs = unet.time_embedding.cond_proj

@@ -151,16 +151,11 @@ def write_tiny_autoencoder(folder: Path, *, downsampling: int = 4, latent_channe
         torch.manual_seed(seed)
         network = AutoencoderKL.from_config(
             {
-                "in_channels": 3,
-                "out_channels": 3,
                 "down_block_types": ["DownEncoderBlock2D"] * levels,
                 "up_block_types": ["UpDecoderBlock2D"] * levels,
                 "block_out_channels": [8] * levels,
-                "layers_per_block": 1,
                 "latent_channels": latent_channels,
                 "norm_num_groups": 4,
-                "sample_size": 32,
-                "scaling_factor": 0.18215,
             }
         )
     assert isinstance(network, AutoencoderKL)
