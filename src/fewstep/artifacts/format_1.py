@@ -18,7 +18,9 @@ def from_format_1(description: dict[str, Any]) -> dict[str, Any]:
     own["method"] = method_of(role)
     check_sampling(role, steps, sampler, takes_w=own["w_min"] is not None)
     own["native_schedule"] = own.pop("clock", None)
-    own["parents"] = [{"method": method_of(parent.pop("role")), **parent} for parent in own["parents"]]
+    own["parents"] = [{**parent, "method": method_of(parent["role"])} for parent in own["parents"]]
+    for parent in own["parents"]:
+        del parent["role"]
     own["sampling"] = {
         "sampler": sampler,
         "times": None if steps is None else [number / steps for number in range(steps, 0, -1)],
