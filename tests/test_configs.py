@@ -21,7 +21,10 @@ from fewstep.training.settings import TrainerSettings
 
 pytest_plugins = ("running",)
 CONF = ROOT / "conf"
-METHODS = ("progressive", "tract", "consistency", "dmd2", "encoder")
+METHODS = (
+    *("progressive", "tract", "consistency", "dmd2", "encoder"),
+    *("lcm", "ect", "ict", "scm", "meanflow", "flow_map", "boot", "pid", "freeflow"),
+)
 TRAINED = ("teacher", "guidance", *METHODS)
 STAGES = ("pipeline", *TRAINED, "evaluate")
 

@@ -1,6 +1,7 @@
 """The samplers that add noise and the encoder, against closed forms: moments for every number of steps."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from fewstep.diffusion.guidance import Guided
 from fewstep.diffusion.mixture import GaussianMixture
 from fewstep.diffusion.prediction import Denoise, Prediction, diffuse, interpret
 from fewstep.diffusion.sampler import (
+    END,
     SAMPLERS,
     Sampler,
     ancestral,
@@ -88,6 +90,7 @@ def ancestral_student(num_steps: int) -> Denoise:
 
 PERFECT = {
     "deterministic": lambda n: student(lambda i: 1, n),
+    "flow_map": lambda n: student(lambda i: 1, n),
     "stochastic": lambda n: student(lambda i: min(i, 2), n),
     "ancestral": ancestral_student,
     "renoise": lambda n: student(lambda i: i, n),
@@ -100,8 +103,10 @@ def test_each_sampler_keeps_the_moments_for_every_number_of_steps(name: str, num
     noise, label, calls = whitened(), torch.zeros(COUNT, dtype=torch.long), []
     denoise = PERFECT[name](num_steps)
 
-    def counted(z: Tensor, log_snr: Tensor, label: Tensor, w: Tensor | None) -> Prediction:
+    def counted(z: Tensor, log_snr: Tensor, label: Tensor, w: Tensor | None, **told: Any) -> Prediction:
         calls.append(float(SCHEDULE.time(log_snr)[0]))
+        if name == "flow_map":  # where its step ends
+            assert float(told["extra"][END][0]) == pytest.approx(calls[-1] - 1 / num_steps, abs=1e-4)
         return denoise(z, log_snr, label, w)
 
     def plain_ancestral(*arguments: Tensor) -> Tensor:
@@ -415,7 +420,7 @@ def test_renoising_a_biased_map_follows_the_recursion_of_the_variance(times: Ten
 def test_any_times_are_evaluated_in_their_order_and_no_others(make_mixture: MakeMixture, name: str) -> None:
     mixture, calls, noise = make_mixture(num_classes=1, dim=1), [], whitened()
 
-    def denoise(z: Tensor, log_snr: Tensor, label: Tensor, w: Tensor | None) -> Prediction:
+    def denoise(z: Tensor, log_snr: Tensor, label: Tensor, w: Tensor | None, extra: Any = None) -> Prediction:
         calls.append(float(SCHEDULE.time(log_snr)[0]))
         return mixture.denoise(z, log_snr, label, w)
 

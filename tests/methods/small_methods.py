@@ -17,15 +17,24 @@ from fewstep.data.mixture import MixtureData
 from fewstep.data.noise import NoiseData
 from fewstep.diffusion.guidance import Guided
 from fewstep.diffusion.prediction import Denoise, Prediction, PredictionKind, interpret
-from fewstep.diffusion.sampler import invert_ddim
+from fewstep.diffusion.sampler import END, invert_ddim
 from fewstep.diffusion.sampling import Sampling
 from fewstep.diffusion.schedule import CosineSchedule, alpha, angle, append_zero, expand, sigma
 from fewstep.methods import (
     DMD2,
+    PID,
+    Boot,
     Consistency,
+    ContinuousConsistency,
+    EasyConsistency,
     Encoder,
+    FlowMap,
+    FreeFlow,
     Guidance,
     GuidanceRange,
+    ImprovedConsistency,
+    LatentConsistency,
+    MeanFlow,
     Method,
     Networks,
     Progressive,
@@ -35,7 +44,9 @@ from fewstep.methods import (
     base,
 )
 from fewstep.methods.consistency import ConsistencyTraining
+from fewstep.methods.meanflow import MeanFlowTraining
 from fewstep.networks import Denoiser, Frozen, ResidualMLP, with_guidance_input
+from fewstep.networks.denoiser import with_inputs
 from fewstep.system.validation import build
 from fewstep.training.module import DistillationModule
 
@@ -52,7 +63,7 @@ PLAN: dict[str, Any] = {
     "ema_decay": 0.5,
     "weight": "snr_plus_one",
 }
-ROLES = {role: {"learning_rate": 2e-3} for role in ("fake", "critic", "projection")}
+ROLES = {role: {"learning_rate": 2e-3} for role in ("fake", "critic", "projection", "weighting")}
 
 LEVELS = {"levels": [1.0, 0.75, 0.5, 0.25]}
 LADDER = {"ladder": [8, 4, 2], "few_steps": 2, "few_steps_factor": 2.0}
@@ -71,6 +82,18 @@ SMALL: dict[str, tuple[type[Method], dict[str, Any]]] = {
         LEVELS | {"num_levels": 8, "self_teacher_decay": 0.9, "metric": "pseudo_huber"},
     ),
     "consistency training": (ConsistencyTraining, LEVELS | {"num_levels": 8}),
+    "lcm": (LatentConsistency, LEVELS | {"num_levels": 8}),
+    "ect": (EasyConsistency, LEVELS | {"stages": 8}),
+    "ect along data": (EasyConsistency, LEVELS | {"hop": "data", "stages": 8}),
+    "ict": (ImprovedConsistency, LEVELS | {"first_levels": 4, "most_levels": 16}),
+    "scm": (ContinuousConsistency, LEVELS | {"tangent_warmup_images": 64}),
+    "meanflow": (MeanFlow, {"num_steps": 4, "power": 1.0}),
+    "meanflow from data": (MeanFlowTraining, {"num_steps": 4, "w_min": 0.0, "w_max": 4.0}),
+    "flow_map": (FlowMap, {"num_steps": 4, "tangent_warmup_images": 64}),
+    "boot": (Boot, {"num_levels": 8}),
+    "pid": (PID, {"num_levels": 20}),
+    "freeflow": (FreeFlow, {"correction": 1.0}),
+    "freeflow without correction": (FreeFlow, {"correction": 0.0}),
     "dmd2": (DMD2, LEVELS | {"fake_updates": 3}),
     "dmd2 with critic": (DMD2, LEVELS | {"fake_updates": 3, "gan_weight": 0.1}),
 }
@@ -139,6 +162,8 @@ def module(
         teacher, student = teacher_of(method, deepcopy(denoiser)), denoiser or network()
         if phase.sampling.guidance == "input" and not student.has_guidance_input:
             student = with_guidance_input(student)
+        if phase.sampling.sampler == "flow_map":
+            student = with_inputs(student, (END,))
     nets = method.networks(Networks(student, teacher, SCHEDULE, method.guidance(parent)), stream)
     return DistillationModule(method=method, phase=phase, nets=nets, training=method.training, stream=stream)
 

@@ -4,6 +4,8 @@ Meng et al. 2023 show these tasks (image-to-image, inpainting, style transfer), 
 each function says which published method it is. `times`, `label` and `w` are as in `sampler.sample`.
 """
 
+from typing import Any, cast
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -92,8 +94,11 @@ def inpaint(
     """
     check_times(times)
 
-    def amended(z: Images, log_snr: Batch, label: Condition, w: Float[Tensor, "batch"] | None) -> Prediction:
-        predicted = denoise(z, log_snr, label, w).x
+    def amended(
+        z: Images, log_snr: Batch, label: Condition, w: Float[Tensor, "batch"] | None, extra: Any = None
+    ) -> Prediction:
+        ends = {} if extra is None else {"extra": extra}  # of flow maps
+        predicted = cast(Any, denoise)(z, log_snr, label, w, **ends).x
         return interpret("x", torch.where(missing, predicted, x), z=z, log_snr=log_snr)
 
     log_snr = schedule.log_snr(times[:1]).to(x.device).expand(len(x))

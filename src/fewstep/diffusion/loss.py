@@ -74,7 +74,12 @@ def pseudo_huber(difference: Float[Tensor, "batch entries"], weight: Batch) -> B
     return square / ((square + c**2).sqrt() + c)
 
 
-METRICS: dict[str, Metric] = {f.__name__: f for f in (l2, pseudo_huber)}
+def huber(difference: Float[Tensor, "batch entries"], weight: Batch) -> Batch:
+    """The mean of sqrt(weight d^2 + c^2) - c over the values d, c = 0.001 (Luo et al. 2023, authors' code)."""
+    return ((weight[:, None] * difference.square() + 1e-6).sqrt() - 1e-3).mean(1)
+
+
+METRICS: dict[str, Metric] = {f.__name__: f for f in (l2, pseudo_huber, huber)}
 
 
 def weighted_error(prediction: Prediction, target: Prediction, weight: Weight, metric: str = "l2") -> Batch:

@@ -1,4 +1,4 @@
-"""Samplers: DDIM, stochastic few-step, ancestral, re-noising; the encoder; and an integrator as ground truth.
+"""Samplers: DDIM, stochastic few-step, ancestral, re-noising, flow maps; the encoder; an integrator as ground truth.
 
 Each sampler evaluates once at each of the given `times`, falling in (0, 1] (`uniform_times`: 1, 1 - 1/N, ..., 1/N), and
 returns the last predicted x, at t = 0. They differ in one move: from a prediction at one time to z at the next.
@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import pairwise
+from typing import cast
 
 import torch
 from jaxtyping import Float
@@ -23,11 +24,14 @@ from fewstep.diffusion.schedule import (
     append_zero,
     check_times,
     expand,
+    network_time,
     sigma,
 )
 
 Fresh = Callable[[int], Images]
 """Standard normal noise for the move number 1, 2, ... of a sampler, in the shape of its images."""
+
+END = "s"  # the extra input of a flow map's network: `network_time` of where its step ends
 
 Sampler = Callable[[Prediction, Batch, Batch, Callable[[], Images]], Images]
 """(prediction at t, log-SNR at the next time s, log-SNR one further at k, fresh noise) -> z at s."""
@@ -116,7 +120,12 @@ def renoise(prediction: Prediction, log_snr_next: Batch, log_snr_after: Batch, f
     return diffuse(x=prediction.x, eps=fresh(), log_snr=log_snr_next).z
 
 
-SAMPLERS: dict[str, Sampler] = {f.__name__: f for f in (deterministic, stochastic, ancestral, renoise)}
+def flow_map(prediction: Prediction, log_snr_next: Batch, log_snr_after: Batch, fresh: Callable[[], Images]) -> Images:
+    """DDIM by a network that is told where its step ends: `trajectory` gives it the input END."""
+    return ddim_step(prediction, log_snr_next)
+
+
+SAMPLERS: dict[str, Sampler] = {f.__name__: f for f in (deterministic, stochastic, ancestral, renoise, flow_map)}
 
 
 def trajectory(
@@ -140,12 +149,13 @@ def trajectory(
     """
     check_times(times)
     log_snrs = schedule.log_snr(append_zero(times)).to(noise.device)
-    z, prediction = noise, None
+    z, prediction, call = noise, None, cast(Callable[..., Prediction], denoise)
     for step, log_snr in enumerate(log_snrs[:-1]):
         if prediction is not None:
             draw = partial(_drawn, fresh, step, noise)
             z = sampler(prediction, log_snr.expand(len(z)), log_snrs[step + 1].expand(len(z)), draw)
-        prediction = denoise(z, log_snr.expand(len(z)), label, w)
+        ends = {"extra": {END: network_time(log_snrs[step + 1].expand(len(z)))}} if sampler is flow_map else {}
+        prediction = call(z, log_snr.expand(len(z)), label, w, **ends)
         prediction = prediction.clip(*clip) if clip else prediction
         yield prediction
 

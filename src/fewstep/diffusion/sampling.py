@@ -64,13 +64,14 @@ class Sampling:
     def steps(self) -> tuple[int, ...]:
         """The step counts that the model was made for, rising; empty: any.
 
-        With the sampler `renoise` every prediction goes to t = 0, so that a subset of the n levels is as good as all of
-        them: every divisor of n is one, by every (n / k)-th level from the first.
+        With the sampler `renoise` every prediction goes to t = 0, and with `flow_map` to where it is told, so that a
+        subset of the n times is as good as all of them: every divisor of n is one, by every (n / k)-th time from the
+        first.
         """
         if self.times is None:
             return ()
         count = len(self.times)
-        if self.sampler != "renoise":
+        if self.sampler not in ("renoise", "flow_map"):
             return (count,)
         return tuple(k for k in range(1, count + 1) if count % k == 0)
 

@@ -1,22 +1,40 @@
 """Methods of training and distillation, each one object; README.md here says which paper each is from."""
 
 from fewstep.methods.base import Method, Networks, Parent, Phase, Regression
+from fewstep.methods.boot import Boot
 from fewstep.methods.consistency import Consistency
 from fewstep.methods.dmd2 import DMD2
+from fewstep.methods.ect import EasyConsistency
 from fewstep.methods.encoder import Encoder
+from fewstep.methods.flow_map import FlowMap
+from fewstep.methods.freeflow import FreeFlow
 from fewstep.methods.guidance import Guidance
 from fewstep.methods.guidance_range import GuidanceRange
+from fewstep.methods.ict import ImprovedConsistency
+from fewstep.methods.lcm import LatentConsistency
+from fewstep.methods.meanflow import MeanFlow
+from fewstep.methods.pid import PID
 from fewstep.methods.progressive import Progressive
+from fewstep.methods.scm import ContinuousConsistency
 from fewstep.methods.teacher import Teacher
 from fewstep.methods.tract import Tract
 from fewstep.methods.training import Training
 
 __all__ = [
     "DMD2",
+    "PID",
+    "Boot",
     "Consistency",
+    "ContinuousConsistency",
+    "EasyConsistency",
     "Encoder",
+    "FlowMap",
+    "FreeFlow",
     "Guidance",
     "GuidanceRange",
+    "ImprovedConsistency",
+    "LatentConsistency",
+    "MeanFlow",
     "Method",
     "Networks",
     "Parent",

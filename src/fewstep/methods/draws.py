@@ -60,3 +60,8 @@ class Draws:
         """
         if world_size() > 1:
             reseed(seed_for(self.stream, self.step, "process", rank()), self.device)
+
+
+def standard_normal(draws: Draws) -> Float[Tensor, "batch"]:
+    """N(0, 1), one per example, float64, within 5 deviations."""
+    return torch.special.ndtri(draws.uniform().double().clamp(1e-6, 1 - 1e-6))

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.forward_ad import unpack_dual
 
 from fewstep.diffusion.betas import BetaSchedule
 from fewstep.diffusion.prediction import KINDS, Condition, Prediction, PredictionKind, interpret
@@ -27,7 +28,8 @@ class Denoiser(nn.Module):
             sampler does that starts such a network from pure noise. See `lowest_log_snr`.
 
     Attributes:
-        evaluated: examples evaluated so far, each counted 1, and 3 where a backward pass may follow.
+        evaluated: examples evaluated so far, each counted 1, 3 where a backward pass may follow, and 2 with a
+            derivative by forward-mode differentiation.
 
     Raises:
         ValueError: `prediction` is none of x, eps, v.
@@ -75,7 +77,8 @@ class Denoiser(nn.Module):
         """
         check_extra(extra, self.extra_inputs)
         prediction = self.predict(z, log_snr, label, w if self.has_guidance_input else None, extra)
-        self.evaluated += len(z) * (3 if prediction.v.requires_grad else 1)
+        has_tangent = unpack_dual(prediction.v).tangent is not None
+        self.evaluated += len(z) * (3 if prediction.v.requires_grad else 2 if has_tangent else 1)
         return prediction
 
     def predict(

@@ -17,6 +17,7 @@ from fewstep.data.facts import DataFacts
 from fewstep.diffusion.betas import BetaSchedule
 from fewstep.diffusion.guidance import Guided, log_snr_interval
 from fewstep.diffusion.prediction import Denoise, clipped
+from fewstep.diffusion.sampler import END
 from fewstep.diffusion.sampling import GuidanceKind, Sampling
 from fewstep.diffusion.schedule import CosineSchedule
 from fewstep.distributed.collectives import main_process_first
@@ -27,7 +28,7 @@ from fewstep.methods.guidance_range import GuidanceRange
 from fewstep.methods.training import Training
 from fewstep.networks import Denoiser, Frozen, with_guidance_input
 from fewstep.networks.adapter import with_adapter
-from fewstep.networks.denoiser import arguments_of, without_inputs
+from fewstep.networks.denoiser import arguments_of, with_inputs, without_inputs
 from fewstep.networks.memory import checkpoint_gradients, to_channels_last
 from fewstep.networks.smaller import smaller_student
 from fewstep.runs.config import Settings
@@ -153,6 +154,8 @@ def build_student(
     student = copy.deepcopy(parent)
     if phase.sampling.guidance == "input" and not student.has_guidance_input:
         student = with_guidance_input(parent)
+    if phase.sampling.sampler == "flow_map":
+        student = with_inputs(student, (END,))
     if isinstance(method, StudentSettings):
         if method.student is not None and is_first:
             torch.manual_seed(seed_for(settings.seed, settings.name, "init"))

@@ -1,0 +1,133 @@
+"""Flow maps between any two times: what their methods share, and AYF, which holds such a map still along the flow."""
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+from fewstep.data.batches import Batch
+from fewstep.diffusion.flow_map import log_snr_of, start_derivative
+from fewstep.diffusion.prediction import Condition, Denoise, Prediction, diffuse
+from fewstep.diffusion.sampler import END, ddim_step
+from fewstep.diffusion.sampling import Sampling
+from fewstep.diffusion.schedule import Images, angle, network_time
+from fewstep.methods.base import Method, Networks, Parent, Phase, StudentSettings, Times, Weights
+from fewstep.methods.derivative import Derivative, along_the_flow
+from fewstep.methods.draws import Draws
+from fewstep.methods.guidance_range import GuidanceRange, chosen_weights
+from fewstep.methods.losses import Loss, pull
+from fewstep.methods.scm import normalised
+from fewstep.methods.training import STUDENT
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlowMapStudent(StudentSettings, Method):
+    """A method whose student is told where its step ends (the input s).
+
+    Args:
+        w_min, w_max: guidance weights trained at, null for the parent's range.
+        The rest: see `Method` and `StudentSettings`.
+    """
+
+    w_min: float | None = None
+    w_max: float | None = None
+
+    @property
+    @abstractmethod
+    def most_steps(self) -> int:
+        """The most steps that it is sampled with, uniformly; every divisor is another number."""
+
+    def parent(self) -> Parent | None:
+        return Parent(guidance=("input", "two_evaluations"))
+
+    def phases(self) -> tuple[Phase, ...]:
+        return (Phase(Sampling.uniform(self.most_steps, sampler="flow_map", guidance="input")),)
+
+    def guidance(self, parent: GuidanceRange | None) -> GuidanceRange:
+        return chosen_weights(parent, self.w_min, self.w_max)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnyStepStudent(FlowMapStudent):
+    """A student of steps between any two times: one for all step counts.
+
+    Args:
+        num_steps: the most that it is sampled with, uniformly; every divisor is another.
+        derivative: of the network along the flow, jvp or finite_difference.
+        The rest: see `FlowMapStudent`.
+
+    Raises:
+        ValueError: fewer than one step.
+    """
+
+    num_steps: int
+    derivative: Derivative = "jvp"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.num_steps < 1:
+            raise ValueError(f"stage.num_steps must be at least 1, got {self.num_steps}")
+
+    @property
+    def most_steps(self) -> int:
+        return self.num_steps
+
+
+def predict_to(
+    denoise: Denoise, z: Images, *, log_snr: Times, log_snr_end: Times, label: Condition, w: Weights | None
+) -> Prediction:
+    """What a flow map predicts at z for its step from one log-SNR to another; `ddim_step` takes it."""
+    return denoise(z, log_snr, label, w, extra={END: network_time(log_snr_end)})  # pyright: ignore[reportCallIssue]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlowMap(AnyStepStudent):
+    """AYF's Eulerian map distillation (Sabour et al. 2025), in the angle: f(z, t, s) shall not change along the flow.
+
+    The derivative g = df/dphi along the teacher's flow, the second term of which counts
+    most_share * min(1, images / tangent_warmup_images), pulls f by -g / (|g| + 0.1). t is uniform in [0, 1], s in
+    [0, t]. Where g is 0, f(z, t, s) is where the flow takes z; at s = 0 it is continuous-time consistency.
+
+    Args:
+        tangent_warmup_images, most_share: see above; the share stays below 1, as in the paper.
+        The rest: see `AnyStepStudent`.
+
+    Raises:
+        ValueError: a share outside (0, 1] or no warm-up.
+    """
+
+    paper: ClassVar[str] = "Sabour et al. 2025 (2506.14603), AYF-EMD"
+    certainty: ClassVar[str] = (
+        "the loss and the share are sure; draws of t and s, the circular path and guidance by w in the place of "
+        "autoguidance are ours, and its adversarial stage is left out"
+    )
+
+    tangent_warmup_images: int
+    most_share: float = 0.99
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.tangent_warmup_images < 1 or not 0 < self.most_share <= 1:
+            raise ValueError(
+                "stage.tangent_warmup_images must be at least 1 and stage.most_share in (0, 1], got "
+                f"{self.tangent_warmup_images} and {self.most_share}"
+            )
+
+    def losses(self, batch: Batch, nets: Networks, draws: Draws, *, step: int, phase: Phase) -> dict[str, Loss]:
+        x, label = batch
+        assert nets.teacher is not None, "a distilled student has a teacher"
+        assert nets.guidance is not None, "the student has a w input"
+        w = nets.guidance.quantile(draws.uniform())
+        t = draws.uniform().double()
+        log_snr, end = nets.schedule.log_snr(t), nets.schedule.log_snr(t * draws.uniform())
+        noised = diffuse(x=x, eps=draws.normal(), log_snr=log_snr)
+        velocity = nets.teacher(noised.z, log_snr, label, w).v
+
+        def student(z: Images, phi: Times) -> Images:
+            return predict_to(nets.student, z, log_snr=log_snr_of(phi), log_snr_end=end, label=label, w=w).v
+
+        before, change = along_the_flow(student, noised.z, angle(log_snr), velocity, self.derivative)
+        share = self.most_share * min(1.0, step * self.training.batch_size / self.tangent_warmup_images)
+        known = Prediction(z=noised.z, v=before, log_snr=log_snr)
+        tangent = start_derivative(known, end, velocity=velocity, change=change, share=share)
+        landed = ddim_step(predict_to(nets.student, noised.z, log_snr=log_snr, log_snr_end=end, label=label, w=w), end)
+        return {STUDENT: pull(landed, normalised(tangent), t=t, w=w)}
