@@ -1,0 +1,111 @@
+"""FID of several methods at one budget from one guided student, over seeds, with 95 % intervals.
+
+    python benchmarks/methods.py GUIDED --out benchmarks/results/methods_digits.json
+
+GUIDED is the model file of a guided student (python train.py ends with one below outputs/). Each seed trains every method
+anew and draws new noise for the evaluation; ratios to the teacher are of the same seed. What is there already is kept,
+so that an interrupted command goes on.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from measure import machine
+from omegaconf import OmegaConf
+
+from fewstep.artifacts.lineage import models_in_folder
+from fewstep.artifacts.model_file import load_model
+from fewstep.runs.build import build_method
+from fewstep.system.files import write_json
+
+ROOT = Path(__file__).parents[1]
+STUDENT_T = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # 97.5 %, by the number of seeds
+STEPS, TEACHER_STEPS = (4, 2, 1), 64
+WEIGHTS = (0.0, 1.0, 2.0, 4.0)
+
+
+def train(*settings: str) -> None:
+    """`python train.py *settings`.
+
+    Raises:
+        SystemExit: it failed, and said why.
+    """
+    done = subprocess.run([sys.executable, str(ROOT / "train.py"), *settings], check=False)
+    if done.returncode:
+        sys.exit(done.returncode)
+
+
+def shares(dataset: str, method: str) -> float:
+    """How many times `training.images` the phases of a method take together."""
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        config = compose("config", [f"dataset={dataset}", f"stage={method}"])
+    stage: Any = OmegaConf.to_container(config.stage, resolve=True)
+    return sum(phase.budget for phase in build_method(stage).phases())
+
+
+def interval(values: list[float]) -> dict[str, float]:
+    """Mean and half the width of the 95 % interval (Student's t)."""
+    return {"mean": mean(values), "interval": STUDENT_T[len(values)] * stdev(values) / len(values) ** 0.5}
+
+
+def cells_of(rows: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """The figures of each model, steps and w over the seeds, and their ratios to the teacher's of the same seed."""
+
+    def fid(seed: int, model: str, steps: int, w: float) -> float:
+        (row,) = [r for r in rows[seed] if (r["model"], r["steps"], r["w"]) == (model, steps, w)]
+        return row["fid"]
+
+    seeds = range(len(rows))
+    asked = [(r["model"], r["steps"]) for r in rows[0] if r["w"] == WEIGHTS[0]]
+    asked = [(model, steps) for model, steps in asked if steps in STEPS or (model, steps) == ("teacher", TEACHER_STEPS)]
+    return [
+        {
+            "model": model,
+            "steps": steps,
+            "w": w,
+            "fid": interval([fid(seed, model, steps, w) for seed in seeds]),
+            "ratio": interval([fid(s, model, steps, w) / fid(s, "teacher", TEACHER_STEPS, w) for s in seeds]),
+        }
+        for model, steps in asked
+        for w in WEIGHTS
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("guided", type=Path)
+    parser.add_argument("--methods", nargs="+", default=["progressive", "tract", "consistency", "dmd2"])
+    parser.add_argument("--dataset", default="digits")
+    parser.add_argument("--images", type=int, default=300_000, help="training images of a method over all its phases")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--outputs", type=Path, default=Path("outputs/benchmark"))
+    parser.add_argument("--out", type=Path, required=True)
+    given = parser.parse_args()
+    rows, costs, shared = [], {}, [f"dataset={given.dataset}", "logger=csv", f"outputs={given.outputs}"]
+    for seed in range(given.seeds):
+        models = []
+        for method in given.methods:
+            images = round(given.images / shares(given.dataset, method))
+            own = [f"stage={method}", f"stage.training.images={images}", f"teacher={given.guided}"]
+            train(*own, f"seed={seed}", f"name=equal{seed}", *shared)
+            made = models_in_folder(given.outputs / given.dataset / method / f"equal{seed}")
+            costs[method] = sum(load_model(model)[1].evaluations or 0 for model in made)
+            models += [str(m) for m in made if (load_model(m)[1].num_steps or 0) in STEPS]
+        grid = [f"stage.w={[*WEIGHTS]}", f"stage.teacher_steps=[{TEACHER_STEPS}]", f"stage.guided_steps={[*STEPS]}"]
+        own = ["stage=evaluate", f"stage.models={models}", *grid, "stage.baselines=[]", f"stage.seed={seed}"]
+        train(*own, f"seed={seed}", f"name=equal{seed}", *shared)
+        quality = given.outputs / given.dataset / "evaluate" / f"equal{seed}" / "quality.json"
+        rows.append(json.loads(quality.read_text()))
+    command = f"python benchmarks/methods.py GUIDED --images {given.images} --seeds {given.seeds}"
+    about = {"command": command, "images": given.images, "evaluations": costs, **machine()}
+    write_json(given.out, about | {"protocols": [seed[0]["protocol"] for seed in rows], "cells": cells_of(rows)})
+
+
+if __name__ == "__main__":
+    main()
