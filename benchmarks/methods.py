@@ -2,7 +2,7 @@
 
     python benchmarks/methods.py GUIDED --out benchmarks/results/methods_digits.json
 
-GUIDED is the model file of a guided student (python train.py ends with one below outputs/). Each seed trains every method
+GUIDED is the model file of a guided student (python train.py makes one below outputs/). Each seed trains every method
 anew and draws new noise for the evaluation; ratios to the teacher are of the same seed. What is there already is kept,
 so that an interrupted command goes on.
 """

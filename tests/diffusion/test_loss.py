@@ -111,5 +111,5 @@ def test_a_metric_at_no_error_is_zero_and_has_a_finite_gradient(name: str) -> No
 
 def test_an_unknown_metric_is_refused() -> None:
     prediction, target = pair(torch.rand(5))
-    with pytest.raises(ValueError, match="metric must be one of l2, pseudo_huber, huber, got 'l3'"):
+    with pytest.raises(ValueError, match="metric must be one of l2, l1, pseudo_huber, huber, got 'l3'"):
         weighted_error(prediction, target, WEIGHTS["snr"], metric="l3")

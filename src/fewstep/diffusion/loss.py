@@ -79,7 +79,12 @@ def huber(difference: Float[Tensor, "batch entries"], weight: Batch) -> Batch:
     return ((weight[:, None] * difference.square() + 1e-6).sqrt() - 1e-3).mean(1)
 
 
-METRICS: dict[str, Metric] = {f.__name__: f for f in (l2, pseudo_huber, huber)}
+def l1(difference: Float[Tensor, "batch entries"], weight: Batch) -> Batch:
+    """The mean absolute value over the entries, times the root of the weight."""
+    return weight.sqrt() * difference.abs().mean(1)
+
+
+METRICS: dict[str, Metric] = {f.__name__: f for f in (l2, l1, pseudo_huber, huber)}
 
 
 def weighted_error(prediction: Prediction, target: Prediction, weight: Weight, metric: str = "l2") -> Batch:

@@ -16,6 +16,8 @@ from fewstep.methods.meanflow import MeanFlow
 from fewstep.methods.pid import PID
 from fewstep.methods.progressive import Progressive
 from fewstep.methods.scm import ContinuousConsistency
+from fewstep.methods.sfddm import SFDDM
+from fewstep.methods.single_fold import SingleFold
 from fewstep.methods.teacher import Teacher
 from fewstep.methods.tract import Tract
 from fewstep.methods.training import Training
@@ -23,6 +25,7 @@ from fewstep.methods.training import Training
 __all__ = [
     "DMD2",
     "PID",
+    "SFDDM",
     "Boot",
     "Consistency",
     "ContinuousConsistency",
@@ -41,6 +44,7 @@ __all__ = [
     "Phase",
     "Progressive",
     "Regression",
+    "SingleFold",
     "Teacher",
     "Tract",
     "Training",

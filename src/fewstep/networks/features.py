@@ -1,4 +1,4 @@
-"""The features of a network in its middle, watched while it is called."""
+"""The features of a network in its middle or before its output, watched while it is called."""
 
 from typing import Any
 
@@ -19,9 +19,12 @@ class MiddleFeatures:
 
     def __init__(self, denoiser: Denoiser) -> None:
         self._latest: Tensor | None = None
-        middle(denoiser.network).register_forward_hook(self._keep)
+        self._watch(denoiser)
         call_once(denoiser)
         self.channels = self.take().shape[-1]
+
+    def _watch(self, denoiser: Denoiser) -> None:
+        middle(denoiser.network).register_forward_hook(self._keep)
 
     def _keep(self, module: nn.Module, arguments: Any, output: Any) -> None:
         self._latest = output[0] if isinstance(output, tuple) else output
@@ -36,6 +39,19 @@ class MiddleFeatures:
         """The features of the latest call, their mean over places."""
         features = self.take()
         return features.flatten(1, -2).mean(1) if features.ndim > 2 else features
+
+
+class LastFeatures(MiddleFeatures):
+    """What goes into the output layer of a denoiser's network: the last linear map or convolution that is called."""
+
+    def _watch(self, denoiser: Denoiser) -> None:
+        called: list[nn.Module] = []
+        layers = [each for each in denoiser.network.modules() if isinstance(each, nn.Linear | nn.Conv2d)]
+        watches = [each.register_forward_hook(lambda module, *_: called.append(module)) for each in layers]
+        call_once(denoiser)
+        for watch in watches:
+            watch.remove()
+        called[-1].register_forward_pre_hook(lambda module, arguments: self._keep(module, (), arguments[0]))
 
 
 @torch.no_grad()

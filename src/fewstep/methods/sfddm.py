@@ -1,0 +1,123 @@
+"""SFDDM as its authors ship it: a student, smaller as a rule, of the teacher's output and features at few levels."""
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from fewstep.data.batches import Batch
+from fewstep.diffusion.prediction import Condition, Prediction
+from fewstep.diffusion.sampling import Sampling
+from fewstep.methods.base import Networks, Parent, Phase, Regression, StudentSettings, Times, Weights
+from fewstep.methods.draws import Draws
+from fewstep.methods.guidance_range import GuidanceRange, chosen_weights
+from fewstep.methods.losses import Loss
+from fewstep.methods.training import STUDENT
+from fewstep.networks import Denoiser
+from fewstep.networks.features import LastFeatures
+from fewstep.networks.memory import denoisers_in
+
+PROJECTION = "projection"  # the role of what brings the student's features to the teacher's channels
+
+
+@dataclass(frozen=True, kw_only=True)
+class SFDDM(StudentSettings, Regression):
+    """Single-fold distillation (Hong et al. 2024), as in the released code: |out_S - out_T| + |h_S - h_T|, both L1.
+
+    The student's N levels have the noise of levels of the teacher, with the same data and noise, so that the outputs
+    can be compared without a step of the teacher; h is the last feature map before the output layer, through a learned
+    matrix where the student is narrower. What is distilled is capacity: the optimum is the teacher, sampled in N steps
+    of DDIM. `single_fold` is what needs fewer steps.
+
+    Args:
+        num_steps: N. features: weight of the features' term, 0 for none; more needs a trained teacher.
+        w_min, w_max: guidance weights trained at, null for the parent's range.
+        The rest: see `Method` and `StudentSettings`; `training.roles` needs projection where there are features.
+
+    Raises:
+        ValueError: fewer than one step, or a negative weight.
+    """
+
+    paper: ClassVar[str] = "Hong et al. 2024 (2405.14961)"
+    certainty: ClassVar[str] = (
+        "sure: read in the authors' code; w, levels that reach t = 1, outputs compared in v and the projection are ours"
+    )
+
+    num_steps: int
+    features: float = 1.0
+    w_min: float | None = None
+    w_max: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.num_steps < 1 or self.features < 0:
+            raise ValueError(
+                "stage.num_steps must be at least 1 and stage.features at least 0, got "
+                f"{self.num_steps} and {self.features}"
+            )
+        for role in self.roles:
+            self.training.of_role(role)
+
+    @property
+    def metric_name(self) -> str:
+        return "l1"
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        return (STUDENT, PROJECTION) if self.features else (STUDENT,)
+
+    def parent(self) -> Parent:
+        return Parent(guidance=("input",))
+
+    def phases(self) -> tuple[Phase, ...]:
+        return (Phase(Sampling.uniform(self.num_steps, guidance="input"), num_steps=self.num_steps),)
+
+    def guidance(self, parent: GuidanceRange | None) -> GuidanceRange:
+        return chosen_weights(parent, self.w_min, self.w_max)
+
+    def networks(self, nets: Networks, stream: str) -> Networks:
+        nets = super().networks(nets, stream)
+        if not self.features:
+            return nets
+        networks = [*denoisers_in(nets.teacher)]
+        if len(networks) != 1:
+            raise ValueError(
+                "stage.features needs the features of a trained teacher, and this one is exact or clipped; use "
+                "stage.features=0, or a trained teacher with stage.clip_target=false"
+            )
+        return replace(nets, trained={PROJECTION: LastFeatureError(nets.student, networks[0])})
+
+    def times(self, phase: Phase) -> Float[Tensor, "times"]:
+        return phase.sampling.grid()
+
+    def draw_times(self, draws: Draws, phase: Phase) -> Times:
+        return draws.integers(1, self.num_steps + 1).double() / self.num_steps
+
+    def losses(self, batch: Batch, nets: Networks, draws: Draws, *, step: int, phase: Phase) -> dict[str, Loss]:
+        losses = super().losses(batch, nets, draws, step=step, phase=phase)
+        if PROJECTION in nets.trained:
+            own = losses[STUDENT]
+            losses[PROJECTION] = Loss(self.features * nets.trained[PROJECTION](), own.t, own.w)
+        return losses
+
+    def target(
+        self, noised: Prediction, *, t: Times, label: Condition, w: Weights | None, nets: Networks, phase: Phase
+    ) -> Prediction:
+        assert nets.teacher is not None, "a student has a teacher"
+        return nets.teacher(noised.z, noised.log_snr, label, w)
+
+
+class LastFeatureError(nn.Module):
+    """mean |P h_student - h_teacher| of the latest calls; P is at first the identity where channels are as many."""
+
+    def __init__(self, student: Denoiser, teacher: Denoiser) -> None:
+        super().__init__()
+        self.student, self.teacher = LastFeatures(student), LastFeatures(teacher)
+        self.projection = nn.Linear(self.student.channels, self.teacher.channels, bias=False)
+        nn.init.eye_(self.projection.weight)
+
+    def forward(self) -> Float[Tensor, "batch"]:
+        """One number an example."""
+        own, goal = self.student.take(), self.teacher.take().detach()
+        return (self.projection(own) - goal).abs().flatten(1).mean(1)

@@ -1,0 +1,75 @@
+"""One fold of any ratio: a student's step is several of its teacher's, in one training."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from fewstep.diffusion.prediction import Condition, Prediction
+from fewstep.diffusion.sampler import ddim_step, invert_ddim
+from fewstep.diffusion.sampling import Sampling
+from fewstep.methods.base import Networks, Parent, Phase, Regression, StudentSettings, Times, Weights
+from fewstep.methods.draws import Draws
+from fewstep.methods.guidance_range import GuidanceRange, chosen_weights
+
+
+@dataclass(frozen=True, kw_only=True)
+class SingleFold(StudentSettings, Regression):
+    """Regress to the prediction whose one DDIM step lands where `fold` steps of the teacher do.
+
+    Progressive distillation without halvings: N steps are learned from N * fold of the teacher's at once, with `fold`
+    evaluations of it an example, and no error of an earlier student is inherited.
+
+    Args:
+        num_steps: N, of the student. fold: steps of the teacher in one of the student's.
+        w_min, w_max: guidance weights trained at, null for the parent's range.
+        The rest: see `Method` and `StudentSettings`.
+
+    Raises:
+        ValueError: fewer than one step.
+    """
+
+    paper: ClassVar[str] = "after Luhman & Luhman 2021 (2101.02388) and Salimans & Ho 2022 (2202.00512)"
+    certainty: ClassVar[str] = "ours: the target of progressive distillation at any ratio"
+
+    num_steps: int
+    fold: int
+    w_min: float | None = None
+    w_max: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if min(self.num_steps, self.fold) < 1:
+            raise ValueError(f"stage.num_steps and stage.fold must be at least 1, got {self.num_steps} and {self.fold}")
+
+    def parent(self) -> Parent:
+        return Parent(guidance=("input", "two_evaluations"))
+
+    def phases(self) -> tuple[Phase, ...]:
+        sampling = Sampling.uniform(self.num_steps, guidance="input")
+        return (Phase(sampling, num_steps=self.num_steps, teacher_steps=self.num_steps * self.fold),)
+
+    def guidance(self, parent: GuidanceRange | None) -> GuidanceRange:
+        return chosen_weights(parent, self.w_min, self.w_max)
+
+    def times(self, phase: Phase) -> Float[Tensor, "times"]:
+        return phase.sampling.grid()
+
+    def draw_times(self, draws: Draws, phase: Phase) -> Times:
+        return draws.integers(1, self.num_steps + 1).double() / self.num_steps
+
+    @torch.no_grad()
+    def target(
+        self, noised: Prediction, *, t: Times, label: Condition, w: Weights | None, nets: Networks, phase: Phase
+    ) -> Prediction:
+        assert nets.teacher is not None, "a student has a teacher"
+        z, log_snr = noised.z, noised.log_snr
+        for step in range(1, self.fold + 1):
+            following = nets.schedule.log_snr((t - step / (self.num_steps * self.fold)).clamp(min=0))
+            prediction = nets.teacher(z, log_snr, label, w)
+            z, log_snr = ddim_step(prediction, following), following
+        if self.fold == 1:
+            return prediction
+        return invert_ddim(z=noised.z, z_next=z, log_snr=noised.log_snr, log_snr_next=log_snr)
