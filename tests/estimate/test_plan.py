@@ -165,7 +165,7 @@ def test_what_is_there_is_found_and_only_the_rest_is_planned(tmp_path: Path, unt
 
 
 def test_what_a_run_refuses_is_refused(tmp_path: Path, untimed: Plan) -> None:
-    with pytest.raises(ValueError, match="no-such-file"):
+    with pytest.raises(FileNotFoundError, match="no-such-file"):
         untimed("stage=guidance", "teacher=no-such-file.safetensors")
     with pytest.raises(ValueError, match="needs finished few-step students"):
         untimed("stage=evaluate")

@@ -1,11 +1,17 @@
 """How networks are optimised: budgets, learning rates, roles, and the values that are refused."""
 
-from typing import Any
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
-from small_methods import PLAN, training
+import torch
+from small_methods import PLAN, SMALL, at_step, batch, module, small, training
 
+from fewstep.data.batches import Batch
 from fewstep.methods.training import RoleTraining, Training, constant, cosine, linear
+from fewstep.runs.build import evaluation_budget
+from fewstep.training.module import DistillationModule
 
 
 def test_the_learning_rate_warms_up_and_falls_to_zero() -> None:
@@ -87,3 +93,43 @@ def test_settings_of_another_type_are_refused_in_one_line(change: dict[str, Any]
         training(**change)
     assert "\n" not in str(caught.value)
     assert words in str(caught.value)
+
+
+# Budgets in network evaluations ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_what_an_image_costs_is_what_training_counts(name: str) -> None:
+    """Over whole cycles of roles; and finding it out leaves the training as it is."""
+    method = small(name)
+    made, other = module(method), module(method)
+    data = batch()
+    per_image = made.evaluations_per_image(Batch(data.x[:4], data.label[:4]))
+    assert made.evaluations == 0
+    for step in range(60):
+        with at_step(step):
+            found, expected = (each.training_step(data, step).detach() for each in (made, other))
+        assert torch.equal(found, expected)
+    draws_steps = name.startswith("dmd2")  # from one to four, to where the student is trained
+    assert made.evaluations == other.evaluations
+    assert made.evaluations == pytest.approx(60 * 32 * per_image, rel=0.1 if draws_steps else 1e-12)
+
+
+def test_a_budget_in_evaluations_is_shared_by_the_phases() -> None:
+    """32 images a batch at least; images where none is given."""
+    trainer: Any = SimpleNamespace(max_images=None)
+    method = small("progressive", {"evaluations": 90_000})
+    first, last = method.phases()
+    assert (first.budget, last.budget) == (1.0, 2.0)
+    assert evaluation_budget(method, first, 5.0, trainer).images == 6_000
+    assert evaluation_budget(method, last, 5.0, trainer).images == 12_000
+    assert evaluation_budget(method, first, 1e9, trainer).images == 32
+    assert evaluation_budget(method, first, 5.0, cast(Any, SimpleNamespace(max_images=64))).images == 64
+
+
+def test_a_curriculum_goes_over_the_budget_of_its_phase() -> None:
+    method = small("ict", {"images": 32 * 1000})
+    nets = module(method).nets
+    short = replace(method.training, images=320)
+    made = DistillationModule(method=method, phase=method.phases()[0], nets=nets, training=short, stream="0/ict")
+    assert made.method.training.num_steps == 10

@@ -10,7 +10,7 @@ from torch import Tensor
 from fewstep.diffusion.guidance import Guided
 from fewstep.diffusion.prediction import Denoise
 from fewstep.diffusion.sampler import SAMPLERS
-from fewstep.diffusion.schedule import check_times, uniform_times
+from fewstep.diffusion.schedule import check_time_values, uniform_times
 
 GuidanceKind = Literal["two_evaluations", "input", "none"]
 Direction = Literal["decode", "encode"]
@@ -45,7 +45,7 @@ class Sampling:
                 f"an encoder must have the deterministic sampler, got {self.sampler!r}; noise would be lost"
             )
         if self.times is not None:
-            check_times(torch.tensor(self.times, dtype=torch.float64))
+            check_time_values(self.times)  # not of a tensor, whose values a plan does not have
 
     @classmethod
     def uniform(

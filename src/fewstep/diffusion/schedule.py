@@ -4,6 +4,7 @@ Every function of the library below the schedule takes the log-SNR, never t: two
 on the log-SNR are the same diffusion. Coefficients are float64 until they meet an image.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import atan, exp, isfinite, pi
 from typing import Protocol, runtime_checkable
@@ -12,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+RULE, REMEDY = "evaluation times must lie in (0, 1] and strictly decrease", "use uniform_times(N) or a model's own"
 Batch = Float[Tensor, "batch"]
 Images = Float[Tensor, "batch *shape"]
 
@@ -100,15 +102,24 @@ def check_times(times: Float[Tensor, "times"]) -> None:
     Raises:
         ValueError: they are not.
     """
-    rule, remedy = "evaluation times must lie in (0, 1] and strictly decrease", "use uniform_times(N) or a model's own"
     if times.ndim != 1 or not len(times):
-        raise ValueError(f"{rule}, at least one of them, got shape {tuple(times.shape)}; {remedy}")
-    values = times.tolist()
+        raise ValueError(f"{RULE}, at least one of them, got shape {tuple(times.shape)}; {REMEDY}")
+    check_time_values(times.tolist())
+
+
+def check_time_values(values: Sequence[float]) -> None:
+    """`check_times` of plain numbers.
+
+    Raises:
+        ValueError: they are not.
+    """
+    if not len(values):
+        raise ValueError(f"{RULE}, at least one of them, got none; {REMEDY}")
     for index, t in enumerate(values):
         if not 0 < t <= 1:  # nor is NaN
-            raise ValueError(f"{rule}, got {t:g} at index {index}; {remedy}")
+            raise ValueError(f"{RULE}, got {t:g} at index {index}; {REMEDY}")
         if index and t >= values[index - 1]:
-            raise ValueError(f"{rule}, got {t:g} after {values[index - 1]:g} at index {index}; {remedy}")
+            raise ValueError(f"{RULE}, got {t:g} after {values[index - 1]:g} at index {index}; {REMEDY}")
 
 
 def append_zero(times: Float[Tensor, "times"]) -> Float[Tensor, "times_and_zero"]:

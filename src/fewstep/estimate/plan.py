@@ -15,7 +15,7 @@ from rich.console import Console
 from fewstep.artifacts.model_file import load_model
 from fewstep.estimate.machine import Machine
 from fewstep.estimate.phases import Watching, build_module, fresh_parent, shape_of
-from fewstep.estimate.shapes import footprint_of, shapes_only, size
+from fewstep.estimate.shapes import examples, footprint_of, shapes_only, size
 from fewstep.estimate.table import Estimate, Row, show
 from fewstep.estimate.trial import Trial, seconds_per_evaluation, seconds_per_judged_image, try_phase
 from fewstep.evaluation.evaluator import Evaluator
@@ -24,7 +24,7 @@ from fewstep.evaluation.grid import Candidate, EvaluationPlan
 from fewstep.inference.model import Model
 from fewstep.methods.base import Method, Phase
 from fewstep.networks.memory import denoisers_in
-from fewstep.runs.build import build_evaluator, build_plan, phase_training
+from fewstep.runs.build import build_evaluator, build_plan, evaluation_budget, phase_training
 from fewstep.runs.config import EVALUATE, EXACT, PIPELINE, Settings
 from fewstep.runs.evaluate import candidates_of, check_models, with_ancestors
 from fewstep.runs.parent import find_parent, method_of, open_evaluator
@@ -164,6 +164,9 @@ class Planner:
         with shapes_only(machine.device):
             module = build(training)
             found = footprint_of(module, job.facts, rows, job.settings.trainer)
+            if job.method.training.evaluations is not None:
+                per_image = module.evaluations_per_image(examples(job.facts, 2, machine.device))
+                training = evaluation_budget(job.method, phase, per_image, job.settings.trainer)
         made = shape_of(module.nets.model, card_of(job, module, parent and parent.card, ()))
         trial = try_phase(job, build, found, machine, rows, sampled)
         if trial.how == "estimated":

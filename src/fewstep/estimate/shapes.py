@@ -17,7 +17,7 @@ from fewstep.data.batches import Batch
 from fewstep.data.facts import DataFacts
 from fewstep.diffusion.prediction import Denoise
 from fewstep.networks.memory import denoisers_in
-from fewstep.training.module import DistillationModule
+from fewstep.training.module import COUNTED, DistillationModule
 from fewstep.training.settings import TrainerSettings
 
 SPARE = 1.15  # of activations: what the backward pass holds besides those of the forward pass
@@ -81,7 +81,8 @@ def footprint_of(module: DistillationModule, facts: DataFacts, rows: int, traine
     optimizer = cast(dict[str, Any], module.configure_optimizers())["optimizer"]
     with FlopCounterMode(display=False) as operations:
         with saved_tensors_hooks(keep, lambda tensor: tensor), precision_of(trainer):
-            loss = module.training_step(examples(facts, rows, trainer.device), 0)
+            losses = module.losses_at(all_move(module), examples(facts, rows, trainer.device))
+            loss = torch.stack([each.error.mean() for each in losses.values()]).sum()
         loss.backward()
         optimizer.step()
     trained = [weight for group in optimizer.param_groups for weight in group["params"]]
@@ -94,8 +95,13 @@ def footprint_of(module: DistillationModule, facts: DataFacts, rows: int, traine
         at_rest=size([*weights.values(), *trained, *states]),  # the trained ones again for their gradients
         kept=sum(tensor.untyped_storage().nbytes() for tensor in kept.values()) / rows,
         flops=operations.get_total_flops() / rows,
-        evaluations=max(1.0, module.evaluations / rows - 2),  # a backward pass counts two
+        evaluations=max(1.0, module.evaluated / rows - 2),  # a backward pass counts two
     )
+
+
+def all_move(module: DistillationModule) -> int:
+    """An optimiser step in which all roles move, which takes the most."""
+    return next(step for step in range(COUNTED) if {*module.method.moving(step)} == {*module.weights})
 
 
 def id_of(tensor: Tensor) -> int:

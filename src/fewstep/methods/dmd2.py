@@ -155,8 +155,9 @@ class DMD2(StudentSettings, Method):
         assert nets.teacher is not None, "a generator has a teacher"
         noised, t = self.noised(x, nets, draws)
         with torch.no_grad():
-            fake = nets.trained[FAKE](noised.z, noised.log_snr, label, w)
-            real = nets.teacher(noised.z, noised.log_snr, label, w)
+            z = noised.z.detach()  # which counting operations needs, where nothing is differentiated
+            fake = nets.trained[FAKE](z, noised.log_snr, label, w)
+            real = nets.teacher(z, noised.log_snr, label, w)
         loss = pull(x, matching_direction(x=x, fake=fake, real=real), t=t, w=w)
         if not self.gan_weight:
             return loss

@@ -62,6 +62,7 @@ class Training:
 
     Args:
         images: budget; batch_size: images per optimiser step over all processes.
+        evaluations: the budget of all phases in network evaluations, a backward pass counted 2; None for images.
         learning_rate: rises over `warmup_images`, then follows `decay` over the budget.
         gradient_clip: largest norm of the gradient.
         ema_decay: per step, of the averaged weights that become the model; 0 keeps none. It starts lower:
@@ -83,6 +84,7 @@ class Training:
     gradient_clip: float
     ema_decay: float
     weight: str
+    evaluations: int | None = None
     guidance_weight: str = "uniform"
     optimizer: Callable[..., Optimizer] = field(
         default_factory=lambda: partial(AdamW, betas=(0.9, 0.99), weight_decay=0.0, fused=True)
@@ -101,6 +103,8 @@ class Training:
                 "stage.training needs a positive learning_rate and gradient_clip and warmup_images >= 0, got "
                 f"{self.learning_rate}, {self.gradient_clip} and {self.warmup_images}"
             )
+        if self.evaluations is not None and self.evaluations < 1:
+            raise ValueError(f"stage.training.evaluations must be at least 1 or null, got {self.evaluations}")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"stage.training.ema_decay must be at least 0 and below 1, got {self.ema_decay}")
         if self.weight not in WEIGHTS:

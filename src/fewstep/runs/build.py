@@ -228,6 +228,14 @@ def phase_training(training: Training, phase: Phase, trainer: TrainerSettings) -
     return replace(training, images=images, batch_size=min(training.batch_size, images))
 
 
+def evaluation_budget(method: Method, phase: Phase, per_image: float, trainer: TrainerSettings) -> Training:
+    """The training of one phase with its share of `training.evaluations`, of which an image costs `per_image`."""
+    assert method.training.evaluations is not None, "a budget in evaluations"
+    of_all = method.training.evaluations / sum(each.budget for each in method.phases())
+    training = replace(method.training, images=max(method.training.batch_size, round(of_all / per_image)))
+    return phase_training(training, phase, trainer)
+
+
 def guidance_of(card: ModelCard) -> GuidanceRange | None:
     """The weights that a model was made for."""
     if card.w_min is None or card.w_max is None:

@@ -3,6 +3,7 @@
 import gc
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -12,7 +13,7 @@ from lightning.pytorch.loggers import Logger
 from fewstep.artifacts.lineage import lineage_of
 from fewstep.artifacts.model_file import Ancestor, ModelCard, load_model, save_model
 from fewstep.artifacts.run_folder import MODEL, rung_file
-from fewstep.data.batches import Data
+from fewstep.data.batches import Batch, Data
 from fewstep.data.facts import DataFacts
 from fewstep.data.noise import NoiseData
 from fewstep.diagnostics import NUM_EXAMPLES, Diagnostics
@@ -31,6 +32,7 @@ from fewstep.runs.build import (
     build_fresh_student,
     build_student,
     build_teacher,
+    evaluation_budget,
     guidance_of,
     phase_training,
     schedule_of,
@@ -96,8 +98,7 @@ def train(settings: Settings, name: str | None = None) -> list[Path]:
             for number, (phase, file) in enumerate(zip(phases, files, strict=True)):
                 if not on_main_process(file.is_file):
                     train_phase(job, phase, parent, file, loggers, is_first=number == 0, images_before=images_before)
-                training = phase_training(method.training, phase, settings.trainer)
-                images_before += training.num_steps * training.batch_size
+                images_before += load_model(file)[1].images
                 parent = file
             if encodes:
                 assert evaluator is not None, "an encoder trains on data"
@@ -121,13 +122,18 @@ def train_phase(
     settings, method = job.settings, job.method
     training = phase_training(method.training, phase, settings.trainer)
     stream = "/".join(map(str, (settings.seed, settings.name, *([phase.num_steps] if phase.num_steps else []))))
-    nets, card = networks_of(job, phase, parent, stream, is_first=is_first)
-    module = DistillationModule(method=method, phase=phase, nets=nets, training=training, stream=stream)
-    ancestors = () if card is None or parent is None else lineage_of(parent, card, job.folder)
     if method.inputs == "noise":
         data: Data = NoiseData(job.facts, batch_size=training.batch_size, stream=stream)
     else:
         data = build_data(settings, training.batch_size, stream)
+    nets, card = networks_of(job, phase, parent, stream, is_first=is_first)
+    build = partial(DistillationModule, method=method, phase=phase, nets=nets, stream=stream)
+    module = build(training=training)
+    if method.training.evaluations is not None:
+        x, label = data.batch(0)
+        per_image = module.evaluations_per_image(Batch(x[:2], label[:2]))
+        module = build(training=evaluation_budget(method, phase, per_image, settings.trainer))
+    ancestors = () if card is None or parent is None else lineage_of(parent, card, job.folder)
     fit(
         module,
         data,

@@ -3,7 +3,7 @@
 from collections import deque
 from collections.abc import Mapping
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import inf
 from typing import Any
 
@@ -26,6 +26,7 @@ from fewstep.networks.adapter import trained_parameters
 from fewstep.networks.memory import denoisers_in
 
 CLIP_EPS = 1e-6  # which torch adds to the norm
+COUNTED = 64  # optimiser steps whose network evaluations are counted before a budget is given out
 CHECK_EVERY = 50  # optimiser steps between looks at the loss; each look waits for the device
 
 
@@ -67,7 +68,8 @@ class DistillationModule(lightning.LightningModule):
 
     def __init__(self, *, method: Method, phase: Phase, nets: Networks, training: Training, stream: str) -> None:
         super().__init__()
-        self.method, self.phase, self.nets, self.training_plan, self.stream = method, phase, nets, training, stream
+        self.method = replace(method, training=training)  # curricula go over the budget of this phase
+        self.phase, self.nets, self.training_plan, self.stream = phase, nets, training, stream
         self.student = nets.student.train(method.has_dropout).requires_grad_(False)
         self.averages = nn.ModuleDict(dict(nets.averages))
         # DDP averages the gradients of the weights that require one when it is set up, whatever moves in a step.
@@ -104,22 +106,40 @@ class DistillationModule(lightning.LightningModule):
         return gather_full_model(self.nets.model, *self._template) if self._template else self.nets.model
 
     def training_step(self, batch: Batch, batch_index: int) -> Float[Tensor, ""]:
-        step = self.global_step
+        before = self.evaluated
+        losses = self.losses_at(self.global_step, batch)
+        self.evaluations += self.evaluated - before
+        detached = {role: Loss(loss.error.detach(), loss.t, loss.w) for role, loss in losses.items()}
+        self._recent.append(StepRecord(self.global_step, detached))
+        return sum((loss.error.mean() for loss in losses.values()), torch.zeros((), device=self.device))
+
+    def losses_at(self, step: int, batch: Batch) -> Mapping[str, Loss]:
+        """The losses of an optimiser step, with gradients for the roles that move in it."""
         moving = self.method.moving(step)
         for role, weights in self.weights.items():
             if len(self.weights) > 1:
                 for weight in weights:
                     weight.requires_grad_(role in moving)
         draws = Draws.begin(batch.x, self.stream, step)
-        before = self._evaluated()
         losses = self.method.losses(batch, self.nets, draws, step=step, phase=self.phase)
-        self.evaluations += self._evaluated() - before
         assert set(losses) == set(moving), f"{self.method.name} moves {moving} and has losses of {tuple(losses)}"
-        detached = {role: Loss(loss.error.detach(), loss.t, loss.w) for role, loss in losses.items()}
-        self._recent.append(StepRecord(step, detached))
-        return sum((loss.error.mean() for loss in losses.values()), torch.zeros((), device=self.device))
+        return losses
 
-    def _evaluated(self) -> int:
+    def evaluations_per_image(self, batch: Batch) -> float:
+        """Network evaluations that a training image costs, a backward pass counted 2: the mean over some steps.
+
+        Of whole cycles of roles, and of so many that what a method draws, like where a few-step student is trained, is
+        of little account.
+        """
+        moving = [self.method.moving(step) for step in range(2 * COUNTED)]
+        period = next(n for n in range(1, COUNTED) if moving[n:] == moving[:-n])
+        steps, before = COUNTED // period * period, self.evaluated
+        for step in range(steps):
+            self.losses_at(step, batch)
+        return (self.evaluated - before) / (steps * len(batch.x))
+
+    @property
+    def evaluated(self) -> int:
         """Network evaluations of one example each so far, by all networks of the phase; a backward pass counts 2."""
         others = [each for module in (*self.averages.values(), *self.trained.values()) for each in module.modules()]
         found = [*denoisers_in(self.nets.teacher), self.student, *(e for e in others if isinstance(e, Denoiser))]
