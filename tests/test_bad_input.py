@@ -38,7 +38,7 @@ def train(commands: Commands, tmp_path: Path):
     ("settings", "words"),
     [
         (["--nonsense"], ["--nonsense", "--help"]),
-        (["stage=nonsense"], ["stage/nonsense", "evaluate guidance pipeline progressive teacher", "--cfg job"]),
+        (["stage=nonsense"], ["stage/nonsense", "evaluate", "pipeline progressive", "--cfg job"]),
         (["dataset=nonsense"], ["dataset/nonsense", "digits"]),
         (["recipe=nonsense"], ["recipe", "digits_teacher", "nonsense", "~recipe"]),
         (["stagee=teacher"], ["stagee", "--cfg job"]),

@@ -65,11 +65,10 @@ class SingleFold(StudentSettings, Regression):
         self, noised: Prediction, *, t: Times, label: Condition, w: Weights | None, nets: Networks, phase: Phase
     ) -> Prediction:
         assert nets.teacher is not None, "a student has a teacher"
+        if self.fold == 1:
+            return nets.teacher(noised.z, noised.log_snr, label, w)
         z, log_snr = noised.z, noised.log_snr
         for step in range(1, self.fold + 1):
             following = nets.schedule.log_snr((t - step / (self.num_steps * self.fold)).clamp(min=0))
-            prediction = nets.teacher(z, log_snr, label, w)
-            z, log_snr = ddim_step(prediction, following), following
-        if self.fold == 1:
-            return prediction
+            z, log_snr = ddim_step(nets.teacher(z, log_snr, label, w), following), following
         return invert_ddim(z=noised.z, z_next=z, log_snr=noised.log_snr, log_snr_next=log_snr)
