@@ -1,4 +1,4 @@
-"""FID of several methods at one budget from one guided student, over seeds, with 95 % intervals.
+"""FID of several methods at one budget of network evaluations, from one guided student, with 95 % intervals over seeds.
 
     python benchmarks/methods.py GUIDED --out benchmarks/results/methods_digits.json
 
@@ -15,13 +15,10 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from hydra import compose, initialize_config_dir
 from measure import machine
-from omegaconf import OmegaConf
 
 from fewstep.artifacts.lineage import models_in_folder
 from fewstep.artifacts.model_file import load_model
-from fewstep.runs.build import build_method
 from fewstep.system.files import write_json
 
 ROOT = Path(__file__).parents[1]
@@ -39,14 +36,6 @@ def train(*settings: str) -> None:
     done = subprocess.run([sys.executable, str(ROOT / "train.py"), *settings], check=False)
     if done.returncode:
         sys.exit(done.returncode)
-
-
-def shares(dataset: str, method: str) -> float:
-    """How many times `training.images` the phases of a method take together."""
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        config = compose("config", [f"dataset={dataset}", f"stage={method}"])
-    stage: Any = OmegaConf.to_container(config.stage, resolve=True)
-    return sum(phase.budget for phase in build_method(stage).phases())
 
 
 def interval(values: list[float]) -> dict[str, float]:
@@ -82,7 +71,9 @@ def main() -> None:
     parser.add_argument("guided", type=Path)
     parser.add_argument("--methods", nargs="+", default=["progressive", "tract", "consistency", "dmd2"])
     parser.add_argument("--dataset", default="digits")
-    parser.add_argument("--images", type=int, default=300_000, help="training images of a method over all its phases")
+    parser.add_argument(
+        "--evaluations", type=int, default=1_500_000, help="budget of each method, backward passes as 2"
+    )
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--outputs", type=Path, default=Path("outputs/benchmark"))
     parser.add_argument("--out", type=Path, required=True)
@@ -91,19 +82,22 @@ def main() -> None:
     for seed in range(given.seeds):
         models = []
         for method in given.methods:
-            images = round(given.images / shares(given.dataset, method))
-            own = [f"stage={method}", f"stage.training.images={images}", f"teacher={given.guided}"]
+            own = [f"stage={method}", f"stage.training.evaluations={given.evaluations}", f"teacher={given.guided}"]
             train(*own, f"seed={seed}", f"name=equal{seed}", *shared)
             made = models_in_folder(given.outputs / given.dataset / method / f"equal{seed}")
-            costs[method] = sum(load_model(model)[1].evaluations or 0 for model in made)
+            cards = [load_model(model)[1] for model in made]
+            costs[method] = {
+                "evaluations": sum(card.evaluations or 0 for card in cards),
+                "images": sum(card.images for card in cards),
+            }
             models += [str(m) for m in made if (load_model(m)[1].num_steps or 0) in STEPS]
         grid = [f"stage.w={[*WEIGHTS]}", f"stage.teacher_steps=[{TEACHER_STEPS}]", f"stage.guided_steps={[*STEPS]}"]
         own = ["stage=evaluate", f"stage.models={models}", *grid, "stage.baselines=[]", f"stage.seed={seed}"]
         train(*own, f"seed={seed}", f"name=equal{seed}", *shared)
         quality = given.outputs / given.dataset / "evaluate" / f"equal{seed}" / "quality.json"
         rows.append(json.loads(quality.read_text()))
-    command = f"python benchmarks/methods.py GUIDED --images {given.images} --seeds {given.seeds}"
-    about = {"command": command, "images": given.images, "evaluations": costs, **machine()}
+    command = f"python benchmarks/methods.py GUIDED --evaluations {given.evaluations} --seeds {given.seeds}"
+    about = {"command": f"{command} --methods {' '.join(given.methods)}", "costs": costs, **machine()}
     write_json(given.out, about | {"protocols": [seed[0]["protocol"] for seed in rows], "cells": cells_of(rows)})
 
 
