@@ -15,7 +15,7 @@ PRESETS = {  # jobs, shared parents
     "guidance_by_steps": (2, 1),
     "ablations": (18, 1),
     "seeds": (5, 0),
-    "methods": (4, 1),
+    "methods": (15, 1),
     "smaller_student": (6, 1),
 }
 

@@ -25,6 +25,7 @@ TOP = {
     "teacher": str | None,
     "outputs": str,
     "plan": bool,
+    "budget": int | None,
     "zero_terminal_snr": bool,
     "resume": Literal["auto", "force"],
 }
