@@ -33,6 +33,6 @@ setup: .venv/installed
 .venv/installed: requirements.lock pyproject.toml
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'fewstep needs Python 3.11 or newer; set PYTHON=')"
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --disable-pip-version-check --quiet --no-deps --no-compile -r requirements.lock
+	$(BIN)/pip install --disable-pip-version-check --quiet --no-compile -r requirements.lock
 	$(BIN)/pip install --disable-pip-version-check --quiet --no-deps --no-build-isolation --editable .
 	touch $@

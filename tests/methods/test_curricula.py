@@ -89,6 +89,11 @@ def test_an_exact_students_error_falls_as_levels_come_closer(name: str, changes:
     assert wrong > 10 * late
 
 
+def test_levels_at_the_clean_end_have_a_step_between_them() -> None:
+    """t is log-normal: of a million draws some are below the end of the schedule."""
+    assert error("ect", 0.5, 0.1, log_mean=-12.0) < 1e3  # and not NaN
+
+
 def test_the_data_take_the_place_of_the_teacher_and_have_no_guidance() -> None:
     method = small("ect along data")
     assert method.phases()[0].sampling.guidance == "none"

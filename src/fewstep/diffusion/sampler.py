@@ -186,7 +186,7 @@ def sample(
         times: evaluation times, strictly decreasing in (0, 1]; `uniform_times(N)` are 1, 1 - 1/N, ..., 1/N.
         label: class of each example; w: guidance weight of each example, >= 0, None for a plain conditional model.
         clip: as in `trajectory`.
-        sampler: one of SAMPLERS; all but the deterministic one need `fresh`, see `fewstep.seeds.fresh_noise`.
+        sampler: one of SAMPLERS; all but the deterministic one need `fresh`, see `fewstep.system.seeds.fresh_noise`.
 
     Raises:
         ValueError: see `check_times`.

@@ -65,7 +65,7 @@ class EvaluationPlan:
         steps = (self.teacher_steps, self.guided_steps, self.baseline_steps)
         if not self.teacher_steps or min(*chain(*steps), 1) < 1:
             raise ValueError(f"evaluation needs steps of at least 1, got {' and '.join(str(list(s)) for s in steps)}")
-        allowed = [*(name for name in SAMPLERS if name != "deterministic"), *SOLVERS]
+        allowed = [*(name for name in SAMPLERS if name not in ("deterministic", "flow_map")), *SOLVERS]
         if unknown := [name for name in self.baselines if name not in allowed]:
             raise ValueError(f"evaluation's baselines must be of {', '.join(allowed)}, got {unknown[0]!r}")
 

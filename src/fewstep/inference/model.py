@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fewstep.artifacts.model_file import ModelCard, load_model
 from fewstep.diffusion.prediction import Condition, Denoise
-from fewstep.diffusion.sampler import SAMPLERS, sample
+from fewstep.diffusion.sampler import END, SAMPLERS, sample
 from fewstep.networks import Denoiser, Frozen
 from fewstep.networks.memory import compile_calls
 from fewstep.system.seeds import fresh_noise, starting_noise
@@ -148,6 +148,8 @@ class Model:
             raise ValueError("this model is an encoder, which takes data to noise: sample from the student it is of")
         if sampler not in SAMPLERS:
             raise ValueError(f"the sampler must be one of {', '.join(SAMPLERS)}, got {sampler!r}")
+        if sampler == "flow_map" and END not in self.denoiser.extra_inputs:
+            raise ValueError("the sampler flow_map needs a network that is told where a step ends, and this one is not")
         if card.num_steps and sampler != card.sampling.sampler:
             warnings.warn(
                 f"this student was made for the {card.sampling.sampler} sampler, not the {sampler} one: expect worse "
@@ -186,7 +188,7 @@ class Model:
             steps: of the sampler, one evaluation each; default: those the model was made for, or 64.
             w: guidance weight, 0 none; diffusers' guidance_scale is 1 + w.
             seed: image i depends on (seed, i) alone, whatever the batch size.
-            sampler: deterministic (DDIM), stochastic or ancestral; default: the one the model was made for.
+            sampler: one of `fewstep.diffusion.sampler.SAMPLERS`; default: the one the model was made for.
 
         Raises:
             ValueError: see `condition` and `check_request`.

@@ -91,6 +91,7 @@ class Method(ABC):
     Attributes:
         paper: where it is from. certainty: how sure we are of what we built, and what is ours.
         inputs: what a batch holds in `x`: data, or noise for a method that needs no data.
+        optional_roles: of networks that only some settings train.
         has_dropout: whether the student trains with dropout; off wherever there is a teacher (Salimans & Ho's code).
 
     Args:
@@ -100,6 +101,7 @@ class Method(ABC):
     paper: ClassVar[str] = ""
     certainty: ClassVar[str] = ""
     has_dropout: ClassVar[bool] = False
+    optional_roles: ClassVar[tuple[str, ...]] = ()
 
     name: str
     training: Training

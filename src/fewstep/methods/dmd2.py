@@ -57,6 +57,7 @@ class DMD2(StudentSettings, Method):
     """
 
     paper: ClassVar[str] = "Yin et al. 2024 (2405.14867)"
+    optional_roles: ClassVar[tuple[str, ...]] = (CRITIC,)
     certainty: ClassVar[str] = "sure: read in the authors' code; w as an input is ours"
 
     levels: Sequence[float]

@@ -77,7 +77,8 @@ class TunedConsistency(StudentSettings, Method):
         w = nets.guidance.quantile(draws.uniform()) if nets.guidance else None
         start, end = self.pair(draws, min(1.0, step / self.training.num_steps))
         clean, noise = nets.schedule.log_snr(torch.zeros_like(start)), nets.schedule.log_snr(torch.ones_like(start))
-        log_snr, log_snr_mid = ((-2 * sigma.log()).clamp(noise, clean) for sigma in (start, end))
+        log_snr = (-2 * start.log()).clamp(noise, clean - 1)  # above the clean end, so that the step has a length
+        log_snr_mid = torch.maximum((-2 * end.log()).clamp(noise, clean), log_snr + 1e-6)
         length = (-log_snr / 2).exp() - (-log_snr_mid / 2).exp()
         noised = diffuse(x=x, eps=draws.normal(), log_snr=log_snr)
         first = noised

@@ -41,6 +41,7 @@ class FreeFlow(FromNoise):
     """
 
     paper: ClassVar[str] = "Tong et al. 2025 (2511.19428)"
+    optional_roles: ClassVar[tuple[str, ...]] = (FAKE,)
     certainty: ClassVar[str] = (
         "both terms are from a detailed note of the paper; the circular path, both terms on all examples and uniform "
         "times are ours"

@@ -34,6 +34,7 @@ class Guidance(StudentSettings, Regression):
     """
 
     paper: ClassVar[str] = "Meng et al. 2023 (2210.03142), stage one"
+    optional_roles: ClassVar[tuple[str, ...]] = (PROJECTION,)
     certainty: ClassVar[str] = "sure: the formula; loss weights and draws of w are ours to choose"
 
     w_min: float

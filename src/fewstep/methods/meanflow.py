@@ -27,7 +27,7 @@ class MeanFlow(AnyStepStudent):
 
     The mean velocity u of the flow from phi down to psi obeys v = u + (phi - psi) du/dphi along the flow. With the
     derivative as a constant, V = u + d sg(du/dphi) regresses to the teacher's v: a target without the network. The
-    squared norm of the error is divided by (itself + 0.01)^power.
+    mean square of the error is divided by (the squared norm + 0.01)^power.
 
     Args:
         equal_share: of a batch, whose two times are one: u is then v itself.

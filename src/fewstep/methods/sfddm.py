@@ -40,6 +40,7 @@ class SFDDM(StudentSettings, Regression):
     """
 
     paper: ClassVar[str] = "Hong et al. 2024 (2405.14961)"
+    optional_roles: ClassVar[tuple[str, ...]] = (PROJECTION,)
     certainty: ClassVar[str] = (
         "sure: read in the authors' code; w, levels that reach t = 1, outputs compared in v and the projection are ours"
     )

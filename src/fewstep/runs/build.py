@@ -25,7 +25,7 @@ from fewstep.evaluation.evaluator import Evaluator
 from fewstep.evaluation.grid import EvaluationPlan
 from fewstep.methods.base import Method, Parent, Phase, StudentSettings
 from fewstep.methods.guidance_range import GuidanceRange
-from fewstep.methods.training import Training
+from fewstep.methods.training import RoleTraining, Training
 from fewstep.networks import Denoiser, Frozen, with_guidance_input
 from fewstep.networks.adapter import with_adapter
 from fewstep.networks.denoiser import arguments_of, with_inputs, without_inputs
@@ -52,7 +52,14 @@ def build_method(stage: Mapping[str, Any]) -> Method:
     values = {key: value for key, value in stage.items() if key != "_target_"}
     if not isinstance(training := values.get("training"), dict):
         raise ValueError(f"stage.training must be a group of settings, got {training!r}")
-    return build(method, values | {"training": build_training(training)}, "stage")
+    made = build(method, values | {"training": build_training(training)}, "stage")
+    known = {*made.roles, *made.optional_roles}
+    if unknown := sorted({*made.training.roles} - known):
+        raise ValueError(
+            f"stage.training.roles.{unknown[0]} is of no network that this method trains, which are "
+            f"{', '.join(sorted(known))}"
+        )
+    return made
 
 
 def build_training(settings: Mapping[str, Any]) -> Training:
@@ -65,6 +72,9 @@ def build_training(settings: Mapping[str, Any]) -> Training:
     for key in ("optimizer", "decay"):
         if isinstance(values.get(key), dict):
             values[key] = instantiate(values[key], _convert_="all")
+    if isinstance(roles := values.get("roles"), dict):
+        own = {role: each for role, each in roles.items() if isinstance(each, dict)}
+        values["roles"] = roles | {role: build(RoleTraining, own[role], f"stage.training.roles.{role}") for role in own}
     return build(Training, values, "stage.training")
 
 

@@ -75,12 +75,12 @@ def candidates_of(
     cards = [model.card for model in models.values()]
     own = next((card for card in cards if card.guidance_interval), cards[0])  # in the times of that student's schedule
     interval = log_snr_interval(own.schedule, own.guidance_interval)
-    candidates = []
+    candidates, labels = [], labels_of(models)
     if exact is not None and not any(card.label == "teacher" for card in cards):
         guided = Guided(exact.denoise, exact.num_classes, interval)
         teacher = Candidate("teacher", guided, guided.evaluations, cards[0].schedule, plan.teacher_steps, Sampling())
         candidates += with_baselines(teacher, plan)
-    for model in models.values():
+    for path, model in models.items():
         card = model.card
         if card.encodes:
             continue
@@ -89,23 +89,39 @@ def candidates_of(
             warnings.warn(
                 f"the grid's w goes to {max(plan.w):g}, and a student was made for w to {card.w_max:g}", stacklevel=3
             )
-        candidates += candidates_of_model(model, plan, interval)
+        candidates += candidates_of_model(model, labels[path], plan, interval)
     return candidates
 
 
-def candidates_of_model(model: Model, plan: EvaluationPlan, interval: tuple[float, float] | None) -> list[Candidate]:
+def labels_of(models: dict[Path, Model]) -> dict[Path, str]:
+    """What each model is called in tables: its card's label; where another has that and as many steps, with its method
+    in its place, and with its run's name where that is the same too."""
+
+    def taken_by_others(labels: dict[Path, str], path: Path) -> bool:
+        own = labels[path], models[path].card.sampling.steps
+        return [(labels[each], models[each].card.sampling.steps) for each in models].count(own) > 1
+
+    labels = {path: model.card.label for path, model in models.items()}
+    by_method = {path: models[path].card.method if taken_by_others(labels, path) else labels[path] for path in models}
+    return {
+        path: f"{label} {path.parent.name}" if taken_by_others(by_method, path) else label
+        for path, label in by_method.items()
+    }
+
+
+def candidates_of_model(
+    model: Model, label: str, plan: EvaluationPlan, interval: tuple[float, float] | None
+) -> list[Candidate]:
     """One model, at the step counts that it was made for, or at the plan's with the baselines beside it."""
     card, sampling = model.card, model.card.sampling
     weights = (0.0,) if sampling.guidance == "none" else None
     if sampling.times is not None:
         steps = tuple(sorted(sampling.steps, reverse=True))
-        return [
-            Candidate(card.label, model.denoise, sampling.evaluations, card.schedule, steps, sampling, None, weights)
-        ]
+        return [Candidate(label, model.denoise, sampling.evaluations, card.schedule, steps, sampling, None, weights)]
     is_teacher = sampling.guidance == "two_evaluations"
     denoise = sampling.guided(Frozen(model.denoiser), model.denoiser.null, interval)
     steps = plan.teacher_steps if is_teacher else plan.guided_steps
-    own = Candidate(card.label, denoise, sampling.evaluations, card.schedule, tuple(steps), sampling, None, weights)
+    own = Candidate(label, denoise, sampling.evaluations, card.schedule, tuple(steps), sampling, None, weights)
     return with_baselines(own, plan)
 
 
@@ -235,11 +251,12 @@ def with_progress(
 
 def provenance(models: dict[Path, Model], protocol: Protocol, folder: Path, device: str) -> dict[str, Any]:
     """Where the figures of a folder come from."""
+    labels = labels_of(models)
     return {
         "protocol": protocol.as_dict(),
         "models": [
             {
-                "model": model.card.label,
+                "model": labels[path],
                 "steps": model.card.num_steps,
                 "path": os.path.relpath(path, folder),
                 "run": os.path.relpath(path.parent, folder),

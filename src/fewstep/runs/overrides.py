@@ -18,6 +18,9 @@ NEEDED = {  # what a launcher or sweeper needs: the package, and the extra that 
 }
 
 
+RENAMED = {"stage.until": "stage.stages, a list like [teacher,guidance]"}
+
+
 def hydra_arguments(arguments: Sequence[str]) -> list[str]:
     """The arguments with W&B's made Hydra's, those of a preset's sweep marked as one, and --config-dir in front.
 
@@ -31,6 +34,8 @@ def hydra_arguments(arguments: Sequence[str]) -> list[str]:
         package, extra = NEEDED.get(argument.replace("hydra/", ""), ("", ""))
         if package and not is_installed(package):
             raise ValueError(f"{argument} needs a package that is not installed; pip install 'fewstep[{extra}]' has it")
+        if new := RENAMED.get(argument.lstrip("+").partition("=")[0]):
+            raise ValueError(f"{argument} is now {new}")
         if re.fullmatch(r"recipe=[\w-]+_pipeline", argument):
             raise ValueError(
                 f"the recipes of a pipeline's stages follow from dataset= and method=, got {argument}; ~recipe is none"

@@ -48,6 +48,15 @@ def existing(parent: Path | None) -> Path:
     return parent
 
 
+def has_weights(method: Method) -> bool:
+    """Whether the method says at which weights w it trains; the exact teacher has no range of its own."""
+    try:
+        method.guidance(None)
+    except ValueError:
+        return False
+    return True
+
+
 def find_parent(settings: Settings, method: Method, evaluator: Evaluator | None) -> Path | None:
     """The parent's model file: the one named by teacher=PATH, else the newest that is compatible.
 
@@ -57,7 +66,7 @@ def find_parent(settings: Settings, method: Method, evaluator: Evaluator | None)
         ValueError: there is none, or the one that was named is not compatible.
     """
     wanted, teacher, outputs = method.parent(), settings.teacher, settings.outputs
-    if wanted is None or (teacher == EXACT and "two_evaluations" in wanted.guidance):
+    if wanted is None or (teacher == EXACT and "two_evaluations" in wanted.guidance and has_weights(method)):
         return None
     facts = None if evaluator is None else evaluator.facts
     if teacher in (None, EXACT):

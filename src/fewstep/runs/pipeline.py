@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fewstep.artifacts.lineage import find_newest_students, models_in_folder
+from fewstep.artifacts.lineage import find_newest_students, models_in_folder, only_model
 from fewstep.artifacts.model_file import load_model
 from fewstep.artifacts.run_folder import QUALITY, REPORT, RunFolder
 from fewstep.diffusion.sampling import Sampling
@@ -54,6 +54,8 @@ class Chain:
     @classmethod
     def begin(cls, teacher: str | None) -> "Chain":
         """With the model that teacher=PATH names, where it is one of ours."""
+        if teacher is not None and models_in_folder(Path(teacher)):
+            teacher = str(only_model(Path(teacher), "teacher"))
         is_ours = teacher is not None and Path(teacher).suffix == ".safetensors"
         return cls(teacher, [Path(teacher)] if teacher is not None and is_ours else [])
 
@@ -65,7 +67,7 @@ class Chain:
         """
         wanted = method.parent()
         if wanted is None:
-            return None
+            return self.teacher if self.teacher == NO_TEACHER else None
         for path in reversed(self.parents):
             if accepts(wanted, load_model(path)[1].sampling):
                 return str(path)
@@ -126,7 +128,7 @@ def run_pipeline(settings: Settings) -> None:
             files = [*files, *made]
         if judged:
             own = settings.of_stage(EVALUATE)
-            judge(own, folder, [*(files or chain.parents), *more_models(own)])
+            judge(own, folder, [*dict.fromkeys([*files, *chain.parents, *more_models(own)])])
 
 
 def check_pipeline(settings: Settings) -> None:
@@ -160,8 +162,10 @@ def wanted(method: Method) -> tuple[str, ...]:
 
 def run_evaluate(settings: Settings) -> None:
     """Judge the newest few-step students, or what teacher=PATH names: a model, or a run folder with all its models."""
+    more = more_models(settings)
     with open_folder(settings, [QUALITY, REPORT]) as folder:
-        judge(settings, folder, more_models(settings) or models_to_judge(settings))
+        own = [] if more and settings.teacher in (None, EXACT, NO_TEACHER) else models_to_judge(settings)
+        judge(settings, folder, [*more, *own])
 
 
 def more_models(settings: Settings) -> list[Path]:

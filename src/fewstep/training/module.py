@@ -132,7 +132,7 @@ class DistillationModule(lightning.LightningModule):
         of little account.
         """
         moving = [self.method.moving(step) for step in range(2 * COUNTED)]
-        period = next(n for n in range(1, COUNTED) if moving[n:] == moving[:-n])
+        period = next((n for n in range(1, COUNTED) if moving[n:] == moving[:-n]), COUNTED)
         steps, before = COUNTED // period * period, self.evaluated
         for step in range(steps):
             self.losses_at(step, batch)
