@@ -34,11 +34,15 @@ def checked_run(config: DictConfig) -> None:
     several = max(trainer.processes, trainer.num_nodes) > 1
     if several and not settings.values["plan"] and not is_worker_process():
         sys.exit(launch_workers(__file__, sys.argv[1:], trainer.processes, trainer.num_nodes))
-    from fewstep.estimate.plan import plan
-    from fewstep.runs.pipeline import run
-
     with process_group(trainer.device, single_process=trainer.strategy == "fsdp"):
-        on_main_process(lambda: plan(settings)) if settings.values["plan"] else run(settings)
+        if settings.values["plan"]:
+            from fewstep.estimate.plan import plan
+
+            on_main_process(lambda: plan(settings))
+        else:
+            from fewstep.runs.pipeline import run
+
+            run(settings)
 
 
 def main() -> None:

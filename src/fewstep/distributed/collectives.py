@@ -17,7 +17,6 @@ from torch import Tensor
 from torch import distributed as dist
 from torch.distributed.distributed_c10d import Store
 from torch.distributed.rendezvous import rendezvous
-from torchmetrics.utilities.distributed import gather_all_tensors
 
 T = TypeVar("T")
 
@@ -113,7 +112,11 @@ def local_rows(batch: Tensor) -> Tensor:
 
 def all_gather_rows(rows: Tensor) -> Tensor:
     """The rows of all ranks, concatenated in the order of the ranks; their numbers may differ."""
-    return torch.cat(gather_all_tensors(rows.detach())) if is_distributed() else rows
+    if not is_distributed():
+        return rows
+    from torchmetrics.utilities.distributed import gather_all_tensors  # takes two seconds to import
+
+    return torch.cat(gather_all_tensors(rows.detach()))
 
 
 def local_slice(count: int) -> slice:
