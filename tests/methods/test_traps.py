@@ -144,6 +144,17 @@ def test_several_roles_are_one_step_a_batch_with_clipping_and_averages(name: str
     assert any(not torch.equal(before[key], after[key]) for key in averaged)
 
 
+def test_the_norm_that_is_logged_of_a_role_that_rests_is_in_the_checkpoint() -> None:
+    """The student of this method moves in steps 2, 5, ...; after 4 it rests, and rows show the norm of step 2."""
+    made, other, saved = module(small("dmd2")), module(small("dmd2")), {}
+    fit(made, max_steps=4)
+    made.on_save_checkpoint(saved)
+    other.on_load_checkpoint(saved)
+    norms = {role: float(norm) for role, norm in made.gradient_norms.items()}
+    assert norms["student"] > 0
+    assert {role: float(norm) for role, norm in other.gradient_norms.items()} == norms
+
+
 def test_a_role_that_rests_keeps_its_weights_and_its_optimisers_state() -> None:
     made = module(small("dmd2", {"images": 5 * 32}))
     with torch.no_grad():

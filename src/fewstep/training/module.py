@@ -173,12 +173,15 @@ class DistillationModule(lightning.LightningModule):
         checkpoint["progress"] = {
             "student_updates": self.student_updates,
             "evaluations": self.evaluations * world_size(),
+            # Of a role that rests, the latest norm is logged until it moves again.
+            "gradient_norms": {role: float(norm) for role, norm in self.gradient_norms.items()},
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         progress = checkpoint["progress"]
         self.student_updates = progress["student_updates"]
         self.evaluations = progress["evaluations"] // world_size()
+        self.gradient_norms = {role: torch.tensor(norm) for role, norm in progress["gradient_norms"].items()}
 
     def check_finite(self) -> None:
         """Look at the losses and gradients of the recent steps, in one wait for the device.
