@@ -11,6 +11,7 @@ import argparse
 import json
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -46,9 +47,17 @@ def interval(values: list[float]) -> dict[str, float]:
 def cells_of(rows: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
     """The figures of each model, steps and w over the seeds, and their ratios to the teacher's of the same seed."""
 
-    def fid(seed: int, model: str, steps: int, w: float) -> float:
+    def figure(name: str, seed: int, model: str, steps: int, w: float) -> float:
         (row,) = [r for r in rows[seed] if (r["model"], r["steps"], r["w"]) == (model, steps, w)]
-        return row["fid"]
+        return row[name]
+
+    def exact_error(model: str, steps: int, w: float) -> dict[str, Any]:
+        """The error to the exact solution from the same noise, where the data have one."""
+        if rows[0][0]["exact_rmse"] is None:
+            return {}
+        return {"exact_rmse": interval([figure("exact_rmse", seed, model, steps, w) for seed in seeds])}
+
+    fid = partial(figure, "fid")
 
     seeds = range(len(rows))
     asked = [(r["model"], r["steps"]) for r in rows[0] if r["w"] == WEIGHTS[0]]
@@ -60,6 +69,7 @@ def cells_of(rows: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
             "w": w,
             "fid": interval([fid(seed, model, steps, w) for seed in seeds]),
             "ratio": interval([fid(s, model, steps, w) / fid(s, "teacher", TEACHER_STEPS, w) for s in seeds]),
+            **exact_error(model, steps, w),
         }
         for model, steps in asked
         for w in WEIGHTS
@@ -74,7 +84,7 @@ def main() -> None:
     parser.add_argument(
         "--evaluations", type=int, default=1_500_000, help="budget of each method, backward passes as 2"
     )
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=3, choices=STUDENT_T)
     parser.add_argument("--outputs", type=Path, default=Path("outputs/benchmark"))
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
@@ -96,8 +106,9 @@ def main() -> None:
         train(*own, f"seed={seed}", f"name=equal{seed}", *shared)
         quality = given.outputs / given.dataset / "evaluate" / f"equal{seed}" / "quality.json"
         rows.append(json.loads(quality.read_text()))
-    command = f"python benchmarks/methods.py GUIDED --evaluations {given.evaluations} --seeds {given.seeds}"
-    about = {"command": f"{command} --methods {' '.join(given.methods)}", "costs": costs, **machine()}
+    command = f"python benchmarks/methods.py GUIDED --dataset {given.dataset} --methods {' '.join(given.methods)}"
+    budget = f"--evaluations {given.evaluations} --seeds {given.seeds}"
+    about = {"command": f"{command} {budget}", "costs": costs, **machine()}
     write_json(given.out, about | {"protocols": [seed[0]["protocol"] for seed in rows], "cells": cells_of(rows)})
 
 
