@@ -1,6 +1,7 @@
 """The one-way imports of the design, and other rules on the source that a reader can rely on."""
 
 import ast
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -159,7 +160,7 @@ def test_the_check_finds_a_bad_import(name: str, line: str) -> None:
     ("name", "line"),
     [
         ("diffusion/hop.py", "import torch.nn\nfrom math import pi\nfrom fewstep.diffusion.schedule import alpha"),
-        ("methods/base.py", "from fewstep.data.batches import Batch\nimport lightning"),
+        ("methods/base.py", "from fewstep.data.batch import Batch\nimport torch"),
         ("evaluation/grid.py", "from fewstep.data.facts import DataFacts"),
         ("runs/train.py", "import hydra\nfrom fewstep.methods import Method"),
         ("../../train.py", "import hydra"),
@@ -264,3 +265,11 @@ def test_no_function_is_long() -> None:
         relative(file): long_functions(file.read_text()) for file in FILES if long_functions(file.read_text())
     } == {}
     assert long_functions("def f():\n" + "    pass\n" * MAX_FUNCTION_LINES) == ["f"]
+
+
+def test_methods_know_neither_lightning_nor_hydra() -> None:
+    found = (
+        "import sys, fewstep.methods; print([name for name in ('lightning', 'hydra', 'wandb') if name in sys.modules])"
+    )
+    said = subprocess.run([sys.executable, "-c", found], capture_output=True, text=True, check=True).stdout
+    assert said.strip() == "[]"

@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from fewstep.data.batches import Batch
+from fewstep.data.batch import Batch
 from fewstep.data.mixture import MixtureData
 from fewstep.diagnostics.probe import Probe, Starts
 from fewstep.diagnostics.steps import Paths

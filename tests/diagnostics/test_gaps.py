@@ -21,7 +21,7 @@ from students import (
     tract,
 )
 
-from fewstep.data.batches import Batch
+from fewstep.data.batch import Batch
 from fewstep.diagnostics.gaps import ProbeErrors, gap, probe_errors
 from fewstep.diagnostics.probe import Probe, weight_bins
 from fewstep.diagnostics.steps import largest_divisor, path_grid

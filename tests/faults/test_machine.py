@@ -18,7 +18,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from fewstep.artifacts import run_folder as run_folders
 from fewstep.artifacts.run_folder import locked, open_run
 from fewstep.data import workers
-from fewstep.data.batches import Batch
+from fewstep.data.batch import Batch
 from fewstep.data.digits import DigitsData
 from fewstep.training.checkpointing import read_checkpoint
 

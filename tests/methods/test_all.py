@@ -29,7 +29,7 @@ from small_methods import (
 from test_teacher import posterior_variance
 
 from fewstep.artifacts.model_file import ModelCard, load_model, save_model
-from fewstep.data.batches import Batch
+from fewstep.data.batch import Batch
 from fewstep.diffusion.guidance import Guided
 from fewstep.diffusion.mixture import GaussianMixture
 from fewstep.diffusion.prediction import Denoise

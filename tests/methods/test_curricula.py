@@ -9,7 +9,7 @@ import torch
 from small_methods import NULL, NUM_CLASSES, SCHEDULE, gaussian, small
 from test_flow_maps import ExactMap
 
-from fewstep.data.batches import Batch
+from fewstep.data.batch import Batch
 from fewstep.diffusion.guidance import Guided
 from fewstep.methods import GuidanceRange, Networks
 from fewstep.methods.draws import Draws

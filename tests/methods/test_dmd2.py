@@ -10,7 +10,7 @@ import torch
 from small_methods import ROLES, SCHEDULE, batch, module, small
 from torch import Tensor, nn
 
-from fewstep.data.batches import Batch
+from fewstep.data.batch import Batch
 from fewstep.diffusion.distribution import matching_direction
 from fewstep.diffusion.guidance import Guided
 from fewstep.diffusion.prediction import Denoise, Prediction, interpret

@@ -9,7 +9,7 @@ import torch
 from small_methods import NULL, NUM_CLASSES, SCHEDULE, Nothing, gaussian, small
 from torch import Tensor
 
-from fewstep.data.batches import Batch
+from fewstep.data.batch import Batch
 from fewstep.diffusion.flow_map import mean_velocity, start_derivative
 from fewstep.diffusion.guidance import Guided
 from fewstep.diffusion.prediction import Prediction, interpret

@@ -8,7 +8,7 @@ import torch
 from small_methods import NULL, SCHEDULE, Perfect, batch, gaussian_flow, loss, module, network, regression, small
 from torch import Tensor
 
-from fewstep.data.batches import Batch
+from fewstep.data.batch import Batch
 from fewstep.diffusion.guidance import Guided
 from fewstep.diffusion.hop import two_hop
 from fewstep.diffusion.loss import WEIGHTS

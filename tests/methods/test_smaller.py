@@ -7,7 +7,7 @@ import torch
 from small_methods import module, small
 from torch import nn
 
-from fewstep.data.batches import Batch
+from fewstep.data.batch import Batch
 from fewstep.diffusion.guidance import Guided
 from fewstep.methods.draws import Draws
 from fewstep.methods.feature_matching import FeatureMatching, relative_error

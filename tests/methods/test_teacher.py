@@ -8,7 +8,7 @@ import torch
 from small_methods import NULL, Exact, batch, fit, loss, module, network, regression, small
 from torch import Tensor
 
-from fewstep.data.batches import Batch
+from fewstep.data.batch import Batch
 from fewstep.data.mixture import MixtureData
 from fewstep.diffusion.mixture import GaussianMixture
 from fewstep.diffusion.schedule import alpha, sigma

@@ -8,7 +8,7 @@ import pytest
 import torch
 from small_methods import PLAN, SMALL, at_step, batch, module, small, training
 
-from fewstep.data.batches import Batch
+from fewstep.data.batch import Batch
 from fewstep.methods.training import RoleTraining, Training, constant, cosine, linear
 from fewstep.runs.build import evaluation_budget
 from fewstep.training.module import DistillationModule

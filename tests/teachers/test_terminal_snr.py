@@ -14,7 +14,7 @@ import torch
 from exact import ExactNetwork
 from torch import Tensor
 
-from fewstep.data.batches import Batch
+from fewstep.data.batch import Batch
 from fewstep.diffusion.betas import BetaSchedule
 from fewstep.diffusion.guidance import Guided
 from fewstep.diffusion.mixture import GaussianMixture

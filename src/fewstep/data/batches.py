@@ -2,23 +2,19 @@
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import lightning
 import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
+from fewstep.data.batch import Batch
 from fewstep.data.facts import DataFacts
 from fewstep.diffusion.mixture import GaussianMixture
 from fewstep.diffusion.prediction import Condition
 from fewstep.distributed.collectives import local_rows, world_size
 from fewstep.system.seeds import seed_for
-
-
-class Batch(NamedTuple):
-    x: Float[Tensor, "batch *shape"]
-    label: Condition
 
 
 class Data(lightning.LightningDataModule):

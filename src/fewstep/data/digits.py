@@ -8,7 +8,8 @@ from jaxtyping import Int, UInt8
 from sklearn.datasets import load_digits
 from torch import Tensor
 
-from fewstep.data.batches import Batch, ImagesInMemory, from_uint8
+from fewstep.data.batch import Batch
+from fewstep.data.batches import ImagesInMemory, from_uint8
 from fewstep.data.facts import DataFacts
 
 HOLD_OUT_EVERY = 5

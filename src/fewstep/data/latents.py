@@ -11,7 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fewstep.data.batches import Batch, ImagesInMemory, check_examples, class_balance, from_uint8
+from fewstep.data.batch import Batch
+from fewstep.data.batches import ImagesInMemory, check_examples, class_balance, from_uint8
 from fewstep.data.facts import DataFacts, LatentFacts
 from fewstep.data.generate import generated_folder
 from fewstep.data.mapped import MappedRows

@@ -4,7 +4,8 @@ from math import pi
 
 import torch
 
-from fewstep.data.batches import Batch, Data
+from fewstep.data.batch import Batch
+from fewstep.data.batches import Data
 from fewstep.data.facts import DataFacts
 from fewstep.diffusion.mixture import GaussianMixture
 from fewstep.system.seeds import seed_for

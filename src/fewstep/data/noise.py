@@ -2,7 +2,8 @@
 
 import torch
 
-from fewstep.data.batches import Batch, Data
+from fewstep.data.batch import Batch
+from fewstep.data.batches import Data
 from fewstep.data.facts import DataFacts
 from fewstep.system.seeds import seed_for
 

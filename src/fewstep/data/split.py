@@ -7,7 +7,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from fewstep.data.batches import Batch, ImageArray, ImagesInMemory, check_examples, class_balance, from_uint8
+from fewstep.data.batch import Batch
+from fewstep.data.batches import ImageArray, ImagesInMemory, check_examples, class_balance, from_uint8
 from fewstep.data.facts import DataFacts
 from fewstep.diffusion.prediction import Condition
 

@@ -11,7 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fewstep.data.batches import Batch, Data, check_examples, from_uint8
+from fewstep.data.batch import Batch
+from fewstep.data.batches import Data, check_examples, from_uint8
 from fewstep.data.captioned import BOTH, LATENT, Sample, decode_sample, is_sample
 from fewstep.data.facts import DataFacts
 from fewstep.data.generate import generated_folder

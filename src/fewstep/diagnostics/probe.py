@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from fewstep.data.batches import Batch
+from fewstep.data.batch import Batch
 from fewstep.diffusion.guidance import nulls
 from fewstep.diffusion.prediction import Condition
 from fewstep.diffusion.schedule import Images

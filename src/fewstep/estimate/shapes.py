@@ -13,7 +13,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from fewstep.data.batches import Batch
+from fewstep.data.batch import Batch
 from fewstep.data.facts import DataFacts
 from fewstep.diffusion.prediction import Denoise
 from fewstep.networks.memory import denoisers_in

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from fewstep.data.batches import Batch
+from fewstep.data.batch import Batch
 from fewstep.diffusion.prediction import Condition, Denoise, Prediction, diffuse
 from fewstep.diffusion.sampling import GuidanceKind, Sampling
 from fewstep.diffusion.schedule import Schedule

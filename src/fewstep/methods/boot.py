@@ -5,7 +5,7 @@ from typing import ClassVar
 
 import torch
 
-from fewstep.data.batches import Batch
+from fewstep.data.batch import Batch
 from fewstep.diffusion.prediction import Prediction
 from fewstep.diffusion.sampler import ddim_step, invert_ddim
 from fewstep.diffusion.schedule import expand

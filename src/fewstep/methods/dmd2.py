@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from fewstep.data.batches import Batch
+from fewstep.data.batch import Batch
 from fewstep.diffusion.distribution import matching_direction
 from fewstep.diffusion.prediction import Condition, Prediction, diffuse
 from fewstep.diffusion.sampler import renoise

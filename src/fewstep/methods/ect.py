@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fewstep.data.batches import Batch
+from fewstep.data.batch import Batch
 from fewstep.diffusion.hop import two_hop
 from fewstep.diffusion.prediction import diffuse
 from fewstep.methods.base import Method, Networks, Parent, Phase, StudentSettings

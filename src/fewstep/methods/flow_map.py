@@ -4,7 +4,7 @@ from abc import abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fewstep.data.batches import Batch
+from fewstep.data.batch import Batch
 from fewstep.diffusion.flow_map import log_snr_of, start_derivative
 from fewstep.diffusion.prediction import Condition, Denoise, Prediction, diffuse
 from fewstep.diffusion.sampler import END, ddim_step

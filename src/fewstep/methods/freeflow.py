@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import torch
 
-from fewstep.data.batches import Batch
+from fewstep.data.batch import Batch
 from fewstep.diffusion.flow_map import log_snr_of, mean_velocity
 from fewstep.diffusion.prediction import diffuse
 from fewstep.diffusion.sampler import ddim_step

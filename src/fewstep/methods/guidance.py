@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from fewstep.data.batches import Batch
+from fewstep.data.batch import Batch
 from fewstep.diffusion.guidance import log_snr_interval
 from fewstep.diffusion.prediction import Condition, Prediction
 from fewstep.diffusion.sampling import Sampling

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fewstep.data.batches import Batch
+from fewstep.data.batch import Batch
 from fewstep.diffusion.flow_map import log_snr_of, mean_velocity
 from fewstep.diffusion.guidance import nulls
 from fewstep.diffusion.prediction import Condition, Prediction, diffuse

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from fewstep.data.batches import Batch
+from fewstep.data.batch import Batch
 from fewstep.diffusion.flow_map import log_snr_of, start_derivative
 from fewstep.diffusion.prediction import Prediction, diffuse
 from fewstep.diffusion.schedule import angle, expand

@@ -6,7 +6,7 @@ from typing import ClassVar
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from fewstep.data.batches import Batch
+from fewstep.data.batch import Batch
 from fewstep.diffusion.prediction import Condition, Prediction
 from fewstep.diffusion.sampling import Sampling
 from fewstep.methods.base import Networks, Parent, Phase, Regression, StudentSettings, Times, Weights

@@ -13,7 +13,8 @@ from lightning.pytorch.loggers import Logger
 from fewstep.artifacts.lineage import lineage_of
 from fewstep.artifacts.model_file import Ancestor, ModelCard, load_model, save_model
 from fewstep.artifacts.run_folder import MODEL, rung_file
-from fewstep.data.batches import Batch, Data
+from fewstep.data.batch import Batch
+from fewstep.data.batches import Data
 from fewstep.data.facts import DataFacts
 from fewstep.data.noise import NoiseData
 from fewstep.diagnostics import NUM_EXAMPLES, Diagnostics

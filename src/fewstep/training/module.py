@@ -14,7 +14,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from fewstep.data.batches import Batch
+from fewstep.data.batch import Batch
 from fewstep.distributed.collectives import all_gather_rows, all_reduce_and, world_size
 from fewstep.distributed.sharding import full_scalar, gather_full_model, shard_module
 from fewstep.methods.base import Method, Networks, Phase
