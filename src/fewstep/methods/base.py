@@ -14,7 +14,7 @@ from fewstep.diffusion.prediction import Condition, Denoise, Prediction, diffuse
 from fewstep.diffusion.sampling import GuidanceKind, Sampling
 from fewstep.diffusion.schedule import Schedule
 from fewstep.methods.draws import Draws
-from fewstep.methods.guidance_range import GuidanceRange
+from fewstep.methods.guidance_range import GuidanceRange, chosen_weights
 from fewstep.methods.losses import Loss, regress
 from fewstep.methods.training import STUDENT, Training
 from fewstep.networks import Denoiser
@@ -75,6 +75,12 @@ class Networks:
     guidance: GuidanceRange | None
     trained: Mapping[str, nn.Module] = field(default_factory=dict)
     averages: Mapping[str, Average] = field(default_factory=dict)
+
+    def teacher_and_weights(self, draws: Draws) -> tuple[Denoise, Weights]:
+        """The teacher of a distilled student with a w input, and a w for each example."""
+        assert self.teacher is not None, "a distilled student has a teacher"
+        assert self.guidance is not None, "the student has a w input"
+        return self.teacher, self.guidance.quantile(draws.uniform())
 
     @property
     def model(self) -> Denoiser:
@@ -253,3 +259,22 @@ class StudentSettings:
             raise ValueError(
                 "stage.adapter adds to a teacher's weights, and a student of stage.student has its own; use one of them"
             )
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuidedStudentSettings(StudentSettings):
+    """Settings of a student that takes w, made from a guided student (preferred) or from a guided teacher.
+
+    Args:
+        w_min, w_max: guidance weights trained at, None for the parent's range.
+        The rest: see `StudentSettings`.
+    """
+
+    w_min: float | None = None
+    w_max: float | None = None
+
+    def parent(self) -> Parent | None:
+        return Parent(guidance=("input", "two_evaluations"))
+
+    def guidance(self, parent: GuidanceRange | None) -> GuidanceRange | None:
+        return chosen_weights(parent, self.w_min, self.w_max)

@@ -49,17 +49,16 @@ class Boot(FromNoise):
 
     def losses(self, batch: Batch, nets: Networks, draws: Draws, *, step: int, phase: Phase) -> dict[str, Loss]:
         label = batch.label
-        assert nets.teacher is not None, "a distilled student has a teacher"
-        assert nets.guidance is not None, "the student has a w input"
-        w, eps = nets.guidance.quantile(draws.uniform()), draws.normal()
+        teacher, w = nets.teacher_and_weights(draws)
+        eps = draws.normal()
         t = draws.integers(1, self.num_levels + 1).double() / self.num_levels
         s, one = (t - 1 / self.num_levels).clamp(min=0), torch.ones_like(t)
         log_snr_t, log_snr_s, start = (nets.schedule.log_snr(each) for each in (t, s, one))
         with torch.no_grad():
             z = ddim_step(self.predict_from_noise(nets, eps, t, label, w), log_snr_t)
-            landed = ddim_step(nets.teacher(z, log_snr_t, label, w), log_snr_s)
+            landed = ddim_step(teacher(z, log_snr_t, label, w), log_snr_s)
             target = invert_ddim(z=eps, z_next=landed, log_snr=start, log_snr_next=log_snr_s)
-            first = nets.teacher(eps, start, label, w)
+            first = teacher(eps, start, label, w)
         error = mean_square(self.predict_from_noise(nets, eps, s, label, w), target)
         error = error / expand(-torch.expm1((log_snr_t - log_snr_s) / 2), error).square()
         at_noise = mean_square(self.predict_from_noise(nets, eps, one, label, w), first)

@@ -11,16 +11,16 @@ from torch import Tensor
 from fewstep.diffusion.hop import two_hop
 from fewstep.diffusion.prediction import Condition, Prediction
 from fewstep.diffusion.sampling import Sampling
-from fewstep.methods.base import Networks, Parent, Phase, Regression, StudentSettings, Times, Weights
+from fewstep.methods.base import GuidedStudentSettings, Networks, Phase, Regression, Times, Weights
 from fewstep.methods.draws import Draws
-from fewstep.methods.guidance_range import GuidanceRange, chosen_weights
+from fewstep.methods.guidance_range import GuidanceRange
 from fewstep.networks.ema import Average, constant
 
 SELF_TEACHER = "self_teacher"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Consistency(StudentSettings, Regression):
+class Consistency(GuidedStudentSettings, Regression):
     """Consistency distillation (Song et al. 2023, algorithm 2): f at one grid level shall be f at the next.
 
     From t = i / N the teacher makes one DDIM step to u = t - 1/N, where the self-teacher, an average of the student or
@@ -34,8 +34,7 @@ class Consistency(StudentSettings, Regression):
         levels: where the sampler evaluates, falling in (0, 1].
         metric: l2, or pseudo_huber of the whole example (Song & Dhariwal 2024).
         self_teacher_decay: per step; 0 is the student itself.
-        w_min, w_max: guidance weights trained at, null for the parent's range.
-        The rest: see `Method` and `StudentSettings`.
+        The rest: see `Method` and `GuidedStudentSettings`.
 
     Raises:
         ValueError: fewer than two levels of the grid, bad sampling levels, a decay outside [0, 1).
@@ -48,8 +47,6 @@ class Consistency(StudentSettings, Regression):
     levels: Sequence[float]
     metric: Literal["l2", "pseudo_huber"] = "l2"
     self_teacher_decay: float = 0.0
-    w_min: float | None = None
-    w_max: float | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -63,18 +60,12 @@ class Consistency(StudentSettings, Regression):
     def metric_name(self) -> str:
         return self.metric
 
-    def parent(self) -> Parent | None:
-        return Parent(guidance=("input", "two_evaluations"))
-
     def without_teacher(self) -> "ConsistencyTraining":
         own = {each.name: getattr(self, each.name) for each in fields(self)}
         return ConsistencyTraining(**own)
 
     def phases(self) -> tuple[Phase, ...]:
         return (Phase(renoising(self.levels, "input")),)
-
-    def guidance(self, parent: GuidanceRange | None) -> GuidanceRange | None:
-        return chosen_weights(parent, self.w_min, self.w_max)
 
     def networks(self, nets: Networks, stream: str) -> Networks:
         if nets.student.prediction == "x":

@@ -1,5 +1,6 @@
 """The derivative of what a network gives along the flow, which continuous-time targets need."""
 
+import re
 from collections.abc import Callable
 from typing import Literal
 
@@ -34,7 +35,9 @@ def along_the_flow(
             found = of(forward_ad.make_dual(z, velocity), forward_ad.make_dual(phi, torch.ones_like(phi)))
             here, change = forward_ad.unpack_dual(found)
             return here, torch.zeros_like(here) if change is None else change
-    except (NotImplementedError, RuntimeError) as error:
+    except RuntimeError as error:  # torch's own for a part without one, and for much else
+        if not re.search("forward[- ](mode )?AD", str(error)):
+            raise
         raise ValueError(
             "stage.derivative=jvp needs a network whose every part has a forward-mode derivative, and this one has a "
             f"part without ({str(error).splitlines()[0]:.80}); use stage.derivative=finite_difference"

@@ -16,10 +16,9 @@ from fewstep.diffusion.distribution import matching_direction
 from fewstep.diffusion.prediction import Condition, Prediction, diffuse
 from fewstep.diffusion.sampler import renoise
 from fewstep.diffusion.schedule import Images
-from fewstep.methods.base import Method, Networks, Parent, Phase, StudentSettings, Weights
+from fewstep.methods.base import GuidedStudentSettings, Method, Networks, Phase, Weights
 from fewstep.methods.consistency import renoising
 from fewstep.methods.draws import Draws
-from fewstep.methods.guidance_range import GuidanceRange, chosen_weights
 from fewstep.methods.losses import Loss, frozen, judge, judge_generated, pull, regress
 from fewstep.methods.training import STUDENT
 from fewstep.networks import Denoiser
@@ -30,7 +29,7 @@ FAKE, CRITIC = "fake", "critic"
 
 
 @dataclass(frozen=True, kw_only=True)
-class DMD2(StudentSettings, Method):
+class DMD2(GuidedStudentSettings, Method):
     """Improved distribution matching distillation (Yin et al. 2024, 2405.14867).
 
     The student starts from pure noise and, at one of its sampler's levels, predicts x; the way there is walked as the
@@ -49,8 +48,7 @@ class DMD2(StudentSettings, Method):
         fake_updates: updates of the fake score for one of the student.
         t_min, t_max: the times that samples are noised to, uniform.
         gan_weight, critic_weight: of the critic in the student's loss, 0 for none, and of the critic's own loss.
-        w_min, w_max: guidance weights trained at, null for the parent's range.
-        The rest: see `Method` and `StudentSettings`; `training.roles` needs fake, and critic where there is one.
+        The rest: see `Method` and `GuidedStudentSettings`; `training.roles` needs fake, and critic where there is one.
 
     Raises:
         ValueError: bad levels or times, no update of the fake score, or negative weights.
@@ -66,8 +64,6 @@ class DMD2(StudentSettings, Method):
     t_max: float = 0.98
     gan_weight: float = 0.0
     critic_weight: float = 1e-2
-    w_min: float | None = None
-    w_max: float | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -92,14 +88,8 @@ class DMD2(StudentSettings, Method):
     def roles(self) -> tuple[str, ...]:
         return (STUDENT, FAKE, CRITIC) if self.gan_weight else (STUDENT, FAKE)
 
-    def parent(self) -> Parent:
-        return Parent(guidance=("input", "two_evaluations"))
-
     def phases(self) -> tuple[Phase, ...]:
         return (Phase(renoising(self.levels, "input")),)
-
-    def guidance(self, parent: GuidanceRange | None) -> GuidanceRange:
-        return chosen_weights(parent, self.w_min, self.w_max)
 
     def networks(self, nets: Networks, stream: str) -> Networks:
         nets = super().networks(nets, stream)

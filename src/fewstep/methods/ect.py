@@ -12,10 +12,10 @@ from torch import Tensor
 from fewstep.data.batch import Batch
 from fewstep.diffusion.hop import two_hop
 from fewstep.diffusion.prediction import diffuse
-from fewstep.methods.base import Method, Networks, Parent, Phase, StudentSettings
+from fewstep.methods.base import GuidedStudentSettings, Method, Networks, Parent, Phase
 from fewstep.methods.consistency import renoising
 from fewstep.methods.draws import Draws, standard_normal
-from fewstep.methods.guidance_range import GuidanceRange, chosen_weights
+from fewstep.methods.guidance_range import GuidanceRange
 from fewstep.methods.losses import Loss
 from fewstep.methods.training import STUDENT
 
@@ -24,7 +24,7 @@ SigmaPair = tuple[Float[Tensor, "batch"], Float[Tensor, "batch"]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class TunedConsistency(StudentSettings, Method):
+class TunedConsistency(GuidedStudentSettings, Method):
     """Consistency between two levels t > r of a curriculum, with the student itself as its own teacher at r.
 
     The hop from t to r follows the guided teacher (`hop=teacher`: distillation, w is an input), or as published the
@@ -35,8 +35,7 @@ class TunedConsistency(StudentSettings, Method):
     Args:
         levels: where the sampler evaluates, falling in (0, 1].
         hop: see above. huber: c over the square root of the number of values.
-        w_min, w_max: guidance weights trained at, null for the parent's range.
-        The rest: see `Method` and `StudentSettings`.
+        The rest: see `Method` and `GuidedStudentSettings`.
 
     Raises:
         ValueError: bad sampling levels, a negative c, or weights of a student without w.
@@ -45,8 +44,6 @@ class TunedConsistency(StudentSettings, Method):
     levels: Sequence[float]
     hop: Literal["teacher", "data"] = "teacher"
     huber: float = 0.0
-    w_min: float | None = None
-    w_max: float | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -70,7 +67,7 @@ class TunedConsistency(StudentSettings, Method):
         return (Phase(renoising(self.levels, "input" if self.hop == "teacher" else "none")),)
 
     def guidance(self, parent: GuidanceRange | None) -> GuidanceRange | None:
-        return chosen_weights(parent, self.w_min, self.w_max) if self.hop == "teacher" else None
+        return super().guidance(parent) if self.hop == "teacher" else None
 
     def losses(self, batch: Batch, nets: Networks, draws: Draws, *, step: int, phase: Phase) -> dict[str, Loss]:
         x, label = batch

@@ -6,10 +6,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fewstep.diffusion.prediction import Denoise
+from fewstep.methods.base import Networks
+from fewstep.methods.losses import Loss
+from fewstep.methods.training import STUDENT
 from fewstep.networks import Denoiser
 from fewstep.networks.features import MiddleFeatures
 from fewstep.networks.memory import denoisers_in
 from fewstep.system.seeds import reseed, seed_for
+
+PROJECTION = "projection"  # the role of what feature matching trains beside the student
 
 
 class FeatureMatching(nn.Module):
@@ -26,14 +31,9 @@ class FeatureMatching(nn.Module):
         Raises:
             ValueError: the teacher is no network, or is clipped.
         """
-        networks = list(denoisers_in(teacher))
-        if len(networks) != 1:
-            raise ValueError(
-                "stage.feature_matching needs the features of a trained teacher, and this one is exact or clipped; use "
-                "stage.feature_matching=0, or a trained teacher with stage.clip_target=false"
-            )
+        network = network_of(teacher, "stage.feature_matching")
         reseed(seed_for(stream, "projection"), torch.device("cpu"))
-        return cls(student, networks[0])
+        return cls(student, network)
 
     def __init__(self, student: Denoiser, teacher: Denoiser) -> None:
         super().__init__()
@@ -44,6 +44,29 @@ class FeatureMatching(nn.Module):
         """The error of the latest calls, one number an example."""
         own, goal = self.student.take(), self.teacher.take().detach()
         return relative_error(self.projection, own, goal[: len(own)])
+
+
+def network_of(teacher: Denoise | None, setting: str) -> Denoiser:
+    """The network of a teacher whose features are wanted by `setting`, a weight.
+
+    Raises:
+        ValueError: the teacher is no network, or is clipped.
+    """
+    networks = list(denoisers_in(teacher))
+    if len(networks) != 1:
+        raise ValueError(
+            f"{setting} needs the features of a trained teacher, and this one is exact or clipped; use {setting}=0, or "
+            "a trained teacher with stage.clip_target=false"
+        )
+    return networks[0]
+
+
+def with_feature_loss(losses: dict[str, Loss], nets: Networks, weight: float) -> dict[str, Loss]:
+    """The losses with that of PROJECTION, where it is trained: `weight` times the error of the latest calls."""
+    if PROJECTION in nets.trained:
+        own = losses[STUDENT]
+        losses[PROJECTION] = Loss(weight * nets.trained[PROJECTION](), own.t, own.w)
+    return losses
 
 
 def relative_error(

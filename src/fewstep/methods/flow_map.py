@@ -10,40 +10,29 @@ from fewstep.diffusion.prediction import Condition, Denoise, Prediction, diffuse
 from fewstep.diffusion.sampler import END, ddim_step
 from fewstep.diffusion.sampling import Sampling
 from fewstep.diffusion.schedule import Images, angle, network_time
-from fewstep.methods.base import Method, Networks, Parent, Phase, StudentSettings, Times, Weights
+from fewstep.methods.base import GuidedStudentSettings, Method, Networks, Phase, Times, Weights
 from fewstep.methods.derivative import Derivative, along_the_flow
 from fewstep.methods.draws import Draws
-from fewstep.methods.guidance_range import GuidanceRange, chosen_weights
 from fewstep.methods.losses import Loss, pull
 from fewstep.methods.scm import normalised
 from fewstep.methods.training import STUDENT
 
 
 @dataclass(frozen=True, kw_only=True)
-class FlowMapStudent(StudentSettings, Method):
+class FlowMapStudent(GuidedStudentSettings, Method):
     """A method whose student is told where its step ends (the input s).
 
     Args:
-        w_min, w_max: guidance weights trained at, null for the parent's range.
-        The rest: see `Method` and `StudentSettings`.
+        The rest: see `Method` and `GuidedStudentSettings`.
     """
-
-    w_min: float | None = None
-    w_max: float | None = None
 
     @property
     @abstractmethod
     def most_steps(self) -> int:
         """The most steps that it is sampled with, uniformly; every divisor is another number."""
 
-    def parent(self) -> Parent | None:
-        return Parent(guidance=("input", "two_evaluations"))
-
     def phases(self) -> tuple[Phase, ...]:
         return (Phase(Sampling.uniform(self.most_steps, sampler="flow_map", guidance="input")),)
-
-    def guidance(self, parent: GuidanceRange | None) -> GuidanceRange:
-        return chosen_weights(parent, self.w_min, self.w_max)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,13 +103,11 @@ class FlowMap(AnyStepStudent):
 
     def losses(self, batch: Batch, nets: Networks, draws: Draws, *, step: int, phase: Phase) -> dict[str, Loss]:
         x, label = batch
-        assert nets.teacher is not None, "a distilled student has a teacher"
-        assert nets.guidance is not None, "the student has a w input"
-        w = nets.guidance.quantile(draws.uniform())
+        teacher, w = nets.teacher_and_weights(draws)
         t = draws.uniform().double()
         log_snr, end = nets.schedule.log_snr(t), nets.schedule.log_snr(t * draws.uniform())
         noised = diffuse(x=x, eps=draws.normal(), log_snr=log_snr)
-        velocity = nets.teacher(noised.z, log_snr, label, w).v
+        velocity = teacher(noised.z, log_snr, label, w).v
 
         def student(z: Images, phi: Times) -> Images:
             return predict_to(nets.student, z, log_snr=log_snr_of(phi), log_snr_end=end, label=label, w=w).v

@@ -70,9 +70,8 @@ class FreeFlow(FromNoise):
 
     def losses(self, batch: Batch, nets: Networks, draws: Draws, *, step: int, phase: Phase) -> dict[str, Loss]:
         label = batch.label
-        assert nets.teacher is not None, "a distilled student has a teacher"
-        assert nets.guidance is not None, "the student has a w input"
-        w, eps, s = nets.guidance.quantile(draws.uniform()), draws.normal(), draws.uniform().double()
+        teacher, w = nets.teacher_and_weights(draws)
+        eps, s = draws.normal(), draws.uniform().double()
         start, psi = nets.schedule.log_snr(torch.ones_like(s)), angle(nets.schedule.log_snr(s))
 
         def student(z: Images, psi: Times) -> Images:
@@ -81,7 +80,7 @@ class FreeFlow(FromNoise):
 
         before, change = along_the_flow(student, eps, psi, torch.zeros_like(eps), self.derivative)
         length = expand(angle(start) - psi, eps)
-        velocity = nets.teacher(eps - length * before, log_snr_of(psi), label, w).v
+        velocity = teacher(eps - length * before, log_snr_of(psi), label, w).v
         error = (student(eps, psi) - velocity - length * change).square().flatten(1).mean(1)
         loss = Loss(error / (error.detach() + 0.01) ** self.power, s, w)
         if not self.correction:
@@ -94,7 +93,7 @@ class FreeFlow(FromNoise):
             nets.trained[FAKE], noised.z, log_snr=noised.log_snr, log_snr_end=noised.log_snr, label=label, w=w
         )
         with torch.no_grad():
-            direction = nets.teacher(noised.z, noised.log_snr, label, w).v - fake.v
+            direction = teacher(noised.z, noised.log_snr, label, w).v - fake.v
             size = self.correction * loss.error.sqrt() / (direction.square().flatten(1).mean(1).sqrt() + 1e-3)
         goal = (x - expand(size, x) * direction).detach()
         moved = 0.5 * (x - goal).square().flatten(1).mean(1)

@@ -11,12 +11,10 @@ from fewstep.diffusion.sampling import Sampling
 from fewstep.diffusion.schedule import CosineSchedule
 from fewstep.methods.base import Networks, Parent, Phase, Regression, StudentSettings, Times, Weights
 from fewstep.methods.draws import Draws
-from fewstep.methods.feature_matching import FeatureMatching
+from fewstep.methods.feature_matching import PROJECTION, FeatureMatching, with_feature_loss
 from fewstep.methods.guidance_range import Draw, GuidanceRange
 from fewstep.methods.losses import Loss
 from fewstep.methods.training import STUDENT
-
-PROJECTION = "projection"  # the role of what feature matching trains beside the student
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,11 +76,9 @@ class Guidance(StudentSettings, Regression):
         return replace(nets, trained={PROJECTION: FeatureMatching.between(nets.student, nets.teacher, stream)})
 
     def losses(self, batch: Batch, nets: Networks, draws: Draws, *, step: int, phase: Phase) -> dict[str, Loss]:
-        losses = super().losses(batch, nets, draws, step=step, phase=phase)
-        if PROJECTION in nets.trained:
-            own = losses[STUDENT]
-            losses[PROJECTION] = Loss(self.feature_matching * nets.trained[PROJECTION](), own.t, own.w)
-        return losses
+        return with_feature_loss(
+            super().losses(batch, nets, draws, step=step, phase=phase), nets, self.feature_matching
+        )
 
     def target(
         self, noised: Prediction, *, t: Times, label: Condition, w: Weights | None, nets: Networks, phase: Phase

@@ -72,8 +72,3 @@ def frozen(*modules: nn.Module) -> Iterator[None]:
     finally:
         for weight in weights:
             weight.requires_grad_(True)
-
-
-def no_gradient(prediction: Prediction) -> Prediction:
-    """The prediction as a constant."""
-    return Prediction(z=prediction.z.detach(), v=prediction.v.detach(), log_snr=prediction.log_snr)

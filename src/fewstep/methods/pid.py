@@ -43,9 +43,8 @@ class PID(FromNoise):
 
     def losses(self, batch: Batch, nets: Networks, draws: Draws, *, step: int, phase: Phase) -> dict[str, Loss]:
         label = batch.label
-        assert nets.teacher is not None, "a distilled student has a teacher"
-        assert nets.guidance is not None, "the student has a w input"
-        w, eps = nets.guidance.quantile(draws.uniform()), draws.normal()
+        teacher, w = nets.teacher_and_weights(draws)
+        eps = draws.normal()
         t = draws.integers(1, self.num_levels + 1).double() / self.num_levels
         s = (t - 1 / self.num_levels).clamp(min=0)
         log_snr_t, log_snr_s = nets.schedule.log_snr(t), nets.schedule.log_snr(s)
@@ -53,5 +52,5 @@ class PID(FromNoise):
         z_s = ddim_step(self.predict_from_noise(nets, eps, s, label, w), log_snr_s)
         implied = invert_ddim(z=z_t, z_next=z_s, log_snr=log_snr_t, log_snr_next=log_snr_s).x
         with torch.no_grad():
-            target = nets.teacher(z_t.detach(), log_snr_t, label, w).x
+            target = teacher(z_t.detach(), log_snr_t, label, w).x
         return {STUDENT: Loss((implied - target).square().flatten(1).mean(1), t, w)}

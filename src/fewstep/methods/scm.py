@@ -11,11 +11,10 @@ from fewstep.data.batch import Batch
 from fewstep.diffusion.flow_map import log_snr_of, start_derivative
 from fewstep.diffusion.prediction import Prediction, diffuse
 from fewstep.diffusion.schedule import angle, expand
-from fewstep.methods.base import Method, Networks, Parent, Phase, StudentSettings
+from fewstep.methods.base import GuidedStudentSettings, Method, Networks, Phase
 from fewstep.methods.consistency import renoising
 from fewstep.methods.derivative import Derivative, along_the_flow
 from fewstep.methods.draws import Draws, standard_normal
-from fewstep.methods.guidance_range import GuidanceRange, chosen_weights
 from fewstep.methods.losses import Loss
 from fewstep.methods.training import STUDENT
 from fewstep.networks.inputs import sinusoid, zeroed
@@ -25,7 +24,7 @@ FEATURES = 64
 
 
 @dataclass(frozen=True, kw_only=True)
-class ContinuousConsistency(StudentSettings, Method):
+class ContinuousConsistency(GuidedStudentSettings, Method):
     """sCM by distillation (Lu & Song 2025, algorithm 1) in the angle phi, with sigma_d = 1.
 
     f(z, phi) = cos(phi) z - sin(phi) F shall not change along the teacher's flow. With the tangent
@@ -40,8 +39,7 @@ class ContinuousConsistency(StudentSettings, Method):
         levels: where the sampler evaluates, falling in (0, 1].
         log_mean, log_std: of the noise levels trained at. tangent_warmup_images: see above.
         derivative: of F along the flow, jvp or finite_difference.
-        w_min, w_max: guidance weights trained at, null for the parent's range.
-        The rest: see `Method` and `StudentSettings`; `training.roles` needs weighting.
+        The rest: see `Method` and `GuidedStudentSettings`; `training.roles` needs weighting.
 
     Raises:
         ValueError: bad sampling levels, or a deviation or warm-up that is not positive.
@@ -55,8 +53,6 @@ class ContinuousConsistency(StudentSettings, Method):
     log_std: float = 1.4
     tangent_warmup_images: int
     derivative: Derivative = "jvp"
-    w_min: float | None = None
-    w_max: float | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -72,14 +68,8 @@ class ContinuousConsistency(StudentSettings, Method):
     def roles(self) -> tuple[str, ...]:
         return (STUDENT, WEIGHTING)
 
-    def parent(self) -> Parent:
-        return Parent(guidance=("input", "two_evaluations"))
-
     def phases(self) -> tuple[Phase, ...]:
         return (Phase(renoising(self.levels, "input")),)
-
-    def guidance(self, parent: GuidanceRange | None) -> GuidanceRange:
-        return chosen_weights(parent, self.w_min, self.w_max)
 
     def networks(self, nets: Networks, stream: str) -> Networks:
         nets = super().networks(nets, stream)
@@ -87,14 +77,12 @@ class ContinuousConsistency(StudentSettings, Method):
 
     def losses(self, batch: Batch, nets: Networks, draws: Draws, *, step: int, phase: Phase) -> dict[str, Loss]:
         x, label = batch
-        assert nets.teacher is not None, "a distilled student has a teacher"
-        assert nets.guidance is not None, "the student has a w input"
-        w = nets.guidance.quantile(draws.uniform())
+        teacher, w = nets.teacher_and_weights(draws)
         log_snr = -2 * (self.log_mean + self.log_std * standard_normal(draws))
         t = nets.schedule.time(log_snr).clamp(1e-4, 1)
         log_snr = nets.schedule.log_snr(t)
         noised = diffuse(x=x, eps=draws.normal(), log_snr=log_snr)
-        velocity = nets.teacher(noised.z, log_snr, label, w).v
+        velocity = teacher(noised.z, log_snr, label, w).v
 
         def student(z: Tensor, phi: Tensor) -> Tensor:
             return nets.student(z, log_snr_of(phi), label, w).v

@@ -9,20 +9,17 @@ from torch import Tensor, nn
 from fewstep.data.batch import Batch
 from fewstep.diffusion.prediction import Condition, Prediction
 from fewstep.diffusion.sampling import Sampling
-from fewstep.methods.base import Networks, Parent, Phase, Regression, StudentSettings, Times, Weights
+from fewstep.methods.base import GuidedStudentSettings, Networks, Parent, Phase, Regression, Times, Weights
 from fewstep.methods.draws import Draws
-from fewstep.methods.guidance_range import GuidanceRange, chosen_weights
+from fewstep.methods.feature_matching import PROJECTION, network_of, with_feature_loss
 from fewstep.methods.losses import Loss
 from fewstep.methods.training import STUDENT
 from fewstep.networks import Denoiser
 from fewstep.networks.features import LastFeatures
-from fewstep.networks.memory import denoisers_in
-
-PROJECTION = "projection"  # the role of what brings the student's features to the teacher's channels
 
 
 @dataclass(frozen=True, kw_only=True)
-class SFDDM(StudentSettings, Regression):
+class SFDDM(GuidedStudentSettings, Regression):
     """Single-fold distillation (Hong et al. 2024), as in the released code: |out_S - out_T| + |h_S - h_T|, both L1.
 
     The student's N levels have the noise of levels of the teacher, with the same data and noise, so that the outputs
@@ -32,8 +29,7 @@ class SFDDM(StudentSettings, Regression):
 
     Args:
         num_steps: N. features: weight of the features' term, 0 for none; more needs a trained teacher.
-        w_min, w_max: guidance weights trained at, null for the parent's range.
-        The rest: see `Method` and `StudentSettings`; `training.roles` needs projection where there are features.
+        The rest: see `Method` and `GuidedStudentSettings`; `training.roles` needs projection where there are features.
 
     Raises:
         ValueError: fewer than one step, or a negative weight.
@@ -47,8 +43,6 @@ class SFDDM(StudentSettings, Regression):
 
     num_steps: int
     features: float = 1.0
-    w_min: float | None = None
-    w_max: float | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -74,20 +68,12 @@ class SFDDM(StudentSettings, Regression):
     def phases(self) -> tuple[Phase, ...]:
         return (Phase(Sampling.uniform(self.num_steps, guidance="input"), num_steps=self.num_steps),)
 
-    def guidance(self, parent: GuidanceRange | None) -> GuidanceRange:
-        return chosen_weights(parent, self.w_min, self.w_max)
-
     def networks(self, nets: Networks, stream: str) -> Networks:
         nets = super().networks(nets, stream)
         if not self.features:
             return nets
-        networks = [*denoisers_in(nets.teacher)]
-        if len(networks) != 1:
-            raise ValueError(
-                "stage.features needs the features of a trained teacher, and this one is exact or clipped; use "
-                "stage.features=0, or a trained teacher with stage.clip_target=false"
-            )
-        return replace(nets, trained={PROJECTION: LastFeatureError(nets.student, networks[0])})
+        teacher = network_of(nets.teacher, "stage.features")
+        return replace(nets, trained={PROJECTION: LastFeatureError(nets.student, teacher)})
 
     def times(self, phase: Phase) -> Float[Tensor, "times"]:
         return phase.sampling.grid()
@@ -96,11 +82,7 @@ class SFDDM(StudentSettings, Regression):
         return draws.integers(1, self.num_steps + 1).double() / self.num_steps
 
     def losses(self, batch: Batch, nets: Networks, draws: Draws, *, step: int, phase: Phase) -> dict[str, Loss]:
-        losses = super().losses(batch, nets, draws, step=step, phase=phase)
-        if PROJECTION in nets.trained:
-            own = losses[STUDENT]
-            losses[PROJECTION] = Loss(self.features * nets.trained[PROJECTION](), own.t, own.w)
-        return losses
+        return with_feature_loss(super().losses(batch, nets, draws, step=step, phase=phase), nets, self.features)
 
     def target(
         self, noised: Prediction, *, t: Times, label: Condition, w: Weights | None, nets: Networks, phase: Phase

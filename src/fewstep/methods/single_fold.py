@@ -10,13 +10,12 @@ from torch import Tensor
 from fewstep.diffusion.prediction import Condition, Prediction
 from fewstep.diffusion.sampler import ddim_step, invert_ddim
 from fewstep.diffusion.sampling import Sampling
-from fewstep.methods.base import Networks, Parent, Phase, Regression, StudentSettings, Times, Weights
+from fewstep.methods.base import GuidedStudentSettings, Networks, Phase, Regression, Times, Weights
 from fewstep.methods.draws import Draws
-from fewstep.methods.guidance_range import GuidanceRange, chosen_weights
 
 
 @dataclass(frozen=True, kw_only=True)
-class SingleFold(StudentSettings, Regression):
+class SingleFold(GuidedStudentSettings, Regression):
     """Regress to the prediction whose one DDIM step lands where `fold` steps of the teacher do.
 
     Progressive distillation without halvings: N steps are learned from N * fold of the teacher's at once, with `fold`
@@ -24,8 +23,7 @@ class SingleFold(StudentSettings, Regression):
 
     Args:
         num_steps: N, of the student. fold: steps of the teacher in one of the student's.
-        w_min, w_max: guidance weights trained at, null for the parent's range.
-        The rest: see `Method` and `StudentSettings`.
+        The rest: see `Method` and `GuidedStudentSettings`.
 
     Raises:
         ValueError: fewer than one step.
@@ -36,23 +34,15 @@ class SingleFold(StudentSettings, Regression):
 
     num_steps: int
     fold: int
-    w_min: float | None = None
-    w_max: float | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if min(self.num_steps, self.fold) < 1:
             raise ValueError(f"stage.num_steps and stage.fold must be at least 1, got {self.num_steps} and {self.fold}")
 
-    def parent(self) -> Parent:
-        return Parent(guidance=("input", "two_evaluations"))
-
     def phases(self) -> tuple[Phase, ...]:
         sampling = Sampling.uniform(self.num_steps, guidance="input")
         return (Phase(sampling, num_steps=self.num_steps, teacher_steps=self.num_steps * self.fold),)
-
-    def guidance(self, parent: GuidanceRange | None) -> GuidanceRange:
-        return chosen_weights(parent, self.w_min, self.w_max)
 
     def times(self, phase: Phase) -> Float[Tensor, "times"]:
         return phase.sampling.grid()

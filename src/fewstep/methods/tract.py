@@ -12,16 +12,15 @@ from torch import Tensor
 from fewstep.diffusion.hop import two_hop
 from fewstep.diffusion.prediction import Condition, Prediction
 from fewstep.diffusion.sampling import Sampling
-from fewstep.methods.base import Networks, Parent, Phase, Regression, StudentSettings, Times, Weights
+from fewstep.methods.base import GuidedStudentSettings, Networks, Parent, Phase, Regression, Times, Weights
 from fewstep.methods.draws import Draws
-from fewstep.methods.guidance_range import GuidanceRange, chosen_weights
 from fewstep.networks.ema import Average, bias_corrected
 
 SELF_TEACHER = "self_teacher"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tract(StudentSettings, Regression):
+class Tract(GuidedStudentSettings, Regression):
     """Transitive closure of the teacher's steps: S_in of them become S_out, in one phase (Berthelot et al. 2023).
 
     A group is the S_in / S_out teacher steps inside one student step. From t = i / S_in inside a group the teacher
@@ -33,8 +32,7 @@ class Tract(StudentSettings, Regression):
         time_schedule: the steps that the parent is run with, then those of each phase's student: [64, 8, 1].
         self_teacher_decay: of the self-teacher, per step; 0.5 in the authors' code.
         few_steps, few_steps_factor: phases of at most so many steps get so many times `training.images`.
-        w_min, w_max: guidance weights trained at, null for the parent's range.
-        The rest: see `Method` and `StudentSettings`.
+        The rest: see `Method` and `GuidedStudentSettings`.
 
     Raises:
         ValueError: steps of which one does not divide the one before, or a decay outside [0, 1).
@@ -47,8 +45,6 @@ class Tract(StudentSettings, Regression):
     self_teacher_decay: float = 0.5
     few_steps: int = 0
     few_steps_factor: float = 1.0
-    w_min: float | None = None
-    w_max: float | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -76,9 +72,6 @@ class Tract(StudentSettings, Regression):
             )
             for teacher_steps, num_steps in pairwise(self.time_schedule)
         )
-
-    def guidance(self, parent: GuidanceRange | None) -> GuidanceRange:
-        return chosen_weights(parent, self.w_min, self.w_max)
 
     def networks(self, nets: Networks, stream: str) -> Networks:
         nets = super().networks(nets, stream)

@@ -94,17 +94,25 @@ def candidates_of(
 
 
 def labels_of(models: dict[Path, Model]) -> dict[Path, str]:
-    """What each model is called in tables: its card's label; where another has that and as many steps, with its method
-    in its place, and with its run's name where that is the same too."""
+    """What each model is called in tables: its card's label.
 
-    def taken_by_others(labels: dict[Path, str], path: Path) -> bool:
+    Of several methods with one label and the same step counts, like a guided student and a method's own student of any
+    number of steps made from it, the one with the fewest ancestors keeps it and the others have their method's name;
+    several runs of one method have their run's name too.
+    """
+
+    def alike(labels: dict[Path, str], path: Path) -> list[Model]:
         own = labels[path], models[path].card.sampling.steps
-        return [(labels[each], models[each].card.sampling.steps) for each in models].count(own) > 1
+        return [model for each, model in models.items() if (labels[each], model.card.sampling.steps) == own]
 
     labels = {path: model.card.label for path, model in models.items()}
-    by_method = {path: models[path].card.method if taken_by_others(labels, path) else labels[path] for path in models}
+    oldest = {path: min(alike(labels, path), key=lambda model: len(model.card.parents)) for path in models}
+    by_method = {
+        path: labels[path] if model.card.method == oldest[path].card.method else model.card.method
+        for path, model in models.items()
+    }
     return {
-        path: f"{label} {path.parent.name}" if taken_by_others(by_method, path) else label
+        path: f"{label} {path.parent.name}" if len(alike(by_method, path)) > 1 else label
         for path, label in by_method.items()
     }
 
