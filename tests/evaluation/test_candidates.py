@@ -1,10 +1,11 @@
 """The candidates of a grid: the teacher is guided in the interval of its student."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from fewstep.artifacts.model_file import ModelCard
+from fewstep.artifacts.model_file import Ancestor, ModelCard
 from fewstep.data.facts import DataFacts
 from fewstep.diffusion.betas import BetaSchedule
 from fewstep.diffusion.guidance import Guided
@@ -14,7 +15,7 @@ from fewstep.evaluation.grid import EvaluationPlan
 from fewstep.inference.model import Model
 from fewstep.networks import Denoiser
 from fewstep.networks.backbones.mlp import ResidualMLP
-from fewstep.runs.evaluate import candidates_of
+from fewstep.runs.evaluate import candidates_of, labels_of
 
 FACTS = DataFacts(name="points", shape=(2,), num_classes=3, low=-2.0, high=2.0)
 PLAN = EvaluationPlan(num_images=4, w=(1.0,), baselines=())
@@ -51,3 +52,14 @@ def test_a_teacher_is_guided_in_the_times_of_its_students_schedule() -> None:
     assert isinstance(teacher.denoise, Guided)
     highest, lowest = CosineSchedule().log_snr(torch.tensor([0.25, 0.75])).tolist()
     assert teacher.denoise.interval == (lowest, highest)
+
+
+def test_a_methods_student_of_any_steps_is_told_from_the_guided_one_it_was_made_from() -> None:
+    """Whatever the order of the files; two runs of one method have their runs' names."""
+    guided, own = model("guidance", CosineSchedule(), None), model("guidance", CosineSchedule(), None)
+    ancestor = Ancestor(method="guidance", path="../guided/model", sha256="0")
+    own = replace(own, card=replace(own.card, method="refine", parents=(ancestor,)))
+    files = {Path("refine/model"): own, Path("guided/model"): guided}
+    assert labels_of(files) == {Path("refine/model"): "refine", Path("guided/model"): "guided"}
+    again = {Path("one/model"): guided, Path("two/model"): guided}
+    assert labels_of(again) == {Path("one/model"): "guided one", Path("two/model"): "guided two"}

@@ -140,6 +140,14 @@ def test_a_part_without_a_derivative_is_named_with_the_other_way() -> None:
         along_the_flow(lambda z, phi: Odd.apply(z), torch.ones(2, 2), torch.ones(2), torch.ones(2, 2), "jvp")
 
 
+def test_other_errors_of_a_network_are_its_own() -> None:
+    def exhausted(z: Tensor, phi: Tensor) -> Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        along_the_flow(exhausted, torch.ones(2, 2), torch.ones(2), torch.ones(2, 2), "jvp")
+
+
 EXACT = {
     "flow_map": ({"most_share": 1.0}, 1e-12),
     "meanflow": ({"equal_share": 0.0}, 1e-12),
