@@ -93,3 +93,15 @@ def test_a_plan_counts_roles_that_move_seldom(commands: Commands, tmp_path: Path
     assert result.status == 0, result
     evaluations = ("stage.training.evaluations=2000", f"outputs={tmp_path}")
     assert commands.train(*own, *MIXTURE, *evaluations).status == 0
+
+
+def test_a_flow_map_samples_and_edits_and_does_not_encode(outputs: Path) -> None:
+    run_as_composed("stage=flow_map", *MIXTURE, "teacher=null", f"outputs={outputs}", "name=run")
+    model = fewstep.load(outputs / "mixture/flow_map/run/model.safetensors")
+    assert model.card.sampling.steps == (1, 2, 4, 8)
+    x = model.sample([0, 1], steps=2, w=1.0)
+    assert fewstep.edit(model, x, [1, 1], strength=0.5).shape == x.shape
+    with pytest.raises(ValueError, match="does not encode: give an encoder"):
+        fewstep.transfer(model, x, [0, 1], [1, 0])
+    guided = fewstep.load(outputs / "mixture/guidance/run/model.safetensors")
+    assert fewstep.transfer(model, x, [0, 1], [1, 0], encoder=guided, encode_steps=4).shape == x.shape

@@ -230,6 +230,11 @@ def _encoding(
             f"an encoder must be of the model's own data and schedule, {model.card.data.name}, and this one is of "
             f"{card.data.name} with {card.schedule}; give one made from the same teacher"
         )
+    if card.sampling.sampler == "flow_map":
+        raise ValueError(
+            "a flow map is told where each step ends and does not encode: give an encoder (stage=encoder), a guided "
+            "student or a teacher"
+        )
     labels = model.condition(source)
     if len(labels) != len(images):
         raise ValueError(f"every image needs a source condition: {len(images)} images, {len(labels)} conditions")
