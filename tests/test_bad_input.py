@@ -83,6 +83,8 @@ def train(commands: Commands, tmp_path: Path):
         (["stage=dmd2", "stage.fake_updates=0"], ["stage.fake_updates must be at least 1", "0"]),
         (["stage=dmd2", "stage.t_min=-0.5"], ["0 <= t_min < t_max <= 1", "-0.5"]),
         (["stage.stages=[teacher,nowhere]"], ["stage.stages", "'nowhere'"]),
+        (["+stage.seeds.nowhere=1"], ["stage.seeds.nowhere", "no stage", "progressive"]),
+        (["stage.seeds.teacher=x"], ["stage.seeds", "'x'"]),
         (["stage=guidance"], ["needs a teacher", "stage=teacher dataset=digits", "teacher=PATH"]),
         (["stage=progressive"], ["needs a guided", "stage=guidance dataset=digits", "teacher=PATH"]),
         (["stage=evaluate"], ["needs finished few-step students", "stage=progressive dataset=digits", "teacher=PATH"]),

@@ -15,7 +15,7 @@ PRESETS = {  # jobs, shared parents
     "guidance_by_steps": (2, 1),
     "ablations": (18, 1),
     "seeds": (5, 0),
-    "methods": (15, 1),
+    "methods": (45, 1),  # three seeds of each, from one guided student
     "smaller_student": (6, 1),
 }
 
@@ -40,14 +40,23 @@ ELSEWHERE = [
 @pytest.mark.parametrize(("dataset", "preset"), [*(("digits", preset) for preset in PRESETS), *ELSEWHERE])
 def test_a_preset_takes_any_data_set(dataset: str, preset: str, tmp_path: Path, commands: Commands):
     jobs, parents = PRESETS[preset]
+    line = [f"sweeps={preset}", f"dataset={dataset}", "plan=true", f"outputs={tmp_path}"]
+    if preset == "methods":  # each method once
+        line, jobs = [*line, "seed=0"], jobs // 3
     if dataset == "mixture":  # its teacher is exact, and trained by nobody
         parents = int(preset in ("step_counts", "guidance_by_steps", "methods"))
-    result = commands.train(f"sweeps={preset}", f"dataset={dataset}", "plan=true", f"outputs={tmp_path}")
+    result = commands.train(*line)
     assert result.status == 0, result
     assert result.out.splitlines()[-1].endswith(
         f"{preset}-{folder_digest(result.out)}: {jobs} jobs, {parents} shared parents"
     )
     assert not list(tmp_path.iterdir())
+
+
+def test_methods_are_compared_over_seeds_that_share_one_guided_student(tmp_path: Path, commands: Commands):
+    out = commands.train("sweeps=methods", "method=tract,dmd2", "plan=true", f"outputs={tmp_path}").out
+    assert "6 jobs, 1 shared parents" in out
+    assert out.splitlines()[1:3] == ["seed=0,method=tract: a job", "seed=0,method=dmd2: a job"]
 
 
 def folder_digest(out: str) -> str:

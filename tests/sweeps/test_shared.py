@@ -82,6 +82,18 @@ def test_what_is_given_is_not_trained(fixed: list[str], differs: str, stages: li
     assert [training.stages for training in trainings] == stages
 
 
+def test_stages_of_another_seed_are_shared_by_all_seeds():
+    """Each seed's method starts from the same guided student, and has its own random numbers."""
+    own = [(f"method={method}", f"seed={seed}") for seed in (0, 1) for method in ("tract", "dmd2")]
+    (training,), jobs = shared(*own, fixed=("stage.seeds={teacher:3,guidance:3}",))
+    assert training.stages == ("teacher", "guidance")
+    assert [job.parent for job in jobs] == [training.name] * 4
+    settings = Settings.read(config_of(*jobs[2].overrides))
+    assert [settings.of_stage(stage).seed for stage in ("teacher", "guidance", "tract")] == [3, 3, 1]
+    trainings, _ = shared(*own)
+    assert len(trainings) == 2  # by itself, a seed is of the whole pipeline
+
+
 def test_what_branches_is_shared_once():
     chains = {"a": ("t", "g1"), "b": ("t", "g1"), "c": ("t", "g2"), "d": ("u", "g3"), "e": ("u", "g3"), "f": ("v",)}
     assert shared_keys(chains) == {"t", "g1", "g3"}  # u is trained with g3, v by its only job

@@ -17,6 +17,7 @@ from fewstep.training.settings import TrainerSettings
 PIPELINE, EVALUATE = "pipeline", "evaluate"
 EXACT, NO_TEACHER = "exact", "none"
 FORCE = "force"
+SEEDS = "seeds"
 FOLDER_NAME = r"[\w.,=+-]*\w[\w.,=+-]*"
 TOY_STEPS = 8
 GROUPS = ("dataset", "model", "stage", "trainer", "schedule", "logger")
@@ -67,18 +68,19 @@ class Settings:
         return replace(self, values=copy.deepcopy(self.values) | dict(changes))
 
     def of_stage(self, stage: str, teacher: str | Path | None = None) -> "Settings":
-        """The settings of one stage of a pipeline.
+        """The settings of one stage of a pipeline, with the seed that `stage.seeds` has for it.
 
         Raises:
             ValueError: the pipeline has no such stage.
         """
-        if not isinstance(own := self.stage.get(stage), dict):
-            known = [name for name, value in self.stage.items() if isinstance(value, dict)]
+        if stage not in self.composed_stages:
             raise ValueError(
-                f"stage.stages must be of the stages that are composed, {', '.join(known)}, got {stage!r}; "
-                f"method={stage} composes one"
+                f"stage.stages must be of the stages that are composed, {', '.join(self.composed_stages)}, got "
+                f"{stage!r}; method={stage} composes one"
             )
-        return self.with_values({"stage": copy.deepcopy(own), "teacher": None if teacher is None else str(teacher)})
+        seed = self.seeds.get(stage, self.seed)
+        teacher = None if teacher is None else str(teacher)
+        return self.with_values({"stage": copy.deepcopy(self.stage[stage]), "teacher": teacher, "seed": seed})
 
     @property
     def stage(self) -> dict[str, Any]:
@@ -93,6 +95,26 @@ class Settings:
     def stages(self) -> tuple[str, ...]:
         """A pipeline's stages, in their order."""
         return checked(self.stage.get("stages"), tuple[str, ...], "stage.stages")
+
+    @property
+    def composed_stages(self) -> list[str]:
+        """The stages that a pipeline has settings for."""
+        return [name for name, value in self.stage.items() if isinstance(value, dict) and name != SEEDS]
+
+    @property
+    def seeds(self) -> dict[str, int]:
+        """The seeds of a pipeline's stages; a stage that is not among them has `seed`.
+
+        Raises:
+            ValueError: one is no number, or of no stage.
+        """
+        seeds = checked(self.stage.get(SEEDS, {}), dict[str, int], f"stage.{SEEDS}")
+        if unknown := sorted({*seeds} - {*self.composed_stages}):
+            raise ValueError(
+                f"stage.{SEEDS}.{unknown[0]} is of no stage of this pipeline, which are "
+                f"{', '.join(self.composed_stages)}"
+            )
+        return seeds
 
     @property
     def dataset_name(self) -> str:
