@@ -40,6 +40,11 @@ class GaussianMixture:
     def num_classes(self) -> int:
         return int(self.classes.max()) + 1
 
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """All that it depends on, by name."""
+        return {"means": self.means, "stds": self.stds, "weights": self.weights, "classes": self.classes}
+
     def _log_joint(
         self, z: Points, log_snr: Batch, label: Int[Tensor, "batch"]
     ) -> tuple[Float[Tensor, "batch components"], Float[Tensor, "batch components dim"]]:

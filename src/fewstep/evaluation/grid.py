@@ -1,11 +1,11 @@
 """The grid of quality over steps and w: teacher and students from the same noise, under one protocol."""
 
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import chain
 from math import prod
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -24,9 +24,11 @@ from fewstep.distributed.collectives import all_gather_rows, all_reduce_sum, loc
 from fewstep.evaluation.baselines import SOLVERS, sample_with
 from fewstep.evaluation.features import FeatureExtractor
 from fewstep.evaluation.images import EvaluationImages, evaluation_tensor
+from fewstep.evaluation.kept import kept
 from fewstep.evaluation.metrics import Figures, figures_of
 from fewstep.evaluation.protocol import Protocol
 from fewstep.evaluation.statistics import Features, ReferenceStatistics
+from fewstep.system.files import tensor_digest
 from fewstep.system.seeds import fresh_noise, starting_noise
 
 EXACT_STEPS = 256  # of the Runge-Kutta integrator, whose error is then below 1e-6
@@ -79,6 +81,7 @@ class Candidate:
         steps: numbers of steps, each a cell, at the evaluation times that `sampling` has for it.
         solver: one of SOLVERS or SAMPLERS instead of the model's own sampler, for a baseline.
         weights: the guidance weights of its cells; None for all of the plan.
+        digest: of all that its samples depend on besides the cell, for a model whose samples may be kept; else None.
     """
 
     model: str
@@ -89,6 +92,7 @@ class Candidate:
     sampling: Sampling
     solver: str | None = None
     weights: tuple[float, ...] | None = None
+    digest: str | None = None
 
     @property
     def sampler(self) -> str:
@@ -108,6 +112,7 @@ class Candidate:
 
 Show = Callable[[Candidate, int, float, EvaluationImages, Int[Tensor, "count"]], None]
 Decode = Callable[[Tensor], Tensor]
+Keep = Callable[[tuple[object, ...], Callable[[], Tensor]], tuple[Tensor, float]]
 
 
 def quality_grid(
@@ -123,6 +128,7 @@ def quality_grid(
     clip_score: Callable[[EvaluationImages], float] | None = None,
     exact: GaussianMixture | None = None,
     device: torch.device | str = "cpu",
+    folder: Path | None = None,
     show: Show = lambda *_: None,
 ) -> Iterator[QualityRow]:
     """Yield the cells, one w after the other; same_noise_rmse compares with the first candidate at its first steps.
@@ -132,6 +138,7 @@ def quality_grid(
 
     Args:
         labels: the condition of each image. decode: samples to images.
+        folder: where samples of candidates with a digest are kept, for other evaluations; see `kept`.
         show: called on rank 0 with each cell's samples and their classes (0 for prompts).
 
     Raises:
@@ -142,7 +149,7 @@ def quality_grid(
             f"each process makes a share of the images, got num_images={plan.num_images} for {world_size()} of them"
         )
     classes = torch.zeros(len(labels), dtype=torch.long) if labels.is_floating_point() else labels
-    share = CellSampler(plan, facts, labels, device)
+    share = CellSampler(plan, facts, labels, device, partial(kept, folder, protocol.id))
 
     def extract(x: Tensor) -> tuple[EvaluationImages, Features]:
         images = evaluation_tensor(decode(x.to(device)).cpu(), facts.pixels)
@@ -159,7 +166,7 @@ def quality_grid(
         for candidate in candidates:
             if candidate.weights is not None and w not in candidate.weights:
                 continue
-            share.sample(candidate, min(candidate.steps), w, share.batches[0])  # warm up, for the rates
+            share.sample(candidate, 1, w, share.batches[0])  # warm up, for the rates
             for steps in candidate.steps:
                 cell = share.cell(candidate, steps, w, base, solution, extract)
                 figures, clip = on_main_process(partial(evaluate, candidate, steps, w, cell))
@@ -211,10 +218,16 @@ def quality_row(
 
 
 class CellSampler:
-    """Samples of this rank's share of the images, always from the same noise; `batches` are slices of the share."""
+    """Samples of this rank's share of the images, always from the same noise; `batches` are slices of the share.
 
-    def __init__(self, plan: EvaluationPlan, facts: DataFacts, labels: Condition, device: torch.device | str) -> None:
-        self.plan, self.facts, self.device = plan, facts, device
+    Args:
+        keep: key, draw -> samples, seconds; see `kept`.
+    """
+
+    def __init__(
+        self, plan: EvaluationPlan, facts: DataFacts, labels: Condition, device: torch.device | str, keep: Keep
+    ) -> None:
+        self.plan, self.facts, self.device, self.keep = plan, facts, device, keep
         share = local_slice(plan.num_images)
         self.start, count = share.start, share.stop - share.start
         self.noise, self.labels = starting_noise(plan.seed, share.start, count, facts.shape), labels[share]
@@ -247,9 +260,10 @@ class CellSampler:
         extracted, seconds = [], 0.0
         squares = torch.zeros(2, dtype=torch.float64)  # of the differences to `base` and to `solution`
         for number, batch in enumerate(self.batches):
-            start = time.perf_counter()
-            x = self.sample(candidate, steps, w, batch)
-            seconds += time.perf_counter() - start
+            place = (candidate.sampler, steps, w, self.start + batch.start, batch.stop - batch.start, str(self.device))
+            draw = partial(self.sample, candidate, steps, w, batch)
+            x, own_seconds = self.keep((candidate.digest, *place), draw)
+            seconds += own_seconds
             if number == len(base):
                 base.append(x)
             squares[0] += squared_error(x, base[number])
@@ -270,7 +284,8 @@ class CellSampler:
     def solve(self, exact: GaussianMixture, schedule: Schedule, w: float) -> Float[Tensor, "count dim"]:
         """The guided probability-flow ODE of the mixture, solved from the same noise in float64."""
         ends = schedule.log_snr(torch.tensor([1.0, 0.0]))
-        solution = integrate(
+        draw = partial(
+            integrate,
             Guided(exact.denoise, exact.num_classes),
             self.noise.double(),
             log_snr=ends[0],
@@ -279,6 +294,8 @@ class CellSampler:
             label=self.labels,
             w=torch.full((len(self.noise),), float(w), dtype=torch.float64),
         )
+        tensors = tensor_digest({**exact.tensors, "noise": self.noise, "label": self.labels})
+        solution, _ = self.keep(("exact solution", tensors, repr(schedule), w), draw)
         return solution.float().clamp(self.facts.low, self.facts.high)
 
 

@@ -28,6 +28,7 @@ TOP = {
     "plan": bool,
     "budget": int | None,
     "zero_terminal_snr": bool,
+    "samples": str | None,
     "resume": Literal["auto", "force"],
 }
 
@@ -131,6 +132,11 @@ class Settings:
     @property
     def outputs(self) -> Path:
         return Path(self.values["outputs"])
+
+    @property
+    def samples(self) -> Path | None:
+        """Where evaluations keep samples for each other."""
+        return None if self.values["samples"] is None else Path(self.values["samples"])
 
     @property
     def run_name(self) -> str | None:

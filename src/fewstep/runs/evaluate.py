@@ -32,7 +32,7 @@ from fewstep.evaluation.protocol import Protocol
 from fewstep.inference.model import Model
 from fewstep.networks import Frozen
 from fewstep.reports.report import write_report
-from fewstep.system.files import sha256_of, write_json
+from fewstep.system.files import sha256_of, tensor_digest, write_json
 from fewstep.system.hardware import cpu_name, peak_gpu_memory, peak_memory
 from fewstep.tracking.tracker import log_quality
 
@@ -79,6 +79,8 @@ def candidates_of(
     if exact is not None and not any(card.label == "teacher" for card in cards):
         guided = Guided(exact.denoise, exact.num_classes, interval)
         teacher = Candidate("teacher", guided, guided.evaluations, cards[0].schedule, plan.teacher_steps, Sampling())
+        digest = f"{tensor_digest(exact.tensors)} {interval} {cards[0].schedule}"
+        teacher = replace(teacher, digest=digest)
         candidates += with_baselines(teacher, plan)
     for path, model in models.items():
         card = model.card
@@ -89,7 +91,10 @@ def candidates_of(
             warnings.warn(
                 f"the grid's w goes to {max(plan.w):g}, and a student was made for w to {card.w_max:g}", stacklevel=3
             )
-        candidates += candidates_of_model(model, labels[path], plan, interval)
+        digest = f"{sha256_of(path)} {interval}" if card.sampling.times is None else None
+        candidates += [
+            replace(each, digest=digest) for each in candidates_of_model(model, labels[path], plan, interval)
+        ]
     return candidates
 
 
@@ -148,10 +153,12 @@ def evaluate(
     *,
     accelerator: str = "cpu",
     compiled: bool = False,
+    samples: Path | None = None,
 ) -> list[dict[str, Any]]:
     """Measure the whole grid of the models at `paths` and their ancestors, and write everything into `folder`.
 
     Args:
+        samples: folder in which those of models of any number of steps are kept for other evaluations.
         compiled: whether the networks' calls are, on a GPU into CUDA graphs.
 
     Raises:
@@ -180,6 +187,7 @@ def evaluate(
         clip_score=evaluator.clip and partial(evaluator.clip, prompts=prompts, device=device),
         exact=evaluator.exact,
         device=device,
+        folder=samples,
         show=partial(save_same_noise, evaluator, folder),
     )
     rows = [row.as_dict() for row in with_progress(cells, candidates, plan)]

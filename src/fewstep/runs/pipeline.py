@@ -216,4 +216,5 @@ def judge(settings: Settings, folder: RunFolder, models: Sequence[Path]) -> None
             loggers,
             accelerator=trainer.accelerator,
             compiled=trainer.compile,
+            samples=settings.samples,
         )

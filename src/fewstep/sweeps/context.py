@@ -20,7 +20,7 @@ from fewstep.sweeps.jobs import Job, SweepOverrides, quoted
 from fewstep.sweeps.process import JobProcess
 from fewstep.sweeps.running import Result, Sweep
 from fewstep.sweeps.status import JobState, Objective
-from fewstep.sweeps.sweep import SWEEPS
+from fewstep.sweeps.sweep import SAMPLES, SWEEPS
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,9 @@ class SweepContext:
         Raises:
             ValueError: an error that the job would meet when it is started.
         """
-        job = job.with_override("outputs", quoted(folder)).with_override("name", quoted(job.name))
+        own = {"outputs": folder, "name": job.name, "samples": self.config.samples or folder / SAMPLES}
+        for key, value in own.items():
+            job = job.with_override(key, quoted(value))
         settings = self.settings(job.overrides)
         if settings.name == PIPELINE:
             check_pipeline(settings)

@@ -10,7 +10,7 @@ from typing import Self
 
 from hydra.core.override_parser.types import Override, Quote, QuotedString
 
-NOT_OF_THE_JOB = ("name", "outputs", "plan")  # settings of the sweep itself
+NOT_OF_THE_JOB = ("name", "outputs", "plan", "samples")  # settings of the sweep itself
 NOT_OF_THE_FOLDER = ("sweeps", "launcher", "sweeper", "logger", "resume")  # a sweep goes on when these change
 LONGEST_NAME = 120
 

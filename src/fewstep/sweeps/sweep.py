@@ -12,6 +12,7 @@ from fewstep.system.files import atomic_write
 
 SWEEPS = "sweeps"
 SWEEP = "sweep.yaml"
+SAMPLES = "samples"  # of the models that several jobs judge
 
 
 @contextmanager
