@@ -9,7 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import DiffusionPipeline, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import (
+    DiffusionPipeline,
+    LatentConsistencyModelPipeline,
+    LCMScheduler,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
 from exporting import BETAS, COSINE, TRAINED, ZERO_SNR, companions, write_model
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -31,6 +37,8 @@ STOCHASTIC = Sampling.uniform(4, sampler="stochastic", guidance="input")
 UNEVEN = Sampling(times=(1.0, 0.8, 0.3, 0.1), guidance="input")
 RENOISE = Sampling(sampler="renoise", times=(1.0, 0.8, 0.3, 0.1), guidance="input")
 UNGUIDED = Sampling(sampler="renoise", times=(1.0, 0.8, 0.3, 0.1), guidance="none")
+EVEN_LEVELS = Sampling(sampler="renoise", times=(1.0, 0.75, 0.5, 0.25), guidance="input")
+LCM_LEVELS = Sampling(sampler="renoise", times=(1.0, 0.76, 0.5, 0.26), guidance="input")
 Companions = tuple[LatentFacts, TextFacts]
 
 
@@ -108,6 +116,59 @@ def test_a_text_student_opens_in_stable_diffusion(made: Companions, tmp_path: Pa
     assert (without - theirs).abs().max() > 1e-2  # w is seen
 
 
+@pytest.mark.parametrize(
+    ("sampling", "schedule", "prediction"),
+    [
+        pytest.param(EVEN_LEVELS, BETAS, "v", id="even-v"),
+        pytest.param(LCM_LEVELS, BETAS, "eps", id="lcm-eps", marks=pytest.mark.slow),
+        pytest.param(EVEN_LEVELS, TRAINED, "x", id="trained-x", marks=pytest.mark.slow),
+    ],
+)
+def test_a_text_student_that_renoises_opens_in_the_pipeline_of_lcm(
+    made: Companions, tmp_path: Path, sampling: Sampling, schedule, prediction
+) -> None:
+    """The same latents as ours from the same starting and fresh noise, and w moves them as it moves ours."""
+    own = {"latent": made[0], "text": made[1], "method": "lcm", "prediction": prediction}
+    path = tmp_path / "model.safetensors"
+    write_model(path, "TextUNet", sampling=sampling, schedule=schedule, native_schedule=schedule, **own)
+    assert export(path, tmp_path / "out") < 1e-4
+    model, noise = fewstep.load(path), starting_noise(1, 0, 2, (4, 8, 8))
+    pipe = opened(tmp_path / "out")
+    assert type(pipe) is LatentConsistencyModelPipeline
+    assert type(pipe.scheduler) is LCMScheduler
+    calls = Calls(pipe.unet)
+    for steps in (1, 2, 4):
+        by_w = []
+        for w in (0.0, 1.5, 4.0):
+            calls.count = 0
+            given = {"prompt": PROMPTS, "latents": noise, "num_inference_steps": steps, "guidance_scale": 1 + w}
+            theirs = pipe(**given, generator=torch.Generator().manual_seed(3), output_type="latent").images
+            expected = ours(model, PROMPTS, noise, steps, w)
+            scale = max(1.0, float(expected.abs().max()))
+            assert calls.count == steps
+            assert float((theirs - expected).abs().max()) < 1e-4 * scale
+            by_w.append((theirs, expected, scale))
+        for theirs, expected, scale in by_w[1:]:
+            moved, as_ours = theirs - by_w[0][0], expected - by_w[0][1]
+            assert float(as_ours.abs().max()) > 1e-3 * scale
+            assert float((moved - as_ours).abs().max()) < 1e-4 * scale
+    images = pipe(**given, generator=torch.Generator().manual_seed(3), output_type="pt").images
+    assert torch.allclose(images, (model.decode(expected) / 2 + 0.5).clamp(0, 1), atol=1e-3)
+
+
+def test_the_boundary_scalings_of_lcm_are_those_of_no_scaling_at_its_levels() -> None:
+    """Of the paper to 1e-5, and in an exported scheduler to the last bit of float32."""
+    paper, exact = LCMScheduler(), LCMScheduler(timestep_scaling=1e4)
+    for timestep in torch.arange(19, 1000, 20):
+        skip, out = paper.get_scalings_for_boundary_condition_discrete(timestep)
+        assert 0 < skip < 1e-5
+        assert abs(out - 1) < 1e-5
+    for timestep in torch.arange(1, 1000):
+        skip, out = exact.get_scalings_for_boundary_condition_discrete(timestep)
+        assert skip < 1e-8
+        assert out == 1
+
+
 @pytest.mark.filterwarnings("ignore:this model has no w input")
 def test_a_text_teacher_is_guided_from_outside(made: Companions, tmp_path: Path) -> None:
     latent, text = made
@@ -130,7 +191,9 @@ def test_a_text_teacher_is_guided_from_outside(made: Companions, tmp_path: Path)
         ({"schedule": COSINE}, "its schedule is CosineSchedule"),
         ({"native_schedule": None}, "not the one its network was trained with"),
         ({"sampling": STOCHASTIC}, "stochastic sampler, which no stock scheduler has"),
-        ({"sampling": RENOISE}, "renoise sampler, which no stock scheduler has"),
+        ({"sampling": RENOISE}, "its levels 1, 0.8, 0.3, 0.1 are none that LCMScheduler visits"),
+        ({"sampling": replace(RENOISE, times=(1.0, 0.001))}, "its levels 1, 0.001 are none that"),
+        ({"sampling": replace(EVEN_LEVELS, guidance="none"), "w": None}, "it has no guidance, and the"),
         ({"sampling": UNEVEN}, "made for times of its own, and the scheduler's are evenly spaced"),
         (
             {"sampling": replace(UNGUIDED, sampler="deterministic", times=None), "w": None},
@@ -270,7 +333,14 @@ def test_the_adapter_goes_along(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:this model has no w input")
-def test_stable_diffusion_with_the_adapter_is_the_student(made: Companions, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("sampling", "kind"),
+    [(Sampling.uniform(4, guidance="input"), StableDiffusionPipeline), (LCM_LEVELS, LatentConsistencyModelPipeline)],
+    ids=["ddim", "lcm-lora"],
+)
+def test_the_stock_pipeline_with_the_adapter_is_the_student(
+    made: Companions, tmp_path: Path, sampling: Sampling, kind: Any
+) -> None:
     """The steps of the exported README.md, on the teacher's own pipeline."""
     own = {"latent": made[0], "text": made[1], "schedule": BETAS, "native_schedule": BETAS}
     teacher = write_model(tmp_path / "teacher.safetensors", "TextUNet", w=None, **own)
@@ -278,7 +348,7 @@ def test_stable_diffusion_with_the_adapter_is_the_student(made: Companions, tmp_
     student = with_adapter(with_guidance_input(fewstep.load(teacher).denoiser), rank=2, alpha=3.0)
     for parameter in trained_parameters(student):
         parameter.data = 0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0))
-    path = write_model(tmp_path / "model-4.safetensors", "TextUNet", **own)  # for its card
+    path = write_model(tmp_path / "model-4.safetensors", "TextUNet", sampling=sampling, **own)  # for its card
     save_adapter(adapter_file(path), student, "cd" * 32)
     save_model(path, merged(student), fewstep.load(path).card)
     export(path, tmp_path / "out")
@@ -287,13 +357,16 @@ def test_stable_diffusion_with_the_adapter_is_the_student(made: Companions, tmp_
     unet = UNet2DConditionModel.from_pretrained(tmp_path / "base", **kept)
     w_input = load_file(tmp_path / "out" / "lora" / "w_input.safetensors")
     unet.load_state_dict({name.removeprefix("unet."): weight for name, weight in w_input.items()}, strict=False)
-    adapted = opened(tmp_path / "base", StableDiffusionPipeline, unet=unet)
+    whole = opened(tmp_path / "out", kind)
+    scheduler = type(whole.scheduler).from_pretrained(tmp_path / "out", subfolder="scheduler")
+    adapted = opened(tmp_path / "base", kind, unet=unet, scheduler=scheduler)
     adapted.load_lora_weights(tmp_path / "out" / "lora")
-    whole = opened(tmp_path / "out", StableDiffusionPipeline)
     plain = opened(tmp_path / "base", StableDiffusionPipeline)
     noise = starting_noise(1, 0, 2, (4, 8, 8))
     given = {"prompt": PROMPTS, "latents": noise, "num_inference_steps": 4, "guidance_scale": 3.0}
-    images = [pipe(**given, output_type="latent").images for pipe in (adapted, whole, plain)]
+    images = []
+    for pipe in (adapted, whole, plain):
+        images.append(pipe(**given, generator=torch.Generator().manual_seed(0), output_type="latent").images)
     torch.testing.assert_close(images[0], images[1], rtol=1e-4, atol=1e-4)
     assert float((images[1] - images[2]).abs().max()) > 1e-2
 

@@ -10,8 +10,9 @@ from fewstep.methods.consistency import Consistency, ConsistencyTraining
 class LatentConsistency(Consistency):
     """LCM (Luo et al. 2023): consistency distillation with w drawn per example and given to the student.
 
-    The skipping step k of the teacher's 1000 timesteps is 1000 / num_levels: 20 at 50 levels. The boundary scalings of
-    the paper, within 1e-5 of 0 and 1 at all but the last timestep, are the identity of v at t = 0.
+    The skipping step k of the teacher's 1000 timesteps is 1000 / num_levels: 20 at 50 levels, i.e. timesteps 19, 39,
+    ..., 999. There the paper's boundary scalings are within 1e-5 of 0 and 1, and at its last timestep, 0, they keep z:
+    ours is the identity of v at t = 0.
 
     Args:
         metric: also huber, of each value with c = 0.001.

@@ -63,7 +63,7 @@ class TextUNet(nn.Module):
             )
         check_levels(shape, config)
         follows = {
-            "sample_size": tuple(shape[1:]),
+            "sample_size": shape[1] if shape[1] == shape[2] else tuple(shape[1:]),  # LCM's pipeline takes one number
             "in_channels": shape[0],
             "cross_attention_dim": features,
             "time_cond_proj_dim": guidance_dim if guidance_input else None,
