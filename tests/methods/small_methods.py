@@ -21,6 +21,7 @@ from fewstep.diffusion.sampler import END, invert_ddim
 from fewstep.diffusion.sampling import Sampling
 from fewstep.diffusion.schedule import CosineSchedule, alpha, angle, append_zero, expand, sigma
 from fewstep.methods import (
+    DDIL,
     DMD2,
     PID,
     SFDDM,
@@ -69,6 +70,8 @@ ROLES = {role: {"learning_rate": 2e-3} for role in ("fake", "critic", "projectio
 
 LEVELS = {"levels": [1.0, 0.75, 0.5, 0.25]}
 LADDER = {"ladder": [8, 4, 2], "few_steps": 2, "few_steps_factor": 2.0}
+# The first steps are those of data, student, data, student, teacher.
+STATES = {"states": {"data": 0.3, "teacher": 0.3, "student": 0.4, "warmup": 0.0}}
 SMALL: dict[str, tuple[type[Method], dict[str, Any]]] = {
     "teacher": (Teacher, {"label_dropout": 0.1}),
     "guidance": (Guidance, {"w_min": 0.0, "w_max": 4.0}),
@@ -100,6 +103,13 @@ SMALL: dict[str, tuple[type[Method], dict[str, Any]]] = {
     "freeflow": (FreeFlow, {"correction": 1.0}),
     "freeflow without correction": (FreeFlow, {"correction": 0.0}),
     "dmd2": (DMD2, LEVELS | {"fake_updates": 3}),
+    "ddil": (DDIL, LADDER | STATES),
+    "ddil, stochastic": (DDIL, LADDER | STATES | {"sampler": "stochastic"}),
+    "lcm at other states": (
+        LatentConsistency,
+        LEVELS | {"num_levels": 8, "states": {"data": 0.2, "teacher": 0.5, "student": 0.3, "warmup": 0.0}},
+    ),
+    "dmd2 at other states": (DMD2, LEVELS | STATES | {"fake_updates": 3}),
     "dmd2 with critic": (DMD2, LEVELS | {"fake_updates": 3, "gan_weight": 0.1}),
 }
 

@@ -51,6 +51,7 @@ WITHOUT_CLOSED_FORM = (
     "guidance with features",
     "sfddm with features",
     "dmd2 with critic",
+    "dmd2 at other states",
 )  # of what is trained beside the student
 ON_GAUSSIANS = (  # whose exact networks depend on where a step ends: test_flow_maps.py and test_curricula.py
     "ect",
@@ -188,10 +189,13 @@ REFINED: dict[str, Any] = {
     "progressive, stochastic": lambda n: {"ladder": [2 * n, n], "few_steps": 0},
     "progressive, two students": lambda n: {"ladder": [2 * n, n], "few_steps": 0},
     "encoder": lambda n: {"ladder": [2 * n, n], "few_steps": 0},
+    "ddil": lambda n: {"ladder": [2 * n, n], "few_steps": 0},
+    "ddil, stochastic": lambda n: {"ladder": [2 * n, n], "few_steps": 0},
     "tract": lambda n: {"time_schedule": [4 * n, n]},
     "consistency": lambda n: {"num_levels": n},
     "consistency with self-teacher": lambda n: {"num_levels": n, "metric": "l2"},
     "lcm": lambda n: {"num_levels": n, "metric": "l2"},
+    "lcm at other states": lambda n: {"num_levels": n, "metric": "l2"},
     "single_fold": lambda n: {"num_steps": n, "fold": 4},
 }
 NO_DDIM_STEPS = ("teacher", "guidance", "consistency training", "sfddm", "dmd2")  # in their targets

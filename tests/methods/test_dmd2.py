@@ -160,7 +160,7 @@ def test_the_walk_to_a_level_is_the_samplers(last: int) -> None:
         return Draws.begin(batch().x, "0/walk", 3)
 
     with patch.object(Draws, "choice", lambda self, count: last):
-        generated = method.generate(made.nets, draws(), label, w)
+        generated = method.generate(batch().x, made.nets, draws(), label, w, step=0, phase=phase)
     same = draws()
     expected = sample(
         made.student,
@@ -180,7 +180,10 @@ def test_only_the_last_evaluation_of_a_walk_has_a_gradient() -> None:
     method = method_of()
     made = module(method)
     with patch.object(Draws, "choice", lambda self, count: 3):
-        generated = method.generate(made.nets, Draws.begin(batch().x, "s", 0), batch().label, torch.zeros(32))
+        x, label = batch()
+        generated = method.generate(
+            x, made.nets, Draws.begin(x, "s", 0), label, torch.zeros(32), step=0, phase=made.phase
+        )
     assert generated.v.requires_grad
     assert not generated.z.requires_grad
     assert made.student.evaluated == 3 * 32 + 3 * 32
@@ -275,7 +278,7 @@ def test_the_fake_score_learns_to_denoise_the_samples() -> None:
     same = Draws.begin(batch().x, made.stream, 1)
     with torch.no_grad():
         w = made.nets.guidance.quantile(same.uniform())
-        x = made.method.generate(made.nets, same, batch().label, w).x
+        x = made.method.generate(batch().x, made.nets, same, batch().label, w, step=1, phase=made.phase).x
         noised, t = made.method.noised(x, made.nets, same)
         v = made.trained[FAKE](noised.z, noised.log_snr, batch().label, w).v
     torch.testing.assert_close(found.error, (v - noised.v).square().mean(1))

@@ -206,6 +206,47 @@ def sample(
 
 
 @torch.no_grad()
+def sample_until(
+    denoise: Denoise,
+    noise: Images,
+    *,
+    until: Batch,
+    lowest: float,
+    schedule: Schedule,
+    times: Float[Tensor, "times"],
+    label: Condition,
+    w: Float[Tensor, "batch"] | None,
+    sampler: Sampler = deterministic,
+    fresh: Fresh | None = None,
+) -> Images:
+    """The states z of sampling with `times`, each example's at a time of its own: `noise` where it is times[0].
+
+    The move to a time between two of `times` is the one to the later of them, cut short.
+
+    Args:
+        until: the time of each example. lowest: no `until` is below it; nothing is evaluated at or below `lowest`.
+        The rest: see `sample`.
+
+    Raises:
+        ValueError: see `check_times`.
+    """
+    check_times(times)
+    grid = [*append_zero(times).tolist(), 0.0]
+    z = noise
+    for step, (t, following, after) in enumerate(zip(grid, grid[1:], grid[2:], strict=False), start=1):
+        if t <= lowest + 1e-9:
+            break
+        log_snr, log_snr_after = (
+            schedule.log_snr(torch.full_like(until, at, dtype=torch.float64)) for at in (t, after)
+        )
+        prediction = denoise(z, log_snr, label, w)
+        end = until.double().clamp(min=following)
+        moved = sampler(prediction, schedule.log_snr(end), log_snr_after, partial(_drawn, fresh, step, noise))
+        z = torch.where(expand(t - until, z) > 1e-9, moved, z)
+    return z
+
+
+@torch.no_grad()
 def encode(
     denoise: Denoise,
     x: Images,

@@ -20,6 +20,7 @@ from fewstep.runs.build import (
     build_network,
     build_student,
     build_teacher,
+    clip_bounds,
     guidance_of,
     schedule_of,
 )
@@ -77,7 +78,8 @@ def build_module(
         denoiser, guidance = fresh_copy(parent.denoiser), guidance_of(parent.card)
         teacher = build_teacher(settings, method, phase, denoiser, parent.card.sampling, job.facts)
     student = build_student(settings, method, phase, denoiser, is_first=is_first, stream=STREAM)
-    nets = Networks(student, teacher, schedule_of(settings, student), method.guidance(guidance))
+    bounds = clip_bounds(method, job.facts)
+    nets = Networks(student, teacher, schedule_of(settings, student), method.guidance(guidance), bounds)
     nets = method.networks(nets, STREAM)
     return DistillationModule(method=method, phase=phase, nets=nets, training=training, stream=STREAM)
 

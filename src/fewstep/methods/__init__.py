@@ -3,6 +3,7 @@
 from fewstep.methods.base import Method, Networks, Parent, Phase, Regression
 from fewstep.methods.boot import Boot
 from fewstep.methods.consistency import Consistency
+from fewstep.methods.ddil import DDIL
 from fewstep.methods.dmd2 import DMD2
 from fewstep.methods.ect import EasyConsistency
 from fewstep.methods.encoder import Encoder
@@ -23,6 +24,7 @@ from fewstep.methods.tract import Tract
 from fewstep.methods.training import Training
 
 __all__ = [
+    "DDIL",
     "DMD2",
     "PID",
     "SFDDM",

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fewstep.data.batch import Batch
 from fewstep.diffusion.prediction import Condition, Denoise, Prediction, diffuse
 from fewstep.diffusion.sampling import GuidanceKind, Sampling
-from fewstep.diffusion.schedule import Schedule
+from fewstep.diffusion.schedule import Images, Schedule
 from fewstep.methods.draws import Draws
 from fewstep.methods.guidance_range import GuidanceRange, chosen_weights
 from fewstep.methods.losses import Loss, regress
@@ -65,6 +65,7 @@ class Networks:
         teacher: frozen; None where there is none.
         schedule: of the student's diffusion.
         guidance: weights that the student is trained at; None for a student without a w input.
+        bounds: the data's range, where targets are held inside it (`StudentSettings.clip_target`).
         trained: other modules that learn, by role.
         averages: of the student's weights, by role.
     """
@@ -73,6 +74,7 @@ class Networks:
     teacher: Denoise | None
     schedule: Schedule
     guidance: GuidanceRange | None
+    bounds: tuple[float, float] | None = None
     trained: Mapping[str, nn.Module] = field(default_factory=dict)
     averages: Mapping[str, Average] = field(default_factory=dict)
 
@@ -211,11 +213,27 @@ class Regression(Method):
         label = self.draw_condition(label, nets, draws)
         if nets.student.training:
             draws.separate_ranks()
-        noised = diffuse(x=x, eps=eps, log_snr=nets.schedule.log_snr(t))
+        noised = self.state(x, eps, t=t, label=label, w=w, nets=nets, draws=draws, step=step, phase=phase)
         with torch.no_grad():
             target = self.target(noised, t=t, label=label, w=w, nets=nets, phase=phase)
         prediction = nets.student(noised.z, noised.log_snr, label, w)
         return {STUDENT: regress(prediction, target, self.training, t=t, w=w, metric=self.metric_name)}
+
+    def state(
+        self,
+        x: Images,
+        eps: Images,
+        *,
+        t: Times,
+        label: Condition,
+        w: Weights | None,
+        nets: Networks,
+        draws: Draws,
+        step: int,
+        phase: Phase,
+    ) -> Prediction:
+        """What each example is trained at: the data noised with eps to time t."""
+        return diffuse(x=x, eps=eps, log_snr=nets.schedule.log_snr(t))
 
     @abstractmethod
     def target(

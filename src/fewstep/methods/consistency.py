@@ -14,13 +14,14 @@ from fewstep.diffusion.sampling import Sampling
 from fewstep.methods.base import GuidedStudentSettings, Networks, Phase, Regression, Times, Weights
 from fewstep.methods.draws import Draws
 from fewstep.methods.guidance_range import GuidanceRange
+from fewstep.methods.state_source import StateSettings
 from fewstep.networks.ema import Average, constant
 
 SELF_TEACHER = "self_teacher"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Consistency(GuidedStudentSettings, Regression):
+class Consistency(StateSettings, GuidedStudentSettings, Regression):
     """Consistency distillation (Song et al. 2023, algorithm 2): f at one grid level shall be f at the next.
 
     From t = i / N the teacher makes one DDIM step to u = t - 1/N, where the self-teacher, an average of the student or
@@ -34,7 +35,7 @@ class Consistency(GuidedStudentSettings, Regression):
         levels: where the sampler evaluates, falling in (0, 1].
         metric: l2, or pseudo_huber of the whole example (Song & Dhariwal 2024).
         self_teacher_decay: per step; 0 is the student itself.
-        The rest: see `Method` and `GuidedStudentSettings`.
+        The rest: see `Method`, `StateSettings` and `GuidedStudentSettings`.
 
     Raises:
         ValueError: fewer than two levels of the grid, bad sampling levels, a decay outside [0, 1).
@@ -116,7 +117,7 @@ class ConsistencyTraining(Consistency):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        given = [name for name in ("w_min", "w_max", "student", "adapter") if getattr(self, name) is not None]
+        given = [name for name in ("w_min", "w_max", "student", "adapter", "states") if getattr(self, name) is not None]
         if given := [*given, *(["clip_target"] if self.clip_target else [])]:
             raise ValueError(
                 f"stage.{given[0]} is about a teacher, and teacher=none says there is none, got "

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from typing import ClassVar, Literal
 
 import torch
@@ -14,12 +13,12 @@ from torch import Tensor, nn
 from fewstep.data.batch import Batch
 from fewstep.diffusion.distribution import matching_direction
 from fewstep.diffusion.prediction import Condition, Prediction, diffuse
-from fewstep.diffusion.sampler import renoise
 from fewstep.diffusion.schedule import Images
 from fewstep.methods.base import GuidedStudentSettings, Method, Networks, Phase, Weights
 from fewstep.methods.consistency import renoising
 from fewstep.methods.draws import Draws
 from fewstep.methods.losses import Loss, frozen, judge, judge_generated, pull, regress
+from fewstep.methods.state_source import Source, StateSettings
 from fewstep.methods.training import STUDENT
 from fewstep.networks import Denoiser
 from fewstep.networks.features import MiddleFeatures
@@ -29,7 +28,7 @@ FAKE, CRITIC = "fake", "critic"
 
 
 @dataclass(frozen=True, kw_only=True)
-class DMD2(GuidedStudentSettings, Method):
+class DMD2(StateSettings, GuidedStudentSettings, Method):
     """Improved distribution matching distillation (Yin et al. 2024, 2405.14867).
 
     The student starts from pure noise and, at one of its sampler's levels, predicts x; the way there is walked as the
@@ -41,14 +40,15 @@ class DMD2(GuidedStudentSettings, Method):
     mixture of what all levels make.
 
     With `gan_weight` a critic, a head on the fake score's features in the middle, tells noised samples from noised
-    data; without it the method needs no data.
+    data; without it, and without `states`, the method needs no data.
 
     Args:
         levels: where the sampler evaluates, falling in (0, 1].
         fake_updates: updates of the fake score for one of the student.
         t_min, t_max: the times that samples are noised to, uniform.
         gan_weight, critic_weight: of the critic in the student's loss, 0 for none, and of the critic's own loss.
-        The rest: see `Method` and `GuidedStudentSettings`; `training.roles` needs fake, and critic where there is one.
+        The rest: see `Method`, `StateSettings` and `GuidedStudentSettings`; `training.roles` needs fake, and critic
+            where there is one.
 
     Raises:
         ValueError: bad levels or times, no update of the fake score, or negative weights.
@@ -56,6 +56,7 @@ class DMD2(GuidedStudentSettings, Method):
 
     paper: ClassVar[str] = "Yin et al. 2024 (2405.14867)"
     optional_roles: ClassVar[tuple[str, ...]] = (CRITIC,)
+    own_source: ClassVar[Source] = "student"
     certainty: ClassVar[str] = "sure: read in the authors' code; w as an input is ours"
 
     levels: Sequence[float]
@@ -82,7 +83,7 @@ class DMD2(GuidedStudentSettings, Method):
 
     @property
     def inputs(self) -> Literal["data", "noise"]:
-        return "data" if self.gan_weight else "noise"
+        return "data" if self.gan_weight or self.states else "noise"
 
     @property
     def roles(self) -> tuple[str, ...]:
@@ -110,7 +111,7 @@ class DMD2(GuidedStudentSettings, Method):
         w = nets.guidance.quantile(draws.uniform())
         moves = STUDENT in self.moving(step)
         with nullcontext() if moves else torch.no_grad():
-            x = self.generate(nets, draws, label, w).x
+            x = self.generate(data, nets, draws, label, w, step=step, phase=phase).x
         losses = {}
         if moves:
             losses[STUDENT] = self.student_loss(x, nets, draws, label, w)
@@ -126,15 +127,16 @@ class DMD2(GuidedStudentSettings, Method):
             losses[CRITIC] = Loss(self.critic_weight * judge(critic(), generated), t, w)
         return losses
 
-    def generate(self, nets: Networks, draws: Draws, label: Condition, w: Weights) -> Prediction:
+    def generate(
+        self, data: Images, nets: Networks, draws: Draws, label: Condition, w: Weights, *, step: int, phase: Phase
+    ) -> Prediction:
         """The student's prediction at one of its levels, chosen for the whole batch, reached as its sampler would."""
-        z, last = draws.normal(), draws.choice(len(self.levels))
-        log_snrs = nets.schedule.log_snr(torch.tensor(self.levels[: last + 1], dtype=torch.float64)).to(z.device)
-        with torch.no_grad():
-            for log_snr, following in pairwise(log_snrs.unbind()):
-                prediction = nets.student(z, log_snr.expand(len(z)), label, w)
-                z = renoise(prediction, following.expand(len(z)), following.expand(len(z)), draws.normal)
-        return nets.student(z, log_snrs[-1].expand(len(z)), label, w)
+        eps, level = draws.normal(), self.levels[draws.choice(len(self.levels))]
+        t = torch.full((len(eps),), level, dtype=torch.float64, device=eps.device)
+        state = self.state(
+            data, eps, t=t, lowest=level, label=label, w=w, nets=nets, draws=draws, step=step, phase=phase
+        )
+        return nets.student(state.z, state.log_snr, label, w)
 
     def noised(self, x: Images, nets: Networks, draws: Draws) -> tuple[Prediction, Weights]:
         """Samples noised to times of their own, and these times."""

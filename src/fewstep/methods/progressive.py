@@ -12,13 +12,14 @@ from fewstep.diffusion.guidance import nulls
 from fewstep.diffusion.hop import two_hop
 from fewstep.diffusion.prediction import Condition, Prediction
 from fewstep.diffusion.sampling import Sampling
-from fewstep.methods.base import Networks, Parent, Phase, Regression, StudentSettings, Times, Weights
+from fewstep.methods.base import Networks, Parent, Phase, Regression, Times, Weights
 from fewstep.methods.draws import Draws
 from fewstep.methods.guidance_range import GuidanceRange
+from fewstep.methods.state_source import StateSettings
 
 
 @dataclass(frozen=True, kw_only=True)
-class Progressive(StudentSettings, Regression):
+class Progressive(StateSettings, Regression):
     """A student of N steps from a teacher of 2N, for each N of a ladder (Meng et al. 2023, section 3.2).
 
     Times are i / N, i uniform in 1..N; t = 1 is among them, where sampling begins.
@@ -38,7 +39,7 @@ class Progressive(StudentSettings, Regression):
         variant: joint, one student with a w input; or two_student: the conditional and the unconditional branch of a
             teacher without one, each distilled to its own target, in one network that is told which by the null
             condition. It is guided when it samples, by two evaluations a step, and has no w.
-        The rest: see `Method` and `StudentSettings`.
+        The rest: see `Method` and `StateSettings`.
 
     Raises:
         ValueError: a ladder that does not halve.

@@ -224,11 +224,21 @@ def clip_teacher(method: Method, teacher: Denoise, facts: DataFacts) -> Denoise:
     Raises:
         ValueError: the range is not known.
     """
+    bounds = clip_bounds(method, facts)
+    return teacher if bounds is None else clipped(teacher, *bounds)
+
+
+def clip_bounds(method: Method, facts: DataFacts) -> tuple[float, float] | None:
+    """The data's range where the method's targets are held inside it.
+
+    Raises:
+        ValueError: the range is not known.
+    """
     if not (isinstance(method, StudentSettings) and method.clip_target):
-        return teacher
+        return None
     if facts.latent is not None:
-        raise ValueError(f"stage.clip_target needs data of a known range, and latents have none: {facts}")
-    return clipped(teacher, facts.low, facts.high)
+        raise ValueError(f"stage.clip_target needs data of a known range, and latents have none: {facts}; use false")
+    return facts.low, facts.high
 
 
 def phase_training(training: Training, phase: Phase, trainer: TrainerSettings) -> Training:

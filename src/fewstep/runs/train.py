@@ -33,6 +33,7 @@ from fewstep.runs.build import (
     build_fresh_student,
     build_student,
     build_teacher,
+    clip_bounds,
     evaluation_budget,
     guidance_of,
     phase_training,
@@ -165,7 +166,7 @@ def networks_of(
         teacher = build_teacher(settings, method, phase, denoiser, card.sampling, job.facts)
     student = build_student(settings, method, phase, denoiser, is_first=is_first, stream=stream)
     schedule = schedule_of(settings, student)
-    nets = Networks(student, teacher, schedule, method.guidance(inherited))
+    nets = Networks(student, teacher, schedule, method.guidance(inherited), clip_bounds(method, job.facts))
     return method.networks(nets, stream), card
 
 

@@ -129,14 +129,16 @@ class DistillationModule(lightning.LightningModule):
         """Network evaluations that a training image costs, a backward pass counted 2: the mean over some steps.
 
         Of whole cycles of roles, and of so many that what a method draws, like where a few-step student is trained, is
-        of little account.
+        of little account; spread over the training, whose states may be dearer after a warm-up.
         """
         moving = [self.method.moving(step) for step in range(2 * COUNTED)]
         period = next((n for n in range(1, COUNTED) if moving[n:] == moving[:-n]), COUNTED)
-        steps, before = COUNTED // period * period, self.evaluated
-        for step in range(steps):
-            self.losses_at(step, batch)
-        return (self.evaluated - before) / (steps * len(batch.x))
+        cycles, before = COUNTED // period, self.evaluated
+        between = max(1, self.training_plan.num_steps // (cycles * period)) * period
+        for cycle in range(cycles):
+            for step in range(cycle * between, cycle * between + period):
+                self.losses_at(step, batch)
+        return (self.evaluated - before) / (cycles * period * len(batch.x))
 
     @property
     def evaluated(self) -> int:
