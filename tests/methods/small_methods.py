@@ -11,10 +11,12 @@ import lightning
 import torch
 from torch import Tensor, nn
 
+from fewstep.data.batch import Pairs
 from fewstep.data.batches import Batch, Data
 from fewstep.data.facts import DataFacts
 from fewstep.data.mixture import MixtureData
 from fewstep.data.noise import NoiseData
+from fewstep.data.pairs import TrialPairs
 from fewstep.diffusion.guidance import Guided
 from fewstep.diffusion.prediction import Denoise, Prediction, PredictionKind, interpret
 from fewstep.diffusion.sampler import END, invert_ddim
@@ -35,11 +37,13 @@ from fewstep.methods import (
     Guidance,
     GuidanceRange,
     ImprovedConsistency,
+    KnowledgeDistillation,
     LatentConsistency,
     MeanFlow,
     Method,
     Networks,
     Progressive,
+    Reflow,
     SingleFold,
     Teacher,
     Tract,
@@ -87,6 +91,8 @@ SMALL: dict[str, tuple[type[Method], dict[str, Any]]] = {
         LEVELS | {"num_levels": 8, "self_teacher_decay": 0.9, "metric": "pseudo_huber"},
     ),
     "consistency training": (ConsistencyTraining, LEVELS | {"num_levels": 8}),
+    "knowledge_distillation": (KnowledgeDistillation, {"num_pairs": 64, "teacher_steps": 4}),
+    "reflow": (Reflow, {"num_pairs": 64, "teacher_steps": 4, "steps": [2, 1]}),
     "single_fold": (SingleFold, {"num_steps": 2, "fold": 4}),
     "sfddm": (SFDDM, {"num_steps": 4, "features": 0.0}),
     "sfddm with features": (SFDDM, {"num_steps": 4, "features": 1.0}),
@@ -191,6 +197,14 @@ def batch(count: int = 32, dtype: torch.dtype = torch.float32) -> Batch:
     return Batch(torch.randn(count, 2, generator=generator).to(dtype) / 2, torch.arange(count) % NUM_CLASSES)
 
 
+def batch_for(method: Method, count: int = 32) -> Batch | Pairs:
+    """What a training step of the method is given: `batch`, and where it trains on pairs noise and weights with it."""
+    given, generator = batch(count), torch.Generator().manual_seed(8)
+    if method.inputs != "pairs":
+        return given
+    return Pairs(*given, torch.randn(count, 2, generator=generator), 4 * torch.rand(count, generator=generator))
+
+
 @contextmanager
 def at_step(step: int) -> Iterator[None]:
     """Modules without a trainer believe to be at that optimiser step."""
@@ -228,10 +242,11 @@ def regression(module: DistillationModule, given: Batch | None = None) -> Regres
 
 
 def data_for(module: DistillationModule, batch_size: int | None = None) -> Data:
-    """Batches for a fit: of the mixture, or of noise where the method needs no data."""
+    """Batches for a fit: of the mixture, or of noise or pairs where the method needs no data."""
     size = batch_size or module.training_plan.batch_size
-    if module.method.inputs == "noise":
-        return NoiseData(FACTS, batch_size=size, stream=module.stream)
+    if module.method.inputs != "data":
+        kind = TrialPairs if module.method.inputs == "pairs" else NoiseData
+        return kind(FACTS, batch_size=size, stream=module.stream)
     return MixtureData(num_classes=3, dim=2, std=0.1, num_reference=10, batch_size=size, stream=module.stream)
 
 

@@ -17,7 +17,7 @@ from small_methods import (
     SMALL,
     Exact,
     at_step,
-    batch,
+    batch_for,
     fit,
     flow,
     landing_of,
@@ -53,7 +53,9 @@ WITHOUT_CLOSED_FORM = (
     "dmd2 with critic",
     "dmd2 at other states",
 )  # of what is trained beside the student
-ON_GAUSSIANS = (  # whose exact networks depend on where a step ends: test_flow_maps.py and test_curricula.py
+ON_GAUSSIANS = (  # with exact networks of their own, in test_flow_maps.py, test_curricula.py and test_reflow.py
+    "knowledge_distillation",
+    "reflow",
     "ect",
     "ect along data",
     "ict",
@@ -247,7 +249,7 @@ def test_gradients_reach_all_of_the_roles_that_move_and_nothing_else(name: str) 
     for step in cycle_of(made.method):
         made.zero_grad(set_to_none=True)
         with at_step(step):
-            made.training_step(batch(), step).backward()
+            made.training_step(batch_for(made.method), step).backward()
         for role, weights in made.weights.items():
             gradients = [weight.grad for weight in weights]
             if role in made.method.moving(step):
@@ -264,7 +266,7 @@ def test_losses_are_those_of_the_roles_that_move_one_number_an_example(name: str
     made = module(small(name))
     assert made.method.roles[0] == "student"
     for step in cycle_of(made.method):
-        data = batch()
+        data = batch_for(made.method)
         found = made.method.losses(data, made.nets, Draws.begin(data.x, "s", step), step=step, phase=made.phase)
         assert tuple(found) == made.method.moving(step)
         assert {*found} <= {*made.method.roles}
@@ -284,8 +286,8 @@ def test_two_processes_have_the_losses_of_one(name: str, step: int, monkeypatch:
     made = module(small(name))
 
     def found() -> dict[str, Loss]:
-        whole = batch()
-        data = Batch(collectives.local_rows(whole.x), collectives.local_rows(whole.label))
+        whole = batch_for(made.method)
+        data = whole._make(map(collectives.local_rows, whole))
         seeds = Draws.begin(data.x, made.stream, step)
         return dict(made.method.losses(data, made.nets, seeds, step=step, phase=made.phase))
 

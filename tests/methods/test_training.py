@@ -6,9 +6,8 @@ from typing import Any, cast
 
 import pytest
 import torch
-from small_methods import PLAN, SMALL, at_step, batch, module, small, training
+from small_methods import PLAN, SMALL, at_step, batch_for, module, small, training
 
-from fewstep.data.batch import Batch
 from fewstep.methods.training import RoleTraining, Training, constant, cosine, linear
 from fewstep.runs.build import evaluation_budget
 from fewstep.training.module import DistillationModule
@@ -104,8 +103,8 @@ def test_what_an_image_costs_is_what_training_counts(name: str, monkeypatch: pyt
     monkeypatch.setattr("fewstep.training.module.COUNTED", 15)
     method = small(name)
     made, other = module(method), module(method)
-    data = batch()
-    per_image = made.evaluations_per_image(Batch(data.x[:4], data.label[:4]))
+    data = batch_for(method)
+    per_image = made.evaluations_per_image(data._make(each[:4] for each in data))
     assert made.evaluations == 0
     for step in range(15):
         with at_step(step):

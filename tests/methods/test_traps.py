@@ -16,7 +16,7 @@ from small_methods import (
     SCHEDULE,
     SMALL,
     at_step,
-    batch,
+    batch_for,
     data_for,
     fit,
     module,
@@ -355,7 +355,7 @@ def test_nothing_of_a_method_is_decided_by_its_name() -> None:
         assert isinstance(own, Method)
         assert (own.phases(), own.roles, own.inputs) == (small(name).phases(), small(name).roles, small(name).inputs)
         with at_step(0):
-            one, other = (module(each).training_step(batch(), 0).detach() for each in (own, small(name)))
+            one, other = (module(each).training_step(batch_for(each), 0).detach() for each in (own, small(name)))
         assert torch.equal(one, other)
 
 

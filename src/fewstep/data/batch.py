@@ -13,3 +13,12 @@ class Batch(NamedTuple):
 
     x: Float[Tensor, "batch *shape"]
     label: Condition
+
+
+class Pairs(NamedTuple):
+    """Samples of a teacher, and the condition, noise and guidance weight that each was made from."""
+
+    x: Float[Tensor, "batch *shape"]
+    label: Condition
+    noise: Float[Tensor, "batch *shape"]
+    w: Float[Tensor, "batch"]

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-from fewstep.data.batch import Batch
+from fewstep.data.batch import Batch, Pairs
 from fewstep.data.facts import DataFacts
 from fewstep.diffusion.mixture import GaussianMixture
 from fewstep.diffusion.prediction import Condition
@@ -44,8 +44,8 @@ class Data(lightning.LightningDataModule):
     def batch(self, step: int) -> Batch:
         """The training batch of that step, the same on every call."""
 
-    def rows(self, step: int) -> Batch:
-        """This rank's rows of that step's batch."""
+    def rows(self, step: int) -> Batch | Pairs:
+        """This rank's rows of that step's batch, which are what a training step is given."""
         x, label = self.batch(step)
         return Batch(local_rows(x), local_rows(label))
 
@@ -90,7 +90,7 @@ class Data(lightning.LightningDataModule):
         """Examples to look at, in the range of `facts.pixels`."""
         return self.batch(0)
 
-    def train_dataloader(self) -> Iterator[Batch]:
+    def train_dataloader(self) -> Iterator[Batch | Pairs]:
         # Called after a resumed run has restored its step, so the first batch is the next one.
         assert self.trainer is not None
         return map(self.rows, range(self.trainer.global_step, int(self.trainer.max_steps)))

@@ -17,7 +17,7 @@ from rich.console import Console
 from fewstep.artifacts.model_file import load_model
 from fewstep.estimate.machine import Machine
 from fewstep.estimate.phases import Watching, build_module, fresh_parent, shape_of
-from fewstep.estimate.shapes import examples, footprint_of, shapes_only, size
+from fewstep.estimate.shapes import footprint_of, shapes_only, size, training_examples
 from fewstep.estimate.table import Estimate, Row, show
 from fewstep.estimate.trial import Trial, seconds_per_evaluation, seconds_per_judged_image, try_phase
 from fewstep.evaluation.evaluator import Evaluator
@@ -29,6 +29,7 @@ from fewstep.networks.memory import denoisers_in
 from fewstep.runs.build import build_evaluator, build_plan, evaluation_budget, phase_training
 from fewstep.runs.config import EVALUATE, EXACT, PIPELINE, Settings
 from fewstep.runs.evaluate import candidates_of, check_models, with_ancestors
+from fewstep.runs.pairs import Making
 from fewstep.runs.parent import find_parent, method_of, open_evaluator
 from fewstep.runs.pipeline import Chain, accepts, check_pipeline, models_to_judge, more_models, trained_stages
 from fewstep.runs.train import Job, card_of
@@ -167,9 +168,11 @@ class Planner:
         with shapes_only(machine.device):
             module = build(training)
             found = footprint_of(module, job.facts, rows, job.settings.trainer)
+            making = Making.of(module, job.facts, job.settings.trainer)
             if job.method.training.evaluations is not None:
-                per_image = module.evaluations_per_image(examples(job.facts, 2, machine.device))
-                training = evaluation_budget(job.method, phase, per_image, job.settings.trainer)
+                per_image = module.evaluations_per_image(training_examples(module, job.facts, 2, machine.device))
+                spent = making.evaluations
+                training = evaluation_budget(job.method, phase, per_image, job.settings.trainer, spent=spent)
         made = shape_of(module.nets.model, card_of(job, module, parent and parent.card, ()))
         trial = try_phase(job, build, found, machine, rows, sampled)
         if trial.how == "estimated":
@@ -177,6 +180,7 @@ class Planner:
         snapshots = watching.sampled(phase.sampling) * trial.evaluation + watching.images * self.per_image
         probes = watching.probed(phase.sampling, found.evaluations) * trial.evaluation
         seconds = training.num_steps * trial.update + probes
+        made_before = making.evaluations * trial.evaluation / machine.processes  # the pairs, where it trains on them
         self.models.append((made, trial))
         self.add(
             Row(
@@ -184,8 +188,8 @@ class Planner:
                 how=trial.how,
                 memory=trial.memory,
                 device_memory=trial.device_memory,
-                seconds=machine.slowdown * (seconds + snapshots / machine.processes),
-                disk=found.model_bytes + found.checkpoint_bytes * is_first,
+                seconds=machine.slowdown * (seconds + made_before + snapshots / machine.processes),
+                disk=found.model_bytes + found.checkpoint_bytes * is_first + making.bytes(job.facts),
                 checkpoint=found.checkpoint_bytes,
                 parameters=found.parameters,
                 images=training.num_steps * training.batch_size,

@@ -13,7 +13,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from fewstep.data.batch import Batch
+from fewstep.data.batch import Batch, Pairs
 from fewstep.data.facts import DataFacts
 from fewstep.diffusion.prediction import Denoise
 from fewstep.networks.memory import denoisers_in
@@ -82,7 +82,7 @@ def footprint_of(module: DistillationModule, facts: DataFacts, rows: int, traine
     optimizer = cast(dict[str, Any], module.configure_optimizers())["optimizer"]
     with FlopCounterMode(display=False) as operations:
         with saved_tensors_hooks(keep, lambda tensor: tensor), precision_of(trainer):
-            losses = module.losses_at(all_move(module), examples(facts, rows, trainer.device))
+            losses = module.losses_at(all_move(module), training_examples(module, facts, rows, trainer.device))
             loss = torch.stack([each.error.mean() for each in losses.values()]).sum()
         loss.backward()
         optimizer.step()
@@ -123,6 +123,12 @@ def examples(facts: DataFacts, number: int, device: str) -> Batch:
     text = facts.text
     label = torch.zeros(number, dtype=torch.long) if text is None else torch.zeros(number, text.tokens, text.features)
     return Batch(torch.zeros(number, *facts.shape, device=device), label.to(device))
+
+
+def training_examples(module: DistillationModule, facts: DataFacts, number: int, device: str) -> Batch | Pairs:
+    """What a training step of the module is given, of the data's shapes."""
+    x, label = examples(facts, number, device)
+    return Pairs(x, label, x, x.new_zeros(number)) if module.method.inputs == "pairs" else Batch(x, label)
 
 
 def precision_of(trainer: TrainerSettings) -> torch.autocast:

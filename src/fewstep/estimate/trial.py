@@ -14,6 +14,7 @@ from lightning import Callback, LightningModule, Trainer
 from fewstep.data.batches import Data
 from fewstep.data.facts import DataFacts
 from fewstep.data.noise import NoiseData
+from fewstep.data.pairs import TrialPairs
 from fewstep.diffusion.prediction import Denoise
 from fewstep.estimate.machine import Machine
 from fewstep.estimate.shapes import Footprint, evaluate_once
@@ -94,10 +95,7 @@ def try_phase(
     gc.collect()
     if on_gpu:
         torch.cuda.reset_peak_memory_stats()
-    if job.method.inputs == "noise":
-        data: Data = NoiseData(job.facts, batch_size=tried, stream="plan")
-    else:
-        data = build_data(job.settings, tried, "plan")
+    data = build_data(job.settings, tried, "plan") if job.method.inputs == "data" else made_up(job, tried)
     module = build(replace(job.method.training, images=MAX_UPDATES * tried, batch_size=tried))
     sampling, model = module.phase.sampling, module.nets.model
     update = seconds_per_update(module, data, trainer, job.folder) * rows / tried
@@ -111,6 +109,12 @@ def try_phase(
     more = peak - found.peak(tried)
     how: How = "measured" if (tried, looked) == (rows, sampled) else "scaled"
     return Trial(how, update, evaluation, main + more * (not on_gpu), on_device + more * on_gpu)
+
+
+def made_up(job: Job, batch_size: int) -> Data:
+    """Noise, or pairs that no teacher made."""
+    kind = TrialPairs if job.method.inputs == "pairs" else NoiseData
+    return kind(job.facts, batch_size=batch_size, stream="plan")
 
 
 def seconds_per_update(module: DistillationModule, data: Data, settings: TrainerSettings, folder: Path) -> float:

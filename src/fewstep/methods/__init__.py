@@ -12,10 +12,12 @@ from fewstep.methods.freeflow import FreeFlow
 from fewstep.methods.guidance import Guidance
 from fewstep.methods.guidance_range import GuidanceRange
 from fewstep.methods.ict import ImprovedConsistency
+from fewstep.methods.knowledge_distillation import KnowledgeDistillation
 from fewstep.methods.lcm import LatentConsistency
 from fewstep.methods.meanflow import MeanFlow
 from fewstep.methods.pid import PID
 from fewstep.methods.progressive import Progressive
+from fewstep.methods.reflow import Reflow
 from fewstep.methods.scm import ContinuousConsistency
 from fewstep.methods.sfddm import SFDDM
 from fewstep.methods.single_fold import SingleFold
@@ -38,6 +40,7 @@ __all__ = [
     "Guidance",
     "GuidanceRange",
     "ImprovedConsistency",
+    "KnowledgeDistillation",
     "LatentConsistency",
     "MeanFlow",
     "Method",
@@ -45,6 +48,7 @@ __all__ = [
     "Parent",
     "Phase",
     "Progressive",
+    "Reflow",
     "Regression",
     "SingleFold",
     "Teacher",

@@ -98,7 +98,7 @@ class Method(ABC):
 
     Attributes:
         paper: where it is from. certainty: how sure we are of what we built, and what is ours.
-        inputs: what a batch holds in `x`: data, or noise for a method that needs no data.
+        inputs: what a batch holds in `x`: data, or noise for a method that needs no data; or pairs, a `Pairs`.
         optional_roles: of networks that only some settings train.
         has_dropout: whether the student trains with dropout; off wherever there is a teacher (Salimans & Ho's code).
 
@@ -115,7 +115,7 @@ class Method(ABC):
     training: Training
 
     @property
-    def inputs(self) -> Literal["data", "noise"]:
+    def inputs(self) -> Literal["data", "noise", "pairs"]:
         return "data"
 
     @property
@@ -168,8 +168,8 @@ class Method(ABC):
         return self.roles
 
     @abstractmethod
-    def losses(self, batch: Batch, nets: Networks, draws: Draws, *, step: int, phase: Phase) -> Mapping[str, Loss]:
-        """The loss of each role that moves in this step."""
+    def losses(self, batch: Any, nets: Networks, draws: Draws, *, step: int, phase: Phase) -> Mapping[str, Loss]:
+        """The loss of each role that moves in this step. `batch` is a `Batch`, or `Pairs` where `inputs` says so."""
 
     def target(
         self,

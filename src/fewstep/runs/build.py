@@ -248,10 +248,15 @@ def phase_training(training: Training, phase: Phase, trainer: TrainerSettings) -
     return replace(training, images=images, batch_size=min(training.batch_size, images))
 
 
-def evaluation_budget(method: Method, phase: Phase, per_image: float, trainer: TrainerSettings) -> Training:
-    """The training of one phase with its share of `training.evaluations`, of which an image costs `per_image`."""
+def evaluation_budget(
+    method: Method, phase: Phase, per_image: float, trainer: TrainerSettings, *, spent: float = 0
+) -> Training:
+    """The training of one phase with its share of `training.evaluations`, of which an image costs `per_image`.
+
+    `spent` are those that the phase took before it trains.
+    """
     assert method.training.evaluations is not None, "a budget in evaluations"
-    of_all = method.training.evaluations / sum(each.budget for each in method.phases())
+    of_all = method.training.evaluations / sum(each.budget for each in method.phases()) - spent / phase.budget
     training = replace(method.training, images=max(method.training.batch_size, round(of_all / per_image)))
     return phase_training(training, phase, trainer)
 

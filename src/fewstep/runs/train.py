@@ -13,7 +13,6 @@ from lightning.pytorch.loggers import Logger
 from fewstep.artifacts.lineage import lineage_of
 from fewstep.artifacts.model_file import Ancestor, ModelCard, load_model, save_model
 from fewstep.artifacts.run_folder import MODEL, rung_file
-from fewstep.data.batch import Batch
 from fewstep.data.batches import Data
 from fewstep.data.facts import DataFacts
 from fewstep.data.noise import NoiseData
@@ -42,8 +41,9 @@ from fewstep.runs.build import (
 from fewstep.runs.config import Settings
 from fewstep.runs.cycle import CYCLE, write_cycle
 from fewstep.runs.folders import loggers_of, open_folder
+from fewstep.runs.pairs import Making, open_pairs
 from fewstep.runs.parent import existing, find_parent, method_of, open_evaluator
-from fewstep.system.files import sha256_of
+from fewstep.system.files import sha256_of, tensor_digest
 from fewstep.training.callbacks.snapshots import Snapshots
 from fewstep.training.loop import fit
 from fewstep.training.module import DistillationModule
@@ -124,18 +124,18 @@ def train_phase(
     settings, method = job.settings, job.method
     training = phase_training(method.training, phase, settings.trainer)
     stream = "/".join(map(str, (settings.seed, settings.name, *([phase.num_steps] if phase.num_steps else []))))
-    if method.inputs == "noise":
-        data: Data = NoiseData(job.facts, batch_size=training.batch_size, stream=stream)
-    else:
-        data = build_data(settings, training.batch_size, stream)
     nets, card = networks_of(job, phase, parent, stream, is_first=is_first)
     build = partial(DistillationModule, method=method, phase=phase, nets=nets, stream=stream)
     module = build(training=training)
-    if method.training.evaluations is not None:
-        x, label = data.batch(0)
-        per_image = module.evaluations_per_image(Batch(x[:2], label[:2]))
-        module = build(training=evaluation_budget(method, phase, per_image, settings.trainer))
     ancestors = () if card is None or parent is None else lineage_of(parent, card, job.folder)
+    making = Making.of(module, job.facts, settings.trainer)
+    data = training_data(job, module, making, ancestors)
+    if method.training.evaluations is not None:
+        rows = data.rows(0)
+        per_image = module.evaluations_per_image(rows._make(each[:2] for each in rows))
+        plan = evaluation_budget(method, phase, per_image, settings.trainer, spent=making.evaluations)
+        module = build(training=plan)
+    module.evaluations = making.evaluations // world_size()
     fit(
         module,
         data,
@@ -147,6 +147,27 @@ def train_phase(
         images_before=images_before,
     )
     save_student(file, module, card_of(job, module, card, ancestors), parent)
+
+
+def training_data(job: Job, module: DistillationModule, making: Making, ancestors: Sequence[Ancestor]) -> Data:
+    """What a phase trains on: the data set, noise, or pairs, which are made here where they are missing."""
+    settings, batch_size, stream = job.settings, module.training_plan.batch_size, module.stream
+    if module.method.inputs == "data":
+        return build_data(settings, batch_size, stream)
+    if module.method.inputs == "noise":
+        return NoiseData(job.facts, batch_size=batch_size, stream=stream)
+    exact = job.source and job.source.exact
+    assert ancestors or exact, "pairs have a teacher"
+    return open_pairs(
+        module,
+        making,
+        facts=job.facts,
+        teacher=ancestors[0].sha256 if ancestors else f"exact {tensor_digest(vars(exact))}",
+        seed=settings.seed,
+        folder=job.folder,
+        batch_size=batch_size,
+        device=settings.trainer.device,
+    )
 
 
 def networks_of(

@@ -14,7 +14,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from fewstep.data.batch import Batch
+from fewstep.data.batch import Batch, Pairs
 from fewstep.distributed.collectives import all_gather_rows, all_reduce_and, world_size
 from fewstep.distributed.sharding import full_scalar, gather_full_model, shard_module
 from fewstep.methods.base import Method, Networks, Phase
@@ -105,7 +105,7 @@ class DistillationModule(lightning.LightningModule):
         """The model; after sharded training gathered on rank 0, and without weights on the other ranks."""
         return gather_full_model(self.nets.model, *self._template) if self._template else self.nets.model
 
-    def training_step(self, batch: Batch, batch_index: int) -> Float[Tensor, ""]:
+    def training_step(self, batch: Batch | Pairs, batch_index: int) -> Float[Tensor, ""]:
         before = self.evaluated
         losses = self.losses_at(self.global_step, batch)
         self.evaluations += self.evaluated - before
@@ -113,7 +113,7 @@ class DistillationModule(lightning.LightningModule):
         self._recent.append(StepRecord(self.global_step, detached))
         return sum((loss.error.mean() for loss in losses.values()), torch.zeros((), device=self.device))
 
-    def losses_at(self, step: int, batch: Batch) -> Mapping[str, Loss]:
+    def losses_at(self, step: int, batch: Batch | Pairs) -> Mapping[str, Loss]:
         """The losses of an optimiser step, with gradients for the roles that move in it."""
         moving = self.method.moving(step)
         for role, weights in self.weights.items():
@@ -125,7 +125,7 @@ class DistillationModule(lightning.LightningModule):
         assert set(losses) == set(moving), f"{self.method.name} moves {moving} and has losses of {tuple(losses)}"
         return losses
 
-    def evaluations_per_image(self, batch: Batch) -> float:
+    def evaluations_per_image(self, batch: Batch | Pairs) -> float:
         """Network evaluations that a training image costs, a backward pass counted 2: the mean over some steps.
 
         Of whole cycles of roles, and of so many that what a method draws, like where a few-step student is trained, is

@@ -1,0 +1,68 @@
+"""What students of stored pairs share: noise, and the sample that a teacher makes from it in several steps."""
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from fewstep.data.batch import Pairs
+from fewstep.diffusion.prediction import Prediction, diffuse, interpret
+from fewstep.methods.base import GuidedStudentSettings, Method, Networks, Phase, Times
+from fewstep.methods.draws import Draws
+from fewstep.methods.losses import Loss, regress
+from fewstep.methods.training import STUDENT
+
+
+@dataclass(frozen=True, kw_only=True)
+class FromPairs(GuidedStudentSettings, Method):
+    """A regression to pairs (noise, w, label) -> sample, which the phase's teacher makes before it trains.
+
+    Making them costs `teacher_steps` evaluations of the teacher a pair, and counts: in the card, and of a budget in
+    evaluations, of which it takes at most half.
+
+    Args:
+        num_pairs: made at most, in each phase.
+        store: folder where pairs are made, and found again by other runs; None for one in the run's own.
+        The rest: see `Method` and `GuidedStudentSettings`.
+
+    Raises:
+        ValueError: no pairs.
+    """
+
+    num_pairs: int
+    store: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.num_pairs < 1:
+            raise ValueError(f"stage.num_pairs must be at least 1, got {self.num_pairs}")
+
+    @property
+    def inputs(self) -> Literal["pairs"]:
+        return "pairs"
+
+    @abstractmethod
+    def draw_times(self, draws: Draws, phase: Phase) -> Times:
+        """One time per example."""
+
+    def losses(self, batch: Pairs, nets: Networks, draws: Draws, *, step: int, phase: Phase) -> dict[str, Loss]:
+        t = self.draw_times(draws, phase)
+        truth = between(batch, nets, t)
+        if nets.student.training:
+            draws.separate_ranks()
+        prediction = nets.student(truth.z, truth.log_snr, batch.label, batch.w)
+        return {STUDENT: regress(prediction, truth, self.training, t=t, w=batch.w)}
+
+
+def between(pairs: Pairs, nets: Networks, t: Times) -> Prediction:
+    """The truth at time t of the paths that join noise and sample: z = alpha x + sigma noise, at t = 1 the noise.
+
+    Sampling starts from noise alone there, also on schedules whose alpha is not 0.
+    """
+    log_snr = nets.schedule.log_snr(t)
+    path = diffuse(x=pairs.x, eps=pairs.noise, log_snr=log_snr)
+    start = interpret("x", pairs.x, z=pairs.noise, log_snr=log_snr)
+    at_noise = (t == 1).reshape(-1, *[1] * (pairs.x.ndim - 1))
+    z, v = (torch.where(at_noise, one, other) for one, other in ((start.z, path.z), (start.v, path.v)))
+    return Prediction(z=z, v=v, log_snr=log_snr)
