@@ -1,4 +1,4 @@
-"""Methods whose networks take turns, and those with a self-teacher, learn the same in one process, two, and sharded."""
+"""Methods of several networks, with a self-teacher, or on pairs, learn the same in one process, two, and sharded."""
 
 from pathlib import Path
 
@@ -10,12 +10,13 @@ from test_same_numbers import BATCH, LEARNS, STEPS, is_close
 pytest_plugins = ("running",)
 pytestmark = pytest.mark.slow
 
-METHODS = ("tract", "consistency", "dmd2")
+METHODS = ("tract", "consistency", "reflow", "dmd2")
 CHAIN = [
     *TINY,
     "name=run",
     "method=tract",
     "+stage@stage.consistency=consistency",
+    "+stage@stage.reflow=reflow",
     "+stage@stage.dmd2=dmd2",
     f"stage.stages=[teacher,guidance,{','.join(METHODS)}]",
     f"trainer.max_images={BATCH * STEPS}",
@@ -24,6 +25,8 @@ CHAIN = [
     *(f"stage.{stage}.training.{setting}" for stage in ("teacher", "guidance", *METHODS) for setting in LEARNS),
     "stage.tract.time_schedule=[8,2,1]",
     "stage.consistency.self_teacher_decay=0.9",
+    "stage.reflow.steps=[2,1]",
+    "stage.reflow.teacher_steps=4",
     "stage.dmd2.gan_weight=0.003",
 ]
 

@@ -48,7 +48,8 @@ def is_close(ours: Path, expected: Path) -> None:
         tensors, wanted = load_file(ours / file.relative_to(expected)), load_file(file)
         assert tensors.keys() == wanted.keys()
         for name, tensor in wanted.items():
-            torch.testing.assert_close(tensors[name], tensor, rtol=1e-4, atol=1e-5)
+            rounding = 1e-3 if tensor.dtype == torch.float16 else 1e-4  # 1e-3 is its last bit: the samples of pairs
+            torch.testing.assert_close(tensors[name], tensor, rtol=rounding, atol=1e-5)
     for file in sorted(expected.rglob("metrics.csv")):
         for row, wanted in zip(rows_of(ours / file.relative_to(expected)), rows_of(file), strict=True):
             assert row == pytest.approx(wanted, rel=1e-3)

@@ -91,9 +91,14 @@ def uniform_times(num_steps: int) -> Float[Tensor, "times"]:
     Raises:
         ValueError: fewer than one step.
     """
+    return torch.tensor(uniform_time_values(num_steps), dtype=torch.float64)
+
+
+def uniform_time_values(num_steps: int) -> tuple[float, ...]:
+    """`uniform_times` as numbers, which a plan has where tensors have no values."""
     if num_steps < 1:
         raise ValueError(f"a sampler needs at least 1 step, got {num_steps}")
-    return torch.arange(num_steps, 0, -1, dtype=torch.float64) / num_steps
+    return tuple(number / num_steps for number in range(num_steps, 0, -1))
 
 
 def check_times(times: Float[Tensor, "times"]) -> None:
