@@ -6,18 +6,24 @@ guided teacher takes the same noise; of DMD2, which follows no trajectory, the d
 
 from collections.abc import Iterator
 from copy import deepcopy
+from pathlib import Path
 from typing import Any
 
 import jaxtyping
 import pytest
 import torch
 from small_methods import NULL, SCHEDULE, fit, module, small
+from test_reflow import straightness
 from torch import Tensor
 
+from fewstep.data.batches import Data
 from fewstep.data.mixture import MixtureData
+from fewstep.data.pairs import PairData, PairStore
 from fewstep.diffusion.guidance import Guided
+from fewstep.diffusion.prediction import Denoise
 from fewstep.diffusion.sampler import SAMPLERS, integrate, sample
 from fewstep.diffusion.sampling import Sampling
+from fewstep.diffusion.schedule import uniform_times
 from fewstep.methods import GuidanceRange
 from fewstep.networks import Denoiser, ResidualMLP
 
@@ -39,7 +45,14 @@ def fast() -> Iterator[None]:
 
 
 def learnt(
-    name: str, student: Denoiser, steps: int, *, rate: float = 1e-3, number: int = 0, **changes: Any
+    name: str,
+    student: Denoiser,
+    steps: int,
+    *,
+    rate: float = 1e-3,
+    number: int = 0,
+    data: Data | None = None,
+    **changes: Any,
 ) -> Denoiser:
     """The model of a phase after so many steps."""
     plan = {
@@ -52,7 +65,7 @@ def learnt(
     }
     method = small(name, plan, **changes)
     made = module(method, deepcopy(student), TEACHER, parent=GuidanceRange(0.0, 2.0))
-    fit(made, data=DATA if method.inputs == "data" else None)
+    fit(made, data=DATA if method.inputs == "data" else data)
     return made.nets.model
 
 
@@ -134,6 +147,35 @@ def test_consistency_training_needs_no_teacher() -> None:
     plain = Sampling(sampler="renoise", times=(1.0,), guidance="none")
     model = learnt("consistency training", fresh, 300, rate=2e-3, num_levels=8, levels=[1.0], metric="pseudo_huber")
     assert distance(plain, model=model) < 0.2 * distance(plain, model=fresh)
+
+
+def paired(folder: Path, denoise: Denoise, num_steps: int) -> PairData:
+    """Pairs that a model makes in so many steps of DDIM."""
+
+    def make(noise: Tensor, label: Tensor, w: Tensor) -> Tensor:
+        return sample(denoise, noise, schedule=SCHEDULE, times=uniform_times(num_steps), label=label, w=w)
+
+    store = PairStore(folder, DATA.facts, 8192, "0", GuidanceRange(0.0, 2.0).quantile, {})
+    store.fill(make, "cpu")
+    return PairData(store, batch_size=BATCH, stream="learning")
+
+
+def test_knowledge_distillation(guided: Denoiser, tmp_path: Path) -> None:
+    """Near to the exact map, of pairs that are exact but for the steps of DDIM."""
+    one = learnt("knowledge_distillation", guided, 400, data=paired(tmp_path, TEACHER, 64))
+    assert error(one, ONE_STEP) < 0.2 * error(guided, ONE_STEP)
+
+
+def test_reflow_makes_the_flow_straight(guided: Denoiser, tmp_path: Path) -> None:
+    """A round straightens the flow and keeps its ends; after a second one, of its samples, one step is enough."""
+    where = {"label": LABEL, "noise": noise(), "w": torch.linspace(0, 2, COUNT)}
+    two = Sampling.uniform(2, guidance="input")
+    once = learnt("reflow", guided, 400, data=paired(tmp_path / "2", TEACHER, 32))
+    curved, straight = (float(straightness(each, 30, **where).mean()) for each in (guided, once))
+    assert straight < 0.05 * curved
+    assert error(once, two) < 0.4 * error(guided, two)
+    one = learnt("reflow", once, 300, number=1, data=paired(tmp_path / "1", once, 8))
+    assert error(one, ONE_STEP) < 0.3 * error(guided, ONE_STEP)
 
 
 def renoised(*times: float) -> Sampling:
