@@ -23,6 +23,7 @@ from fewstep.diffusion.schedule import CosineSchedule, alpha, angle, append_zero
 from fewstep.methods import (
     DDIL,
     DMD2,
+    O2MKD,
     PID,
     SFDDM,
     Boot,
@@ -102,6 +103,8 @@ SMALL: dict[str, tuple[type[Method], dict[str, Any]]] = {
     "pid": (PID, {"num_levels": 20}),
     "freeflow": (FreeFlow, {"correction": 1.0}),
     "freeflow without correction": (FreeFlow, {"correction": 0.0}),
+    "o2mkd": (O2MKD, {"num_networks": 2}),
+    "o2mkd by label": (O2MKD, {"num_networks": 2, "split": "label"}),
     "dmd2": (DMD2, LEVELS | {"fake_updates": 3}),
     "ddil": (DDIL, LADDER | STATES),
     "ddil, stochastic": (DDIL, LADDER | STATES | {"sampler": "stochastic"}),

@@ -14,6 +14,7 @@ from fewstep.methods.guidance_range import GuidanceRange
 from fewstep.methods.ict import ImprovedConsistency
 from fewstep.methods.lcm import LatentConsistency
 from fewstep.methods.meanflow import MeanFlow
+from fewstep.methods.o2mkd import O2MKD
 from fewstep.methods.pid import PID
 from fewstep.methods.progressive import Progressive
 from fewstep.methods.scm import ContinuousConsistency
@@ -26,6 +27,7 @@ from fewstep.methods.training import Training
 __all__ = [
     "DDIL",
     "DMD2",
+    "O2MKD",
     "PID",
     "SFDDM",
     "Boot",
