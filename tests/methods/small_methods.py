@@ -25,6 +25,7 @@ from fewstep.methods import (
     DMD2,
     O2MKD,
     PID,
+    RDD,
     SFDDM,
     Boot,
     Consistency,
@@ -67,7 +68,7 @@ PLAN: dict[str, Any] = {
     "ema_decay": 0.5,
     "weight": "snr_plus_one",
 }
-ROLES = {role: {"learning_rate": 2e-3} for role in ("fake", "critic", "projection", "weighting")}
+ROLES = {role: {"learning_rate": 2e-3} for role in ("fake", "critic", "projection", "weighting", "head")}
 
 LEVELS = {"levels": [1.0, 0.75, 0.5, 0.25]}
 LADDER = {"ladder": [8, 4, 2], "few_steps": 2, "few_steps_factor": 2.0}
@@ -80,6 +81,7 @@ SMALL: dict[str, tuple[type[Method], dict[str, Any]]] = {
     "progressive": (Progressive, LADDER),
     "progressive, stochastic": (Progressive, LADDER | {"sampler": "stochastic"}),
     "progressive, two students": (Progressive, LADDER | {"variant": "two_student"}),
+    "rdd": (RDD, LADDER | {"queue": 64, "contrasts": 16, "enqueued": 8}),
     "encoder": (Encoder, LADDER | {"w_min": 0.0, "w_max": 0.5}),
     "tract": (Tract, {"time_schedule": [8, 2, 1]}),
     "consistency": (Consistency, LEVELS | {"num_levels": 8}),

@@ -17,6 +17,7 @@ from fewstep.methods.meanflow import MeanFlow
 from fewstep.methods.o2mkd import O2MKD
 from fewstep.methods.pid import PID
 from fewstep.methods.progressive import Progressive
+from fewstep.methods.rdd import RDD
 from fewstep.methods.scm import ContinuousConsistency
 from fewstep.methods.sfddm import SFDDM
 from fewstep.methods.single_fold import SingleFold
@@ -29,6 +30,7 @@ __all__ = [
     "DMD2",
     "O2MKD",
     "PID",
+    "RDD",
     "SFDDM",
     "Boot",
     "Consistency",
