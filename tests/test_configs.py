@@ -24,6 +24,7 @@ CONF = ROOT / "conf"
 METHODS = (
     *("progressive", "tract", "consistency", "dmd2", "encoder"),
     *("lcm", "ect", "ict", "scm", "meanflow", "flow_map", "boot", "pid", "freeflow", "single_fold", "sfddm", "ddil"),
+    *("rdd", "o2mkd"),
 )
 TRAINED = ("teacher", "guidance", *METHODS)
 STAGES = ("pipeline", *TRAINED, "evaluate")
