@@ -153,8 +153,12 @@ class Memory(nn.Module):
     def features(self, noised: Prediction, label: Condition, w: Weights | None) -> Maps:
         """The frozen network's features at noised data."""
         denoiser, middle = self.frozen
-        denoiser(noised.z, noised.log_snr, label, w)
+        prediction = denoiser(noised.z, noised.log_snr, label, w)
         found = middle.take().float()
+        if hasattr(
+            next(denoiser.parameters()), "full_tensor"
+        ):  # sharded: weights are gathered again from the output on
+            found = found + 0 * prediction.v.sum()
         return found.flatten(1, -2) if found.ndim > 2 else found[:, None]
 
     def contrasts(self, count: int) -> Float[Tensor, "count channels"]:
