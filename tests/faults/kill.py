@@ -2,7 +2,7 @@
 
     python tests/faults/kill.py --kills 100
 
-The experiment is a pipeline (teacher, guided student, students of five methods, evaluation) and then an encoder's
+The experiment is a pipeline (teacher, guided student, students of seven methods, evaluation) and then an encoder's
 ladder, on the digits. A life is one process of `python train.py ...`; it is ended by SIGKILL, SIGTERM, SIGUSR1
 (pre-emption) or RLIMIT_AS (the next allocation fails; a process that makes none is killed, as by the kernel). The files
 of the finished experiment are compared with those of an undisturbed one.
@@ -35,7 +35,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # for running.py, as pytest 
 MAX_WAIT = 1.2  # seconds into a life, or into the stage to be killed; imports are done before
 MAX_KILLS = 12  # of one experiment
 KINDS = ("SIGKILL", "SIGTERM", "SIGUSR1", "memory")
-METHODS = ("progressive", "tract", "consistency", "reflow", "dmd2")
+METHODS = ("progressive", "tract", "consistency", "reflow", "dmd2", "rdd", "o2mkd")
 TRAINED = ("teacher", "guidance", *METHODS)  # of the pipeline, in its order
 STAGES = (*TRAINED, "evaluate", "encoder")
 CHECKPOINT_SECONDS = 0.4
@@ -63,6 +63,8 @@ PIPELINE = (
     "stage.tract.time_schedule=[8,2,1]",
     "stage.consistency.self_teacher_decay=0.9",
     "stage.reflow.steps=[2,1]",
+    "stage.rdd.ladder=[4,2,1]",
+    "stage.rdd.few_steps_factor=1",
     "stage.dmd2.gan_weight=0.003",
     "stage.evaluate.w=[1,2]",
     "stage.evaluate.num_images=200",
@@ -75,7 +77,13 @@ ENCODER = (
     "stage.ladder=[4,2,1]",
     f"stage.training.images={BATCH * RUNG_STEPS}",
 )
-LADDERS = {"progressive": ("4", "2", "1"), "tract": ("2", "1"), "reflow": ("2", "1"), "encoder": ("2", "1")}
+LADDERS = {
+    "progressive": ("4", "2", "1"),
+    "tract": ("2", "1"),
+    "reflow": ("2", "1"),
+    "rdd": ("2", "1"),
+    "encoder": ("2", "1"),
+}
 MEASURED = ("train/images_per_second", "images_per_second")  # measured times, which differ by nature
 MAX_SECONDS = 300.0  # of one life
 
@@ -344,7 +352,7 @@ def summary(trials: list[Trial], seed: int, alone: float, took: float) -> dict[s
         "most_unsaved_seconds": round(max((life.unsaved_seconds for life in training), default=0), 2),
         "most_repeated_images": max((life.repeated_images for life in training), default=0),
         "mean_repeated_images": round(sum(life.repeated_images for life in training) / max(1, len(training))),
-        "images_of_the_experiment": BATCH * (2 * STEPS + 11 * RUNG_STEPS),
+        "images_of_the_experiment": BATCH * (2 * STEPS + 14 * RUNG_STEPS),
         "seconds_undisturbed": round(alone, 1),
         "seconds": round(took),
         "torch": torch.__version__,

@@ -25,7 +25,9 @@ from fewstep.diffusion.schedule import CosineSchedule, alpha, angle, append_zero
 from fewstep.methods import (
     DDIL,
     DMD2,
+    O2MKD,
     PID,
+    RDD,
     SFDDM,
     Boot,
     Consistency,
@@ -70,7 +72,7 @@ PLAN: dict[str, Any] = {
     "ema_decay": 0.5,
     "weight": "snr_plus_one",
 }
-ROLES = {role: {"learning_rate": 2e-3} for role in ("fake", "critic", "projection", "weighting")}
+ROLES = {role: {"learning_rate": 2e-3} for role in ("fake", "critic", "projection", "weighting", "head")}
 
 LEVELS = {"levels": [1.0, 0.75, 0.5, 0.25]}
 LADDER = {"ladder": [8, 4, 2], "few_steps": 2, "few_steps_factor": 2.0}
@@ -83,6 +85,7 @@ SMALL: dict[str, tuple[type[Method], dict[str, Any]]] = {
     "progressive": (Progressive, LADDER),
     "progressive, stochastic": (Progressive, LADDER | {"sampler": "stochastic"}),
     "progressive, two students": (Progressive, LADDER | {"variant": "two_student"}),
+    "rdd": (RDD, LADDER | {"queue": 64, "contrasts": 16, "enqueued": 8}),
     "encoder": (Encoder, LADDER | {"w_min": 0.0, "w_max": 0.5}),
     "tract": (Tract, {"time_schedule": [8, 2, 1]}),
     "consistency": (Consistency, LEVELS | {"num_levels": 8}),
@@ -108,6 +111,8 @@ SMALL: dict[str, tuple[type[Method], dict[str, Any]]] = {
     "pid": (PID, {"num_levels": 20}),
     "freeflow": (FreeFlow, {"correction": 1.0}),
     "freeflow without correction": (FreeFlow, {"correction": 0.0}),
+    "o2mkd": (O2MKD, {"num_networks": 2}),
+    "o2mkd by label": (O2MKD, {"num_networks": 2, "split": "label"}),
     "dmd2": (DMD2, LEVELS | {"fake_updates": 3}),
     "ddil": (DDIL, LADDER | STATES),
     "ddil, stochastic": (DDIL, LADDER | STATES | {"sampler": "stochastic"}),

@@ -1,4 +1,4 @@
-"""Methods of several networks, with a self-teacher, or on pairs, learn the same in one process, two, and sharded."""
+"""Methods of several networks, of relations, with a self-teacher or on pairs: the same alone, in two and sharded."""
 
 from pathlib import Path
 
@@ -10,20 +10,19 @@ from test_same_numbers import BATCH, LEARNS, STEPS, is_close
 pytest_plugins = ("running",)
 pytestmark = pytest.mark.slow
 
-METHODS = ("tract", "consistency", "reflow", "dmd2")
+METHODS = ("tract", "consistency", "reflow", "dmd2", "rdd", "o2mkd")
 CHAIN = [
     *TINY,
     "name=run",
     "method=tract",
-    "+stage@stage.consistency=consistency",
-    "+stage@stage.reflow=reflow",
-    "+stage@stage.dmd2=dmd2",
+    *(f"+stage@stage.{method}={method}" for method in METHODS[1:]),
     f"stage.stages=[teacher,guidance,{','.join(METHODS)}]",
     f"trainer.max_images={BATCH * STEPS}",
     f"trainer.log_every_images={2 * BATCH}",
     "trainer.snapshot_images=20",
     *(f"stage.{stage}.training.{setting}" for stage in ("teacher", "guidance", *METHODS) for setting in LEARNS),
     "stage.tract.time_schedule=[8,2,1]",
+    "stage.rdd.ladder=[4,2,1]",
     "stage.consistency.self_teacher_decay=0.9",
     "stage.reflow.steps=[2,1]",
     "stage.reflow.teacher_steps=4",

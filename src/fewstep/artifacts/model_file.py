@@ -163,7 +163,7 @@ def load_model(path: Path) -> tuple[Denoiser, ModelCard]:
 
 def described_network(name: str, arguments: dict[str, Any], tensors: dict[str, torch.Tensor]) -> torch.nn.Module:
     """Build the network `name` of the fixed list with these weights; raises for an unknown name or other weights."""
-    if (blocks := most_blocks(arguments | arguments.get("config", {}))) > len(tensors):
+    if (blocks := most_blocks(arguments)) > len(tensors):
         raise ValueError(f"{blocks} blocks are more than the {len(tensors)} tensors it holds")
     with torch.device("meta"):  # shapes only: a file cannot make us allocate more than it holds
         network = network_class(name)(**arguments)
@@ -174,7 +174,7 @@ def described_network(name: str, arguments: dict[str, Any], tensors: dict[str, t
 def most_blocks(arguments: Any) -> int:
     """The largest number of blocks that a network's arguments name, whether for all levels or for each."""
     if isinstance(arguments, dict):
-        return max((most_blocks(arguments[key]) for key in BLOCKS if key in arguments), default=0)
+        return max((most_blocks(arguments[key]) for key in (*BLOCKS, "config") if key in arguments), default=0)
     return max(map(most_blocks, arguments), default=0) if isinstance(arguments, list) else int(arguments)
 
 

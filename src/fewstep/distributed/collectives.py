@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -117,6 +117,23 @@ def all_gather_rows(rows: Tensor) -> Tensor:
     from torchmetrics.utilities.distributed import gather_all_tensors  # takes two seconds to import
 
     return torch.cat(gather_all_tensors(rows.detach()))
+
+
+def all_gather_rows_with_gradient(rows: Tensor) -> Tensor:
+    """The rows of all ranks, as many of each; the gradient of a row is the sum of what all ranks have for it."""
+    return GatherRows.apply(rows) if is_distributed() else rows
+
+
+class GatherRows(torch.autograd.Function):
+    """`all_gather_rows` and, backwards, the sum over the ranks of this rank's rows."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        return all_gather_rows(rows)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return local_rows(all_reduce_sum(gradients[0].contiguous()))
 
 
 def local_slice(count: int) -> slice:

@@ -9,10 +9,8 @@ from typing import Any, Literal
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from fewstep.artifacts.run_folder import QUALITY
-from fewstep.diffusion.schedule import network_time
 from fewstep.inference.model import Model
 from fewstep.networks.adapter import adapter_file
-from fewstep.networks.denoiser import lowest_log_snr
 from fewstep.system.files import sha256_of
 
 Format = Literal["diffusers", "safetensors", "onnx"]
@@ -83,11 +81,7 @@ def onnx_usage(model: Model) -> str:
     )
     if card.sampling.times is None:
         return f"{text}, in any number of steps."
-    log_snr, native = card.schedule.log_snr(card.sampling.grid()), card.native_schedule
-    if native is None:
-        inputs = network_time(log_snr)
-    else:
-        inputs = native.timestep(log_snr.clamp(min=lowest_log_snr(card.prediction, native))) / 1000
+    inputs = model.denoiser.time_input(card.schedule.log_snr(card.sampling.grid()))
     return f"{text}, calling it at time = {', '.join(f'{value:.6g}' for value in inputs.tolist())}."
 
 

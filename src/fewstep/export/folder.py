@@ -21,7 +21,7 @@ from fewstep.diffusion.sampler import SAMPLERS, Fresh, sample
 from fewstep.export import UNKNOWN_LICENCE
 from fewstep.export.card import CARD, README, Format, readme
 from fewstep.inference.model import Model, load
-from fewstep.networks import Denoiser
+from fewstep.networks import Denoiser, Routed
 from fewstep.networks.adapter import adapter_file, guidance_file
 from fewstep.system.files import atomic_write, sha256_of
 from fewstep.system.seeds import starting_noise
@@ -104,6 +104,10 @@ def export(
         raise ValueError(
             f"a network with inputs beside w ({', '.join(model.denoiser.extra_inputs)}) opens in fewstep alone; use "
             "--format safetensors"
+        )
+    if format != "safetensors" and isinstance(model.denoiser.network, Routed):
+        raise ValueError(
+            "several networks, of which each has its times or classes, open in fewstep alone; use --format safetensors"
         )
     with new_folder(folder) as temporary:
         match format:

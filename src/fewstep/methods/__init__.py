@@ -15,8 +15,10 @@ from fewstep.methods.ict import ImprovedConsistency
 from fewstep.methods.knowledge_distillation import KnowledgeDistillation
 from fewstep.methods.lcm import LatentConsistency
 from fewstep.methods.meanflow import MeanFlow
+from fewstep.methods.o2mkd import O2MKD
 from fewstep.methods.pid import PID
 from fewstep.methods.progressive import Progressive
+from fewstep.methods.rdd import RDD
 from fewstep.methods.reflow import Reflow
 from fewstep.methods.scm import ContinuousConsistency
 from fewstep.methods.sfddm import SFDDM
@@ -28,7 +30,9 @@ from fewstep.methods.training import Training
 __all__ = [
     "DDIL",
     "DMD2",
+    "O2MKD",
     "PID",
+    "RDD",
     "SFDDM",
     "Boot",
     "Consistency",

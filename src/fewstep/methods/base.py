@@ -217,6 +217,21 @@ class Regression(Method):
         with torch.no_grad():
             target = self.target(noised, t=t, label=label, w=w, nets=nets, phase=phase)
         prediction = nets.student(noised.z, noised.log_snr, label, w)
+        return self.compare(prediction, target, t=t, w=w, label=label, nets=nets, draws=draws, step=step)
+
+    def compare(
+        self,
+        prediction: Prediction,
+        target: Prediction,
+        *,
+        t: Times,
+        w: Weights | None,
+        label: Condition,
+        nets: Networks,
+        draws: Draws,
+        step: int,
+    ) -> dict[str, Loss]:
+        """The loss of each role, of what the student predicts and what it should."""
         return {STUDENT: regress(prediction, target, self.training, t=t, w=w, metric=self.metric_name)}
 
     def state(

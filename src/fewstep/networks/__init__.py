@@ -4,8 +4,9 @@ from torch import nn
 
 from fewstep.networks.backbones.mlp import ResidualMLP
 from fewstep.networks.denoiser import Denoiser, Frozen, with_guidance_input, with_inputs
+from fewstep.networks.routed import Routed
 
-NETWORKS = ("ResidualMLP", "UNet", "UNet2D", "TextUNet", "DiT")
+NETWORKS = ("ResidualMLP", "UNet", "UNet2D", "TextUNet", "DiT", "Routed")
 
 
 def network_class(name: str) -> type[nn.Module]:
@@ -16,8 +17,8 @@ def network_class(name: str) -> type[nn.Module]:
     """
     if name not in NETWORKS:
         raise ValueError(f"network must be one of {', '.join(NETWORKS)}, got {name!r}; is the file made by fewstep?")
-    if name == "ResidualMLP":
-        return ResidualMLP
+    if name in ("ResidualMLP", "Routed"):
+        return ResidualMLP if name == "ResidualMLP" else Routed
     from fewstep.networks.backbones import dit, text_unet, unet, unet2d  # diffusers takes seconds to import
 
     return {"UNet": unet.UNet, "UNet2D": unet2d.UNet2D, "TextUNet": text_unet.TextUNet, "DiT": dit.DiT}[name]
@@ -29,4 +30,13 @@ def __getattr__(name: str) -> type[nn.Module]:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-__all__ = ["NETWORKS", "Denoiser", "Frozen", "ResidualMLP", "network_class", "with_guidance_input", "with_inputs"]
+__all__ = [
+    "NETWORKS",
+    "Denoiser",
+    "Frozen",
+    "ResidualMLP",
+    "Routed",
+    "network_class",
+    "with_guidance_input",
+    "with_inputs",
+]

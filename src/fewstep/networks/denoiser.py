@@ -81,18 +81,23 @@ class Denoiser(nn.Module):
         self.evaluated += len(z) * (3 if prediction.v.requires_grad else 2 if has_tangent else 1)
         return prediction
 
+    def time_input(self, log_snr: Batch) -> Batch:
+        """The network's input of time: `network_time`, or the native schedule's timestep over 1000."""
+        if self.native_schedule is None:
+            return network_time(log_snr)
+        known = log_snr.clamp(min=lowest_log_snr(self.prediction, self.native_schedule))
+        return self.native_schedule.timestep(known.double()) / 1000  # float64: 1000 times it is whole again
+
     def predict(
         self, z: Images, log_snr: Batch, label: Condition, w: Scalar | None, extra: Scalars | None
     ) -> Prediction:
         """The network's output, read as a prediction at z."""
         scalars = (w, extra) if self.extra_inputs else (w,)
         if self.native_schedule is None:
-            output = self.network(z, network_time(log_snr).to(z.dtype), label, *scalars)
+            output = self.network(z, self.time_input(log_snr).to(z.dtype), label, *scalars)
             return interpret(self.prediction, output.to(z.dtype), z=z, log_snr=log_snr)
         known = log_snr.clamp(min=lowest_log_snr(self.prediction, self.native_schedule))
-        timestep = self.native_schedule.timestep(known.double())
-        time = timestep / 1000  # float64: 1000 * time is a timestep again, and whole
-        output = self.network(z, time, label, *scalars)
+        output = self.network(z, self.time_input(known), label, *scalars)
         there = interpret(self.prediction, output.to(z.dtype), z=z, log_snr=known)
         here = interpret("x", there.x, z=z, log_snr=log_snr)
         beyond = (log_snr < known).reshape(-1, *[1] * (z.ndim - 1))

@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from fewstep.networks.denoiser import Denoiser, arguments_of
+from fewstep.networks.routed import Routed
 from fewstep.networks.smaller import middle
 
 
@@ -15,9 +16,16 @@ class MiddleFeatures:
 
     Being no Module it is no part of a model. It adds a forward hook and calls the network once, on one empty example,
     to learn how many channels there are.
+
+    Raises:
+        ValueError: the model has several networks.
     """
 
     def __init__(self, denoiser: Denoiser) -> None:
+        if isinstance(denoiser.network, Routed):
+            raise ValueError(
+                "features must be of one network, and this model has several; leave them out, or use another parent"
+            )
         self._latest: Tensor | None = None
         self._watch(denoiser)
         call_once(denoiser)

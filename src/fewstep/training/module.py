@@ -135,9 +135,12 @@ class DistillationModule(lightning.LightningModule):
         period = next((n for n in range(1, COUNTED) if moving[n:] == moving[:-n]), COUNTED)
         cycles, before = COUNTED // period, self.evaluated
         between = max(1, self.training_plan.num_steps // (cycles * period)) * period
+        remembered = [(buffer, buffer.clone()) for buffer in self.trained.buffers()]
         for cycle in range(cycles):
             for step in range(cycle * between, cycle * between + period):
                 self.losses_at(step, batch)
+        for buffer, value in remembered:  # of a training's steps, and these are none
+            buffer.copy_(value)
         return (self.evaluated - before) / (cycles * period * len(batch.x))
 
     @property
