@@ -87,16 +87,32 @@ def radii(features: Images) -> Float[Tensor, "count"]:
     return torch.cat([each.topk(NEIGHBOURHOOD + 1, largest=False).values[:, -1] for each in distances])
 
 
+class Manifolds(NamedTuple):
+    """Precision and recall, and the number of reference features that each sample alone covers."""
+
+    precision: float
+    recall: float
+    alone: Int[Tensor, "count"]
+
+
 def precision_and_recall(
     samples: Images, reference: Float[Tensor, "reference features"], reference_radii: Float[Tensor, "reference"]
-) -> tuple[float, float]:
+) -> Manifolds:
     """Share of samples within the radius of a reference feature, and the converse (Kynkaanniemi et al. 2019)."""
-    inside, covered = [], torch.zeros(len(reference), dtype=torch.bool)
+    inside, start = [], 0
+    times_covered, covering = torch.zeros(
+        2, len(reference), dtype=torch.long
+    )  # how often, and the last sample to do so
     for block, block_radii in zip(samples.split(ROWS), radii(samples).split(ROWS), strict=True):
         distance = torch.cdist(block, reference)
         inside.append((distance <= reference_radii).any(1))
-        covered |= (distance <= block_radii[:, None]).any(0)
-    return torch.cat(inside).double().mean().item(), covered.double().mean().item()
+        covers = distance <= block_radii[:, None]
+        times_covered += covers.sum(0)
+        covering = torch.where(covers.any(0), start + covers.int().argmax(0), covering)
+        start += len(block)
+    alone = covering[times_covered == 1].bincount(minlength=len(samples))
+    covered = (times_covered > 0).double().mean().item()
+    return Manifolds(torch.cat(inside).double().mean().item(), covered, alone)
 
 
 @dataclass(frozen=True)
