@@ -23,7 +23,7 @@ class QualityRow:
         images_per_second: sampled; decoding latents is not counted.
         kid, clip_score: where there are prompts, and for CLIP a model of it.
         energy_distance: of the samples to as many exact ones from other noise at the same w, where the data have an
-            exact solution; see `metrics.energy_distance`.
+            exact solution; see `evaluation.energy`.
         energy_floor: the mean energy distance of two independent exact sets of as many.
         intervals: [low, high] of each figure that the row has, by its name, at 95 %; see `evaluation.intervals`. Empty
             in files of earlier versions.
@@ -74,6 +74,11 @@ class QualityRow:
     def name(self) -> str:
         """The model, and the sampler where it is a baseline: not the one that the model was made for."""
         return self.model if self.sampler == "ddim" or self.is_few_step else f"{self.model}, {self.sampler}"
+
+    def half_width(self, figure: str) -> float | None:
+        """Half the width of a figure's interval; None where the row has none."""
+        low, high = self.intervals.get(figure, (None, None))
+        return None if low is None or high is None else (high - low) / 2
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -56,7 +56,7 @@ def interval(
     freedom = len(psi) - len(counts)
     variance = psi.square().sum().item() / freedom / len(psi) + extra
     half = float(stdtrit(freedom, (1 + LEVEL) / 2)) * variance**0.5
-    return [max(figure - half, least), figure + half]
+    return [max(figure - half, least), max(figure + half, least)]
 
 
 def share_interval(share: float, count: int | float) -> Interval:
