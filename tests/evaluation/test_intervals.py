@@ -23,7 +23,14 @@ from fewstep.evaluation.intervals import (
     share_interval,
 )
 from fewstep.evaluation.metrics import figures_of
-from fewstep.evaluation.statistics import Features, Moments, ReferenceStatistics, frechet_distance, square_root
+from fewstep.evaluation.statistics import (
+    Features,
+    Moments,
+    ReferenceStatistics,
+    Spectrum,
+    frechet_distance,
+    square_root,
+)
 
 REPETITIONS = 200
 STD = 0.16  # twice the data set's: so few of its points lie between classes that the inception score needs more images
@@ -104,20 +111,27 @@ def drawn(count: int, features: int) -> tuple[Tensor, Moments, Moments, Tensor]:
     return x, Moments.of(x), real, square_root(real.covariance)
 
 
+def distance(own: Moments, real: Moments, root: Tensor) -> float:
+    return frechet_distance(own, real, Spectrum.of(own, root))
+
+
 def test_the_error_of_fid_is_its_jackknifes() -> None:
     x, own, real, root = drawn(200, 6)
-    expected = jackknife(lambda rows: frechet_distance(Moments.of(rows), real, root), x)
-    assert standard_error(frechet_influence(x, own, real, root)) == pytest.approx(expected, rel=0.03)
+    expected = jackknife(lambda rows: distance(Moments.of(rows), real, root), x)
+    assert standard_error(frechet_influence(x, own, real, root, Spectrum.of(own, root))) == pytest.approx(
+        expected, rel=0.03
+    )
 
 
 @pytest.mark.parametrize(("count", "features"), [(50, 6), (20, 24)])
 def test_influences_on_fid_are_its_derivatives_with_fewer_images_than_features_too(count: int, features: int) -> None:
     x, (mean, covariance), real, root = drawn(count, features)
-    found = frechet_influence(x, Moments(mean, covariance), real, root)
+    own = Moments(mean, covariance)
+    found = frechet_influence(x, own, real, root, Spectrum.of(own, root))
 
     def moved(y: Tensor, eps: float) -> float:
         changed = Moments(mean + eps * y, covariance + eps * (torch.outer(y, y) - covariance))
-        return frechet_distance(changed, real, root)
+        return distance(changed, real, root)
 
     derivatives = torch.tensor([(moved(y, 1e-4) - moved(y, -1e-4)) / 2e-4 for y in x.double() - mean])
     assert torch.allclose(found - found[0], (derivatives - derivatives[0]).double(), rtol=1e-3, atol=1e-4)
@@ -134,11 +148,11 @@ def test_the_errors_of_the_inception_score_and_of_kid_are_their_jackknifes() -> 
     assert standard_error(inception_influence(logits)) == pytest.approx(jackknife(score, logits), rel=0.02)
     x, real = torch.randn(150, 4, generator=generator) + 0.5, torch.randn(200, 4, generator=generator)
 
-    def distance(x: Tensor) -> Tensor:
+    def kid(x: Tensor) -> Tensor:
         within = ((x @ x.T / 4 + 1) ** 3).fill_diagonal_(0).sum() / (len(x) * (len(x) - 1))
         return within - 2 * ((x @ real.T / 4 + 1) ** 3).mean()
 
-    assert standard_error(kernel_influence(x, real)) == pytest.approx(jackknife(distance, x), rel=0.02)
+    assert standard_error(kernel_influence(x, real)) == pytest.approx(jackknife(kid, x), rel=0.02)
 
 
 def half(own: list[float] | None) -> float:

@@ -21,6 +21,7 @@ from fewstep.evaluation.statistics import (
     Features,
     Moments,
     ReferenceStatistics,
+    Spectrum,
     frechet_distance,
     precision_and_recall,
     radii,
@@ -131,7 +132,9 @@ def test_the_distance_of_gaussians_that_share_axes_is_the_closed_form() -> None:
         return Moments(torch.full((3,), mean).double(), torch.diag(torch.tensor(stds).double().square()))
 
     ours, real = moments(1.0, [1.0, 2.0, 0.0]), moments(3.0, [2.0, 2.0, 1.0])  # one has no extent along an axis
-    assert frechet_distance(ours, real, square_root(real.covariance)) == pytest.approx(3 * 4 + 1 + 0 + 1)
+    assert frechet_distance(ours, real, Spectrum.of(ours, square_root(real.covariance))) == pytest.approx(
+        3 * 4 + 1 + 0 + 1
+    )
 
 
 def test_features_do_not_depend_on_the_batches(net: DigitsFeatures, split: DigitsSplit) -> None:

@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 from scipy.special import ndtri, stdtrit
 from torch import Tensor
 
-from fewstep.evaluation.statistics import ROWS, Images, Moments
+from fewstep.evaluation.statistics import ROWS, Images, Moments, Spectrum
 
 LEVEL = 0.95
 
@@ -82,14 +82,18 @@ def recall_interval(recall: float, count: int, lost: Counts) -> Interval:
 
 
 def frechet_influence(
-    features: Images, samples: Moments, reference: Moments, root: Float[Tensor, "features features"]
+    features: Images,
+    samples: Moments,
+    reference: Moments,
+    root: Float[Tensor, "features features"],
+    spectrum: Spectrum,
 ) -> Influence:
     """That of `frechet_distance`: 2 (m - m')^T y + y^T (1 - A) y, up to a constant, for y = x - m.
 
     A = C'^(1/2) (C'^(1/2) C C'^(1/2))^(-1/2) C'^(1/2) is the derivative of 2 tr (C C')^(1/2). With fewer images than
     features the inverse is that on the span of the samples, which contains every y.
     """
-    values, vectors = torch.linalg.eigh(root @ samples.covariance @ root)
+    values, vectors = spectrum
     positive = values > values[-1] * len(values) * torch.finfo(values.dtype).eps
     towards, scale = root @ vectors[:, positive], values[positive].rsqrt()
     blocks = []

@@ -36,6 +36,7 @@ from fewstep.evaluation.statistics import (
     Images,
     Moments,
     ReferenceStatistics,
+    Spectrum,
     class_distances,
     frechet_distance,
     precision_and_recall,
@@ -99,13 +100,14 @@ def figures_of(
             f"images, {len(labels)} labels and {len(reference.features)} reference images; raise num_images"
         )
     labels, moments = labels.cpu(), Moments.of(features)
-    fid = frechet_distance(moments, reference.moments, reference.root)
+    spectrum = Spectrum.of(moments, reference.root)
+    fid = frechet_distance(moments, reference.moments, spectrum)
     score = isc_features_to_metric(logits, INCEPTION_SPLITS, shuffle=False)[KEY_METRIC_ISC_MEAN]
     precision, recall, alone = precision_and_recall(features, reference.features, reference.radii)
     accuracy = None if num_classes is None else (logits.argmax(1) == labels).double().mean().item()
     spread = diversity(class_distances(features, labels), reference.class_distances)
     distance, of_distance = kernel_distance(features, reference.features, labels) if kid else (None, None)
-    influence = frechet_influence(features, moments, reference.moments, reference.root)
+    influence = frechet_influence(features, moments, reference.moments, reference.root, spectrum)
     intervals = {
         "fid": interval(fid, influence, labels),
         "inception_score": interval(score, inception_influence(logits), labels, least=1.0),

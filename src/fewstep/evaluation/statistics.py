@@ -65,12 +65,24 @@ class Moments(NamedTuple):
         return cls(mean, covariance / (len(features) - 1))
 
 
-def frechet_distance(samples: Moments, reference: Moments, root: Float[Tensor, "features features"]) -> float:
-    """|m - m'|^2 + tr(C + C' - 2 (C C')^(1/2)), with `root` the square root of C' (Dowson & Landau 1982).
+class Spectrum(NamedTuple):
+    """Eigenvalues, rising, and eigenvectors of C'^(1/2) C C'^(1/2), for the covariances C and C' of two sets.
 
-    C' is the reference's. C C' and root C root have the same eigenvalues, and the second is symmetric.
+    C C' has the same eigenvalues, and is not symmetric.
     """
-    values = torch.linalg.eigvalsh(root @ samples.covariance @ root)
+
+    values: Float[Tensor, "features"]
+    vectors: Float[Tensor, "features features"]
+
+    @classmethod
+    def of(cls, samples: Moments, root: Float[Tensor, "features features"]) -> "Spectrum":
+        """With `root` the square root of C'."""
+        return cls(*torch.linalg.eigh(root @ samples.covariance @ root))
+
+
+def frechet_distance(samples: Moments, reference: Moments, spectrum: Spectrum) -> float:
+    """|m - m'|^2 + tr(C + C' - 2 (C C')^(1/2)) (Dowson & Landau 1982); C' is the reference's."""
+    values = spectrum.values
     traces = samples.covariance.trace() + reference.covariance.trace() - 2 * values.clamp(min=0).sqrt().sum()
     return float((samples.mean - reference.mean).square().sum() + traces)
 
