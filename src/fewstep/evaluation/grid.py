@@ -166,11 +166,7 @@ def quality_grid(
 
     for w in plan.w:
         base: list[Tensor] = []  # the first candidate's samples, batch by batch
-        solution = independent = None
-        if exact is not None:
-            solve = partial(share.solve, exact, candidates[0].schedule, w)
-            solution = solve(share.noise, EXACT_STEPS)
-            independent = all_gather_rows(solve(share.other_noise(), INDEPENDENT_STEPS))
+        solution, independent = share.solutions(exact, candidates[0].schedule, w)
         for candidate in candidates:
             if candidate.weights is not None and w not in candidate.weights:
                 continue
@@ -300,9 +296,15 @@ class CellSampler:
             float(all_gather_rows(torch.tensor([seconds])).max()),
         )
 
-    def other_noise(self) -> Float[Tensor, "count *shape"]:
-        """Noise of this rank's share that is independent of that of the samples."""
-        return starting_noise(seed_for(self.plan.seed, "exact"), self.start, len(self.noise), self.facts.shape)
+    def solutions(
+        self, exact: GaussianMixture | None, schedule: Schedule, w: float
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """The exact solution from this rank's noise, and all ranks' from other noise; None where there is none."""
+        if exact is None:
+            return None, None
+        other = starting_noise(seed_for(self.plan.seed, "exact"), self.start, len(self.noise), self.facts.shape)
+        independent = self.solve(exact, schedule, w, other, INDEPENDENT_STEPS)
+        return self.solve(exact, schedule, w, self.noise, EXACT_STEPS), all_gather_rows(independent)
 
     def solve(
         self, exact: GaussianMixture, schedule: Schedule, w: float, noise: Float[Tensor, "count dim"], num_steps: int
@@ -320,7 +322,7 @@ class CellSampler:
             w=torch.full((len(noise),), float(w), dtype=torch.float64),
         )
         tensors = tensor_digest({**exact.tensors, "noise": noise, "label": self.labels})
-        solution, _ = self.keep(("exact solution", tensors, repr(schedule), w), draw)
+        solution, _ = self.keep(("exact solution", tensors, repr(schedule), w, num_steps), draw)
         return solution.float().clamp(self.facts.low, self.facts.high)
 
 
