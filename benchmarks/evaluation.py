@@ -33,7 +33,14 @@ from fewstep.evaluation.features import DigitsFeatures
 from fewstep.evaluation.images import EvaluationImages, Reference
 from fewstep.evaluation.metrics import figures_of
 from fewstep.evaluation.protocol import INCEPTION_SPLITS, NEIGHBOURHOOD, Protocol
-from fewstep.evaluation.statistics import Features, Moments, ReferenceStatistics, frechet_distance, square_root
+from fewstep.evaluation.statistics import (
+    Features,
+    Moments,
+    ReferenceStatistics,
+    Spectrum,
+    frechet_distance,
+    square_root,
+)
 from fewstep.networks import Denoiser, Frozen
 
 NUM_IMAGES = 2000
@@ -167,8 +174,13 @@ def distances() -> list[dict[str, Any]]:
     ours, real = (torch.randn(4 * WIDE, WIDE, generator=generator) @ mix for _ in range(2))
     known = Moments.of(real)
     root, statistics = square_root(known.covariance), fid_features_to_statistics(real)
+
+    def distance() -> float:
+        own = Moments.of(ours)
+        return frechet_distance(own, known, Spectrum.of(own, root))
+
     sides: dict[str, Callable[[], float]] = {
-        "fewstep: FID of features": lambda: frechet_distance(Moments.of(ours), known, root),
+        "fewstep: FID of features": distance,
         "torch-fidelity: FID of features": lambda: fid_statistics_to_metric(
             fid_features_to_statistics(ours), statistics, False
         )["frechet_inception_distance"],

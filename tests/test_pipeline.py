@@ -13,6 +13,7 @@ from running import TINY, config_of, files_below, run_as_composed
 from safetensors.torch import load_file
 
 import fewstep
+from fewstep.sweeps.status import FIGURES
 from fewstep.system.files import sha256_of
 from fewstep.tracking.names import COLUMNS
 
@@ -136,8 +137,12 @@ def test_the_grid_is_complete(data, request):
         assert (row["same_noise_rmse"] == 0) == ((row["model"], row["steps"]) == ("teacher", TEACHER_STEPS[0]))
         if data == "mixture":
             assert isfinite(row["exact_rmse"])
+            assert 0 < row["energy_floor"] < 1
         else:
-            assert row["exact_rmse"] is None
+            assert row["exact_rmse"] is row["energy_distance"] is row["energy_floor"] is None
+        figures = [name for name in (*FIGURES, "same_noise_rmse") if row[name] is not None]
+        assert sorted(row["intervals"]) == sorted(figures)
+        assert all(low <= row[name] <= high for name, (low, high) in row["intervals"].items())
 
 
 def test_the_exact_teacher_nears_the_exact_solution(mixture):

@@ -45,15 +45,18 @@ def test_it_is_the_mean_cosine_in_percent(folder: Path) -> None:
     score = ClipScore(folder)
     sign = 1.0 if wanted.mean() > 0 else -1.0
     score.metric.model.model.visual_projection.weight.mul_(sign)
-    assert score(pictures, WORDS) == pytest.approx(100 * sign * float(wanted.mean()), rel=1e-4)
-    assert score(pictures[:1], WORDS[:1]) == pytest.approx(max(0.0, 100 * sign * float(wanted[0])), rel=1e-4)
+    mean = 100 * sign * float(wanted.mean())
+    assert score(pictures, WORDS)[0] == pytest.approx(mean, rel=1e-4)
+    half = 2.776 * 100 * float(wanted.std()) / 5**0.5  # Student's t of four degrees of freedom
+    assert score(pictures, WORDS)[1] == pytest.approx([max(mean - half, 0), mean + half], rel=1e-3)
+    assert score(pictures[:2], WORDS[:2])[0] == pytest.approx(max(0.0, 100 * sign * float(wanted[:2].mean())), rel=1e-4)
     score.metric.model.model.visual_projection.weight.mul_(-1)
-    assert score(pictures, WORDS) == 0
+    assert score(pictures, WORDS)[0] == 0
 
 
 def test_each_image_is_held_against_its_own_prompt(folder: Path) -> None:
     score = ClipScore(folder)
-    with pytest.raises(ValueError, match="one prompt per image, got 5 and 4"):
+    with pytest.raises(ValueError, match="one prompt per image and two images, got 5 and 4"):
         score(images(), WORDS[:4])
 
 

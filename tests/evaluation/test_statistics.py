@@ -21,6 +21,7 @@ from fewstep.evaluation.statistics import (
     Features,
     Moments,
     ReferenceStatistics,
+    Spectrum,
     frechet_distance,
     precision_and_recall,
     radii,
@@ -97,13 +98,22 @@ def test_every_figure_is_torch_fidelitys(net: DigitsFeatures, split: DigitsSplit
     assert (ours.precision, ours.recall) == pytest.approx((theirs["precision"], theirs["recall"]), abs=1e-6)
 
 
+def covered_alone(ours: Tensor, real: Tensor) -> Tensor:
+    """What recall counts no more without a sample, while the neighbourhoods of the others stay."""
+    inside = torch.cdist(real, ours) <= radii(ours)
+    kept = [(inside[:, torch.arange(len(ours)) != j]).any(1).sum() for j in range(len(ours))]
+    return inside.any(1).sum() - torch.stack(kept)
+
+
 def test_precision_and_recall_do_not_depend_on_the_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     generator = torch.Generator().manual_seed(0)
     ours, real = torch.randn(230, 8, generator=generator), 1.2 * torch.randn(170, 8, generator=generator) + 0.3
     expected = calculate_precision_recall_full(ours, real, NEIGHBOURHOOD)
     for rows in (1024, 64):
         monkeypatch.setattr(statistics, "ROWS", rows)
-        assert precision_and_recall(ours, real, radii(real)) == pytest.approx(expected)
+        precision, recall, alone = precision_and_recall(ours, real, radii(real))
+        assert (precision, recall) == pytest.approx(expected)
+        assert torch.equal(alone, covered_alone(ours, real))
     assert expected[0] != expected[1]
 
 
@@ -122,7 +132,9 @@ def test_the_distance_of_gaussians_that_share_axes_is_the_closed_form() -> None:
         return Moments(torch.full((3,), mean).double(), torch.diag(torch.tensor(stds).double().square()))
 
     ours, real = moments(1.0, [1.0, 2.0, 0.0]), moments(3.0, [2.0, 2.0, 1.0])  # one has no extent along an axis
-    assert frechet_distance(ours, real, square_root(real.covariance)) == pytest.approx(3 * 4 + 1 + 0 + 1)
+    assert frechet_distance(ours, real, Spectrum.of(ours, square_root(real.covariance))) == pytest.approx(
+        3 * 4 + 1 + 0 + 1
+    )
 
 
 def test_features_do_not_depend_on_the_batches(net: DigitsFeatures, split: DigitsSplit) -> None:

@@ -65,6 +65,10 @@ def is_close(ours: Path, expected: Path) -> None:
         cells, wanted = (json.loads(path.read_text()) for path in (ours / file.relative_to(expected), file))
         for cell, other in zip(cells, wanted, strict=True):
             assert cell.keys() == other.keys()
+            own, others = cell.pop("intervals"), other.pop("intervals")
+            assert own.keys() == others.keys()
+            for key, ends in own.items():
+                assert ends == pytest.approx(others[key], rel=1e-3, abs=1e-6)
             for key in cell.keys() - set(TIMES):
                 near = pytest.approx(other[key], rel=1e-3, abs=1e-6) if isinstance(other[key], float) else other[key]
                 assert cell[key] == near, (key, cell, other)

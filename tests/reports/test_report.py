@@ -12,7 +12,7 @@ from PIL import Image
 from fewstep.artifacts.quality_file import names_in_order, read_rows
 from fewstep.reports.charts import COLOURS, colours
 from fewstep.reports.report import write_report
-from fewstep.reports.summary import fid_ratio, headline, references, speed_table
+from fewstep.reports.summary import fid_ratio, fid_ratio_half_width, headline, references, speed_table
 from fewstep.system.files import write_json
 
 HOSTILE = '</pre><script>alert("x")</script><img src="http://example.org/x.png">'
@@ -229,6 +229,29 @@ def test_a_teacher_that_skips_the_branch_at_w_0_is_not_the_reference_of_speed(ru
         (128, 1.0),
         (64, 2.0),
     ]
+
+
+def test_intervals_and_the_energy_distance_are_shown_where_rows_have_them(run):
+    assert "±" not in report(run).text
+    own = {"energy_distance": 0.5, "energy_floor": 0.125}
+
+    def judged(row):
+        return row | own | {"intervals": {"fid": [0.9 * row["fid"], 1.1 * row["fid"]], "energy_distance": [0.25, 0.75]}}
+
+    edit(run / "quality.json", lambda rows: [judged(row) for row in rows])
+    (row, *_), text = read_rows(run / "quality.json"), report(run).text
+    assert row.half_width("fid") == pytest.approx(0.1 * row.fid)
+    assert row.half_width("accuracy") is None
+    width = fid_ratio_half_width(row, {row.w: row})
+    assert width == pytest.approx(0.1 * 2**0.5)
+    assert all(words in text for words in ("0.500 ± 0.250", "0.125", "3.12 ± 0.312", "± 0.14", "over the noise"))
+
+
+@pytest.mark.parametrize("wrong", [{"fid": [2, 1]}, {"fid": [1]}, {"fid": 3}, 3])
+def test_an_interval_that_is_none_is_refused(run, wrong):
+    edit(run / "quality.json", lambda rows: [row | {"intervals": wrong} for row in rows])
+    with pytest.raises(ValueError, match="evaluate again"):
+        write_report(run)
 
 
 def test_figures_of_text_have_their_columns(run):

@@ -80,7 +80,7 @@ def test_the_first_row_of_a_phase_is_kept_beside_the_last_of_the_one_before(tmp_
 
 
 def test_quality_is_text_and_the_students_are_among_the_hparams(tmp_path):
-    row = {"w": 1.0, "kid": None, "protocol": "abc12345"}
+    row = {"w": 1.0, "kid": None, "protocol": "abc12345", "intervals": {"fid": [2, 4]}}
     rows = [{"model": "teacher", "steps": 64, "fid": 3.0, **row}, {"model": "tract", "steps": 4, "fid": 3.5, **row}]
     with open_loggers(tmp_path) as loggers:
         log_quality(loggers, rows)

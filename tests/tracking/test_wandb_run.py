@@ -43,7 +43,8 @@ def test_an_offline_run_is_complete_and_below_the_run_folder(tmp_path, capfd):
 
     logger.log_metrics({IMAGES: 128, LOSS: 0.5}, step=7)
     log_picture([logger], SAMPLE_GRID, Image.new("L", (40, 8)), images=128)
-    log_quality([logger], [{"model": "teacher", "steps": 4, "w": 0.0, "accuracy": None}])
+    row = {"model": "teacher", "steps": 4, "w": 0.0, "accuracy": None}
+    log_quality([logger], [row | {"intervals": {"fid": [1, 2]}}])
     logger.finish()
     logger.log_metrics({IMAGES: 256, LOSS: 0.4})  # after the end: nothing, not even a warning
 
@@ -51,7 +52,7 @@ def test_an_offline_run_is_complete_and_below_the_run_folder(tmp_path, capfd):
     assert (offline / f"run-{run.id}.wandb").stat().st_size > 0
     assert len(list(offline.rglob("*.png"))) == 1
     (table,) = offline.rglob("*.table.json")
-    assert json.loads(table.read_text())["data"] == [["teacher", 4, 0, None]]
+    assert json.loads(table.read_text())["data"] == [["teacher", 4, 0, None, 1, 2]]
     assert capfd.readouterr() == ("", "")
 
 

@@ -10,10 +10,11 @@ from jaxtyping import UInt8
 from torch import Tensor, nn
 from torchmetrics.multimodal.clip_score import CLIPScore
 
+from fewstep.evaluation.intervals import Interval, interval
 from fewstep.networks.frozen.loading import quiet, require_complete, require_weights
 from fewstep.system.files import tensor_digest
 
-BATCH = 64
+BATCH, MIN_BATCHES = 64, 10  # for an interval
 WHAT = "CLIP scores need a local folder of a CLIPModel and its processor in safetensors"
 
 
@@ -75,18 +76,26 @@ class ClipScore:
         images: UInt8[Tensor, "batch channels height width"],
         prompts: Sequence[str],
         device: torch.device | str = "cpu",
-    ) -> float:
-        """The score of image i with prompt i, computed on `device`.
+    ) -> tuple[float, Interval]:
+        """The score of image i with prompt i, computed on `device`, and its interval, by the variance of batches.
 
         Raises:
-            ValueError: not one prompt per image.
+            ValueError: not one prompt per image, or fewer than two images.
         """
-        if len(images) != len(prompts):
-            raise ValueError(f"a CLIP score needs one prompt per image, got {len(images)} and {len(prompts)}")
+        if len(images) != len(prompts) or len(images) < 2:
+            raise ValueError(
+                f"a CLIP score needs one prompt per image and two images, got {len(images)} and {len(prompts)}"
+            )
         self.metric.to(device).reset()
-        for start in range(0, len(images), BATCH):
-            batch = images[start : start + BATCH].expand(-1, 3, -1, -1).to(device)
-            self.metric.update(batch, list(prompts[start : start + BATCH]))
+        size, sums = min(BATCH, -(-len(images) // MIN_BATCHES)), [0.0]
+        batches = images.split(size)
+        for batch, start in zip(batches, range(0, len(images), size), strict=True):
+            self.metric.update(batch.expand(-1, 3, -1, -1).to(device), list(prompts[start : start + size]))
+            sums.append(float(self.metric.score))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
-            return float(self.metric.compute())
+            score = float(self.metric.compute())
+        counts = torch.tensor([len(batch) for batch in batches])
+        excess = torch.tensor(sums).double().diff() - counts * score
+        excess = torch.tensor(sums).double().diff() - counts * score  # of the batch, its share of the score's variation
+        return score, interval(score, excess * len(batches) / len(images))

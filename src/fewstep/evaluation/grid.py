@@ -1,12 +1,11 @@
 """The grid of quality over steps and w: teacher and students from the same noise, under one protocol."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import chain
-from math import prod
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -20,18 +19,21 @@ from fewstep.diffusion.prediction import Condition, Denoise
 from fewstep.diffusion.sampler import SAMPLERS, integrate, sample
 from fewstep.diffusion.sampling import Sampling
 from fewstep.diffusion.schedule import Schedule
-from fewstep.distributed.collectives import all_gather_rows, all_reduce_sum, local_slice, on_main_process, world_size
+from fewstep.distributed.collectives import all_gather_rows, local_slice, on_main_process, world_size
 from fewstep.evaluation.baselines import SOLVERS, sample_with
+from fewstep.evaluation.energy import energy_distance
 from fewstep.evaluation.features import FeatureExtractor
 from fewstep.evaluation.images import EvaluationImages, evaluation_tensor
+from fewstep.evaluation.intervals import Interval, interval, rms_influence
 from fewstep.evaluation.kept import kept
-from fewstep.evaluation.metrics import Figures, figures_of
+from fewstep.evaluation.metrics import figures_of
 from fewstep.evaluation.protocol import Protocol
 from fewstep.evaluation.statistics import Features, ReferenceStatistics
 from fewstep.system.files import tensor_digest
-from fewstep.system.seeds import fresh_noise, starting_noise
+from fewstep.system.seeds import fresh_noise, seed_for, starting_noise
 
 EXACT_STEPS = 256  # of the Runge-Kutta integrator, whose error is then below 1e-6
+INDEPENDENT_STEPS = 64  # where only the distribution counts: its root mean squared error is below 1e-5
 
 
 @dataclass(frozen=True)
@@ -113,6 +115,7 @@ class Candidate:
 Show = Callable[[Candidate, int, float, EvaluationImages, Int[Tensor, "count"]], None]
 Decode = Callable[[Tensor], Tensor]
 Keep = Callable[[tuple[object, ...], Callable[[], Tensor]], tuple[Tensor, float]]
+Clip = Callable[[EvaluationImages], tuple[float, Interval]]
 
 
 def quality_grid(
@@ -125,7 +128,7 @@ def quality_grid(
     protocol: Protocol,
     labels: Condition,
     decode: Decode = lambda x: x,
-    clip_score: Callable[[EvaluationImages], float] | None = None,
+    clip_score: Clip | None = None,
     exact: GaussianMixture | None = None,
     device: torch.device | str = "cpu",
     folder: Path | None = None,
@@ -155,38 +158,57 @@ def quality_grid(
         images = evaluation_tensor(decode(x.to(device)).cpu(), facts.pixels)
         return images, Features.of(net, images)
 
-    def evaluate(candidate: Candidate, steps: int, w: float, cell: Cell) -> tuple[Figures, float | None]:
+    def evaluate(candidate: Candidate, steps: int, w: float, cell: Cell, independent: Tensor | None) -> QualityRow:
         show(candidate, steps, w, cell.images, classes)
         figures = figures_of(cell.features, classes, reference_statistics, net.num_classes, kid=facts.text is not None)
-        return figures, None if clip_score is None else clip_score(cell.images)
+        row = asdict(figures) | paired_figures(cell, classes, clip_score, independent, figures.intervals)
+        return quality_row(candidate, steps, w, plan, row, cell.seconds, protocol)
 
     for w in plan.w:
         base: list[Tensor] = []  # the first candidate's samples, batch by batch
-        solution = None if exact is None else share.solve(exact, candidates[0].schedule, w)
+        solution, independent = share.solutions(exact, candidates[0].schedule, w)
         for candidate in candidates:
             if candidate.weights is not None and w not in candidate.weights:
                 continue
             share.sample(candidate, 1, w, share.batches[0])  # warm up, for the rates
             for steps in candidate.steps:
                 cell = share.cell(candidate, steps, w, base, solution, extract)
-                figures, clip = on_main_process(partial(evaluate, candidate, steps, w, cell))
-                yield quality_row(candidate, steps, w, plan, cell, figures, clip, protocol)
+                yield on_main_process(partial(evaluate, candidate, steps, w, cell, independent))
 
 
 class Cell(NamedTuple):
     """The samples of a cell over all ranks.
 
     Attributes:
-        rmse, exact_rmse: root mean squared difference per value to the first candidate's samples, and to the exact
-            solution where there is one.
+        errors: mean squared difference per value of each image to the first candidate's, and to the exact solution
+            where there is one.
         seconds: of sampling, on the slowest rank.
     """
 
     images: EvaluationImages
     features: Features
-    rmse: float
-    exact_rmse: float | None
+    errors: Mapping[str, Float[Tensor, "count"]]
     seconds: float
+
+
+def paired_figures(
+    cell: Cell,
+    classes: Int[Tensor, "count"],
+    clip_score: Clip | None,
+    independent: Tensor | None,
+    intervals: Mapping[str, Interval],
+) -> dict[str, Any]:
+    """The figures that compare with something else than the reference, and `intervals` with theirs."""
+    measured = {name: root_mean_square(errors, classes) for name, errors in cell.errors.items()}
+    figures: dict[str, Any] = {}
+    if clip_score is not None:
+        measured["clip_score"] = clip_score(cell.images)
+    if independent is not None:
+        distance, own, figures["energy_floor"] = energy_distance(cell.images, independent, classes)
+        measured["energy_distance"] = distance, own
+    for name, (value, own) in measured.items():
+        figures[name], intervals = value, {**intervals, name: own}
+    return figures | {"intervals": intervals}
 
 
 def quality_row(
@@ -194,9 +216,8 @@ def quality_row(
     steps: int,
     w: float,
     plan: EvaluationPlan,
-    cell: Cell,
-    figures: Figures,
-    clip_score: float | None,
+    figures: Mapping[str, Any],
+    seconds: float,
     protocol: Protocol,
 ) -> QualityRow:
     """The row of a finished cell."""
@@ -206,14 +227,11 @@ def quality_row(
         steps=steps,
         nfe=steps * candidate.evaluations,
         w=float(w),
-        **asdict(figures),
-        same_noise_rmse=cell.rmse,
-        exact_rmse=cell.exact_rmse,
-        images_per_second=plan.num_images / cell.seconds,
+        **figures,
+        images_per_second=plan.num_images / seconds,
         num_images=plan.num_images,
         seed=plan.seed,
         protocol=protocol.id,
-        clip_score=clip_score,
     )
 
 
@@ -258,7 +276,7 @@ class CellSampler:
     ) -> Cell:
         """Sample and gather a cell; the batches of the first cell of a w are appended to `base`."""
         extracted, seconds = [], 0.0
-        squares = torch.zeros(2, dtype=torch.float64)  # of the differences to `base` and to `solution`
+        errors: dict[str, list[Tensor]] = {"same_noise_rmse": [], "exact_rmse": []}
         for number, batch in enumerate(self.batches):
             place = (candidate.sampler, steps, w, self.start + batch.start, batch.stop - batch.start, str(self.device))
             draw = partial(self.sample, candidate, steps, w, batch)
@@ -266,39 +284,54 @@ class CellSampler:
             seconds += own_seconds
             if number == len(base):
                 base.append(x)
-            squares[0] += squared_error(x, base[number])
+            errors["same_noise_rmse"].append(squared_error(x, base[number]))
             if solution is not None:
-                squares[1] += squared_error(x, solution[batch])
+                errors["exact_rmse"].append(squared_error(x, solution[batch]))
             extracted.append(extract(x))
         images, features = zip(*extracted, strict=True)
-        values = self.plan.num_images * prod(self.facts.shape)
-        rmse, exact_rmse = ((total / values) ** 0.5 for total in all_reduce_sum(squares).tolist())
         return Cell(
             all_gather_rows(torch.cat(images)),
             Features(*map(all_gather_rows, Features.concatenated(features))),
-            rmse,
-            None if solution is None else exact_rmse,
+            {name: all_gather_rows(torch.cat(own)) for name, own in errors.items() if own},
             float(all_gather_rows(torch.tensor([seconds])).max()),
         )
 
-    def solve(self, exact: GaussianMixture, schedule: Schedule, w: float) -> Float[Tensor, "count dim"]:
-        """The guided probability-flow ODE of the mixture, solved from the same noise in float64."""
+    def solutions(
+        self, exact: GaussianMixture | None, schedule: Schedule, w: float
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """The exact solution from this rank's noise, and all ranks' from other noise; None where there is none."""
+        if exact is None:
+            return None, None
+        other = starting_noise(seed_for(self.plan.seed, "exact"), self.start, len(self.noise), self.facts.shape)
+        independent = self.solve(exact, schedule, w, other, INDEPENDENT_STEPS)
+        return self.solve(exact, schedule, w, self.noise, EXACT_STEPS), all_gather_rows(independent)
+
+    def solve(
+        self, exact: GaussianMixture, schedule: Schedule, w: float, noise: Float[Tensor, "count dim"], num_steps: int
+    ) -> Float[Tensor, "count dim"]:
+        """The guided probability-flow ODE of the mixture, solved in float64 from `noise` of this rank's share."""
         ends = schedule.log_snr(torch.tensor([1.0, 0.0]))
         draw = partial(
             integrate,
             Guided(exact.denoise, exact.num_classes),
-            self.noise.double(),
+            noise.double(),
             log_snr=ends[0],
             log_snr_next=ends[1],
-            num_steps=EXACT_STEPS,
+            num_steps=num_steps,
             label=self.labels,
-            w=torch.full((len(self.noise),), float(w), dtype=torch.float64),
+            w=torch.full((len(noise),), float(w), dtype=torch.float64),
         )
-        tensors = tensor_digest({**exact.tensors, "noise": self.noise, "label": self.labels})
-        solution, _ = self.keep(("exact solution", tensors, repr(schedule), w), draw)
+        tensors = tensor_digest({**exact.tensors, "noise": noise, "label": self.labels})
+        solution, _ = self.keep(("exact solution", tensors, repr(schedule), w, num_steps), draw)
         return solution.float().clamp(self.facts.low, self.facts.high)
 
 
-def squared_error(x: Tensor, y: Tensor) -> float:
-    """Sum of all squared differences, in float64."""
-    return (x - y).double().square_().sum().item()
+def squared_error(x: Tensor, y: Tensor) -> Float[Tensor, "count"]:
+    """Mean squared difference per value of each image, in float64."""
+    return (x - y).double().square_().flatten(1).mean(1)
+
+
+def root_mean_square(errors: Float[Tensor, "count"], labels: Int[Tensor, "count"]) -> tuple[float, Interval]:
+    """The root of the mean of squared errors, and its interval."""
+    root = errors.mean().sqrt().item()
+    return root, interval(root, rms_influence(errors), labels)

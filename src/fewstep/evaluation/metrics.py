@@ -3,27 +3,40 @@
 None of them changes the global random state, writes a file or starts a process.
 """
 
+import math
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, isc_features_to_metric
-from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, kid_features_to_metric
+from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, KEY_METRIC_KID_STD, kid_features_to_metric
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.inception import InceptionScore
 
 from fewstep.distributed.collectives import all_gather_rows
 from fewstep.evaluation.features import FeatureExtractor
 from fewstep.evaluation.images import EvaluationImages
+from fewstep.evaluation.intervals import (
+    Interval,
+    diversity_interval,
+    frechet_influence,
+    inception_influence,
+    interval,
+    kernel_influence,
+    recall_interval,
+    share_interval,
+)
 from fewstep.evaluation.protocol import INCEPTION_SPLITS, NEIGHBOURHOOD
 from fewstep.evaluation.statistics import (
     ROWS,
     Features,
+    Images,
     Moments,
     ReferenceStatistics,
+    Spectrum,
     class_distances,
     frechet_distance,
     precision_and_recall,
@@ -47,6 +60,8 @@ class Figures:
         diversity: mean feature distance within a class, relative to the reference's; 1 is as diverse as the data; None
             if no class has two images in both.
         kid: kernel distance of the features (Binkowski et al. 2018), the mean of KID_SUBSETS; None if not requested.
+        intervals: of the figures that are not None, by name; of diversity, if its classes have three images or it
+            has two classes.
     """
 
     fid: float
@@ -56,6 +71,7 @@ class Figures:
     accuracy: float | None
     diversity: float | None
     kid: float | None = None
+    intervals: Mapping[str, Interval] = field(default_factory=dict)
 
 
 def figures_of(
@@ -83,18 +99,41 @@ def figures_of(
             f"figures need one label per image and at least {NEIGHBOURHOOD + 1} images, got {len(features)} "
             f"images, {len(labels)} labels and {len(reference.features)} reference images; raise num_images"
         )
-    precision, recall = precision_and_recall(features, reference.features, reference.radii)
-    subsets = {"kid_subsets": KID_SUBSETS, "kid_subset_size": min(KID_SUBSET_SIZE, count)}
-    distances = kid_features_to_metric(features, reference.features, verbose=False, **subsets) if kid else {}
-    return Figures(
-        fid=frechet_distance(Moments.of(features), reference.moments, reference.root),
-        inception_score=isc_features_to_metric(logits, INCEPTION_SPLITS, shuffle=False)[KEY_METRIC_ISC_MEAN],
-        precision=precision,
-        recall=recall,
-        accuracy=None if num_classes is None else (logits.argmax(1) == labels.cpu()).double().mean().item(),
-        diversity=diversity(class_distances(features, labels.cpu()), reference.class_distances),
-        kid=distances.get(KEY_METRIC_KID_MEAN),
-    )
+    labels, moments = labels.cpu(), Moments.of(features)
+    spectrum = Spectrum.of(moments, reference.root)
+    fid = frechet_distance(moments, reference.moments, spectrum)
+    score = isc_features_to_metric(logits, INCEPTION_SPLITS, shuffle=False)[KEY_METRIC_ISC_MEAN]
+    precision, recall, alone = precision_and_recall(features, reference.features, reference.radii)
+    accuracy = None if num_classes is None else (logits.argmax(1) == labels).double().mean().item()
+    spread = diversity(class_distances(features, labels), reference.class_distances)
+    distance, of_distance = kernel_distance(features, reference.features, labels) if kid else (None, None)
+    influence = frechet_influence(features, moments, reference.moments, reference.root, spectrum)
+    intervals = {
+        "fid": interval(fid, influence, labels),
+        "inception_score": interval(score, inception_influence(logits), labels, least=1.0),
+        "precision": share_interval(precision, len(features)),
+        "recall": recall_interval(recall, len(reference.features), alone),
+        "accuracy": None if accuracy is None else share_interval(accuracy, len(features)),
+        "diversity": None
+        if spread is None
+        else diversity_interval(spread, features, labels, reference.class_distances),
+        "kid": of_distance,
+    }
+    known = {name: own for name, own in intervals.items() if own is not None}
+    return Figures(fid, score, precision, recall, accuracy, spread, distance, known)
+
+
+def kernel_distance(
+    features: Images, reference: Float[Tensor, "reference features"], labels: Int[Tensor, "count"]
+) -> tuple[float, Interval]:
+    """KID and its interval, to whose variance that between the subsets is added."""
+    size = min(KID_SUBSET_SIZE, len(features), len(reference))
+    subsets = {"kid_subsets": KID_SUBSETS, "kid_subset_size": size}
+    found = kid_features_to_metric(features, reference, verbose=False, **subsets)
+    distance, deviation = found[KEY_METRIC_KID_MEAN], found[KEY_METRIC_KID_STD]
+    influence = kernel_influence(features, reference)
+    extra = deviation**2 / KID_SUBSETS
+    return distance, interval(distance, influence, labels, extra=extra, least=-math.inf)
 
 
 def diversity(samples: Mapping[int, float], reference: Mapping[int, float]) -> float | None:

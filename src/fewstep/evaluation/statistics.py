@@ -65,12 +65,24 @@ class Moments(NamedTuple):
         return cls(mean, covariance / (len(features) - 1))
 
 
-def frechet_distance(samples: Moments, reference: Moments, root: Float[Tensor, "features features"]) -> float:
-    """|m - m'|^2 + tr(C + C' - 2 (C C')^(1/2)), with `root` the square root of C' (Dowson & Landau 1982).
+class Spectrum(NamedTuple):
+    """Eigenvalues, rising, and eigenvectors of C'^(1/2) C C'^(1/2), for the covariances C and C' of two sets.
 
-    C' is the reference's. C C' and root C root have the same eigenvalues, and the second is symmetric.
+    C C' has the same eigenvalues, and is not symmetric.
     """
-    values = torch.linalg.eigvalsh(root @ samples.covariance @ root)
+
+    values: Float[Tensor, "features"]
+    vectors: Float[Tensor, "features features"]
+
+    @classmethod
+    def of(cls, samples: Moments, root: Float[Tensor, "features features"]) -> "Spectrum":
+        """With `root` the square root of C'."""
+        return cls(*torch.linalg.eigh(root @ samples.covariance @ root))
+
+
+def frechet_distance(samples: Moments, reference: Moments, spectrum: Spectrum) -> float:
+    """|m - m'|^2 + tr(C + C' - 2 (C C')^(1/2)) (Dowson & Landau 1982); C' is the reference's."""
+    values = spectrum.values
     traces = samples.covariance.trace() + reference.covariance.trace() - 2 * values.clamp(min=0).sqrt().sum()
     return float((samples.mean - reference.mean).square().sum() + traces)
 
@@ -87,16 +99,32 @@ def radii(features: Images) -> Float[Tensor, "count"]:
     return torch.cat([each.topk(NEIGHBOURHOOD + 1, largest=False).values[:, -1] for each in distances])
 
 
+class Manifolds(NamedTuple):
+    """Precision and recall, and the number of reference features that each sample alone covers."""
+
+    precision: float
+    recall: float
+    alone: Int[Tensor, "count"]
+
+
 def precision_and_recall(
     samples: Images, reference: Float[Tensor, "reference features"], reference_radii: Float[Tensor, "reference"]
-) -> tuple[float, float]:
+) -> Manifolds:
     """Share of samples within the radius of a reference feature, and the converse (Kynkaanniemi et al. 2019)."""
-    inside, covered = [], torch.zeros(len(reference), dtype=torch.bool)
+    inside, start = [], 0
+    times_covered, covering = torch.zeros(
+        2, len(reference), dtype=torch.long
+    )  # how often, and the last sample to do so
     for block, block_radii in zip(samples.split(ROWS), radii(samples).split(ROWS), strict=True):
         distance = torch.cdist(block, reference)
         inside.append((distance <= reference_radii).any(1))
-        covered |= (distance <= block_radii[:, None]).any(0)
-    return torch.cat(inside).double().mean().item(), covered.double().mean().item()
+        covers = distance <= block_radii[:, None]
+        times_covered += covers.sum(0)
+        covering = torch.where(covers.any(0), start + covers.int().argmax(0), covering)
+        start += len(block)
+    alone = covering[times_covered == 1].bincount(minlength=len(samples))
+    covered = (times_covered > 0).double().mean().item()
+    return Manifolds(torch.cat(inside).double().mean().item(), covered, alone)
 
 
 @dataclass(frozen=True)

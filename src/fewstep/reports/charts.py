@@ -47,12 +47,17 @@ def colours(models: Sequence[str]) -> dict[str, str]:
 
 @matplotlib.rc_context(STYLE)
 def fid_against_steps(rows: Sequence[QualityRow], reference: QualityRow | None, colour: Mapping[str, str]) -> Markup:
-    """FID over steps, a line per model, at one w; dashed `reference`, the teacher's most steps."""
+    """FID and its interval over steps, a line per model, at one w; dashed `reference`, the teacher's most steps."""
     figure, axes = new_axes()
     if reference is not None:
         axes.axhline(reference.fid, color=INK, alpha=0.6, lw=1, ls=(0, (4, 3)))
     for model, own in by_name(rows).items():
         axes.plot([r.steps for r in own], [r.fid for r in own], "o-", color=colour[model], ms=4.5, lw=1.6)
+        for row in own:
+            if "fid" in row.intervals:
+                axes.plot(
+                    [row.steps] * 2, [max(end, row.fid / 10) for end in row.intervals["fid"]], color=colour[model]
+                )
     log_2_x(axes)
     axes.xaxis.set_major_locator(FixedLocator(sorted({float(row.steps) for row in rows})))
     label_axes(axes, "steps", "FID")

@@ -17,7 +17,7 @@ from fewstep.artifacts.run_folder import QUALITY, REPORT
 from fewstep.reports import charts
 from fewstep.reports.diagnostics import seen
 from fewstep.reports.page import write_page
-from fewstep.reports.summary import fid_ratio, headline, references, speed_table
+from fewstep.reports.summary import fid_ratio, fid_ratio_half_width, headline, references, speed_table
 from fewstep.tracking.metrics_file import FILE as METRICS
 from fewstep.tracking.metrics_file import read_metrics
 from fewstep.tracking.names import IMAGES, LOSS, RUNG, SAMPLE_STATISTICS
@@ -53,7 +53,13 @@ def write_report(run: Path) -> Path:
     found = (seen(run / folder, stage, colour.get(stage, charts.INK)) for folder, stage in runs.items())
     content = {
         "run": "/".join(run.resolve().parts[-3:]),
-        "rows_by_w": [(w, [(row, fid_ratio(row, reference)) for row in rows if row.w == w]) for w in weights],
+        "rows_by_w": [
+            (
+                w,
+                [(row, fid_ratio(row, reference), fid_ratio_half_width(row, reference)) for row in rows if row.w == w],
+            )
+            for w in weights
+        ],
         "headline": headline(rows),
         "models": models,
         "samplers": sorted({row.sampler for row in rows}),

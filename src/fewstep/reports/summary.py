@@ -1,5 +1,6 @@
 """What the rows of quality.json say together: ratios to the teacher, the headline, the speed table."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -28,6 +29,18 @@ def fid_ratio(row: QualityRow, reference: dict[float, QualityRow]) -> float | No
     """FID over that of the teacher's most steps at the same w; None without such a row."""
     other = reference.get(row.w)
     return row.fid / other.fid if other and other.fid > 0 else None
+
+
+def fid_ratio_half_width(row: QualityRow, reference: dict[float, QualityRow]) -> float | None:
+    """Half the width of the interval of `fid_ratio`, by the relative errors of both FIDs; None where one has none.
+
+    Both come from the same noise, which moves them together rather than apart: the interval is rather too wide.
+    """
+    ratio, other = fid_ratio(row, reference), reference.get(row.w)
+    half, others = row.half_width("fid"), other and other.half_width("fid")
+    if ratio is None or half is None or other is None or others is None or row.fid <= 0:
+        return None
+    return ratio * math.hypot(half / row.fid, others / other.fid)
 
 
 @dataclass(frozen=True)
