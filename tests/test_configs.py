@@ -23,7 +23,21 @@ pytest_plugins = ("running",)
 CONF = ROOT / "conf"
 METHODS = (
     *("progressive", "tract", "consistency", "dmd2", "encoder"),
-    *("lcm", "ect", "ict", "scm", "meanflow", "flow_map", "boot", "pid", "freeflow", "single_fold", "sfddm", "ddil"),
+    *(
+        "lcm",
+        "ect",
+        "ict",
+        "scm",
+        "meanflow",
+        "flow_map",
+        "boot",
+        "pid",
+        "freeflow",
+        "single_fold",
+        "sfddm",
+        "ddil",
+        "pi_flow",
+    ),
 )
 TRAINED = ("teacher", "guidance", *METHODS)
 STAGES = ("pipeline", *TRAINED, "evaluate")

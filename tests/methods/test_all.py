@@ -53,7 +53,7 @@ WITHOUT_CLOSED_FORM = (
     "dmd2 with critic",
     "dmd2 at other states",
 )  # of what is trained beside the student
-ON_GAUSSIANS = (  # whose exact networks depend on where a step ends: test_flow_maps.py and test_curricula.py
+ON_GAUSSIANS = (  # whose exact networks know where a step ends: test_flow_maps.py, test_curricula.py, test_pi_flow.py
     "ect",
     "ect along data",
     "ict",
@@ -63,6 +63,7 @@ ON_GAUSSIANS = (  # whose exact networks depend on where a step ends: test_flow_
     "flow_map",
     "boot",
     "pid",
+    "pi_flow",
     "freeflow",
     "freeflow without correction",
 )

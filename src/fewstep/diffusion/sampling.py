@@ -10,7 +10,7 @@ from torch import Tensor
 from fewstep.diffusion.guidance import Guided
 from fewstep.diffusion.prediction import Denoise
 from fewstep.diffusion.sampler import SAMPLERS
-from fewstep.diffusion.schedule import check_time_values, uniform_times
+from fewstep.diffusion.schedule import check_time_values, uniform_time_values, uniform_times
 
 GuidanceKind = Literal["two_evaluations", "input", "none"]
 Direction = Literal["decode", "encode"]
@@ -57,7 +57,7 @@ class Sampling:
         direction: Direction = "decode",
     ) -> "Sampling":
         """Sampling at t = 1, 1 - 1/N, ..., 1/N, and at no other number of steps."""
-        times = tuple(uniform_times(num_steps).tolist())
+        times = uniform_time_values(num_steps)
         return cls(sampler=sampler, times=times, guidance=guidance, direction=direction)
 
     @property

@@ -14,6 +14,7 @@ from fewstep.methods.guidance_range import GuidanceRange
 from fewstep.methods.ict import ImprovedConsistency
 from fewstep.methods.lcm import LatentConsistency
 from fewstep.methods.meanflow import MeanFlow
+from fewstep.methods.pi_flow import PiFlow
 from fewstep.methods.pid import PID
 from fewstep.methods.progressive import Progressive
 from fewstep.methods.scm import ContinuousConsistency
@@ -44,6 +45,7 @@ __all__ = [
     "Networks",
     "Parent",
     "Phase",
+    "PiFlow",
     "Progressive",
     "Regression",
     "SingleFold",
