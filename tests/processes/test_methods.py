@@ -10,13 +10,13 @@ from test_same_numbers import BATCH, LEARNS, STEPS, is_close
 pytest_plugins = ("running",)
 pytestmark = pytest.mark.slow
 
-METHODS = ("tract", "consistency", "dmd2")
+METHODS = ("tract", "consistency", "dmd2", "ddil", "pi_flow")
 CHAIN = [
     *TINY,
     "name=run",
     "method=tract",
     "+stage@stage.consistency=consistency",
-    "+stage@stage.dmd2=dmd2",
+    *(f"+stage@stage.{method}={method}" for method in ("dmd2", "ddil", "pi_flow")),
     f"stage.stages=[teacher,guidance,{','.join(METHODS)}]",
     f"trainer.max_images={BATCH * STEPS}",
     f"trainer.log_every_images={2 * BATCH}",
@@ -25,6 +25,8 @@ CHAIN = [
     "stage.tract.time_schedule=[8,2,1]",
     "stage.consistency.self_teacher_decay=0.9",
     "stage.dmd2.gan_weight=0.003",
+    "stage.ddil.ladder=[4,2,1]",
+    "stage.ddil.states={data: 0.3, teacher: 0.3, student: 0.4, warmup: 0.0, teacher_steps: 16}",
 ]
 
 
