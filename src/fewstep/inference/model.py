@@ -148,9 +148,10 @@ class Model:
             raise ValueError("this model is an encoder, which takes data to noise: sample from the student it is of")
         if sampler not in SAMPLERS:
             raise ValueError(f"the sampler must be one of {', '.join(SAMPLERS)}, got {sampler!r}")
-        if sampler in TOLD_THE_END and END not in self.denoiser.extra_inputs:
+        if (sampler in TOLD_THE_END) != (END in self.denoiser.extra_inputs):
             raise ValueError(
-                f"the sampler {sampler} needs a network that is told where a step ends, and this one is not"
+                f"the samplers {' and '.join(TOLD_THE_END)}, and no others, are for networks that are told where a step "
+                f"ends, got {sampler}; use {card.sampling.sampler}"
             )
         if card.num_steps and sampler != card.sampling.sampler:
             warnings.warn(
