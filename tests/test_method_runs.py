@@ -95,6 +95,35 @@ def test_a_plan_counts_roles_that_move_seldom(commands: Commands, tmp_path: Path
     assert commands.train(*own, *MIXTURE, *evaluations).status == 0
 
 
+def test_a_policy_samples_and_opens_in_fewstep_alone(commands: Commands, outputs: Path, tmp_path: Path) -> None:
+    run_as_composed("stage=pi_flow", *MIXTURE, "teacher=null", f"outputs={outputs}", "name=run")
+    file = outputs / "mixture/pi_flow/run/model-4.safetensors"
+    model = fewstep.load(file)
+    assert (model.card.sampling.sampler, model.card.sampling.steps, model.denoiser.components) == ("policy", (4,), 4)
+    x = model.sample([0, 1], w=1.0)
+    assert fewstep.edit(model, x, [1, 1], strength=0.5).shape == x.shape
+    with pytest.raises(ValueError, match="does not encode: give an encoder"):
+        fewstep.transfer(model, x, [0, 1], [1, 0])
+    commands.fewstep("sample", file, "--sampler", "ancestral", "--out", tmp_path / "x.png").is_one_error(
+        "where a step ends", "got ancestral; use policy"
+    )
+    guided = outputs / "mixture/guidance/run/model.safetensors"
+    commands.fewstep("sample", guided, "--sampler", "policy", "--out", tmp_path / "x.png").is_one_error(
+        "where a step ends", "got policy; use deterministic"
+    )
+    for form in ("onnx", "diffusers"):
+        commands.fewstep("export", file, tmp_path / form, "--format", form).is_one_error("opens in fewstep alone")
+    assert commands.fewstep("export", file, tmp_path / "own", "--format", "safetensors").status == 0
+
+
+def test_states_are_settings_of_a_stage(commands: Commands, outputs: Path) -> None:
+    states = "stage.states={data: 0.5, teacher: 0.25, student: 0.25}"
+    run_as_composed("stage=lcm", states, *MIXTURE, "teacher=null", f"outputs={outputs}", "name=states")
+    mixture = ("dataset=mixture", f"outputs={outputs}")
+    commands.train("stage=ddil", "stage.states.student=0.5", *mixture).is_one_error("sum to 1", "0.5, 0.25, 0.5")
+    commands.train("stage=lcm", "stage.states={data: 1.0}", *mixture).is_one_error("stage.states.teacher must be given")
+
+
 def test_a_flow_map_samples_and_edits_and_does_not_encode(outputs: Path) -> None:
     run_as_composed("stage=flow_map", *MIXTURE, "teacher=null", f"outputs={outputs}", "name=run")
     model = fewstep.load(outputs / "mixture/flow_map/run/model.safetensors")

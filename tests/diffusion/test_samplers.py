@@ -13,6 +13,7 @@ from fewstep.diffusion.prediction import Denoise, Prediction, diffuse, interpret
 from fewstep.diffusion.sampler import (
     END,
     SAMPLERS,
+    TOLD_THE_END,
     Sampler,
     ancestral,
     ddim_step,
@@ -91,6 +92,7 @@ def ancestral_student(num_steps: int) -> Denoise:
 PERFECT = {
     "deterministic": lambda n: student(lambda i: 1, n),
     "flow_map": lambda n: student(lambda i: 1, n),
+    "policy": lambda n: student(lambda i: 1, n),
     "stochastic": lambda n: student(lambda i: min(i, 2), n),
     "ancestral": ancestral_student,
     "renoise": lambda n: student(lambda i: i, n),
@@ -105,7 +107,7 @@ def test_each_sampler_keeps_the_moments_for_every_number_of_steps(name: str, num
 
     def counted(z: Tensor, log_snr: Tensor, label: Tensor, w: Tensor | None, **told: Any) -> Prediction:
         calls.append(float(SCHEDULE.time(log_snr)[0]))
-        if name == "flow_map":  # where its step ends
+        if name in TOLD_THE_END:  # where its step ends
             assert float(told["extra"][END][0]) == pytest.approx(calls[-1] - 1 / num_steps, abs=1e-4)
         return denoise(z, log_snr, label, w)
 

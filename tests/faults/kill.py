@@ -2,7 +2,7 @@
 
     python tests/faults/kill.py --kills 100
 
-The experiment is a pipeline (teacher, guided student, students of seven methods, evaluation) and then an encoder's
+The experiment is a pipeline (teacher, guided student, students of nine methods, evaluation) and then an encoder's
 ladder, on the digits. A life is one process of `python train.py ...`; it is ended by SIGKILL, SIGTERM, SIGUSR1
 (pre-emption) or RLIMIT_AS (the next allocation fails; a process that makes none is killed, as by the kernel). The files
 of the finished experiment are compared with those of an undisturbed one.
@@ -35,7 +35,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # for running.py, as pytest 
 MAX_WAIT = 1.2  # seconds into a life, or into the stage to be killed; imports are done before
 MAX_KILLS = 12  # of one experiment
 KINDS = ("SIGKILL", "SIGTERM", "SIGUSR1", "memory")
-METHODS = ("progressive", "tract", "consistency", "reflow", "dmd2", "rdd", "o2mkd")
+METHODS = ("progressive", "tract", "consistency", "reflow", "dmd2", "rdd", "o2mkd", "ddil", "pi_flow")
 TRAINED = ("teacher", "guidance", *METHODS)  # of the pipeline, in its order
 STAGES = (*TRAINED, "evaluate", "encoder")
 CHECKPOINT_SECONDS = 0.4
@@ -66,6 +66,8 @@ PIPELINE = (
     "stage.rdd.ladder=[4,2,1]",
     "stage.rdd.few_steps_factor=1",
     "stage.dmd2.gan_weight=0.003",
+    "stage.ddil.ladder=[4,2,1]",
+    "stage.ddil.few_steps_factor=1",
     "stage.evaluate.w=[1,2]",
     "stage.evaluate.num_images=200",
     "stage.evaluate.teacher_steps=[8,2]",
@@ -82,6 +84,7 @@ LADDERS = {
     "tract": ("2", "1"),
     "reflow": ("2", "1"),
     "rdd": ("2", "1"),
+    "ddil": ("2", "1"),
     "encoder": ("2", "1"),
 }
 MEASURED = ("train/images_per_second", "images_per_second")  # measured times, which differ by nature

@@ -44,6 +44,7 @@ from fewstep.methods import (
     MeanFlow,
     Method,
     Networks,
+    PiFlow,
     Progressive,
     Reflow,
     SingleFold,
@@ -55,7 +56,7 @@ from fewstep.methods import (
 from fewstep.methods.consistency import ConsistencyTraining
 from fewstep.methods.meanflow import MeanFlowTraining
 from fewstep.networks import Denoiser, Frozen, ResidualMLP, with_guidance_input
-from fewstep.networks.denoiser import with_inputs
+from fewstep.networks.denoiser import with_components, with_inputs
 from fewstep.system.validation import build
 from fewstep.training.module import DistillationModule
 
@@ -109,6 +110,7 @@ SMALL: dict[str, tuple[type[Method], dict[str, Any]]] = {
     "flow_map": (FlowMap, {"num_steps": 4, "tangent_warmup_images": 64}),
     "boot": (Boot, {"num_levels": 8}),
     "pid": (PID, {"num_levels": 20}),
+    "pi_flow": (PiFlow, {"num_steps": 2, "components": 3}),
     "freeflow": (FreeFlow, {"correction": 1.0}),
     "freeflow without correction": (FreeFlow, {"correction": 0.0}),
     "o2mkd": (O2MKD, {"num_networks": 2}),
@@ -190,6 +192,9 @@ def module(
             student = with_guidance_input(student)
         if phase.sampling.sampler == "flow_map":
             student = with_inputs(student, (END,))
+        if phase.components:
+            torch.manual_seed(0)
+            student = with_components(student, phase.components)
     nets = method.networks(Networks(student, teacher, SCHEDULE, method.guidance(parent)), stream)
     return DistillationModule(method=method, phase=phase, nets=nets, training=method.training, stream=stream)
 

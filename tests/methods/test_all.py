@@ -54,7 +54,7 @@ WITHOUT_CLOSED_FORM = (
     "dmd2 with critic",
     "dmd2 at other states",
 )  # of what is trained beside the student
-ON_GAUSSIANS = (  # with exact networks of their own, in test_flow_maps.py, test_curricula.py and test_reflow.py
+ON_GAUSSIANS = (  # with exact networks of their own: test_{flow_maps,curricula,reflow,pi_flow,o2mkd}.py
     "knowledge_distillation",
     "reflow",
     "ect",
@@ -66,9 +66,10 @@ ON_GAUSSIANS = (  # with exact networks of their own, in test_flow_maps.py, test
     "flow_map",
     "boot",
     "pid",
+    "pi_flow",
     "freeflow",
     "freeflow without correction",
-    "o2mkd",  # test_o2mkd.py
+    "o2mkd",
     "o2mkd by label",
 )
 

@@ -12,6 +12,7 @@ from fewstep.diffusion.guidance import Guided
 from fewstep.diffusion.prediction import diffuse, interpret
 from fewstep.diffusion.sampler import SAMPLERS, sample_until, trajectory
 from fewstep.diffusion.sampling import Sampling
+from fewstep.diffusion.schedule import uniform_time_values
 from fewstep.methods import GuidanceRange
 from fewstep.methods.consistency import ConsistencyTraining
 from fewstep.methods.draws import Draws
@@ -29,21 +30,21 @@ ONLY = {
 @pytest.mark.parametrize("name", ["deterministic", "stochastic", "ancestral", "renoise"])
 def test_a_state_is_one_that_the_sampler_meets(name: str) -> None:
     """At each of its times, with the same noise."""
-    denoise, times, count = network(), Sampling.uniform(6).grid(), 12
+    denoise, sampling, count = network(), Sampling.uniform(6), 12
     noise, label = torch.randn(count, 2), torch.arange(count) % 3
     added = [torch.randn(count, 2) for _ in range(7)]
     given: dict[str, Any] = {
         "schedule": SCHEDULE,
-        "times": times,
         "label": label,
         "w": None,
         "sampler": SAMPLERS[name],
         "fresh": lambda step: added[step],
     }
     with torch.no_grad():
-        met = torch.stack([prediction.z for prediction in trajectory(denoise, noise, **given)])
+        met = torch.stack([prediction.z for prediction in trajectory(denoise, noise, times=sampling.grid(), **given)])
     place = torch.arange(count) % 6
-    z = sample_until(denoise, noise, until=times[place], lowest=1 / 6, **given)
+    times = uniform_time_values(6)
+    z = sample_until(denoise, noise, until=sampling.grid()[place], lowest=1 / 6, times=times, **given)
     assert torch.equal(z, met[place, torch.arange(count)])
 
 
@@ -58,7 +59,7 @@ def test_between_two_times_the_move_is_cut_short() -> None:
         until=until,
         lowest=0.05,
         schedule=SCHEDULE,
-        times=Sampling.uniform(4).grid(),
+        times=uniform_time_values(4),
         label=torch.zeros(8, dtype=torch.long),
         w=None,
     )
@@ -75,7 +76,7 @@ def test_nothing_is_evaluated_below_the_lowest(lowest: float, evaluations: int) 
         until=torch.full((5,), lowest, dtype=torch.float64),
         lowest=lowest,
         schedule=SCHEDULE,
-        times=Sampling.uniform(4).grid(),
+        times=uniform_time_values(4),
         label=torch.zeros(5, dtype=torch.long),
         w=None,
     )

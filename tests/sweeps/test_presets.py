@@ -15,7 +15,7 @@ PRESETS = {  # jobs, shared parents
     "guidance_by_steps": (2, 1),
     "ablations": (18, 1),
     "seeds": (5, 0),
-    "methods": (51, 1),  # three seeds of each, from one guided student
+    "methods": (63, 1),  # three seeds of each, from one guided student
     "smaller_student": (6, 1),
 }
 

@@ -1,11 +1,11 @@
-"""Samplers: DDIM, stochastic few-step, ancestral, re-noising, flow maps; the encoder; an integrator as ground truth.
+"""Samplers: DDIM, stochastic few-step, ancestral, re-noising, flow maps, policies; the encoder; an integrator.
 
 Each sampler evaluates once at each of the given `times`, falling in (0, 1] (`uniform_times`: 1, 1 - 1/N, ..., 1/N), and
 returns the last predicted x, at t = 0. They differ in one move: from a prediction at one time to z at the next.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import pairwise
 from typing import cast
@@ -22,6 +22,7 @@ from fewstep.diffusion.schedule import (
     alpha,
     angle,
     append_zero,
+    check_time_values,
     check_times,
     expand,
     network_time,
@@ -31,7 +32,7 @@ from fewstep.diffusion.schedule import (
 Fresh = Callable[[int], Images]
 """Standard normal noise for the move number 1, 2, ... of a sampler, in the shape of its images."""
 
-END = "s"  # the extra input of a flow map's network: `network_time` of where its step ends
+END = "s"  # the extra input of a flow map or a policy: `network_time` of where its step ends
 
 Sampler = Callable[[Prediction, Batch, Batch, Callable[[], Images]], Images]
 """(prediction at t, log-SNR at the next time s, log-SNR one further at k, fresh noise) -> z at s."""
@@ -125,7 +126,18 @@ def flow_map(prediction: Prediction, log_snr_next: Batch, log_snr_after: Batch, 
     return ddim_step(prediction, log_snr_next)
 
 
-SAMPLERS: dict[str, Sampler] = {f.__name__: f for f in (deterministic, stochastic, ancestral, renoise, flow_map)}
+def policy(prediction: Prediction, log_snr_next: Batch, log_snr_after: Batch, fresh: Callable[[], Images]) -> Images:
+    """Where a policy leads by the end of its step: as `flow_map`, by a network that is made for these steps alone.
+
+    In each step the network is called once, and its policy followed by sub-steps without it (`Policy.follow`).
+    """
+    return ddim_step(prediction, log_snr_next)
+
+
+SAMPLERS: dict[str, Sampler] = {
+    f.__name__: f for f in (deterministic, stochastic, ancestral, renoise, flow_map, policy)
+}
+TOLD_THE_END = ("flow_map", "policy")  # whose network has the input END
 
 
 def trajectory(
@@ -154,7 +166,8 @@ def trajectory(
         if prediction is not None:
             draw = partial(_drawn, fresh, step, noise)
             z = sampler(prediction, log_snr.expand(len(z)), log_snrs[step + 1].expand(len(z)), draw)
-        ends = {"extra": {END: network_time(log_snrs[step + 1].expand(len(z)))}} if sampler is flow_map else {}
+        end = network_time(log_snrs[step + 1].expand(len(z)))
+        ends = {"extra": {END: end}} if sampler in (flow_map, policy) else {}
         prediction = call(z, log_snr.expand(len(z)), label, w, **ends)
         prediction = prediction.clip(*clip) if clip else prediction
         yield prediction
@@ -213,7 +226,7 @@ def sample_until(
     until: Batch,
     lowest: float,
     schedule: Schedule,
-    times: Float[Tensor, "times"],
+    times: Sequence[float],
     label: Condition,
     w: Float[Tensor, "batch"] | None,
     sampler: Sampler = deterministic,
@@ -228,10 +241,10 @@ def sample_until(
         The rest: see `sample`.
 
     Raises:
-        ValueError: see `check_times`.
+        ValueError: see `check_time_values`.
     """
-    check_times(times)
-    grid = [*append_zero(times).tolist(), 0.0]
+    check_time_values(times)
+    grid = [*times, 0.0, 0.0]
     z = noise
     for step, (t, following, after) in enumerate(zip(grid, grid[1:], grid[2:], strict=False), start=1):
         if t <= lowest + 1e-9:

@@ -86,16 +86,16 @@ class CosineSchedule:
 
 
 def uniform_times(num_steps: int) -> Float[Tensor, "times"]:
-    """The evaluation times 1, 1 - 1/N, ..., 1/N of an N-step sampler, float64.
-
-    Raises:
-        ValueError: fewer than one step.
-    """
+    """`uniform_time_values` as a tensor, float64."""
     return torch.tensor(uniform_time_values(num_steps), dtype=torch.float64)
 
 
 def uniform_time_values(num_steps: int) -> tuple[float, ...]:
-    """`uniform_times` as numbers, which a plan has where tensors have no values."""
+    """The evaluation times 1, 1 - 1/N, ..., 1/N of an N-step sampler; numbers, where a plan's tensors have no values.
+
+    Raises:
+        ValueError: fewer than one step.
+    """
     if num_steps < 1:
         raise ValueError(f"a sampler needs at least 1 step, got {num_steps}")
     return tuple(number / num_steps for number in range(num_steps, 0, -1))

@@ -114,8 +114,10 @@ def id_of(tensor: Tensor) -> int:
 def evaluate_once(denoise: Denoise, facts: DataFacts, number: int, trainer: TrainerSettings) -> None:
     """One evaluation of each of `number` examples."""
     x, label = examples(facts, number, trainer.device)
+    inputs = next(denoisers_in(denoise)).extra_inputs
+    given = {"extra": dict.fromkeys(inputs, x.new_zeros(number))} if inputs else {}
     with precision_of(trainer):
-        denoise(x, x.new_zeros(number), label, x.new_zeros(number))
+        cast(Any, denoise)(x, x.new_zeros(number), label, x.new_zeros(number), **given)
 
 
 def examples(facts: DataFacts, number: int, device: str) -> Batch:

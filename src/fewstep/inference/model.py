@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fewstep.artifacts.model_file import ModelCard, load_model
 from fewstep.diffusion.prediction import Condition, Denoise
-from fewstep.diffusion.sampler import END, SAMPLERS, sample
+from fewstep.diffusion.sampler import END, SAMPLERS, TOLD_THE_END, sample
 from fewstep.networks import Denoiser, Frozen
 from fewstep.networks.memory import compile_calls
 from fewstep.system.seeds import fresh_noise, starting_noise
@@ -148,8 +148,11 @@ class Model:
             raise ValueError("this model is an encoder, which takes data to noise: sample from the student it is of")
         if sampler not in SAMPLERS:
             raise ValueError(f"the sampler must be one of {', '.join(SAMPLERS)}, got {sampler!r}")
-        if sampler == "flow_map" and END not in self.denoiser.extra_inputs:
-            raise ValueError("the sampler flow_map needs a network that is told where a step ends, and this one is not")
+        if (sampler in TOLD_THE_END) != (END in self.denoiser.extra_inputs):
+            raise ValueError(
+                f"the samplers {' and '.join(TOLD_THE_END)}, and no others, are for networks told where a step "
+                f"ends, got {sampler}; use {card.sampling.sampler}"
+            )
         if card.num_steps and sampler != card.sampling.sampler:
             warnings.warn(
                 f"this student was made for the {card.sampling.sampler} sampler, not the {sampler} one: expect worse "

@@ -17,7 +17,7 @@ from torch.nn.functional import max_pool2d
 
 from fewstep.diffusion import edit as tensors
 from fewstep.diffusion.prediction import Condition
-from fewstep.diffusion.sampler import SAMPLERS, encode, sample
+from fewstep.diffusion.sampler import SAMPLERS, TOLD_THE_END, encode, sample
 from fewstep.inference.model import Model, Requested, require_request
 from fewstep.system.seeds import fresh_noise, starting_noise
 
@@ -230,9 +230,9 @@ def _encoding(
             f"an encoder must be of the model's own data and schedule, {model.card.data.name}, and this one is of "
             f"{card.data.name} with {card.schedule}; give one made from the same teacher"
         )
-    if card.sampling.sampler == "flow_map":
+    if card.sampling.sampler in TOLD_THE_END:
         raise ValueError(
-            "a flow map is told where each step ends and does not encode: give an encoder (stage=encoder), a guided "
+            "this student is told where each step ends and does not encode: give an encoder (stage=encoder), a guided "
             "student or a teacher"
         )
     labels = model.condition(source)

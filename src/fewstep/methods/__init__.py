@@ -16,6 +16,7 @@ from fewstep.methods.knowledge_distillation import KnowledgeDistillation
 from fewstep.methods.lcm import LatentConsistency
 from fewstep.methods.meanflow import MeanFlow
 from fewstep.methods.o2mkd import O2MKD
+from fewstep.methods.pi_flow import PiFlow
 from fewstep.methods.pid import PID
 from fewstep.methods.progressive import Progressive
 from fewstep.methods.rdd import RDD
@@ -51,6 +52,7 @@ __all__ = [
     "Networks",
     "Parent",
     "Phase",
+    "PiFlow",
     "Progressive",
     "Reflow",
     "Regression",

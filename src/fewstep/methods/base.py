@@ -46,6 +46,7 @@ class Phase:
     Args:
         sampling: how its student is sampled, as the model's card says it.
         num_steps: of the student, in the file's name; None where the method has one phase for any number of steps.
+        components: Gaussians at each location of a student that is a policy; 0 for any other.
         teacher_steps: of the teacher, where its steps are what the student learns.
         budget: times `training.images`.
     """
@@ -53,6 +54,7 @@ class Phase:
     sampling: Sampling
     num_steps: int | None = None
     teacher_steps: int | None = None
+    components: int = 0
     budget: float = 1.0
 
 

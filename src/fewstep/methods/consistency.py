@@ -83,6 +83,9 @@ class Consistency(StateSettings, GuidedStudentSettings, Regression):
     def times(self, phase: Phase) -> Float[Tensor, "times"]:
         return torch.arange(self.num_levels, 0, -1, dtype=torch.float64) / self.num_levels
 
+    def lowest_time(self, phase: Phase) -> float:
+        return 1 / self.num_levels
+
     def draw_times(self, draws: Draws, phase: Phase) -> Times:
         return draws.integers(1, self.num_levels + 1).double() / self.num_levels
 

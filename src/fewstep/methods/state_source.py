@@ -96,6 +96,11 @@ class StateSettings(StudentSettings, Method):
         """The source of an update."""
         return self.own_source if self.state_source is None else self.state_source.at(step, self.training.num_steps)
 
+    def lowest_time(self, phase: Phase) -> float:
+        """The lowest time that is trained at: the last at which the student is evaluated."""
+        assert phase.sampling.times is not None, "a few-step student has its times"
+        return phase.sampling.times[-1]
+
     def state(
         self,
         x: Images,
@@ -113,7 +118,7 @@ class StateSettings(StudentSettings, Method):
         """The source's states at times t: x noised with eps, or a roll-out that begins at eps, of which z alone counts.
 
         Args:
-            lowest: no t is below it; None: the lowest of `times`, or 0.
+            lowest: no t is below it; None: `lowest_time`.
         """
         source, log_snr = self.source_at(step), nets.schedule.log_snr(t)
         if source == "data":
@@ -128,16 +133,14 @@ class StateSettings(StudentSettings, Method):
             denoise = nets.teacher
         elif nets.bounds is not None:
             denoise = clipped(nets.student, *nets.bounds)
-        if lowest is None:
-            times = self.times(phase)
-            lowest = 0.0 if times is None else float(times.min())
+        assert sampling.times is not None, "a few-step student has its times"
         z = sample_until(
             denoise,
             eps,
             until=t,
-            lowest=lowest,
+            lowest=self.lowest_time(phase) if lowest is None else lowest,
             schedule=nets.schedule,
-            times=sampling.grid(),
+            times=sampling.times,
             label=label,
             w=w,
             sampler=SAMPLERS[sampling.sampler],

@@ -8,10 +8,14 @@ from torch import Tensor, nn
 from torch.autograd.forward_ad import unpack_dual
 
 from fewstep.diffusion.betas import BetaSchedule
+from fewstep.diffusion.flow_map import log_snr_of
+from fewstep.diffusion.policy import Policy
 from fewstep.diffusion.prediction import KINDS, Condition, Prediction, PredictionKind, interpret
-from fewstep.diffusion.schedule import Batch, Images, network_time
+from fewstep.diffusion.sampler import END, invert_ddim
+from fewstep.diffusion.schedule import Batch, Images, expand, network_time, sigma
 from fewstep.networks.inputs import Scalar, Scalars, W, check_extra
 
+NOISE = 0.1  # in the last layer of a new policy, whose components would else learn the same
 EPS_FLOOR = -8.0  # log-SNR, alpha = 0.018
 
 
@@ -20,6 +24,9 @@ class Denoiser(nn.Module):
 
     The network keeps its constructor's arguments in `arguments`, which is how a model file describes it. `extra` is
     given to networks with extra inputs alone; see `ScalarInputs`.
+
+    A network with `components` gives a policy. Its prediction, like a flow map's, is the one whose DDIM step lands at
+    END where the policy leads: END is an input of the denoiser, though none of the network.
 
     Args:
         prediction: how its output reads.
@@ -61,8 +68,18 @@ class Denoiser(nn.Module):
 
     @property
     def extra_inputs(self) -> tuple[str, ...]:
-        """The names of the network's scalar inputs other than time and w."""
+        """The names of the scalar inputs other than time and w."""
+        return (*self.networks_inputs, *((END,) if self.components else ()))
+
+    @property
+    def networks_inputs(self) -> tuple[str, ...]:
+        """Those of `extra_inputs` that the network itself takes."""
         return tuple(arguments_of(self.network).get("extra_inputs", ()))
+
+    @property
+    def components(self) -> int:
+        """Gaussians at each location of the policy that the network gives; 0 where it gives a prediction."""
+        return int(arguments_of(self.network).get("components", 0))
 
     def forward(
         self, z: Images, log_snr: Batch, label: Condition, w: Scalar | None = None, *, extra: Scalars | None = None
@@ -76,29 +93,68 @@ class Denoiser(nn.Module):
             ValueError: `extra` is not of the network's extra inputs.
         """
         check_extra(extra, self.extra_inputs)
+        if self.components:
+            assert extra is not None, "checked above"
+            end = log_snr_of(extra[END].double() * torch.pi / 2)
+            landed = self.policy(z, log_snr, label, w).follow(end)
+            return invert_ddim(z=z, z_next=landed, log_snr=log_snr, log_snr_next=end)
         prediction = self.predict(z, log_snr, label, w if self.has_guidance_input else None, extra)
-        has_tangent = unpack_dual(prediction.v).tangent is not None
-        self.evaluated += len(z) * (3 if prediction.v.requires_grad else 2 if has_tangent else 1)
+        self.count(prediction.v)
         return prediction
 
     def time_input(self, log_snr: Batch) -> Batch:
         """The network's input of time: `network_time`, or the native schedule's timestep over 1000."""
         if self.native_schedule is None:
             return network_time(log_snr)
-        known = log_snr.clamp(min=lowest_log_snr(self.prediction, self.native_schedule))
-        return self.native_schedule.timestep(known.double()) / 1000  # float64: 1000 times it is whole again
+        timestep = self.native_schedule.timestep(self.known(log_snr).double())
+        return timestep / 1000  # float64: 1000 times it is whole again
+
+    def policy(self, z: Images, log_snr: Batch, label: Condition, w: Scalar | None) -> Policy:
+        """The policy for the segment that begins at z, of a network with `components`.
+
+        Each mean is read as a prediction is; a deviation is sigma times the exponential of its output, so that 0 is
+        right for standard normal data. Of log-weights and log-deviations the mean over the channels counts.
+        """
+        output = self.run(z, log_snr, label, w if self.has_guidance_input else None, None).to(z.dtype)
+        self.count(output)
+        means, *others = output.unflatten(1, (3, self.components)).unbind(1)
+        log_weights, log_stds = (each.mean(2, keepdim=True) for each in others)
+        each = torch.arange(len(z), device=z.device).repeat_interleave(self.components)
+        x = self.read(means.flatten(0, 1), z=z[each], log_snr=log_snr[each]).x.unflatten(0, (len(z), -1))
+        return Policy(
+            z, log_snr, means=x, stds=expand(sigma(log_snr), log_stds) * log_stds.exp(), log_weights=log_weights
+        )
+
+    def count(self, output: Tensor) -> None:
+        """Count an evaluation of each example of `output`."""
+        has_tangent = unpack_dual(output).tangent is not None
+        self.evaluated += len(output) * (3 if output.requires_grad else 2 if has_tangent else 1)
 
     def predict(
         self, z: Images, log_snr: Batch, label: Condition, w: Scalar | None, extra: Scalars | None
     ) -> Prediction:
         """The network's output, read as a prediction at z."""
-        scalars = (w, extra) if self.extra_inputs else (w,)
+        return self.read(self.run(z, log_snr, label, w, extra).to(z.dtype), z=z, log_snr=log_snr)
+
+    def run(self, z: Images, log_snr: Batch, label: Condition, w: Scalar | None, extra: Scalars | None) -> Tensor:
+        """The network's output."""
+        scalars = (w, extra) if self.networks_inputs else (w,)
         if self.native_schedule is None:
-            output = self.network(z, self.time_input(log_snr).to(z.dtype), label, *scalars)
-            return interpret(self.prediction, output.to(z.dtype), z=z, log_snr=log_snr)
-        known = log_snr.clamp(min=lowest_log_snr(self.prediction, self.native_schedule))
-        output = self.network(z, self.time_input(known), label, *scalars)
-        there = interpret(self.prediction, output.to(z.dtype), z=z, log_snr=known)
+            return self.network(z, self.time_input(log_snr).to(z.dtype), label, *scalars)
+        return self.network(z, self.time_input(log_snr), label, *scalars)
+
+    def known(self, log_snr: Batch) -> Batch:
+        """The log-SNR at which the network is evaluated for this one."""
+        if self.native_schedule is None:
+            return log_snr
+        return log_snr.clamp(min=lowest_log_snr(self.prediction, self.native_schedule))
+
+    def read(self, output: Images, *, z: Images, log_snr: Batch) -> Prediction:
+        """The prediction at z of an output there."""
+        if self.native_schedule is None:
+            return interpret(self.prediction, output, z=z, log_snr=log_snr)
+        known = self.known(log_snr)
+        there = interpret(self.prediction, output, z=z, log_snr=known)
         here = interpret("x", there.x, z=z, log_snr=log_snr)
         beyond = (log_snr < known).reshape(-1, *[1] * (z.ndim - 1))
         return Prediction(z=z, v=here.v.where(beyond, there.v), log_snr=log_snr)
@@ -131,7 +187,7 @@ def with_inputs(denoiser: Denoiser, names: Sequence[str]) -> Denoiser:
     Args:
         names: w, or others; those that the network has already stay as they are.
     """
-    extra = [*dict.fromkeys([*denoiser.extra_inputs, *(name for name in names if name != W)])]
+    extra = [*dict.fromkeys([*denoiser.networks_inputs, *(name for name in names if name != W)])]
     inputs = {"guidance_input": denoiser.has_guidance_input or W in names, "extra_inputs": extra}
     network = type(denoiser.network)(**arguments_of(denoiser.network) | inputs)
     missing, unexpected = network.load_state_dict(denoiser.network.state_dict(), strict=False)
@@ -144,6 +200,25 @@ def with_inputs(denoiser: Denoiser, names: Sequence[str]) -> Denoiser:
 def with_guidance_input(teacher: Denoiser) -> Denoiser:
     """A copy of `teacher` with a w input: at first the conditional teacher, for every w."""
     return with_inputs(teacher, (W,))
+
+
+def with_components(denoiser: Denoiser, components: int) -> Denoiser:
+    """A copy that gives a policy whose means are at first the denoiser's x, but for what tells them apart.
+
+    The weights of the last layer that make a mean are the denoiser's plus NOISE times what a new layer would have,
+    drawn from torch's global generator; those of the weights and deviations are zero.
+    """
+    network = type(denoiser.network)(**arguments_of(denoiser.network) | {"components": components})
+    new, old = network.state_dict(), denoiser.network.state_dict()
+    for name, weight in old.items():
+        if new[name].shape == weight.shape:
+            new[name] = weight
+            continue
+        outputs = new[name].view(len(weight), 3, components, *weight.shape[1:]).zero_()
+        noise = torch.randn_like(outputs[:, 0]) * NOISE / max(1, weight[0].numel()) ** 0.5
+        outputs[:, 0] = weight[:, None] + noise
+    network.load_state_dict(new)
+    return Denoiser(network, denoiser.prediction, denoiser.native_schedule)
 
 
 def without_inputs(arguments: Mapping[str, Any]) -> dict[str, Any]:

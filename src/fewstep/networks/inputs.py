@@ -17,6 +17,9 @@ Scalar = Float[Tensor, "batch"]
 Scalars = Mapping[str, Scalar]
 """Values of the scalar inputs other than w, by name."""
 
+Outputs = Float[Tensor, "batch *outputs"]
+"""A network's output for z: of z's shape, or for a policy (batch, outputs, *shape); see `outputs_of`."""
+
 
 def sinusoid(value: Scalar, dim: int) -> Float[Tensor, "batch dim"]:
     """Sines then cosines of 1000 * value at dim / 2 frequencies from 1 down to 1e-4, geometrically spaced.
@@ -105,6 +108,17 @@ def check_extra(given: Scalars | None, names: Sequence[str]) -> None:
             f"a network's extra inputs must all be given, here {', '.join(names) or 'none'}, got "
             f"{', '.join(given or {}) or 'none'}; pass extra={{name: values}}"
         )
+
+
+def outputs_of(components: int) -> int:
+    """The numbers that a network gives for each of z: 1, or of a policy a mean, a weight and a deviation a component.
+
+    Raises:
+        ValueError: a negative number of components.
+    """
+    if components < 0:
+        raise ValueError(f"components must be at least 0, the number of a plain network, got {components}")
+    return 3 * components or 1
 
 
 def zeroed(layer: nn.Linear) -> nn.Linear:

@@ -19,7 +19,7 @@ def smaller_student(teacher: Denoiser, changes: Mapping[str, Any]) -> Denoiser:
     """
     arguments = arguments_of(teacher.network)
     kind = type(teacher.network)
-    allowed = sorted(set(arguments) - {"shape", "num_classes", "guidance_input", "extra_inputs"})
+    allowed = sorted(set(arguments) - {"shape", "num_classes", "guidance_input", "extra_inputs", "components"})
     if unknown := sorted(set(changes) - set(allowed)):
         raise ValueError(
             f"stage.student must change arguments of {kind.__name__} ({', '.join(allowed)}), got {unknown[0]!r}"

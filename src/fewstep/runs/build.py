@@ -28,7 +28,7 @@ from fewstep.methods.guidance_range import GuidanceRange
 from fewstep.methods.training import RoleTraining, Training
 from fewstep.networks import Denoiser, Frozen, with_guidance_input
 from fewstep.networks.adapter import with_adapter
-from fewstep.networks.denoiser import arguments_of, with_inputs, without_inputs
+from fewstep.networks.denoiser import arguments_of, with_components, with_inputs, without_inputs
 from fewstep.networks.memory import checkpoint_gradients, to_channels_last
 from fewstep.networks.smaller import smaller_student
 from fewstep.runs.config import Settings
@@ -166,6 +166,9 @@ def build_student(
         student = with_guidance_input(parent)
     if phase.sampling.sampler == "flow_map":
         student = with_inputs(student, (END,))
+    if phase.components:
+        torch.manual_seed(seed_for(stream, "policy"))
+        student = with_components(student, phase.components)
     if isinstance(method, StudentSettings):
         if method.student is not None and is_first:
             torch.manual_seed(seed_for(settings.seed, settings.name, "init"))

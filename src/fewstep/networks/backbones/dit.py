@@ -10,8 +10,8 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from fewstep.diffusion.schedule import Images
-from fewstep.networks.backbones.wrapping import GivenFeatures, TimeFeatures, build, check_divisible
-from fewstep.networks.inputs import Scalar, Scalars, plain_arguments, scalar_inputs
+from fewstep.networks.backbones.wrapping import GivenFeatures, TimeFeatures, build, check_divisible, output_of
+from fewstep.networks.inputs import Outputs, Scalar, Scalars, plain_arguments, scalar_inputs
 
 TIME_FEATURES = 256  # of diffusers' embedding of time in a DiT
 MOST_PATCHES = 256  # along a side: what a file says must not make us allocate without limit
@@ -28,6 +28,7 @@ class DiT(nn.Module):
         config: arguments of `DiTTransformer2DModel` but those that follow from the others, which are refused:
             sample_size, in_channels, num_embeds_ada_norm. Of 2 C `out_channels` the first C are the prediction.
         guidance_input, extra_inputs: see `ScalarInputs`. guidance_dim: size of each of their sinusoids.
+        components: of a policy, see `outputs_of`.
 
     Raises:
         ValueError: a setting that DiTTransformer2DModel does not know, or sizes that do not fit each other.
@@ -42,9 +43,11 @@ class DiT(nn.Module):
         guidance_dim: int = 256,
         guidance_input: bool = False,
         extra_inputs: Sequence[str] = (),
+        components: int = 0,
     ) -> None:
         super().__init__()
         self.arguments = plain_arguments(locals())
+        self.components = components
         patch = int(config.get("patch_size", 2))
         check_divisible(shape, patch, f"a DiT of patches of {patch}")
         if shape[1] != shape[2] or shape[1] > MOST_PATCHES * patch or num_classes < 1:
@@ -57,7 +60,7 @@ class DiT(nn.Module):
             "in_channels": shape[0],
             "num_embeds_ada_norm": num_classes,
         }
-        self.transformer = build(DiTTransformer2DModel, self.arguments["config"], follows)
+        self.transformer = build(DiTTransformer2DModel, self.arguments["config"], follows, components)
         with torch.device("cpu"):  # of no state dict, so it must have its values even in a network built for its shapes
             width = self.transformer.inner_dim
             table = PatchEmbed(height=shape[1], width=shape[1], patch_size=patch, in_channels=1, embed_dim=width)
@@ -71,6 +74,6 @@ class DiT(nn.Module):
 
     def forward(
         self, z: Images, time: Scalar, label: Int[Tensor, "batch"], w: Scalar | None, extra: Scalars | None = None
-    ) -> Images:
+    ) -> Outputs:
         output = self.transformer(z, self.time_features(time, w, extra), class_labels=label, return_dict=False)[0]
-        return output[:, : z.shape[1]]  # without the channels of a learned variance
+        return output_of(output, z, self.components)

@@ -9,7 +9,16 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fewstep.diffusion.schedule import Images
-from fewstep.networks.inputs import Scalar, Scalars, plain_arguments, scalar_inputs, sinusoid, zeroed
+from fewstep.networks.inputs import (
+    Outputs,
+    Scalar,
+    Scalars,
+    outputs_of,
+    plain_arguments,
+    scalar_inputs,
+    sinusoid,
+    zeroed,
+)
 
 
 class ResidualMLP(nn.Module):
@@ -20,7 +29,7 @@ class ResidualMLP(nn.Module):
         num_classes: labels are 0..num_classes - 1, and num_classes means "no class".
         width, num_blocks, embedding_dim: size; embedding_dim even and at least 4.
         dropout: in [0, 1), inside each block.
-        guidance_input, extra_inputs: see `ScalarInputs`.
+        guidance_input, extra_inputs: see `ScalarInputs`. components: of a policy, see `outputs_of`.
 
     Raises:
         ValueError: a size outside its range.
@@ -37,6 +46,7 @@ class ResidualMLP(nn.Module):
         dropout: float = 0.0,
         guidance_input: bool = False,
         extra_inputs: Sequence[str] = (),
+        components: int = 0,
     ) -> None:
         super().__init__()
         self.arguments = plain_arguments(locals())
@@ -47,7 +57,7 @@ class ResidualMLP(nn.Module):
                 "a ResidualMLP needs width and num_blocks of at least 1 and dropout in [0, 1), got "
                 f"width={width}, num_blocks={num_blocks}, dropout={dropout}"
             )
-        self.embedding_dim = embedding_dim
+        self.embedding_dim, self.outputs = embedding_dim, outputs_of(components)
         self.guidance_projection = scalar_inputs(
             guidance_input, extra_inputs, dim=embedding_dim, num_features=embedding_dim
         )
@@ -61,11 +71,11 @@ class ResidualMLP(nn.Module):
         self.first = nn.ModuleList(nn.Linear(width, width) for _ in range(num_blocks))
         self.second = nn.ModuleList(zeroed(nn.Linear(width, width)) for _ in range(num_blocks))
         self.dropout = dropout
-        self.outward = nn.Sequential(nn.LayerNorm(width), zeroed(nn.Linear(width, prod(shape))))
+        self.outward = nn.Sequential(nn.LayerNorm(width), zeroed(nn.Linear(width, prod(shape) * self.outputs)))
 
     def forward(
         self, z: Images, time: Scalar, label: Int[Tensor, "batch"], w: Scalar | None, extra: Scalars | None = None
-    ) -> Images:
+    ) -> Outputs:
         features = sinusoid(time, self.embedding_dim)
         if self.guidance_projection is not None:
             features = features + self.guidance_projection(self.guidance_projection.sinusoids(w, extra))
@@ -77,4 +87,5 @@ class ResidualMLP(nn.Module):
             modulated = torch.addcmul(shift, norm(h), 1 + scale)
             inner = functional.silu(self.first[block](modulated))
             h = h + self.second[block](functional.dropout(inner, self.dropout, self.training))
-        return self.outward(h).reshape(z.shape)
+        output = self.outward(h)
+        return output.reshape(z.shape) if self.outputs == 1 else output.reshape(*z.shape, -1).movedim(-1, 1)

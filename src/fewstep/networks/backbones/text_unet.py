@@ -9,8 +9,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from fewstep.diffusion.schedule import Images
-from fewstep.networks.backbones.wrapping import add_scalar_inputs, build, check_levels, timestep_cond
-from fewstep.networks.inputs import Scalar, Scalars, plain_arguments
+from fewstep.networks.backbones.wrapping import add_scalar_inputs, build, check_levels, output_of, timestep_cond
+from fewstep.networks.inputs import Outputs, Scalar, Scalars, plain_arguments
 
 ELSEWHERE = ("class_embed_type", "addition_embed_type", "encoder_hid_dim", "encoder_hid_dim_type")
 
@@ -32,6 +32,7 @@ class TextUNet(nn.Module):
             sample_size, in_channels, cross_attention_dim, time_cond_proj_dim, num_class_embeds. Of 2 C `out_channels`
             the first C are the prediction.
         guidance_input, extra_inputs: see `ScalarInputs`. guidance_dim: size of each of their sinusoids.
+        components: of a policy, see `outputs_of`.
 
     Raises:
         ValueError: a setting that UNet2DConditionModel does not know, a condition besides the prompt, or sizes that do
@@ -51,9 +52,11 @@ class TextUNet(nn.Module):
         guidance_dim: int = 256,
         guidance_input: bool = False,
         extra_inputs: Sequence[str] = (),
+        components: int = 0,
     ) -> None:
         super().__init__()
         self.arguments = plain_arguments(locals())
+        self.components = components
         if num_classes:
             raise ValueError(f"a TextUNet has prompts and no classes, got num_classes={num_classes}; use dataset=text")
         if others := [key for key in ELSEWHERE if config.get(key) is not None]:
@@ -69,13 +72,13 @@ class TextUNet(nn.Module):
             "time_cond_proj_dim": guidance_dim if guidance_input else None,
             "num_class_embeds": None,
         }
-        self.unet = build(UNet2DConditionModel, self.arguments["config"], follows)
+        self.unet = build(UNet2DConditionModel, self.arguments["config"], follows, components)
         self.register_buffer("empty_prompt", torch.zeros(tokens, features))
         add_scalar_inputs(self.unet, guidance_input, extra_inputs, guidance_dim)
 
     def forward(
         self, z: Images, time: Scalar, label: Prompts, w: Scalar | None, extra: Scalars | None = None
-    ) -> Images:
+    ) -> Outputs:
         output = self.unet(
             z,
             1000 * time,
@@ -83,4 +86,4 @@ class TextUNet(nn.Module):
             timestep_cond=timestep_cond(self.unet, w, extra),
             return_dict=False,
         )[0]
-        return output[:, : z.shape[1]]  # without the channels of a learned variance
+        return output_of(output, z, self.components)

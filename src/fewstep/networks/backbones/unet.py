@@ -7,8 +7,8 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from fewstep.diffusion.schedule import Images
-from fewstep.networks.backbones.wrapping import add_scalar_inputs, check_divisible, timestep_cond
-from fewstep.networks.inputs import Scalar, Scalars, plain_arguments
+from fewstep.networks.backbones.wrapping import add_scalar_inputs, check_divisible, output_of, timestep_cond
+from fewstep.networks.inputs import Outputs, Scalar, Scalars, outputs_of, plain_arguments
 
 
 class UNet(nn.Module):
@@ -22,6 +22,7 @@ class UNet(nn.Module):
         attention: for each level, whether it attends.
         head_dim: channels per attention head.
         guidance_input, extra_inputs: see `ScalarInputs`. guidance_dim: size of each of their sinusoids.
+        components: of a policy, see `outputs_of`.
 
     Raises:
         ValueError: sizes that do not fit each other.
@@ -41,9 +42,11 @@ class UNet(nn.Module):
         guidance_dim: int = 256,
         guidance_input: bool = False,
         extra_inputs: Sequence[str] = (),
+        components: int = 0,
     ) -> None:
         super().__init__()
         self.arguments = plain_arguments(locals())
+        self.components = components
         check_divisible(shape, 2 ** (len(channels) - 1), f"a U-Net of {len(channels)} levels")
         if len(attention) != len(channels):
             raise ValueError(f"model.attention needs one value per level ({len(channels)}), got {list(attention)}")
@@ -55,7 +58,7 @@ class UNet(nn.Module):
         self.unet = UNet2DConditionModel(
             sample_size=shape[1],
             in_channels=shape[0],
-            out_channels=shape[0],
+            out_channels=shape[0] * outputs_of(components),
             block_out_channels=tuple(channels),
             layers_per_block=num_blocks,
             down_block_types=tuple("AttnDownBlock2D" if a else "DownBlock2D" for a in attention),
@@ -71,8 +74,8 @@ class UNet(nn.Module):
 
     def forward(
         self, z: Images, time: Scalar, label: Int[Tensor, "batch"], w: Scalar | None, extra: Scalars | None = None
-    ) -> Images:
-        return self.unet(
+    ) -> Outputs:
+        output = self.unet(
             z,
             1000 * time,
             encoder_hidden_states=None,
@@ -80,3 +83,4 @@ class UNet(nn.Module):
             timestep_cond=timestep_cond(self.unet, w, extra),
             return_dict=False,
         )[0]
+        return output_of(output, z, self.components)

@@ -8,16 +8,18 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from fewstep.networks.inputs import Scalar, ScalarInputs, Scalars, scalar_inputs
+from fewstep.networks.inputs import Scalar, ScalarInputs, Scalars, outputs_of, scalar_inputs
 
 Network = TypeVar("Network", bound=nn.Module)
 DEFAULT_LEVELS = range(4)  # of diffusers' U-Nets without block_out_channels
 
 
-def build(model: Callable[..., Network], config: Mapping[str, Any], ours: Mapping[str, Any]) -> Network:
+def build(
+    model: Callable[..., Network], config: Mapping[str, Any], ours: Mapping[str, Any], components: int
+) -> Network:
     """diffusers' `model` of the settings in `config` and of `ours`, which follow from the wrapper's own arguments.
 
-    Without `out_channels` in `config` it has as many as `in_channels`.
+    Without `out_channels` in `config` it has as many as `in_channels`; `outputs_of(components)` times as many.
 
     Raises:
         ValueError: a name in `config` that `model` does not take or that is one of ours, or `out_channels` that are
@@ -37,7 +39,16 @@ def build(model: Callable[..., Network], config: Mapping[str, Any], ours: Mappin
             f"config.out_channels must be {channels}, or {2 * channels} for a model that learns its variance too, "
             f"got {settings['out_channels']}"
         )
-    return model(**settings)
+    return model(**{**settings, "out_channels": settings["out_channels"] * outputs_of(components)})
+
+
+def output_of(output: Tensor, z: Tensor, components: int) -> Tensor:
+    """A model's output for z: without the channels of a learned variance, and with an axis of a policy's outputs.
+
+    The outputs of a channel of z come one after another.
+    """
+    outputs = output.unflatten(1, (-1, outputs_of(components)))[:, : z.shape[1]]
+    return outputs.transpose(1, 2) if components else outputs[:, :, 0]
 
 
 def check_levels(shape: Sequence[int], config: Mapping[str, Any]) -> None:
