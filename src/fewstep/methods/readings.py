@@ -38,8 +38,8 @@ def check_student_at_noise(method: Method, phase: Phase, kind: PredictionKind, s
     starts_at_noise = sampling.times is not None and sampling.times[0] == 1 and sampling.direction == "decode"
     if kind == "eps" and starts_at_noise and ends_without_signal(schedule):
         raise ValueError(
-            f"a student of stage={method.name} is evaluated at t = 1, where no signal is left and x cannot be read from "
-            "eps, which it predicts; use stage.prediction=v"
+            f"a student of stage={method.name} is evaluated at t = 1, where no signal is left and x cannot be read "
+            "from eps, which it predicts; use stage.prediction=v"
         )
 
 
