@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from running import TINY, Commands, files_below, make_chain
+from running import TINY, Commands, config_of, files_below, make_chain
 from safetensors.torch import save_file
 
+from fewstep.runs.methods import composed_methods
 from fewstep.training.checkpointing import SaveCheckpoint, read_checkpoint
 
 pytest_plugins = ("running",)
@@ -82,6 +83,11 @@ def train(commands: Commands, tmp_path: Path):
         (["stage=dmd2", "~stage.training.roles.fake"], ["stage.training.roles.fake.learning_rate must be given"]),
         (["stage=dmd2", "stage.fake_updates=0"], ["stage.fake_updates must be at least 1", "0"]),
         (["stage=dmd2", "stage.t_min=-0.5"], ["0 <= t_min < t_max <= 1", "-0.5"]),
+        (["model.prediction=eps"], ["the teacher of stage=progressive", "t = 1", "eps", "stage.clip_target=true"]),
+        (
+            ["model.prediction=eps", "stage.guidance.prediction=v", "stage.progressive.prediction=eps"],
+            ["a student of stage=progressive", "t = 1", "use stage.prediction=v"],
+        ),
         (["stage.stages=[teacher,nowhere]"], ["stage.stages", "'nowhere'"]),
         (["+stage.seeds.nowhere=1"], ["stage.seeds.nowhere", "no stage", "progressive"]),
         (["stage.seeds.teacher=x"], ["stage.seeds", "'x'"]),
@@ -114,11 +120,45 @@ def test_settings(train, settings, words):
         ("2", ["stage=consistency"], ["it is a progressive model of 2 steps", "needs a guided student or a teacher"]),
         ("teacher", ["stage=dmd2"], ["stage.w_min and stage.w_max must be given", "guided by two evaluations"]),
         ("guided", ["stage=tract", "stage.w_max=9", "stage.w_min=0"], ["parent's range [0, 4]", "0 and 9"]),
+        ("guided", ["stage=lcm", "stage.prediction=eps"], ["evaluated at t = 1", "from eps", "use stage.prediction=v"]),
+        ("guided", ["stage=progressive", "stage.prediction=eps"], ["evaluated at t = 1", "use stage.prediction=v"]),
+        ("guided", ["stage=boot", "stage.prediction=eps"], ["evaluated at t = 1", "use stage.prediction=v"]),
+        ("guided", ["stage=scm", "stage.prediction=x"], ["predicts x", "identity at t = 0", "stage.prediction=v"]),
+        ("guided", ["stage=ect", "stage.prediction=x"], ["predicts x", "identity at t = 0", "stage.prediction=v"]),
         ("1", ["stage=evaluate", "dataset=mixture"], ["makes digits", "mixture"]),
     ],
 )
 def test_parents_that_do_not_fit(train, chain, model, settings, words):
     train(*settings, f"teacher={chain[model]}", words=tuple(words))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(name for name, method in composed_methods() if method.parent() is not None))
+def test_every_method_refuses_what_none_can_do(train, chain, name):
+    """Weights outside its parent's range, a student that is no network, levels and steps that do not fall."""
+    stage = config_of(f"stage={name}").stage
+    needed = dict(composed_methods())[name].parent()
+    parent = chain["guided" if needed.guidance[0] == "input" else "teacher"]
+    own = (f"stage={name}", f"teacher={parent}")
+    if "w_max" in stage and needed.guidance[0] == "input":
+        train(*own, "stage.w_min=0", "stage.w_max=9", words=("parent's range [0, 4]", "0 and 9"))
+    if "student" in stage:
+        train(*own, "stage.student={wide:16}", words=("stage.student", "'wide'", "width"))
+        train(*own, "stage.student={width:16}", "stage.adapter=lora", words=("stage.adapter", "use one of them"))
+    for key, words in {
+        "levels": ("stage.levels", "strictly decrease"),
+        "ladder": ("stage.ladder", "must halve"),
+        "time_schedule": ("stage.time_schedule", "must fall"),
+    }.items():
+        if key in stage:
+            train(*own, f"stage.{key}=[1,1]", words=words)
+
+
+@pytest.mark.parametrize("settings", [(), ("stage.guidance.prediction=v",)], ids=["clipped", "read-as-v"])
+def test_a_reading_that_can_be_is_planned(commands, tmp_path, settings):
+    own = settings or ("stage.progressive.clip_target=true", "stage.progressive.prediction=v")
+    result = commands.train(*TINY, "model.prediction=eps", *own, "plan=true", f"outputs={tmp_path / 'outputs'}")
+    assert result.status == 0, result
 
 
 def test_a_parent_below_outputs_that_does_not_fit_is_named(commands, chain, tmp_path):

@@ -24,8 +24,8 @@ def export(
 ) -> None:
     """Write a model as a folder that diffusers or ONNX opens; its samples are compared with the model's first.
 
-    A text student opens in StableDiffusionPipeline, others through the short pipeline.py in the folder; there
-    guidance_scale = 1 + w.
+    A text student opens in StableDiffusionPipeline, or in LatentConsistencyModelPipeline where it renoises; others
+    through the short pipeline.py in the folder. There guidance_scale = 1 + w.
 
     Example: fewstep export outputs/digits/progressive/TIME/model-4.safetensors digits-4 --format onnx
     """

@@ -22,8 +22,8 @@ class NoiseData(Data):
         super().__init__(batch_size=batch_size, stream=stream)
         if facts.text is not None:
             raise ValueError(
-                f"training without data draws classes, and {facts.name} has prompts, which its data set holds; give "
-                "dataset=text"
+                f"training without data draws classes, and {facts.name} has prompts, which nobody can draw; use a "
+                "method that trains on data, like stage=lcm"
             )
         self.facts = facts
 

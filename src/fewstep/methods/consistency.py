@@ -14,6 +14,7 @@ from fewstep.diffusion.sampling import Sampling
 from fewstep.methods.base import GuidedStudentSettings, Networks, Phase, Regression, Times, Weights
 from fewstep.methods.draws import Draws
 from fewstep.methods.guidance_range import GuidanceRange
+from fewstep.methods.readings import require_identity_at_data
 from fewstep.methods.state_source import StateSettings
 from fewstep.networks.ema import Average, constant
 
@@ -69,11 +70,7 @@ class Consistency(StateSettings, GuidedStudentSettings, Regression):
         return (Phase(renoising(self.levels, "input")),)
 
     def networks(self, nets: Networks, stream: str) -> Networks:
-        if nets.student.prediction == "x":
-            raise ValueError(
-                f"stage={self.name} needs a student that predicts v or eps, whose x is the identity at t = 0, and this "
-                "one predicts x; use stage.prediction=v"
-            )
+        require_identity_at_data(self, nets)
         nets = super().networks(nets, stream)
         if not self.self_teacher_decay:
             return nets

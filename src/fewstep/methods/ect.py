@@ -17,6 +17,7 @@ from fewstep.methods.consistency import renoising
 from fewstep.methods.draws import Draws, standard_normal
 from fewstep.methods.guidance_range import GuidanceRange
 from fewstep.methods.losses import Loss
+from fewstep.methods.readings import require_identity_at_data
 from fewstep.methods.training import STUDENT
 
 SigmaPair = tuple[Float[Tensor, "batch"], Float[Tensor, "batch"]]
@@ -68,6 +69,10 @@ class TunedConsistency(GuidedStudentSettings, Method):
 
     def guidance(self, parent: GuidanceRange | None) -> GuidanceRange | None:
         return super().guidance(parent) if self.hop == "teacher" else None
+
+    def networks(self, nets: Networks, stream: str) -> Networks:
+        require_identity_at_data(self, nets)
+        return super().networks(nets, stream)
 
     def losses(self, batch: Batch, nets: Networks, draws: Draws, *, step: int, phase: Phase) -> dict[str, Loss]:
         x, label = batch

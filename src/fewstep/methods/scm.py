@@ -16,6 +16,7 @@ from fewstep.methods.consistency import renoising
 from fewstep.methods.derivative import Derivative, along_the_flow
 from fewstep.methods.draws import Draws, standard_normal
 from fewstep.methods.losses import Loss
+from fewstep.methods.readings import require_identity_at_data
 from fewstep.methods.training import STUDENT
 from fewstep.networks.inputs import sinusoid, zeroed
 
@@ -72,6 +73,7 @@ class ContinuousConsistency(GuidedStudentSettings, Method):
         return (Phase(renoising(self.levels, "input")),)
 
     def networks(self, nets: Networks, stream: str) -> Networks:
+        require_identity_at_data(self, nets)
         nets = super().networks(nets, stream)
         return replace(nets, trained={WEIGHTING: Weighting()})
 

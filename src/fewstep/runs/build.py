@@ -25,6 +25,7 @@ from fewstep.evaluation.evaluator import Evaluator
 from fewstep.evaluation.grid import EvaluationPlan
 from fewstep.methods.base import Method, Parent, Phase, StudentSettings
 from fewstep.methods.guidance_range import GuidanceRange
+from fewstep.methods.readings import check_student_at_noise, check_teacher_at_noise
 from fewstep.methods.training import RoleTraining, Training
 from fewstep.networks import Denoiser, Frozen, with_guidance_input
 from fewstep.networks.adapter import with_adapter
@@ -175,6 +176,8 @@ def build_student(
             student = smaller_student(student, method.student)
         # Of another reading it starts with its parent's weights but not as its parent: it has more to learn.
         student = Denoiser(student.network, method.prediction or student.prediction, student.native_schedule)
+    if student.native_schedule is None:
+        check_student_at_noise(method, phase, student.prediction, settings.schedule)
     if settings.trainer.gradient_checkpointing:
         checkpoint_gradients(student.network)
     if settings.trainer.channels_last:
@@ -191,6 +194,8 @@ def build_teacher(
     """The frozen parent as the method's teacher; guided by two evaluations where its student shall need but one."""
     if settings.trainer.channels_last:
         to_channels_last(denoiser.network)
+    if denoiser.native_schedule is None:
+        check_teacher_at_noise(method, phase, denoiser.prediction, settings.schedule)
     teacher: Denoise = Frozen(denoiser)
     if phase.sampling.guidance != "two_evaluations":
         interval = log_snr_interval(schedule_of(settings, denoiser), method.interval)

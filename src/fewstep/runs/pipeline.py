@@ -10,7 +10,8 @@ from fewstep.artifacts.lineage import find_newest_students, models_in_folder, on
 from fewstep.artifacts.model_file import load_model
 from fewstep.artifacts.run_folder import QUALITY, REPORT, RunFolder
 from fewstep.diffusion.sampling import Sampling
-from fewstep.methods.base import Method, Parent
+from fewstep.methods.base import Method, Parent, StudentSettings
+from fewstep.methods.readings import check_student_at_noise, check_teacher_at_noise
 from fewstep.runs.build import build_data, build_evaluator, build_exact_teacher, build_plan
 from fewstep.runs.config import EVALUATE, EXACT, NO_TEACHER, PIPELINE, Settings
 from fewstep.runs.evaluate import evaluate
@@ -142,6 +143,8 @@ def check_pipeline(settings: Settings) -> None:
         own = settings.of_stage(stage, settings.teacher)
         if stage == EVALUATE:
             build_plan(own.stage, settings.trainer)
+    if chain.teacher is None:
+        check_readings(settings)
     for stage in trained_stages(settings):
         own = settings.of_stage(stage, settings.teacher)
         method = method_of(own)
@@ -152,6 +155,23 @@ def check_pipeline(settings: Settings) -> None:
         elif chain.teacher is not None and chain.teacher != NO_TEACHER and not chain.skips(method):
             find_parent(own, method, open_evaluator(own, method))
             break
+
+
+def check_readings(settings: Settings) -> None:
+    """Refuse a chain from a new teacher on whose networks' readings a later stage cannot build.
+
+    Raises:
+        ValueError: see `check_student_at_noise`.
+    """
+    model = settings.values["model"]
+    kind = model["prediction"]
+    for stage in () if model.get("native_schedule") else trained_stages(settings):
+        method = method_of(settings.of_stage(stage))
+        for phase in method.phases():
+            if method.parent() is not None:
+                check_teacher_at_noise(method, phase, kind, settings.schedule)
+            kind = (method.prediction if isinstance(method, StudentSettings) else None) or kind
+            check_student_at_noise(method, phase, kind, settings.schedule)
 
 
 def wanted(method: Method) -> tuple[str, ...]:
