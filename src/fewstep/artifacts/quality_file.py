@@ -1,8 +1,8 @@
 """quality.json: one row for every model, sampler, number of steps and guidance weight that was judged."""
 
 import json
-from collections.abc import Iterable
-from dataclasses import MISSING, asdict, dataclass, fields
+from collections.abc import Iterable, Mapping
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,15 @@ class QualityRow:
         exact_rmse: the same to the exact solution, where the data have one.
         images_per_second: sampled; decoding latents is not counted.
         kid, clip_score: where there are prompts, and for CLIP a model of it.
+        energy_distance: of the samples to as many exact ones from other noise at the same w, where the data have an
+            exact solution; see `metrics.energy_distance`.
+        energy_floor: the mean energy distance of two independent exact sets of as many.
+        intervals: [low, high] of each figure that the row has, by its name, at 95 %; see `evaluation.intervals`. Empty
+            in files of earlier versions.
 
     Raises:
-        ValueError: a figure that must be a number is none, or one that must be positive is not.
+        ValueError: a figure that must be a number is none, or one that must be positive is not, or an interval is no
+            interval.
     """
 
     model: str
@@ -46,11 +52,16 @@ class QualityRow:
     protocol: str
     kid: float | None = None
     clip_score: float | None = None
+    energy_distance: float | None = None
+    energy_floor: float | None = None
+    intervals: Mapping[str, list[float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         numbers = (self.steps, self.nfe, self.w, self.fid, self.images_per_second)
         if not all(isinstance(number, int | float) for number in numbers) or self.nfe * self.images_per_second <= 0:
             raise ValueError(f"steps, nfe, w, fid and images_per_second must be numbers above 0, got {numbers}")
+        if wrong := {name: pair for name, pair in self.intervals.items() if not (len(pair) == 2 and pair[0] <= pair[1])}:
+            raise ValueError(f"intervals must be [low, high], got {wrong}")
 
     @property
     def is_few_step(self) -> bool:
@@ -74,14 +85,14 @@ def read_rows(path: Path) -> list[QualityRow]:
     """
     if not path.is_file():
         raise ValueError(f"a report needs {path}, and it is not there; make it with: fewstep evaluate MODEL")
-    known = [field.name for field in fields(QualityRow)]
-    required = [field.name for field in fields(QualityRow) if field.default is MISSING]
+    known = [each.name for each in fields(QualityRow)]
+    required = [each.name for each in fields(QualityRow) if each.default is each.default_factory is MISSING]
     try:
         raw_rows = json.loads(path.read_text())
         rows = [
             QualityRow(**{name: raw[name] for name in known if name in raw or name in required}) for raw in raw_rows
         ]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f"{path} must be a list of rows with {', '.join(required)}, got {error!r}; evaluate again"
         ) from None

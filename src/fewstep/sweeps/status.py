@@ -12,7 +12,10 @@ from fewstep.sweeps.jobs import Job
 from fewstep.sweeps.shared import folder_of
 
 WAITING, FINISHED, DONE, FAILED, SKIPPED = "waiting", "finished before", "done", "failed", "skipped"
-FIGURES = ("fid", "inception_score", "precision", "recall", "accuracy", "diversity", "kid", "clip_score", "exact_rmse")
+FIGURES = (
+    *("fid", "inception_score", "precision", "recall", "accuracy", "diversity", "kid", "clip_score"),
+    *("exact_rmse", "energy_distance"),
+)
 
 
 @dataclass(frozen=True)
@@ -20,7 +23,7 @@ class Objective:
     """The one figure by which jobs are compared: that of the student of `steps` steps, over `w` or at one of them.
 
     Attributes:
-        figure: a column of quality.json; less is better of fid, kid and errors, more of the others.
+        figure: a column of quality.json; less is better of distances and errors, more of the others.
         w: null is the mean over the grid's weights.
 
     Raises:
@@ -41,7 +44,7 @@ class Objective:
 
     @property
     def less_is_better(self) -> bool:
-        return self.figure in ("fid", "kid", "same_noise_rmse", "exact_rmse")
+        return self.figure in ("fid", "kid", "same_noise_rmse", "exact_rmse", "energy_distance")
 
     @property
     def sign(self) -> int:

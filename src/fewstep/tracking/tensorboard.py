@@ -82,8 +82,9 @@ class TensorBoardRun(TensorBoardLogger, Tracker):  # pyright: ignore[reportIncom
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows as preformatted Markdown in aligned columns, without those columns that are the same in every row."""
-    columns = [name for name in (rows[0] if rows else ()) if len({row.get(name) for row in rows}) > 1]
+    """Rows as preformatted Markdown in aligned columns, without intervals and columns that are the same in all rows."""
+    names = [name for name in (rows[0] if rows else ()) if name != "intervals"]
+    columns = [name for name in names if len({row.get(name) for row in rows}) > 1]
     lines = [columns, *([_cell(row.get(name)) for name in columns] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join("    " + "  ".join(map(str.rjust, line, widths)) for line in lines)

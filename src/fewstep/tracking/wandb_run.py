@@ -111,11 +111,20 @@ def _as_wandb(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def table_of(rows: Sequence[Mapping[str, Any]]) -> Any:
-    """Rows as W&B's table."""
+    """Rows as W&B's table, the ends of an interval in columns of their own: fid_low, fid_high."""
     import wandb
 
-    columns: list[str | int] = list(rows[0]) if rows else []
-    return wandb.Table(columns=columns, data=[[row.get(str(column)) for column in columns] for row in rows])
+    flat = [
+        {key: value for key, value in row.items() if key != "intervals"}
+        | {
+            f"{name}_{end}": value
+            for name, pair in row.get("intervals", {}).items()
+            for end, value in zip(("low", "high"), pair, strict=True)
+        }
+        for row in rows
+    ]
+    columns: list[str | int] = list(dict.fromkeys(column for row in flat for column in row))
+    return wandb.Table(columns=columns, data=[[row.get(str(column)) for column in columns] for row in flat])
 
 
 @rank_zero_only
