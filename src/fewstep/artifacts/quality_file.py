@@ -60,7 +60,9 @@ class QualityRow:
         numbers = (self.steps, self.nfe, self.w, self.fid, self.images_per_second)
         if not all(isinstance(number, int | float) for number in numbers) or self.nfe * self.images_per_second <= 0:
             raise ValueError(f"steps, nfe, w, fid and images_per_second must be numbers above 0, got {numbers}")
-        if wrong := {name: pair for name, pair in self.intervals.items() if not (len(pair) == 2 and pair[0] <= pair[1])}:
+        if wrong := {
+            name: pair for name, pair in self.intervals.items() if not (len(pair) == 2 and pair[0] <= pair[1])
+        }:
             raise ValueError(f"intervals must be [low, high], got {wrong}")
 
     @property
