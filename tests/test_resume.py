@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from fewstep import load
 from fewstep.runs import pipeline
 from fewstep.runs.config import Settings
-from fewstep.tracking.names import IMAGES_PER_SECOND
+from fewstep.tracking.names import IMAGES_PER_SECOND, PEAK_MEMORY
 from fewstep.training.callbacks.training_log import TrainingLog
 from fewstep.training.checkpointing import SaveCheckpoint, read_checkpoint
 
@@ -49,7 +49,10 @@ class Interrupted(Exception):
 def rows_of(metrics: Path) -> list[dict[str, str]]:
     """The rows of a metrics.csv, less the one column that is a matter of the clock."""
     with metrics.open(newline="") as file:
-        return [{key: text for key, text in row.items() if key != IMAGES_PER_SECOND} for row in csv.DictReader(file)]
+        return [
+            {key: text for key, text in row.items() if key not in (IMAGES_PER_SECOND, PEAK_MEMORY)}
+            for row in csv.DictReader(file)
+        ]
 
 
 def assert_same_models(ours: Path, theirs: Path) -> None:

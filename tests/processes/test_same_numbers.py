@@ -15,7 +15,7 @@ pytestmark = pytest.mark.slow
 
 BATCH, STEPS = 32, 12
 LEARNS = ("warmup_images=64", f"batch_size={BATCH}", "gradient_clip=0.2")  # which clips
-TIMES = ("train/images_per_second", "images_per_second")
+TIMES = ("train/images_per_second", "train/peak_memory", "images_per_second")
 PIPELINE = [
     *TINY,
     "name=run",

@@ -12,7 +12,7 @@ from rich.console import Console
 from torch.utils.data import DataLoader
 
 from fewstep.tracking.metrics_file import MetricsFile, read_metrics
-from fewstep.tracking.names import GRADIENT_NORM, IMAGES, IMAGES_PER_SECOND, LEARNING_RATE, LOSS, RUNG
+from fewstep.tracking.names import GRADIENT_NORM, IMAGES, IMAGES_PER_SECOND, LEARNING_RATE, LOSS, PEAK_MEMORY, RUNG
 from fewstep.training.callbacks.progress import Progress
 from fewstep.training.callbacks.training_log import TrainingLog
 
@@ -75,7 +75,7 @@ def train(folder, steps, *, images_before=0, rung=None, resume=None, console=Non
 
 
 def without_speed(rows):
-    return [{key: value for key, value in row.items() if key != IMAGES_PER_SECOND} for row in rows]
+    return [{key: value for key, value in row.items() if key not in (IMAGES_PER_SECOND, PEAK_MEMORY)} for row in rows]
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")

@@ -15,11 +15,12 @@ def collect(
         bool, typer.Option("--wandb", help="A table and the best figure in Weights & Biases too.")
     ] = False,
 ) -> None:
-    """Make one table of a sweep: results.csv, collect.html, mean and deviation over seeds, best first.
+    """Make one table of a sweep: results.csv and collect.html, best first, and the leaderboard of its students.
 
     Example: fewstep collect outputs/sweeps/guidance_range
     """
     from fewstep.sweeps.collect import write_csv, write_page
+    from fewstep.sweeps.leaderboard import write_leaderboard
     from fewstep.sweeps.results import collected, table
     from fewstep.sweeps.status import FIGURES, Objective
     from fewstep.sweeps.sweep import described
@@ -36,6 +37,8 @@ def collect(
     if found.missing:
         typer.echo(f"without figures yet: {'; '.join(found.missing)}")
     typer.echo(f"{write_csv(found)}, {write_page(found)} ({objective})")
+    if page := write_leaderboard(found):
+        typer.echo(f"{page}, {page.with_suffix('.json')}")
     if wandb:
         from fewstep.tracking.wandb_run import upload_table
 

@@ -8,6 +8,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from fewstep.system.files import atomic_write
+from fewstep.system.hardware import GIB
 
 TEMPLATES = Path(__file__).parent
 
@@ -21,7 +22,7 @@ def write_page(path: Path, template: str, content: Mapping[str, Any]) -> None:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(number=number, percent=percent, times=times)
+    environment.filters.update(number=number, percent=percent, times=times, memory=memory)
     css = Markup((TEMPLATES / "style.css").read_text(encoding="utf-8"))
     page = environment.get_template(template).render(content, css=css)
     with atomic_write(path) as temporary:
@@ -40,6 +41,11 @@ def number(value: float | None) -> str:
 def percent(share: float | None) -> str:
     """0.123 as 12.3 %."""
     return "–" if share is None else f"{100 * share:.1f} %"
+
+
+def memory(size: float | None) -> str:
+    """Bytes as 1.23 GiB."""
+    return "–" if size is None else f"{size / GIB:.2f} GiB"
 
 
 def times(ratio: float | None) -> str:

@@ -2,14 +2,19 @@
 
 from collections.abc import Mapping, Sequence
 from statistics import mean
+from typing import Any, NamedTuple
 
 import matplotlib
 from markupsafe import Markup
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, FixedLocator, FuncFormatter, LogLocator, NullLocator
 
 from fewstep.reports.charts import INK, STYLE, Points, label_axes, log_2_x, log_y, new_axes, to_svg
 
 MOST_TICKS = 6
+LETTER, LINE = 4.6, 8.5  # width and height of a letter of a name, in points
+SHIFTS = (-8, 8, -17, 17, -26, 26, -35, 35)  # where a name may be, above or below its dot
 
 
 @matplotlib.rc_context(STYLE)
@@ -51,6 +56,79 @@ def fid_against_evaluations(dots: Mapping[str, Points], front: Points, colour: M
     label_axes(axes, "network evaluations", "FID")
     log_y(axes)
     return to_svg(figure, "FID against network evaluations")
+
+
+class Dot(NamedTuple):
+    """A student in the plane of quality against cost."""
+
+    cost: float
+    quality: float
+    interval: tuple[float, float] | None
+    label: str
+    steps: int
+
+
+@matplotlib.rc_context(STYLE)
+def quality_against_cost(
+    dots: Sequence[Dot], fronts: Sequence[Sequence[Dot]], colour: Mapping[int | None, str], x: str, y: str
+) -> Markup:
+    """All students with their intervals, coloured by steps, and lines of those that none beats in both, by name.
+
+    Args:
+        fronts: each of students of one number of steps, in its colour, or of several, in ink.
+        colour: of each number of steps; others, of guided students, are ink.
+    """
+    figure = Figure(figsize=(4.7, 3.3))
+    axes = figure.add_axes((0.1, 0.125, 0.87, 0.79))
+    axes.tick_params(length=2.5, pad=2.5)
+    costs, qualities = [dot.cost for dot in dots], [dot.quality for dot in dots]
+    for dot in dots:
+        tint = colour.get(dot.steps, INK)
+        if dot.interval is not None:
+            axes.vlines(
+                dot.cost, max(dot.interval[0], min(qualities) / 10), dot.interval[1], color=tint, lw=0.8, alpha=0.45
+            )
+        is_worth_it = any(dot in front for front in fronts)
+        axes.plot(dot.cost, dot.quality, "o", color=tint, ms=5.5 if is_worth_it else 3.5, alpha=0.85)
+    for front in fronts:
+        tint = colour.get(front[0].steps, INK) if len({dot.steps for dot in front}) == 1 < len(fronts) else INK
+        line = [(dot.cost, dot.quality) for dot in front] + [(max(costs), front[-1].quality)]
+        axes.step(*zip(*line, strict=True), where="post", color=tint, lw=1, alpha=0.7)
+    axes.set_xscale("log")
+    label_axes(axes, x, y)
+    log_y(axes)
+    span = max(qualities) / min(qualities)
+    axes.set_ylim(min(qualities) / (span + 0.5) ** 0.1, max(qualities) * (span + 0.5) ** 0.06)  # intervals may leave it
+    if max(costs) < 1.6 * min(costs):
+        axes.set_xlim(min(costs) / 1.3, max(costs) * 1.3)
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+    axes.xaxis.set_minor_locator(NullLocator())
+    name_dots(axes, [dot for front in fronts for dot in front], colour)
+    return to_svg(figure, f"{y} against {x}")
+
+
+def name_dots(axes: Axes, dots: Sequence[Dot], colour: Mapping[int | None, str]) -> None:
+    """Write names beside the dots, in their colours, below or above or further away, where no other name is."""
+    figure = axes.get_figure(root=True)
+    assert figure is not None, "axes of a figure"
+    taken: list[tuple[float, float, float]] = []  # left, right and height of each name, in points
+    for dot in sorted(dots, key=lambda dot: dot.quality):
+        x, y = axes.transData.transform((dot.cost, dot.quality)) * 72 / figure.dpi
+        is_left = axes.transAxes.inverted().transform(axes.transData.transform((dot.cost, dot.quality)))[0] > 0.5
+        width = 5 + LETTER * len(dot.label)
+        left, right = (x - width, x) if is_left else (x, x + width)
+        free = (
+            shift
+            for shift in SHIFTS
+            if all(right < a or left > b or abs(y + shift - height) > LINE for a, b, height in taken)
+        )
+        shift = next(free, SHIFTS[-1])
+        taken.append((left, right, y + shift))
+        text: dict[str, Any] = {"size": 7.5, "weight": "bold", "color": colour.get(dot.steps, INK), "va": "center"}
+        place = (-5 if is_left else 5, shift)
+        ha = "right" if is_left else "left"
+        axes.annotate(dot.label, (dot.cost, dot.quality), place, textcoords="offset points", ha=ha, **text)
 
 
 def shortened(value: str, most: int) -> str:

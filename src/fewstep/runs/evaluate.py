@@ -2,12 +2,13 @@
 
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -65,12 +66,19 @@ def place_in_order(card: ModelCard) -> tuple[bool, bool, bool, str, int]:
 
 
 def candidates_of(
-    models: dict[Path, Model], plan: EvaluationPlan, exact: GaussianMixture | None, device: str = "cpu"
+    models: dict[Path, Model],
+    plan: EvaluationPlan,
+    exact: GaussianMixture | None,
+    device: str = "cpu",
+    digests: Mapping[Path, str] = MappingProxyType({}),
 ) -> list[Candidate]:
     """Each model with the steps and the sampler it is judged at; the exact teacher where the chain has no trained one.
 
     A teacher is guided in the interval that its student was made for; models of any number of steps have the baselines
     too. Encoders make no samples and are left out.
+
+    Args:
+        digests: of the models' files, where samples of those of any number of steps shall be kept.
     """
     cards = [model.card for model in models.values()]
     own = next((card for card in cards if card.guidance_interval), cards[0])  # in the times of that student's schedule
@@ -91,10 +99,10 @@ def candidates_of(
             warnings.warn(
                 f"the grid's w goes to {max(plan.w):g}, and a student was made for w to {card.w_max:g}", stacklevel=3
             )
-        digest = f"{sha256_of(path)} {interval}" if card.sampling.times is None else None
-        candidates += [
-            replace(each, digest=digest) for each in candidates_of_model(model, labels[path], plan, interval)
-        ]
+        own_candidates = candidates_of_model(model, labels[path], plan, interval)
+        if card.sampling.times is None and path in digests:
+            own_candidates = [replace(each, digest=f"{digests[path]} {interval}") for each in own_candidates]
+        candidates += own_candidates
     return candidates
 
 
@@ -172,7 +180,8 @@ def evaluate(
     if compiled:
         for model in models.values():
             model.to(device).compile()
-    candidates = candidates_of(models, plan, evaluator.exact, device)
+    digests = {path: sha256_of(path) for path in models} if samples is not None else {}
+    candidates = candidates_of(models, plan, evaluator.exact, device, digests)
     protocol = protocol_of(evaluator, plan, candidates[0])
     prompts = evaluator.data.prompts(plan.num_images) or []
     cells = quality_grid(

@@ -1,14 +1,18 @@
 """A sweep's figures: the jobs of one setting together over their seeds, best first, and what is worth its cost."""
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from itertools import product
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any, NamedTuple
 
-from fewstep.artifacts.quality_file import QualityRow, read_rows
+from scipy.special import stdtrit
+
+from fewstep.artifacts.quality_file import TEACHER, QualityRow, read_rows
 from fewstep.artifacts.run_folder import QUALITY
+from fewstep.sweeps.costs import PROVENANCE, Cost, ModelCost, cost_among, costs_in
 from fewstep.sweeps.status import FIGURES, Objective, mean_figure
 from fewstep.sweeps.sweep import described
 
@@ -19,25 +23,35 @@ Rows = Sequence[QualityRow]
 
 @dataclass(frozen=True)
 class Spread:
-    """Mean and standard deviation over seeds; of one seed there is no deviation."""
+    """Mean and standard deviation over seeds; of one seed there is no deviation.
+
+    Attributes:
+        interval: of the mean at 95 %: by Student's t over the seeds; of one seed that of its images, where it is known.
+    """
 
     mean: float
     std: float | None
     count: int
+    interval: tuple[float, float] | None = None
 
     @classmethod
     def of(cls, values: Iterable[float | None]) -> "Spread | None":
         """Over the values that are known; None where none is."""
         own = [value for value in values if value is not None]
-        return cls(mean(own), stdev(own) if len(own) > 1 else None, len(own)) if own else None
+        if len(own) < 2:
+            return cls(own[0], None, 1) if own else None
+        middle, deviation = mean(own), stdev(own)
+        half = float(stdtrit(len(own) - 1, 0.975)) * deviation / len(own) ** 0.5
+        return cls(middle, deviation, len(own), (middle - half, middle + half))
 
 
 @dataclass(frozen=True)
 class Setting:
-    """The jobs that differ in their seed alone."""
+    """The jobs that differ in their seed alone: the rows of each, and what its models cost."""
 
     values: Mapping[str, str]
     jobs: Sequence[Rows]
+    costs: Sequence[Sequence[ModelCost]] = ()
 
     @property
     def name(self) -> str:
@@ -50,12 +64,40 @@ class Setting:
 
     def spread(self, cell: QualityRow, figure: str = "fid", w: float | None = None) -> Spread | None:
         """A figure over the seeds, at one w or as mean over w; None where no job has it."""
-        own = ([row for row in rows if cell_of(row) == cell_of(cell)] for rows in self.jobs)
-        return Spread.of(mean_figure(rows, figure, w) for rows in own)
+        own = [[row for row in rows if cell_of(row) == cell_of(cell)] for rows in self.jobs]
+        spread = Spread.of(mean_figure(rows, figure, w) for rows in own)
+        if spread is None or spread.count > 1 or w is None:
+            return spread
+        ((low, high),) = (row.intervals.get(figure, (None, None)) for rows in own for row in rows if row.w == w)
+        return spread if low is None or high is None else replace(spread, interval=(low, high))
+
+    def ratio(self, cell: QualityRow, w: float | None = None) -> Spread | None:
+        """FID over the teacher's of the most steps in the same job, at one w or as mean over w."""
+        return Spread.of(
+            fid_ratio([row for row in rows if cell_of(row) == cell_of(cell)], references(rows), w) for rows in self.jobs
+        )
+
+    def cost(self, cell: QualityRow, name: str) -> float | None:
+        """One of the fields of `Cost` of a cell's model, the mean over the seeds; None where it is not known."""
+        found = (cost_among(costs, cell.model, cell.steps) for costs in self.costs)
+        known = [value for cost in found if cost is not None and (value := getattr(cost, name)) is not None]
+        return mean(known) if known else None
 
     def objective(self, objective: Objective) -> Spread | None:
         """The figure by which settings are compared, over the seeds."""
         return Spread.of(objective.of(rows) for rows in self.jobs)
+
+
+def references(rows: Rows) -> dict[float, float]:
+    """For each w the FID of the teacher's most steps."""
+    teacher = sorted((row for row in rows if row.name == TEACHER), key=lambda row: row.steps)
+    return {row.w: row.fid for row in teacher}
+
+
+def fid_ratio(rows: Rows, reference: Mapping[float, float], w: float | None) -> float | None:
+    """FID over the reference at one w, or the mean over all; None without one."""
+    ratios = [row.fid / reference[row.w] for row in rows if w in (None, row.w) and reference.get(row.w, 0.0) > 0]
+    return mean(ratios) if ratios else None
 
 
 def cell_of(row: QualityRow) -> tuple[str, str, int, int]:
@@ -65,13 +107,14 @@ def cell_of(row: QualityRow) -> tuple[str, str, int, int]:
 
 @dataclass(frozen=True)
 class Collected:
-    """A sweep's settings, best first, and the jobs that have no figures yet."""
+    """A sweep's settings, best first, the jobs that have no figures yet, and where its figures come from."""
 
     folder: Path
     objective: Objective
     protocol: str
     settings: Sequence[Setting]
     missing: Sequence[str]
+    origin: Mapping[str, Any]
 
     @property
     def keys(self) -> list[str]:
@@ -99,33 +142,66 @@ def collected(folder: Path, objective: Objective | None = None) -> Collected:
     about = described(folder)
     objective = objective or Objective(**about["objective"])
     files = {job: min(folder.glob(f"*/*/{job}/{QUALITY}"), default=None) for job in about["jobs"]}
-    results = {job: read_rows(file) for job, file in files.items() if file is not None}
-    if not results:
+    found = {job: file for job, file in files.items() if file is not None}
+    if not found:
         raise ValueError(f"no job of {folder} has figures yet; the sweep's own line goes on with it")
-    require_one_protocol(folder, results)
-    by_values: dict[tuple[tuple[str, str], ...], list[Rows]] = {}
-    for job, rows in results.items():
+    results = {job: read_rows(file) for job, file in found.items()}
+    require_one_protocol(folder, {job: protocol_in(file.parent) for job, file in found.items()}, results)
+    by_values: dict[tuple[tuple[str, str], ...], list[str]] = {}
+    for job in results:
         own = tuple((key, value) for key, value in about["jobs"][job].items() if key != SEED)
-        by_values.setdefault(own, []).append(rows)
+        by_values.setdefault(own, []).append(job)
 
     def key(setting: Setting) -> tuple[bool, float]:
         spread = setting.objective(objective)
         return (spread is None, objective.sign * (spread.mean if spread else 0.0))
 
-    settings = sorted((Setting(dict(values), jobs) for values, jobs in by_values.items()), key=key)
+    settings = [
+        Setting(dict(values), [results[job] for job in jobs], [costs_in(found[job].parent) for job in jobs])
+        for values, jobs in by_values.items()
+    ]
     missing = [job for job in files if job not in results]
-    return Collected(folder, objective, settings[0].jobs[0][0].protocol, settings, missing)
+    protocols = sorted({rows[0].protocol for rows in results.values()})
+    origin = origin_of([file.parent for file in found.values()])
+    return Collected(folder, objective, ", ".join(protocols), sorted(settings, key=key), missing, origin)
 
 
-def require_one_protocol(folder: Path, results: Mapping[str, Rows]) -> None:
-    """Refuse figures that share no table.
+def provenance_in(folder: Path) -> dict[str, Any]:
+    """provenance.json of a run; empty if there is none."""
+    file = folder / PROVENANCE
+    return json.loads(file.read_text()) if file.is_file() else {}
+
+
+def origin_of(folders: Sequence[Path]) -> dict[str, Any]:
+    """Machines, versions and protocols of the runs in these folders, each once."""
+    found = [own for folder in folders if (own := provenance_in(folder))]
+    once = {name: sorted({own[name] for own in found}) for name in ("device", "torch", "fewstep")}
+    protocols = {own["protocol"]["id"]: own["protocol"] for own in found}
+    return once | {"protocols": [*protocols.values()], "evaluated": max((own["created"] for own in found), default="")}
+
+
+def protocol_in(folder: Path) -> str | None:
+    """A run's protocol but for the seed of the noise, as text; None where provenance.json does not say it."""
+    protocol = provenance_in(folder).get("protocol")
+    if protocol is None:
+        return None
+    return json.dumps({key: value for key, value in protocol.items() if key not in ("id", SEED)}, sort_keys=True)
+
+
+def require_one_protocol(folder: Path, protocols: Mapping[str, str | None], results: Mapping[str, Rows]) -> None:
+    """Refuse figures that share no table. Over seeds the noise may differ, with all else the same.
+
+    Args:
+        protocols: of each job, see `protocol_in`.
 
     Raises:
         ValueError: the jobs were judged in several ways, or at different w.
     """
     ways: dict[tuple[str, tuple[float, ...]], list[str]] = {}
+    ids: dict[str, str] = {}
     for job, rows in results.items():
-        ways.setdefault((rows[0].protocol, tuple(sorted({row.w for row in rows}))), []).append(job)
+        protocol = ids.setdefault(protocols[job] or rows[0].protocol, rows[0].protocol)
+        ways.setdefault((protocol, tuple(sorted({row.w for row in rows}))), []).append(job)
     if len(ways) > 1:
         listed = "; ".join(
             f"{way[0]} at w = {[*way[1]]}: {jobs[0]} and {len(jobs) - 1} more" for way, jobs in ways.items()
@@ -161,7 +237,7 @@ def table(sweep: Collected) -> list[dict[str, Any]]:
     weights = sorted({row.w for setting in sweep.settings for rows in setting.jobs for row in rows})
     for rank, setting in enumerate(sweep.settings, start=1):
         for cell, w in product(setting.cells, (None, *weights)):
-            spreads = {figure: setting.spread(cell, figure, w) for figure in FIGURES}
+            spreads = {figure: setting.spread(cell, figure, w) for figure in (*FIGURES, "same_noise_rmse")}
             if not (seeds := max((spread.count for spread in spreads.values() if spread), default=0)):
                 continue
             row: dict[str, Any] = {"rank": rank, **{key: setting.values.get(key, "") for key in sweep.keys}}
@@ -169,5 +245,12 @@ def table(sweep: Collected) -> list[dict[str, Any]]:
             row |= {"w": "mean" if w is None else w, "seeds": seeds}
             for figure, spread in spreads.items():
                 row |= {figure: spread and spread.mean, f"{figure}_std": spread and spread.std}
+            for figure, spread in ({"fid_ratio": setting.ratio(cell, w)} | spreads).items():
+                low, high = (spread and spread.interval) or (None, None)
+                row |= {"fid_ratio": spread and spread.mean} if figure == "fid_ratio" else {}
+                row |= {f"{figure}_low": low, f"{figure}_high": high}
+            floor, rate = (setting.spread(cell, figure, w) for figure in ("energy_floor", "images_per_second"))
+            row |= {"energy_floor": floor and floor.mean, "images_per_second": rate and rate.mean}
+            row |= {f"training_{field.name}": setting.cost(cell, field.name) for field in fields(Cost)}
             table.append(row | {"protocol": sweep.protocol})
     return table

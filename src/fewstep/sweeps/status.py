@@ -16,6 +16,7 @@ FIGURES = (
     *("fid", "inception_score", "precision", "recall", "accuracy", "diversity", "kid", "clip_score"),
     *("exact_rmse", "energy_distance"),
 )
+LESS_IS_BETTER = ("fid", "kid", "same_noise_rmse", "exact_rmse", "energy_distance")
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Objective:
 
     @property
     def less_is_better(self) -> bool:
-        return self.figure in ("fid", "kid", "same_noise_rmse", "exact_rmse", "energy_distance")
+        return self.figure in LESS_IS_BETTER
 
     @property
     def sign(self) -> int:

@@ -26,6 +26,11 @@ def peak_gpu_memory() -> int:
     return torch.cuda.max_memory_allocated() if torch.cuda.is_initialized() else 0
 
 
+def peak_device_memory() -> int:
+    """The most bytes that this process has held on its GPU, or of main memory where it uses none."""
+    return peak_gpu_memory() or peak_memory()
+
+
 def current_memory() -> int:
     """Bytes of main memory that this process holds."""
     return psutil.Process().memory_info().rss

@@ -8,6 +8,7 @@ LOSS: Final = "train/loss"  # mean since the row before
 LEARNING_RATE: Final = "train/learning_rate"
 GRADIENT_NORM: Final = "train/gradient_norm"  # of the last step, before clipping
 IMAGES_PER_SECOND: Final = "train/images_per_second"  # since the row before, snapshots included
+PEAK_MEMORY: Final = "train/peak_memory"  # bytes, of the process; of its GPU where it has one
 SAMPLE_FID: Final = "samples/fid"
 SAMPLE_INCEPTION_SCORE: Final = "samples/inception_score"
 
@@ -18,6 +19,7 @@ COLUMNS: Final[tuple[str, ...]] = (
     LEARNING_RATE,
     GRADIENT_NORM,
     IMAGES_PER_SECOND,
+    PEAK_MEMORY,
     SAMPLE_FID,
     SAMPLE_INCEPTION_SCORE,
 )

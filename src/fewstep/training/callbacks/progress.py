@@ -9,7 +9,7 @@ from rich.progress import BarColumn, TaskID, TextColumn
 from rich.progress import Progress as Bar
 from rich.table import Column
 
-from fewstep.system.hardware import GIB, peak_gpu_memory, peak_memory
+from fewstep.system.hardware import GIB, peak_device_memory
 
 REDRAW_SECONDS = 0.2
 LINE_SECONDS = 10.0
@@ -86,7 +86,7 @@ class Progress(Callback):
         now, images = perf_counter(), trainer.global_step * self.batch_size
         began, images_then = self._start
         rate = (images - images_then) / max(now - began, 1e-9)
-        memory = f"peak memory {(peak_gpu_memory() or peak_memory()) / GIB:.2f} GiB"
+        memory = f"peak memory {peak_device_memory() / GIB:.2f} GiB"
         parts = (f"{images:,} images in {_hms(now - began)}", f"{rate:,.0f} images/s", self._loss, memory)
         text = ", ".join(filter(None, parts))
         if self._bar is not None:

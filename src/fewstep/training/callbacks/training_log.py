@@ -12,8 +12,9 @@ from torch.optim import Optimizer
 
 from fewstep.distributed.collectives import all_reduce_mean
 from fewstep.methods.training import STUDENT
+from fewstep.system.hardware import peak_device_memory
 from fewstep.tracking.metrics_file import MetricsFile
-from fewstep.tracking.names import GRADIENT_NORM, IMAGES, IMAGES_PER_SECOND, LEARNING_RATE, LOSS, RUNG
+from fewstep.tracking.names import GRADIENT_NORM, IMAGES, IMAGES_PER_SECOND, LEARNING_RATE, LOSS, PEAK_MEMORY, RUNG
 
 
 def log_row(loggers: Iterable[Logger], metrics: Mapping[str, float | None], *, images: int, rung: int | None) -> None:
@@ -25,7 +26,7 @@ def log_row(loggers: Iterable[Logger], metrics: Mapping[str, float | None], *, i
 
 
 class TrainingLog(Callback):
-    """Log mean loss, learning rate, gradient norm and images/s every `every_images` images and at the end.
+    """Log mean loss, learning rate, gradient norm, images/s and peak memory every `every_images` images and at the end.
 
     At the start of training it truncates metrics.csv to the checkpoint that the run resumes from, so it comes before
     every other callback that logs.
@@ -106,6 +107,7 @@ class TrainingLog(Callback):
             LEARNING_RATE: float(self._learning_rate),
             GRADIENT_NORM: float(norms[STUDENT]) if STUDENT in norms else None,
             IMAGES_PER_SECOND: (step - self._row_step) * self.batch_size / (now - self._row_time),
+            PEAK_MEMORY: peak_device_memory(),
         }
         log_row(trainer.loggers, metrics, images=self.images(trainer), rung=self.rung)
         if self.on_loss is not None:
