@@ -102,6 +102,7 @@ def test_the_interval_over_seeds_is_students():
     own = Spread.of([*values, None])
     assert own is not None
     assert own.interval is not None
+    assert own.std is not None
     low, high = t.interval(0.95, 2, loc=torch.tensor(values).mean(), scale=own.std / 3**0.5)
     assert own.interval == pytest.approx((low, high))
     assert high - own.mean == pytest.approx(4.303 * 0.2646 / 3**0.5, rel=1e-3)  # from a table
