@@ -70,18 +70,27 @@ class Dot(NamedTuple):
 
 @matplotlib.rc_context(STYLE)
 def quality_against_cost(
-    dots: Sequence[Dot], fronts: Sequence[Sequence[Dot]], colour: Mapping[int | None, str], x: str, y: str
+    dots: Sequence[Dot],
+    fronts: Sequence[Sequence[Dot]],
+    colour: Mapping[int | None, str],
+    x: str,
+    y: str,
+    *,
+    teacher: float | None = None,
 ) -> Markup:
     """All students with their intervals, coloured by steps, and lines of those that none beats in both, by name.
 
     Args:
         fronts: each of students of one number of steps, in its colour, or of several, in ink.
         colour: of each number of steps; others, of guided students, are ink.
+        teacher: what the teacher's own training cost, a dashed line.
     """
     figure = Figure(figsize=(4.7, 3.3))
     axes = figure.add_axes((0.1, 0.125, 0.87, 0.79))
     axes.tick_params(length=2.5, pad=2.5)
     costs, qualities = [dot.cost for dot in dots], [dot.quality for dot in dots]
+    if teacher is not None:
+        axes.axvline(teacher, color=INK, alpha=0.6, lw=1, ls=(0, (4, 3)))
     for dot in dots:
         tint = colour.get(dot.steps, INK)
         if dot.interval is not None:

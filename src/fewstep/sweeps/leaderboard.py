@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from markupsafe import Markup
 
-from fewstep.artifacts.quality_file import QualityRow
+from fewstep.artifacts.quality_file import TEACHER, QualityRow
 from fewstep.reports.charts import INK, shades
 from fewstep.reports.page import write_page
 from fewstep.reports.sweep_charts import Dot, quality_against_cost
@@ -19,6 +19,7 @@ from fewstep.system.files import write_json
 PAGE, JSON = "leaderboard.html", "leaderboard.json"
 BEST, TIED = "good", "fair"  # marks of a single best figure, and of those that its column does not tell from the best
 RATIO = "fid_ratio"
+DISTILLATION = "Distillation"
 
 
 class Column(NamedTuple):
@@ -210,10 +211,11 @@ def charts(entries: Sequence[Entry], older: Sequence[Entry], steps: Sequence[int
     colour = shades(steps, INK)
     has_teacher = any(entry.figure(RATIO, None) for entry in entries)
     quality = "FID over the teacher's, mean over w" if has_teacher else "FID, mean over w"
+    teacher = next((entry.cost("evaluations") for entry in older if entry.cell.model == TEACHER), None)
     guided = [entry for entry in older if entry.cell.nfe == entry.cell.steps > max(steps)]
     asked = (
         ("Sampling", "network evaluations an image", [*entries, *guided], lambda entry: entry.cell.nfe, False),
-        ("Distillation", "evaluations of training, guided student and all", entries, by_cost("distillation"), True),
+        (DISTILLATION, "evaluations of training, guided student and all", entries, by_cost("distillation"), True),
         ("Time", "seconds of the method's training", entries, by_cost("seconds"), True),
     )
     found = []
@@ -221,7 +223,8 @@ def charts(entries: Sequence[Entry], older: Sequence[Entry], steps: Sequence[int
         points = dots(own, cost)
         groups = [[dot for dot in points if dot.steps == count] for count in steps] if by_steps else [points]
         if fronts := [front(group) for group in groups if group]:
-            found.append((title, quality_against_cost(points, fronts, colour, axis, quality)))
+            line = teacher if title == DISTILLATION else None
+            found.append((title, quality_against_cost(points, fronts, colour, axis, quality, teacher=line)))
     return found
 
 
