@@ -23,6 +23,7 @@ CHAIN = [
     *(f"stage.{stage}.training.{setting}" for stage in ("teacher", "guidance", *METHODS) for setting in LEARNS),
     "stage.tract.time_schedule=[8,2,1]",
     "stage.rdd.ladder=[4,2,1]",
+    "stage.o2mkd.training.learning_rate=5.0e-4",  # the others'; Adam turns rounding into a share of it
     "stage.consistency.self_teacher_decay=0.9",
     "stage.reflow.steps=[2,1]",
     "stage.reflow.teacher_steps=4",

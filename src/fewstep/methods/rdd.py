@@ -155,9 +155,8 @@ class Memory(nn.Module):
         denoiser, middle = self.frozen
         prediction = denoiser(noised.z, noised.log_snr, label, w)
         found = middle.take().float()
-        if hasattr(
-            next(denoiser.parameters()), "full_tensor"
-        ):  # sharded: weights are gathered again from the output on
+        # The weights of a sharded network are gathered again where its backward pass begins, at the output.
+        if hasattr(next(denoiser.parameters()), "full_tensor"):
             found = found + 0 * prediction.v.sum()
         return found.flatten(1, -2) if found.ndim > 2 else found[:, None]
 
