@@ -105,11 +105,11 @@ def test_a_policy_samples_and_opens_in_fewstep_alone(commands: Commands, outputs
     with pytest.raises(ValueError, match="does not encode: give an encoder"):
         fewstep.transfer(model, x, [0, 1], [1, 0])
     commands.fewstep("sample", file, "--sampler", "ancestral", "--out", tmp_path / "x.png").is_one_error(
-        "where a step ends", "got ancestral; use policy"
+        "know where a step ends", "got ancestral; use policy"
     )
     guided = outputs / "mixture/guidance/run/model.safetensors"
     commands.fewstep("sample", guided, "--sampler", "policy", "--out", tmp_path / "x.png").is_one_error(
-        "where a step ends", "got policy; use deterministic"
+        "know where a step ends", "got policy; use deterministic"
     )
     for form in ("onnx", "diffusers"):
         commands.fewstep("export", file, tmp_path / form, "--format", form).is_one_error("opens in fewstep alone")

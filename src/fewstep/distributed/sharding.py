@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 
 from fewstep.distributed.collectives import rank
@@ -22,6 +22,8 @@ def shard_module(module: nn.Module, mesh: DeviceMesh) -> None:
     # By default torch keeps the outermost module gathered until a backward pass; a model without one, like an EMA,
     # would not see its updated weights.
     fully_shard(module, mesh=mesh, reshard_after_forward=True)
+    if isinstance(module, Denoiser) and module.components:  # `Denoiser.policy` runs the network outside of `forward`
+        register_fsdp_forward_method(module, "run")
 
 
 def transformer_blocks(module: nn.Module) -> list[nn.Module]:

@@ -150,7 +150,7 @@ class Model:
             raise ValueError(f"the sampler must be one of {', '.join(SAMPLERS)}, got {sampler!r}")
         if (sampler in TOLD_THE_END) != (END in self.denoiser.extra_inputs):
             raise ValueError(
-                f"the samplers {' and '.join(TOLD_THE_END)}, and no others, are for networks told where a step "
+                f"the samplers {' and '.join(TOLD_THE_END)}, and no others, are for networks that know where a step "
                 f"ends, got {sampler}; use {card.sampling.sampler}"
             )
         if card.num_steps and sampler != card.sampling.sampler:
