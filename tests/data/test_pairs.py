@@ -27,8 +27,8 @@ def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def store(folder: Path, **changes: Any) -> PairStore:
-    given = {"folder": folder, "facts": FACTS, "num_pairs": 8 * SHARDS, "seed": "0", "origin": {"teacher": "abc"}}
-    return PairStore(**given | {"weights": lambda share: 4 * share} | changes)
+    made = PairStore(folder, FACTS, 8 * SHARDS, "0", lambda share: 4 * share, {"teacher": "abc"})
+    return replace(made, **changes)
 
 
 def teacher(noise: Tensor, label: Tensor, w: Tensor) -> Tensor:

@@ -66,9 +66,9 @@ def test_one_step_starts_from_the_noise_alone_on_any_schedule(name: str) -> None
     seen: list[Tensor] = []
 
     class Watched(Exact):
-        def predict(self, z: Tensor, *others: Any) -> Prediction:
+        def predict(self, z: Tensor, log_snr: Tensor, label: Tensor, w: Tensor | None, extra: Any) -> Prediction:
             seen.append(z)
-            return super().predict(z, *others)
+            return super().predict(z, log_snr, label, w, extra)
 
     given: Any = batch_for(small(name))
     pairs = Pairs(given.x.double(), given.label, given.noise.double(), given.w.double())
@@ -129,10 +129,9 @@ def straightness(denoise: Denoise, steps: int = 150, *, label: Tensor, noise: Te
     (Liu et al. 2022, section 3.2.)
     """
     knots, z, velocities = SCHEDULE.log_snr(torch.linspace(1, 0, steps + 1)), noise, []
-    for now, then in pairwise([*knots, None]):
+    for now, then in pairwise([*knots, knots[-1]]):  # at t = 0 a step of no length
         velocities.append(straightened(denoise(z, now.expand(len(z)), label, w))[1])
-        if then is not None:
-            z = integrate(denoise, z, log_snr=now, log_snr_next=then, num_steps=1, label=label, w=w)
+        z = integrate(denoise, z, log_snr=now, log_snr_next=then, num_steps=1, label=label, w=w)
     off = (noise - z - torch.stack(velocities)).square().sum(-1)
     return torch.trapezoid(off, rectified_time(knots), dim=0).abs()
 
