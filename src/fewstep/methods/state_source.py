@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 
-from fewstep.diffusion.prediction import Condition, Prediction, clipped, diffuse
+from fewstep.diffusion.prediction import Clipped, Condition, Prediction, diffuse
 from fewstep.diffusion.sampler import SAMPLERS, sample_until
 from fewstep.diffusion.sampling import Sampling
 from fewstep.diffusion.schedule import Images
@@ -127,7 +127,7 @@ class StateSettings(StudentSettings, Method):
             sampling = Sampling.uniform(phase.teacher_steps or self.state_source.teacher_steps, sampler=sampler)
             denoise = nets.teacher
         elif nets.bounds is not None:
-            denoise = clipped(nets.student, *nets.bounds)
+            denoise = Clipped(nets.student, *nets.bounds)
         if lowest is None:
             times = self.times(phase)
             lowest = 0.0 if times is None else float(times.min())
