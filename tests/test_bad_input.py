@@ -11,7 +11,9 @@ import torch
 from running import TINY, Commands, config_of, files_below, make_chain
 from safetensors.torch import save_file
 
+from fewstep.runs.config import Settings
 from fewstep.runs.methods import composed_methods
+from fewstep.runs.pipeline import check_pipeline
 from fewstep.training.checkpointing import SaveCheckpoint, read_checkpoint
 
 pytest_plugins = ("running",)
@@ -137,10 +139,10 @@ def test_parents_that_do_not_fit(train, chain, model, settings, words):
 def test_every_method_refuses_what_none_can_do(train, chain, name):
     """Weights outside its parent's range, a student that is no network, levels and steps that do not fall."""
     stage = config_of(f"stage={name}").stage
-    needed = dict(composed_methods())[name].parent()
-    parent = chain["guided" if needed.guidance[0] == "input" else "teacher"]
-    own = (f"stage={name}", f"teacher={parent}")
-    if "w_max" in stage and needed.guidance[0] == "input":
+    wanted = dict(composed_methods())[name].parent()
+    takes_w = wanted is not None and wanted.guidance[0] == "input"
+    own = (f"stage={name}", f"teacher={chain['guided' if takes_w else 'teacher']}")
+    if "w_max" in stage and takes_w:
         train(*own, "stage.w_min=0", "stage.w_max=9", words=("parent's range [0, 4]", "0 and 9"))
     if "student" in stage:
         train(*own, "stage.student={wide:16}", words=("stage.student", "'wide'", "width"))
@@ -154,11 +156,11 @@ def test_every_method_refuses_what_none_can_do(train, chain, name):
             train(*own, f"stage.{key}=[1,1]", words=words)
 
 
-@pytest.mark.parametrize("settings", [(), ("stage.guidance.prediction=v",)], ids=["clipped", "read-as-v"])
-def test_a_reading_that_can_be_is_planned(commands, tmp_path, settings):
-    own = settings or ("stage.progressive.clip_target=true", "stage.progressive.prediction=v")
-    result = commands.train(*TINY, "model.prediction=eps", *own, "plan=true", f"outputs={tmp_path / 'outputs'}")
-    assert result.status == 0, result
+@pytest.mark.parametrize(
+    "settings", [("progressive.clip_target=true", "progressive.prediction=v"), ("guidance.prediction=v",)]
+)
+def test_a_chain_from_eps_that_can_be_read_is_accepted(settings):
+    check_pipeline(Settings.read(config_of("model.prediction=eps", *(f"stage.{each}" for each in settings))))
 
 
 def test_a_parent_below_outputs_that_does_not_fit_is_named(commands, chain, tmp_path):

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fewstep.diffusion.prediction import KINDS, Prediction, PredictionKind, clipped, diffuse, interpret
+from fewstep.diffusion.prediction import KINDS, Clipped, Prediction, PredictionKind, diffuse, interpret
 from fewstep.diffusion.schedule import CosineSchedule, alpha, expand, sigma
 
 
@@ -80,6 +80,6 @@ def test_a_clipped_teacher_clips_its_predictions_alone() -> None:
     def teacher(z: Tensor, log_snr: Tensor, label: Tensor, w: Tensor | None) -> Prediction:
         return Prediction(z=z, v=v, log_snr=log_snr)
 
-    held = clipped(teacher, -0.5, 0.5)(z, log_snr, torch.zeros(6).long(), None)
+    held = Clipped(teacher, -0.5, 0.5)(z, log_snr, torch.zeros(6).long(), None)
     torch.testing.assert_close(held.x, Prediction(z=z, v=v, log_snr=log_snr).x.clamp(-0.5, 0.5))
     assert torch.equal(held.z, z)

@@ -10,6 +10,7 @@ from small_methods import SMALL, at_step, batch, batch_for, fit, loss, module, n
 from torch import Tensor, nn
 
 from fewstep.diffusion.guidance import Guided
+from fewstep.diffusion.prediction import Clipped
 from fewstep.networks import Denoiser, Frozen, with_guidance_input
 from fewstep.training.module import DistillationModule, NonFiniteLossError
 
@@ -74,6 +75,13 @@ def test_training_leaves_the_teacher_as_it_was() -> None:
     fit(module(small("guidance", {"images": 160}), student, Guided(Frozen(parent), 3)))
     assert all(torch.equal(before[key], value) for key, value in parent.state_dict().items())
     assert not torch.equal(student.state_dict()["network.inward.weight"], before["network.inward.weight"])
+
+
+def test_a_clipped_teacher_counts_as_many_evaluations() -> None:
+    counts = []
+    for guided in (Guided(Frozen(network()), 3), Clipped(Guided(Frozen(network()), 3), -1.0, 1.0)):
+        counts.append(module(small("guidance"), with_guidance_input(network()), guided).evaluations_per_image(batch()))
+    assert counts[0] == counts[1] == 5  # two of the teacher, and the student's with its backward pass
 
 
 class Weights(lightning.Callback):

@@ -7,7 +7,7 @@ import torch
 from small_methods import NULL, SCHEDULE, Exact, Perfect, batch, loss, module, network, regression, small
 
 from fewstep.diffusion.guidance import Guided, log_snr_interval
-from fewstep.diffusion.prediction import clipped
+from fewstep.diffusion.prediction import Clipped
 from fewstep.diffusion.sampler import ddim_step
 from fewstep.methods import Guidance
 from fewstep.methods.guidance import PROJECTION
@@ -103,15 +103,15 @@ def test_clipped_targets_lie_in_the_range_and_free_ones_need_not(make_mixture: A
     free, label = Guided(make_mixture().denoise, NULL), batch(256).label
     log_snr, w = SCHEDULE.log_snr(0.1 + 0.9 * torch.rand(256)), torch.full((256,), 4.0, dtype=torch.float64)
     z = batch(256, torch.float64).x * 2
-    one, other = free(z, log_snr, label, w).x, clipped(free, -0.5, 0.5)(z, log_snr, label, w).x
+    one, other = free(z, log_snr, label, w).x, Clipped(free, -0.5, 0.5)(z, log_snr, label, w).x
     inside = one.abs() <= 0.5
     assert not bool(inside.all())
     assert float(other.abs().max()) <= 0.5 + 1e-12
     torch.testing.assert_close(other[inside], one[inside])
-    with_room = clipped(free, -99.0, 99.0)(z, log_snr, label, w)
+    with_room = Clipped(free, -99.0, 99.0)(z, log_snr, label, w)
     torch.testing.assert_close(with_room.x, one)
     end = SCHEDULE.log_snr(torch.zeros(256))  # a clipped teacher's one jump to the data stays in the range
-    assert float(ddim_step(clipped(free, -0.5, 0.5)(z, log_snr, label, w), end).abs().max()) < 0.501
+    assert float(ddim_step(Clipped(free, -0.5, 0.5)(z, log_snr, label, w), end).abs().max()) < 0.501
 
 
 # What is refused ------------------------------------------------------------------------------------------------------

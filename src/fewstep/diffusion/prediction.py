@@ -46,16 +46,19 @@ Denoise = Callable[[Images, Batch, Condition, Float[Tensor, "batch"] | None], Pr
 """(z, log_snr, label, w) -> Prediction: a network, the exact mixture, or either of them guided."""
 
 
-def clipped(teacher: Denoise, low: float, high: float) -> Denoise:
+@dataclass(frozen=True)
+class Clipped:
     """A teacher whose every predicted x is held inside the data's range (low, high): for clipped targets.
 
     The paper's own choice is not known. Free targets are the default: all of this library's identities hold for them.
     """
 
-    def denoise(z: Images, log_snr: Batch, label: Condition, w: Float[Tensor, "batch"] | None) -> Prediction:
-        return teacher(z, log_snr, label, w).clip(low, high)
+    denoise: Denoise
+    low: float
+    high: float
 
-    return denoise
+    def __call__(self, z: Images, log_snr: Batch, label: Condition, w: Float[Tensor, "batch"] | None) -> Prediction:
+        return self.denoise(z, log_snr, label, w).clip(self.low, self.high)
 
 
 def interpret(kind: PredictionKind, output: Images, *, z: Images, log_snr: Batch) -> Prediction:

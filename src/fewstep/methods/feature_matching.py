@@ -5,7 +5,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fewstep.diffusion.prediction import Denoise
+from fewstep.diffusion.prediction import Clipped, Denoise
 from fewstep.methods.base import Networks
 from fewstep.methods.losses import Loss
 from fewstep.methods.training import STUDENT
@@ -53,7 +53,7 @@ def network_of(teacher: Denoise | None, setting: str) -> Denoiser:
         ValueError: the teacher is no network, or is clipped.
     """
     networks = list(denoisers_in(teacher))
-    if len(networks) != 1:
+    if isinstance(teacher, Clipped) or len(networks) != 1:
         raise ValueError(
             f"{setting} needs the features of a trained teacher, and this one is exact or clipped; use {setting}=0, or "
             "a trained teacher with stage.clip_target=false"

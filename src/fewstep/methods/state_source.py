@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 
-from fewstep.diffusion.prediction import Condition, Prediction, clipped, diffuse
+from fewstep.diffusion.prediction import Clipped, Condition, Prediction, diffuse
 from fewstep.diffusion.sampler import SAMPLERS, sample_until
 from fewstep.diffusion.sampling import Sampling
 from fewstep.diffusion.schedule import Images
@@ -132,7 +132,7 @@ class StateSettings(StudentSettings, Method):
             sampling = Sampling.uniform(phase.teacher_steps or self.state_source.teacher_steps, sampler=sampler)
             denoise = nets.teacher
         elif nets.bounds is not None:
-            denoise = clipped(nets.student, *nets.bounds)
+            denoise = Clipped(nets.student, *nets.bounds)
         assert sampling.times is not None, "a few-step student has its times"
         z = sample_until(
             denoise,

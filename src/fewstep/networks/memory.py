@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from fewstep.diffusion.guidance import Guided
+from fewstep.diffusion.prediction import Clipped
 from fewstep.networks.denoiser import Denoiser, Frozen
 
 
@@ -48,11 +49,11 @@ def compile_calls(*parts: object, graphs: bool = False) -> None:
 
 
 def denoisers_in(part: object) -> Iterator[Denoiser]:
-    """The denoisers inside a student or a teacher, guided or not."""
+    """The denoisers inside a student or a teacher, guided, clipped or neither."""
     match part:
         case Denoiser():
             yield part
         case Frozen():
             yield part.denoiser
-        case Guided():
+        case Guided() | Clipped():
             yield from denoisers_in(part.denoise)

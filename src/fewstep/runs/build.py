@@ -16,7 +16,7 @@ from fewstep.data.batches import Data
 from fewstep.data.facts import DataFacts
 from fewstep.diffusion.betas import BetaSchedule
 from fewstep.diffusion.guidance import Guided, log_snr_interval
-from fewstep.diffusion.prediction import Denoise, clipped
+from fewstep.diffusion.prediction import Clipped, Denoise
 from fewstep.diffusion.sampler import END
 from fewstep.diffusion.sampling import GuidanceKind, Sampling
 from fewstep.diffusion.schedule import CosineSchedule
@@ -233,7 +233,7 @@ def clip_teacher(method: Method, teacher: Denoise, facts: DataFacts) -> Denoise:
         ValueError: the range is not known.
     """
     bounds = clip_bounds(method, facts)
-    return teacher if bounds is None else clipped(teacher, *bounds)
+    return teacher if bounds is None else Clipped(teacher, *bounds)
 
 
 def clip_bounds(method: Method, facts: DataFacts) -> tuple[float, float] | None:
