@@ -1,7 +1,5 @@
 """plan=true: walk what a run would train, with networks of shapes alone, and try what time and memory allow."""
 
-import atexit
-import gc
 import logging
 import warnings
 from collections.abc import Sequence
@@ -51,7 +49,6 @@ def plan(settings: Settings) -> None:
     with Console().status("measuring"), TemporaryDirectory(prefix="fewstep-plan-") as folder, warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="lightning")
         estimate = Planner(settings, Path(folder)).estimate()
-    atexit.register(gc.freeze)  # tensors without values, collected while Python ends, crash torch 2.15
     show(estimate)
 
 

@@ -1,5 +1,7 @@
 """Memory and operations of training, from tensors that have shapes and no values."""
 
+import ctypes
+import gc
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -8,7 +10,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensor, FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
@@ -36,11 +38,22 @@ class AssumedValues(TorchDispatchMode):
 
 @contextmanager
 def shapes_only(device: str) -> Iterator[None]:
-    """Make tensors without values inside the block, on `device` by default."""
-    fake = FakeTensorMode(allow_non_fake_inputs=True)
-    with warnings.catch_warnings(), fake, torch.device(device), AssumedValues():
-        warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")
-        yield
+    """Make tensors without values inside the block, on `device` by default.
+
+    They are never freed: torch 2.15 corrupts its memory where a cycle with such tensors is collected.
+    """
+    fake, collects = FakeTensorMode(allow_non_fake_inputs=True), gc.isenabled()
+    gc.disable()
+    try:
+        with warnings.catch_warnings(), fake, torch.device(device), AssumedValues():
+            warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")
+            yield
+    finally:
+        for each in gc.get_objects():
+            if issubclass(type(each), FakeTensor):
+                ctypes.pythonapi.Py_IncRef(ctypes.py_object(each))
+        if collects:
+            gc.enable()
 
 
 @dataclass(frozen=True)
