@@ -13,7 +13,7 @@ PRESETS = {  # jobs, shared parents
     "guidance_range": (6, 1),
     "step_counts": (9, 1),
     "guidance_by_steps": (2, 1),
-    "ablations": (18, 1),
+    "ablations": (12, 1),
     "seeds": (5, 0),
     "methods": (63, 1),  # three seeds of each, from one guided student
     "smaller_student": (6, 1),
@@ -82,8 +82,8 @@ def test_a_preset_takes_a_method_of_ones_own(tmp_path: Path, commands: Commands)
     (tmp_path / "stage/own.yaml").write_text(text)
     line = ("sweeps=methods", "method=own,dmd2", "plan=true", f"outputs={tmp_path}", "--config-dir", str(tmp_path))
     result = commands.train(*line)
-    assert result.out.splitlines()[1:3] == ["method=own: a job", "method=dmd2: a job"], result
-    assert "2 jobs, 1 shared parents" in result.out
+    assert result.out.splitlines()[1:3] == ["seed=0,method=own: a job", "seed=0,method=dmd2: a job"], result
+    assert "6 jobs, 1 shared parents" in result.out
 
 
 def test_the_search_checks_both_ends(tmp_path: Path, commands: Commands):
