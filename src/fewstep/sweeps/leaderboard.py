@@ -241,7 +241,7 @@ def write_leaderboard(sweep: Collected) -> Path | None:
     weights = sorted({row.w for setting in sweep.settings for rows in setting.jobs for row in rows})
     steps = sorted({entry.cell.steps for entry in entries})
     about = about_sweep(sweep)
-    write_json(sweep.folder / JSON, about | {"cells": table(sweep)})
+    write_json(sweep.folder / JSON, about | {"cells": cells_of(sweep, [*older, *entries])})
     content = {
         "sweep": sweep,
         "about": about,
@@ -257,6 +257,20 @@ def write_leaderboard(sweep: Collected) -> Path | None:
     }
     write_page(sweep.folder / PAGE, "leaderboard.html", content)
     return sweep.folder / PAGE
+
+
+def cells_of(sweep: Collected, entries: Iterable[Entry]) -> list[dict[str, Any]]:
+    """The rows of `table` for these entries, to six digits, without what is not known."""
+    wanted = {(sweep.settings.index(entry.setting) + 1, *cell_of(entry.cell)) for entry in entries}
+    return [
+        {
+            key: float(f"{value:.6g}") if isinstance(value, float) else value
+            for key, value in row.items()
+            if value or value == 0
+        }
+        for row in table(sweep)
+        if (row["rank"], row["model"], row["sampler"], row["steps"], row["nfe"]) in wanted
+    ]
 
 
 def floor_at(entries: Sequence[Entry], w: float) -> float | None:
