@@ -101,18 +101,36 @@ def test_settings_of_another_type_are_refused_in_one_line(change: dict[str, Any]
 def test_what_an_image_costs_is_what_training_counts(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Over whole cycles of roles; and finding it out leaves the training as it is."""
     monkeypatch.setattr("fewstep.training.module.COUNTED", 15)
+    monkeypatch.setattr("fewstep.training.module.STRETCHES", 1)
     method = small(name)
     made, other = module(method), module(method)
     data = batch_for(method)
     per_image = made.evaluations_per_image(data._make(each[:4] for each in data))
     assert made.evaluations == 0
-    for step in range(15):
+    first = made.training_plan.num_steps // 2
+    for step in range(first, first + 15):
         with at_step(step):
             found, expected = (each.training_step(data, step).detach() for each in (made, other))
         assert torch.equal(found, expected)
-    draws_steps = name.startswith("dmd2")  # from one to four, to where the student is trained
+    draws_steps = name.startswith("dmd2") or "states" in name or "ddil" in name  # on the way to where it is trained
     assert made.evaluations == other.evaluations
     assert made.evaluations == pytest.approx(15 * 32 * per_image, rel=0.3 if draws_steps else 1e-12)
+
+
+@pytest.mark.parametrize("num_steps", [3520, 5700])
+def test_states_of_all_sources_are_counted_by_their_priors(num_steps: int) -> None:
+    """Whatever the length of the training, of which the source of a step's states follows."""
+    made = module(small("ddil", {"images": 32 * num_steps}))
+    seen: list[str] = []
+    source_at = type(made.method).source_at
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            type(made.method), "source_at", lambda self, step: seen.append(found := source_at(self, step)) or found
+        )
+        made.evaluations_per_image(batch_for(made.method))
+    source = made.method.state_source
+    for name in ("data", "teacher", "student"):
+        assert seen.count(name) / len(seen) == pytest.approx(getattr(source, name), abs=0.1)
 
 
 def test_a_budget_in_evaluations_is_shared_by_the_phases() -> None:

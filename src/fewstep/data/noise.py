@@ -20,11 +20,7 @@ class NoiseData(Data):
 
     def __init__(self, facts: DataFacts, *, batch_size: int, stream: str) -> None:
         super().__init__(batch_size=batch_size, stream=stream)
-        if facts.text is not None:
-            raise ValueError(
-                f"training without data draws classes, and {facts.name} has prompts, which nobody can draw; use a "
-                "method that trains on data, like stage=lcm"
-            )
+        require_classes(facts)
         self.facts = facts
 
     def batch(self, step: int) -> Batch:
@@ -34,3 +30,16 @@ class NoiseData(Data):
 
     def reference(self) -> Batch:
         raise ValueError(f"there are no examples of {self.facts.name}: this run trains without data")
+
+
+def require_classes(facts: DataFacts) -> None:
+    """Refuse conditions that cannot be drawn.
+
+    Raises:
+        ValueError: they are prompts.
+    """
+    if facts.text is not None:
+        raise ValueError(
+            f"training without data draws classes, and {facts.name} has prompts, which nobody can draw; use a "
+            "method that trains on data, like stage=lcm"
+        )

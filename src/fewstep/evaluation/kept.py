@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from hashlib import sha256
+from importlib.metadata import version
 from pathlib import Path
 from time import perf_counter
 
@@ -26,7 +27,7 @@ def kept(
     """
     path = None
     if folder is not None and None not in key:
-        text = repr((torch.__version__, protocol, *key))
+        text = repr((torch.__version__, version("fewstep"), protocol, *key))
         path = folder / f"{sha256(text.encode()).hexdigest()[:32]}.safetensors"
         if (found := read(path)) is not None:
             return found

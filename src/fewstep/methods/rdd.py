@@ -41,8 +41,7 @@ class RDD(Progressive):
 
     Phi is the teacher's own network in its middle, at x noised to t = 1/2 with the same noise for both: every teacher
     of a ladder knows that level. The authors take a classifier; of the one that we have, FID is made, and a student
-    that was trained on what it is judged by would tell nothing. What it costs is counted: two evaluations more, of
-    which one has a gradient.
+    that was trained on what it is judged by would tell nothing. What it costs is counted: four of nine evaluations.
 
     Args:
         features: weight of the three terms together; 0 makes it progressive distillation, more needs a trained teacher.

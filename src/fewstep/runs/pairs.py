@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fewstep.data.facts import DataFacts
+from fewstep.data.noise import require_classes
 from fewstep.data.pairs import PairData, PairStore, bytes_per_pair, whole_shards
 from fewstep.diffusion.sampler import sample
 from fewstep.diffusion.schedule import Images, uniform_times
@@ -29,10 +30,15 @@ class Making:
 
     @classmethod
     def of(cls, module: DistillationModule, facts: DataFacts, trainer: TrainerSettings) -> "Making":
-        """As many pairs as the method wants, its budget pays for and trainer.max_images allows."""
+        """As many pairs as the method wants, its budget pays for and trainer.max_images allows.
+
+        Raises:
+            ValueError: conditions are prompts.
+        """
         method, phase = module.method, module.phase
         if not isinstance(method, FromPairs):
             return cls()
+        require_classes(facts)
         assert phase.teacher_steps is not None, "a sample takes the teacher some steps"
         per_pair = phase.teacher_steps * evaluations_per_call(module, facts)
         most, budget = min(method.num_pairs, trainer.max_images or method.num_pairs), method.training.evaluations

@@ -1,7 +1,7 @@
 """The leaderboard of a sweep: its few-step students by steps and w, what they cost, and which of them are the best."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -134,9 +134,13 @@ class Cell(NamedTuple):
 
 
 def marked(entries: Sequence[Entry], figure: str, w: float | None, *, less_is_better: bool = True) -> list[Cell]:
-    """A column of a table."""
+    """A column of a table. Where others have several seeds, the interval of one seed's images tells nothing apart."""
     spreads = [entry.figure(figure, w) for entry in entries]
-    best = leaders(spreads, less_is_better=less_is_better)
+    several = any(spread.count > 1 for spread in spreads if spread)
+    judged = [
+        spread and (replace(spread, interval=None) if several and spread.count == 1 else spread) for spread in spreads
+    ]
+    best = leaders(judged, less_is_better=less_is_better)
     mark = mark_of(len(best), sum(spread is not None for spread in spreads))
     return [Cell(spread, mark if place in best else "") for place, spread in enumerate(spreads)]
 

@@ -68,8 +68,9 @@ class Setting:
         spread = Spread.of(mean_figure(rows, figure, w) for rows in own)
         if spread is None or spread.count > 1 or w is None:
             return spread
-        ((low, high),) = (row.intervals.get(figure, (None, None)) for rows in own for row in rows if row.w == w)
-        return spread if low is None or high is None else replace(spread, interval=(low, high))
+        rows = (row for rows in own for row in rows if row.w == w and getattr(row, figure) is not None)
+        interval = next(rows).intervals.get(figure)
+        return replace(spread, interval=(interval[0], interval[1])) if interval else spread
 
     def ratio(self, cell: QualityRow, w: float | None = None) -> Spread | None:
         """FID over the teacher's of the most steps in the same job, at one w or as mean over w."""

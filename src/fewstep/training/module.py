@@ -27,6 +27,7 @@ from fewstep.networks.memory import denoisers_in
 
 CLIP_EPS = 1e-6  # which torch adds to the norm
 COUNTED = 64  # optimiser steps whose network evaluations are counted before a budget is given out
+STRETCHES = 8  # that they are in
 CHECK_EVERY = 50  # optimiser steps between looks at the loss; each look waits for the device
 
 
@@ -129,19 +130,22 @@ class DistillationModule(lightning.LightningModule):
         """Network evaluations that a training image costs, a backward pass counted 2: the mean over some steps.
 
         Of whole cycles of roles, and of so many that what a method draws, like where a few-step student is trained, is
-        of little account; spread over the training, whose states may be dearer after a warm-up.
+        of little account. They are stretches of neighbouring steps, as a method may choose by a step's number, spread
+        over the training, whose states may be dearer after a warm-up.
         """
         moving = [self.method.moving(step) for step in range(2 * COUNTED)]
         period = next((n for n in range(1, COUNTED) if moving[n:] == moving[:-n]), COUNTED)
-        cycles, before = COUNTED // period, self.evaluated
-        between = max(1, self.training_plan.num_steps // (cycles * period)) * period
+        stretches, before = max(1, min(STRETCHES, COUNTED // period)), self.evaluated
+        length = max(1, COUNTED // (stretches * period)) * period
         remembered = [(buffer, buffer.clone()) for buffer in self.trained.buffers()]
-        for cycle in range(cycles):
-            for step in range(cycle * between, cycle * between + period):
+        for number in range(stretches):
+            middle = (2 * number + 1) * self.training_plan.num_steps // (2 * stretches)
+            start = middle // period * period
+            for step in range(start, start + length):
                 self.losses_at(step, batch)
         for buffer, value in remembered:  # of a training's steps, and these are none
             buffer.copy_(value)
-        return (self.evaluated - before) / (cycles * period * len(batch.x))
+        return (self.evaluated - before) / (stretches * length * len(batch.x))
 
     @property
     def evaluated(self) -> int:
