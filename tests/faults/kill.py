@@ -35,7 +35,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # for running.py, as pytest 
 MAX_WAIT = 1.2  # seconds into a life, or into the stage to be killed; imports are done before
 MAX_KILLS = 12  # of one experiment
 KINDS = ("SIGKILL", "SIGTERM", "SIGUSR1", "memory")
-METHODS = ("progressive", "tract", "consistency", "reflow", "dmd2", "rdd", "o2mkd", "ddil", "pi_flow")
+METHODS = ("progressive", "tract", "consistency", "reflow", "dmd2", "rdd", "ddil", "pi_flow", "o2mkd")
 TRAINED = ("teacher", "guidance", *METHODS)  # of the pipeline, in its order
 STAGES = (*TRAINED, "evaluate", "encoder")
 CHECKPOINT_SECONDS = 0.4

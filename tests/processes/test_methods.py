@@ -10,7 +10,7 @@ from test_same_numbers import BATCH, LEARNS, STEPS, is_close
 pytest_plugins = ("running",)
 pytestmark = pytest.mark.slow
 
-METHODS = ("tract", "consistency", "reflow", "dmd2", "rdd", "o2mkd", "ddil", "pi_flow")
+METHODS = ("tract", "consistency", "reflow", "dmd2", "rdd", "ddil", "pi_flow", "o2mkd")
 CHAIN = [
     *TINY,
     "name=run",

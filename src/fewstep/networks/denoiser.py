@@ -208,7 +208,11 @@ def with_components(denoiser: Denoiser, components: int) -> Denoiser:
     The weights of the last layer that make a mean are the denoiser's plus NOISE times what a new layer would have,
     drawn from torch's global generator; those of the weights and deviations are zero.
     """
-    network = type(denoiser.network)(**arguments_of(denoiser.network) | {"components": components})
+    arguments = arguments_of(denoiser.network)
+    if "components" not in arguments:
+        name = type(denoiser.network).__name__
+        raise ValueError(f"a {name} gives no policy; use a parent of one network, like a guided student")
+    network = type(denoiser.network)(**arguments | {"components": components})
     new, old = network.state_dict(), denoiser.network.state_dict()
     for name, weight in old.items():
         if new[name].shape == weight.shape:
