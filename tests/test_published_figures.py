@@ -16,3 +16,17 @@ def test_the_readmes_table_is_that_of_the_benchmark() -> None:
     for model, steps, figures in rows:
         for w, figure in zip((0.0, 1.0, 2.0, 4.0), figures.split(" | "), strict=True):
             assert figure == f"{cells[NAMES.get(model, model), int(steps), w]:.2f}", (model, steps, w)
+
+
+def test_the_table_of_all_methods_is_that_of_the_leaderboard() -> None:
+    board = json.loads((ROOT / "benchmarks/results/leaderboard_digits.json").read_text())
+    cells = {(cell["model"], cell["steps"], cell["w"]): cell for cell in board["cells"]}
+    text = (ROOT / "docs/methods.md").read_text().partition("## First figures")[2]
+    rows = re.findall(r"^\| `?([\w ]+?)`? \| (\d+) \| ([\d.]+) \| ([\d.±| ]+) \|$", text, re.MULTILINE)
+    assert {model for model, *_ in rows} >= {*board["swept"]["method"]}
+    for name, steps, ratio, figures in rows:
+        model = {"guided teacher": "teacher", "guided student": "guided"}.get(name, name)
+        assert ratio == f"{cells[model, int(steps), 'mean']['fid_ratio']:.2f}", (name, steps)
+        for w, figure in zip((0.0, 1.0, 2.0, 4.0), figures.split(" | "), strict=True):
+            cell = cells[model, int(steps), w]
+            assert figure == f"{cell['fid']:.2f} ± {(cell['fid_high'] - cell['fid_low']) / 2:.2f}", (name, steps, w)
