@@ -1,10 +1,11 @@
 """What students of stored pairs share: noise, and the sample that a teacher makes from it in several steps."""
 
-from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from fewstep.data.batch import Pairs
 from fewstep.diffusion.prediction import Prediction, diffuse, interpret
@@ -19,32 +20,38 @@ class FromPairs(GuidedStudentSettings, Method):
     """A regression to pairs (noise, w, label) -> sample, which the phase's teacher makes before it trains.
 
     Making them costs `teacher_steps` evaluations of the teacher a pair, and counts: in the card, and of a budget in
-    evaluations, of which it takes at most half.
+    evaluations, of which it takes at most half. A student of one step learns at pure noise alone.
 
     Args:
+        teacher_steps: of DDIM, by which the first phase's teacher makes each sample.
         num_pairs: made at most, in each phase.
         store: folder where pairs are made, and found again by other runs; None for one in the run's own.
         The rest: see `Method` and `GuidedStudentSettings`.
 
     Raises:
-        ValueError: no pairs.
+        ValueError: no pairs, or fewer than one step.
     """
 
+    teacher_steps: int
     num_pairs: int
     store: str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.num_pairs < 1:
-            raise ValueError(f"stage.num_pairs must be at least 1, got {self.num_pairs}")
+        for name, number in (("teacher_steps", self.teacher_steps), ("num_pairs", self.num_pairs)):
+            if number < 1:
+                raise ValueError(f"stage.{name} must be at least 1, got {number}")
 
     @property
     def inputs(self) -> Literal["pairs"]:
         return "pairs"
 
-    @abstractmethod
+    def times(self, phase: Phase) -> Float[Tensor, "times"] | None:
+        return phase.sampling.grid() if phase.num_steps == 1 else None
+
     def draw_times(self, draws: Draws, phase: Phase) -> Times:
         """One time per example."""
+        return torch.ones(draws.count, device=draws.device) if phase.num_steps == 1 else draws.uniform()
 
     def losses(self, batch: Pairs, nets: Networks, draws: Draws, *, step: int, phase: Phase) -> dict[str, Loss]:
         t = self.draw_times(draws, phase)

@@ -3,13 +3,8 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-from jaxtyping import Float
-from torch import Tensor
-
 from fewstep.diffusion.sampling import Sampling
-from fewstep.methods.base import Phase, Times
-from fewstep.methods.draws import Draws
+from fewstep.methods.base import Phase
 from fewstep.methods.from_pairs import FromPairs
 
 
@@ -22,28 +17,11 @@ class KnowledgeDistillation(FromPairs):
     student, needs no pairs: `stage=sfddm stage.features=0`, or `stage=guidance` at all times.
 
     Args:
-        teacher_steps: of DDIM, by which the teacher makes each sample.
         The rest: see `FromPairs`.
-
-    Raises:
-        ValueError: fewer than one step.
     """
 
     paper: ClassVar[str] = "Luhman & Luhman 2021 (2101.02388)"
     certainty: ClassVar[str] = "sure: the objective is one line; w as an input, the optimiser and numbers are ours"
 
-    teacher_steps: int
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.teacher_steps < 1:
-            raise ValueError(f"stage.teacher_steps must be at least 1, got {self.teacher_steps}")
-
     def phases(self) -> tuple[Phase, ...]:
         return (Phase(Sampling.uniform(1, guidance="input"), num_steps=1, teacher_steps=self.teacher_steps),)
-
-    def times(self, phase: Phase) -> Float[Tensor, "times"]:
-        return phase.sampling.grid()
-
-    def draw_times(self, draws: Draws, phase: Phase) -> Times:
-        return torch.ones(draws.count, device=draws.device)

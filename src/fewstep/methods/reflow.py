@@ -5,13 +5,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import ClassVar
 
-import torch
-from jaxtyping import Float
-from torch import Tensor
-
 from fewstep.diffusion.sampling import Sampling
-from fewstep.methods.base import Phase, Times
-from fewstep.methods.draws import Draws
+from fewstep.methods.base import Phase
 from fewstep.methods.from_pairs import FromPairs
 
 
@@ -31,7 +26,6 @@ class Reflow(FromPairs):
     Args:
         steps: of each round's student, falling, [8, 4, 1]. A last 1 is the distillation: that student learns at t = 1
             alone, where the rectified flow's first step and knowledge distillation are the same.
-        teacher_steps: of DDIM, by which the teacher makes the first round's pairs.
         The rest: see `FromPairs`.
 
     Raises:
@@ -42,24 +36,14 @@ class Reflow(FromPairs):
     certainty: ClassVar[str] = "sure: read in the authors' code; the circular path, the squared error and w are ours"
 
     steps: Sequence[int]
-    teacher_steps: int
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.steps or min(*self.steps, self.teacher_steps) < 1 or any(a <= b for a, b in pairwise(self.steps)):
-            raise ValueError(
-                "stage.steps must be falling numbers of at least 1, and stage.teacher_steps at least 1, got "
-                f"{list(self.steps)} and {self.teacher_steps}"
-            )
+        if not self.steps or min(self.steps) < 1 or any(a <= b for a, b in pairwise(self.steps)):
+            raise ValueError(f"stage.steps must be falling numbers of at least 1, got {list(self.steps)}")
 
     def phases(self) -> tuple[Phase, ...]:
         return tuple(
             Phase(Sampling.uniform(steps, guidance="input"), num_steps=steps, teacher_steps=before)
             for before, steps in pairwise([self.teacher_steps, *self.steps])
         )
-
-    def times(self, phase: Phase) -> Float[Tensor, "times"] | None:
-        return phase.sampling.grid() if phase.num_steps == 1 else None
-
-    def draw_times(self, draws: Draws, phase: Phase) -> Times:
-        return torch.ones(draws.count, device=draws.device) if phase.num_steps == 1 else draws.uniform()
