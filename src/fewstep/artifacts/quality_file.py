@@ -6,6 +6,8 @@ from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from fewstep.artifacts.run_folder import PROVENANCE
+
 TEACHER, GUIDED = "teacher", "guided"  # labels of the models for any number of steps
 
 
@@ -120,3 +122,19 @@ def names_in_order(rows: Iterable[QualityRow]) -> list[str]:
         return 3 if row.name != row.model else {TEACHER: 0, GUIDED: 1}.get(row.model, 2)
 
     return list(dict.fromkeys(row.name for row in sorted(rows, key=rank)))
+
+
+def read_provenance(folder: Path) -> dict[str, Any]:
+    """provenance.json of a run, what its figures are of; empty where it is missing.
+
+    Raises:
+        ValueError: it is not a JSON object.
+    """
+    path = folder / PROVENANCE
+    try:
+        content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except ValueError:
+        content = None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must be a JSON object, and is not; evaluate again")
+    return content

@@ -21,6 +21,7 @@ PREVIOUS = "previous.ckpt"  # the checkpoint before last.ckpt
 DAMAGED = "damaged.ckpt"  # a last.ckpt that could not be read
 LOCK = ".lock"
 QUALITY = "quality.json"
+PROVENANCE = "provenance.json"  # of the figures: protocol, models, machine
 REPORT = "report.html"
 PRODUCTS = "products.json"  # the names of the files that a finished run has
 TIME = "%Y-%m-%d_%H-%M-%S"  # names of folders

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from fewstep.artifacts.quality_file import read_provenance
 from fewstep.artifacts.run_folder import QUALITY
 from fewstep.inference.model import Model
 from fewstep.networks.adapter import adapter_file
@@ -17,7 +18,6 @@ Format = Literal["diffusers", "safetensors", "onnx"]
 
 README = "README.md"
 CARD = "fewstep.json"  # the model file's own description
-PROVENANCE = "provenance.json"
 LIBRARY: dict[Format, str] = {"diffusers": "diffusers", "safetensors": "fewstep", "onnx": "onnx"}
 FIGURES = (
     *("sampler", "steps", "nfe", "w", "fid", "inception_score", "precision", "recall", "accuracy", "diversity"),
@@ -95,10 +95,9 @@ def figures(path: Path, model: Model) -> list[dict[str, Any]]:
     own = path.with_name(f"{path.stem}-quality") / QUALITY
     sha256, found = sha256_of(path), []
     for file in (own, *path.parent.parent.parent.glob(f"*/*/{QUALITY}")):
-        if file.is_file() and file.with_name(PROVENANCE).is_file():
-            about = json.loads(file.with_name(PROVENANCE).read_text())
-            if any(judged["sha256"] == sha256 for judged in about["models"]):
-                found.append((about["created"], file))
+        about = read_provenance(file.parent) if file.is_file() else {}
+        if any(judged["sha256"] == sha256 for judged in about.get("models", [])):
+            found.append((about["created"], file))
     if not found:
         return []
     card = model.card

@@ -1,7 +1,6 @@
 """report.html: what a run achieved, in one file that opens anywhere, made of the run's own files alone."""
 
 import base64
-import json
 import math
 import re
 from collections.abc import Sequence
@@ -12,7 +11,7 @@ from typing import Any
 from markupsafe import Markup
 from PIL import Image
 
-from fewstep.artifacts.quality_file import TEACHER, QualityRow, names_in_order, read_rows
+from fewstep.artifacts.quality_file import TEACHER, QualityRow, names_in_order, read_provenance, read_rows
 from fewstep.artifacts.run_folder import QUALITY, REPORT
 from fewstep.reports import charts
 from fewstep.reports.diagnostics import seen
@@ -39,7 +38,7 @@ def write_report(run: Path) -> Path:
         OSError: the page cannot be written.
     """
     rows = read_rows(run / QUALITY)
-    provenance = _read_provenance(run / "provenance.json")
+    provenance = read_provenance(run)
     protocol = provenance.get("protocol", {})
     if protocol and protocol.get("id") != rows[0].protocol:
         raise ValueError(
@@ -164,22 +163,6 @@ def _loss_chart(metrics: Path, colour: str) -> Markup | None:
     thin = {rung: own[:: -math.ceil(len(own) / MOST_POINTS)][::-1] for rung, own in by_rung.items()}  # keeps the last
     lines = {rung: [(row[IMAGES], row[LOSS]) for row in own] for rung, own in thin.items()}
     return charts.line_chart(lines, charts.shades([*lines], colour), charts.IMAGES_SEEN, "loss", label=True)
-
-
-def _read_provenance(path: Path) -> dict[str, Any]:
-    """provenance.json, or nothing where it is missing.
-
-    Raises:
-        ValueError: it is not a JSON object.
-    """
-    text = _read_text(path)
-    try:
-        content = {} if text is None else json.loads(text)
-    except ValueError:
-        content = None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} must be a JSON object, and is not; evaluate again")
-    return content
 
 
 def _read_text(path: Path) -> str | None:

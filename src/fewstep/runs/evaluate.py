@@ -21,7 +21,7 @@ from fewstep.artifacts.lineage import ancestors
 from fewstep.artifacts.model_file import ModelCard, load_model
 from fewstep.artifacts.pictures import picture, save_png
 from fewstep.artifacts.quality_file import QualityRow
-from fewstep.artifacts.run_folder import QUALITY
+from fewstep.artifacts.run_folder import PROVENANCE, QUALITY
 from fewstep.diffusion.guidance import Guided, log_snr_interval
 from fewstep.diffusion.mixture import GaussianMixture
 from fewstep.diffusion.sampling import Sampling
@@ -37,7 +37,6 @@ from fewstep.system.files import sha256_of, tensor_digest, write_json
 from fewstep.system.hardware import cpu_name, peak_gpu_memory, peak_memory
 from fewstep.tracking.tracker import log_quality
 
-PROVENANCE = "provenance.json"
 SAME_NOISE = Path("samples", "same-noise")
 
 

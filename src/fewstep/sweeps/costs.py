@@ -1,6 +1,5 @@
 """What the training of a job's models took: evaluations by their cards, the rest by metrics.csv in their folders."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -8,11 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from fewstep.artifacts.model_file import load_model
-from fewstep.artifacts.quality_file import TEACHER
+from fewstep.artifacts.quality_file import TEACHER, read_provenance
 from fewstep.tracking.metrics_file import FILE, read_metrics
 from fewstep.tracking.names import IMAGES, IMAGES_PER_SECOND, PEAK_MEMORY, RUNG
-
-PROVENANCE = "provenance.json"
 
 
 @dataclass(frozen=True)
@@ -48,8 +45,7 @@ def costs_in(folder: Path) -> list[ModelCost]:
     Args:
         folder: of a pipeline or an evaluation, which has provenance.json.
     """
-    file = folder / PROVENANCE
-    models: list[dict[str, Any]] = json.loads(file.read_text())["models"] if file.is_file() else []
+    models: list[dict[str, Any]] = read_provenance(folder).get("models", [])
     found = [model for model in models if (folder / model["path"]).is_file()]
     return [ModelCost(model["model"], model["steps"], cost_of(folder, model, models)) for model in found]
 

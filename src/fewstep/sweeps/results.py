@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 
 from scipy.special import stdtrit
 
-from fewstep.artifacts.quality_file import TEACHER, QualityRow, read_rows
+from fewstep.artifacts.quality_file import TEACHER, QualityRow, read_provenance, read_rows
 from fewstep.artifacts.run_folder import QUALITY
-from fewstep.sweeps.costs import PROVENANCE, Cost, ModelCost, cost_among, costs_in
+from fewstep.sweeps.costs import Cost, ModelCost, cost_among, costs_in
 from fewstep.sweeps.status import FIGURES, Objective, mean_figure
 from fewstep.sweeps.sweep import described
 
@@ -167,15 +167,9 @@ def collected(folder: Path, objective: Objective | None = None) -> Collected:
     return Collected(folder, objective, ", ".join(protocols), sorted(settings, key=key), missing, origin)
 
 
-def provenance_in(folder: Path) -> dict[str, Any]:
-    """provenance.json of a run; empty if there is none."""
-    file = folder / PROVENANCE
-    return json.loads(file.read_text()) if file.is_file() else {}
-
-
 def origin_of(folders: Sequence[Path]) -> dict[str, Any]:
     """Machines, versions and protocols of the runs in these folders, each once."""
-    found = [own for folder in folders if (own := provenance_in(folder))]
+    found = [own for folder in folders if (own := read_provenance(folder))]
     once = {name: sorted({own[name] for own in found}) for name in ("device", "torch", "fewstep")}
     protocols = {own["protocol"]["id"]: own["protocol"] for own in found}
     return once | {"protocols": [*protocols.values()], "evaluated": max((own["created"] for own in found), default="")}
@@ -183,7 +177,7 @@ def origin_of(folders: Sequence[Path]) -> dict[str, Any]:
 
 def protocol_in(folder: Path) -> str | None:
     """A run's protocol but for the seed of the noise, as text; None where provenance.json does not say it."""
-    protocol = provenance_in(folder).get("protocol")
+    protocol = read_provenance(folder).get("protocol")
     if protocol is None:
         return None
     return json.dumps({key: value for key, value in protocol.items() if key not in ("id", SEED)}, sort_keys=True)
