@@ -1,6 +1,6 @@
 """FID of several methods at one budget of network evaluations, from one guided student, with 95 % intervals over seeds.
 
-    python benchmarks/methods.py GUIDED --out benchmarks/results/methods_digits.json
+    python benchmarks/methods.py GUIDED --dataset mixture --out benchmarks/results/methods_mixture.json
 
 GUIDED is the model file of a guided student (python train.py makes one below outputs/). Each seed trains every method
 anew and draws new noise for the evaluation; ratios to the teacher are of the same seed. What is there already is kept,
