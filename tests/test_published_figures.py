@@ -30,3 +30,17 @@ def test_the_table_of_all_methods_is_that_of_the_leaderboard() -> None:
         for w, figure in zip((0.0, 1.0, 2.0, 4.0), figures.split(" | "), strict=True):
             cell = cells[model, int(steps), w]
             assert figure == f"{cell['fid']:.2f} ± {(cell['fid_high'] - cell['fid_low']) / 2:.2f}", (name, steps, w)
+
+
+def test_the_table_of_students_at_the_teachers_cost_is_that_of_its_leaderboard() -> None:
+    board = json.loads((ROOT / "benchmarks/results/leaderboard_digits_low_cost.json").read_text())
+    cells = {(cell["model"], cell["steps"], cell["w"]): cell for cell in board["cells"]}
+    text = (ROOT / "docs/methods.md").read_text()
+    rows = re.findall(
+        r"^\| `(\w+)` \| (\d) \| ([\d.]+ \([^|]+) \| ([^|]+) \| ([^|]+) \| ([^|]+) \|$", text, re.MULTILINE
+    )
+    assert [model for model, *_ in rows] == ["pi_flow", "single_fold"]
+    for model, steps, *ratios in rows:
+        for w, ratio in zip((0.0, 1.0, 2.0, 4.0), ratios, strict=True):
+            own = [cells[model, int(steps), w][f"fid_ratio{end}"] for end in ("", "_low", "_high")]
+            assert ratio == "{:.2f} ({:.2f} to {:.2f})".format(*own), (model, w)
