@@ -28,6 +28,7 @@ def rows(folder: Path) -> list[dict[str, object]]:
     return json.loads((folder / "quality.json").read_text())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["consistency", "meanflow"])
 def test_without_a_teacher_a_pipeline_trains_on_data_whatever_lies_below_outputs(outputs: Path, method: str) -> None:
     own = ["stage.meanflow.w_min=0", "stage.meanflow.w_max=2"] if method == "meanflow" else []

@@ -178,6 +178,7 @@ def test_provenance_names_every_model_and_its_parents(data, request):
     ]
 
 
+@pytest.mark.slow
 def test_a_finished_pipeline_is_not_run_again_but_anew(tmp_path):
     settings = ("stage.evaluate.w=[0]", "stage.evaluate.teacher_steps=[1]", "stage.evaluate.guided_steps=[1]")
     folder = pipeline(tmp_path, *settings)
@@ -191,6 +192,7 @@ def test_a_finished_pipeline_is_not_run_again_but_anew(tmp_path):
     assert len(files_below(folder)) == 2 * len(first)
 
 
+@pytest.mark.slow
 def test_stages_one_by_one_each_find_the_newest_parent_that_fits(tmp_path):
     stage_settings = {
         "teacher": (),

@@ -91,6 +91,7 @@ def test_shell_commands_run_as_typed(workplace: Path) -> None:
     run_blocks(README, workplace)
 
 
+@pytest.mark.slow
 def test_python_example_runs(workplace: Path) -> None:
     run_example(README, workplace)
 

@@ -87,6 +87,7 @@ def kill_when(training: Callable[[], bool], settings: list[str]) -> None:
     assert process.exitcode == -signal.SIGKILL
 
 
+@pytest.mark.slow
 def test_a_pipeline_killed_in_every_stage_ends_as_an_undisturbed_one(tmp_path):
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
     settings = [*PIPELINE, "trainer.checkpoint_seconds=0", f"outputs={killed}"]
@@ -225,6 +226,7 @@ def test_interrupted_twice(tmp_path, monkeypatch, undisturbed):
     assert_same_models(tmp_path, undisturbed[0.0])
 
 
+@pytest.mark.slow
 def test_a_pipeline_that_was_stopped_goes_on_in_its_folders(tmp_path, monkeypatch):
     """Not killed but stopped, as by Ctrl-C: clearing up must not take the pipeline's folder with it."""
     settings = (*PIPELINE, "trainer.max_images=200", "trainer.checkpoint_seconds=0", f"outputs={tmp_path}")
@@ -263,6 +265,7 @@ def guidance(outputs: Path) -> Path:
     return folder_of(outputs, "guidance")
 
 
+@pytest.mark.slow
 def test_a_student_does_not_go_on_under_another_teacher(tmp_path, monkeypatch):
     """A newer teacher was made meanwhile: the same command starts the student anew, as if there were no older one."""
     teacher(tmp_path / "a", "seed=1")
@@ -284,6 +287,7 @@ def test_a_student_does_not_go_on_under_another_teacher(tmp_path, monkeypatch):
     assert_same_models(made, guidance(tmp_path / "b"))
 
 
+@pytest.mark.slow
 def test_a_finished_ladder_is_kept_while_its_parent_is_the_same(tmp_path):
     teacher(tmp_path)
     guidance(tmp_path)
@@ -300,6 +304,7 @@ def test_a_finished_ladder_is_kept_while_its_parent_is_the_same(tmp_path):
     assert len(list((tmp_path / "digits" / "progressive").glob("*/"))) == 2
 
 
+@pytest.mark.slow
 def test_a_damaged_newer_parent_does_not_hide_an_older_one(tmp_path):
     teacher(tmp_path)
     good = folder_of(tmp_path)
@@ -346,6 +351,7 @@ def flipped(folder: Path) -> None:
 DAMAGES = pytest.mark.parametrize("damage", [pickled, saved_with_code, truncated, emptied, flipped])
 
 
+@pytest.mark.slow
 @DAMAGES
 def test_the_checkpoint_before_serves_for_one_that_cannot_be_trusted(
     tmp_path, monkeypatch, commands, undisturbed, damage
@@ -380,6 +386,7 @@ def test_between_the_two_renames_of_a_checkpoint_nothing_is_lost(tmp_path, monke
     assert_same_models(tmp_path, undisturbed[0.0])
 
 
+@pytest.mark.slow
 @DAMAGES
 def test_a_checkpoint_that_cannot_be_trusted_is_refused(tmp_path, monkeypatch, commands, damage):
     """Where there is none before it."""

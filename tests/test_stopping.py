@@ -55,6 +55,7 @@ def undisturbed(as_users_run, tmp_path_factory) -> dict[str, torch.Tensor]:
     return load_file(outputs / "mixture" / "guidance" / "run" / "model.safetensors")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "step"),
     [*((number, 7) for number in SIGNALS), (signal.SIGTERM, 1), (signal.SIGTERM, STEPS)],

@@ -317,6 +317,7 @@ def trained(generated: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return next(outputs.glob("text/teacher/*/model.safetensors"))
 
 
+@pytest.mark.slow
 def test_a_text_model_is_sampled_with_prompts(commands, trained: Path, generated: Path, tmp_path: Path) -> None:
     ask = partial(commands.fewstep, "sample", trained, "--steps", 1, "--num", 2)
     made = ask("--prompt", "a temple", "--prompt", "a flower", "--out", tmp_path / "two.npz")

@@ -61,6 +61,7 @@ def test_counts_and_files_are_those_of_a_run(tmp_path: Path) -> None:
     assert row.memory > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["progressive", "tract", "consistency", "dmd2"])
 def test_every_method_is_planned_and_a_missing_parent_is_stood_in_for(method: str, tmp_path: Path) -> None:
     found = planned(tmp_path, f"stage={method}", *FAST)
@@ -96,6 +97,7 @@ def test_each_phase_has_its_factor_and_the_first_the_checkpoint(untimed: Plan) -
     assert [row.disk > row.checkpoint for row in rows] == [True, False, False]
 
 
+@pytest.mark.slow
 def test_snapshots_and_diagnostics_count_by_their_evaluations(untimed: Plan) -> None:
     def seconds(stage: str, snapshots: int, diagnostics: int) -> float:
         own = (f"trainer.snapshots={snapshots}", f"trainer.diagnostics={diagnostics}", "trainer.max_images=1024")

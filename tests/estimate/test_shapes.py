@@ -67,6 +67,7 @@ def test_evaluations_are_those_of_student_and_teacher(stage: str, evaluations: i
     assert footprint(f"stage={stage}").evaluations == evaluations
 
 
+@pytest.mark.slow
 def test_a_network_that_is_too_large_to_be_made_is_not_made() -> None:
     before = current_memory()
     found = footprint("stage=guidance", "dataset=patches", "model=imagenet64")

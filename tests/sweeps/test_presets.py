@@ -37,6 +37,7 @@ ELSEWHERE = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("dataset", "preset"), [*(("digits", preset) for preset in PRESETS), *ELSEWHERE])
 def test_a_preset_takes_any_data_set(dataset: str, preset: str, tmp_path: Path, commands: Commands):
     jobs, parents = PRESETS[preset]
