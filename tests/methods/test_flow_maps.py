@@ -119,15 +119,20 @@ def differentiated(how: Any) -> tuple[Tensor, Tensor, Tensor]:
     return before, change, start_derivative(prediction, end, velocity=velocity, change=change)
 
 
-def test_forward_mode_is_what_a_difference_approaches() -> None:
+def test_forward_mode_is_what_a_difference_approaches(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     exactly = differentiated("jvp")
-    torch.manual_seed(0)
-    about = differentiated("finite_difference")
-    assert torch.equal(exactly[0], about[0])
-    torch.testing.assert_close(about[1], exactly[1], rtol=0, atol=5e-3)
     assert float(exactly[2].abs().max()) < 1e-9  # an exact map does not change along the flow
-    assert float(about[2].abs().max()) < 5e-3
+    errors = []
+    for step in (2e-3, 1e-3):
+        monkeypatch.setattr("fewstep.methods.derivative.STEP", step)
+        torch.manual_seed(0)
+        about = differentiated("finite_difference")
+        assert torch.equal(exactly[0], about[0])
+        torch.testing.assert_close(about[1], exactly[1], rtol=0, atol=5 * step)
+        assert float(about[2].abs().max()) < 5 * step
+        errors.append(float((about[1] - exactly[1]).norm()))
+    assert errors[0] / errors[1] == pytest.approx(2, rel=0.02)  # of first order
 
 
 def test_a_part_without_a_derivative_is_named_with_the_other_way() -> None:
