@@ -53,6 +53,7 @@ WITHOUT_CLOSED_FORM = (
     "rdd",
     "dmd2 with critic",
     "dmd2 of another divergence",
+    "dmd2, level by level",
     "dmd2 at other states",
 )  # of what is trained beside the student
 ON_GAUSSIANS = (  # with exact networks of their own: test_{flow_maps,curricula,reflow,pi_flow,o2mkd,fake_score}.py

@@ -16,7 +16,7 @@ from fewstep.diffusion.guidance import Guided
 from fewstep.diffusion.hop import folded
 from fewstep.diffusion.prediction import Clipped, Denoise, Prediction, diffuse
 from fewstep.diffusion.sampler import ddim_step, sample
-from fewstep.diffusion.schedule import alpha, sigma
+from fewstep.diffusion.schedule import alpha, network_time, sigma
 from fewstep.methods import DMD2, DPDMD, GuidanceRange, Networks, SiD
 from fewstep.methods.dmd2 import CRITIC, balanced
 from fewstep.methods.draws import Draws
@@ -120,6 +120,32 @@ def test_guidance_is_cleaner_than_the_students_level_and_matching_is_anywhere(le
     for t, _ in guidance:
         assert float(t.min()) == pytest.approx(0.02, abs=5e-3)
         assert float(t.max()) == pytest.approx(highest, abs=5e-3)
+
+
+# Level by level -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["dmd2, level by level", "sid"])
+def test_the_fake_score_sees_the_level_that_its_samples_were_predicted_at(name: str) -> None:
+    made = module(method_of(name, fake_sees_level=True))
+    fake = made.nets.trained[FAKE]
+    assert isinstance(fake, Denoiser)
+    assert fake.extra_inputs == ("level",)
+    seen: list[Tensor] = []
+    forward = Denoiser.forward
+
+    def spy(self: Denoiser, *others: Any, **named: Any) -> Prediction:
+        if self is fake:
+            seen.append(named["extra"]["level"])
+        return forward(self, *others, **named)
+
+    given = batch()
+    with patch.object(Denoiser, "forward", spy), patch.object(Draws, "choice", lambda self, count: 1):
+        draws = Draws.begin(given.x, "s", 2)
+        made.method.losses(given, made.nets, draws, step=2, phase=made.phase)
+    assert len(seen) == (4 if "dmd2" in name else 2)  # of the student, of its own, and the critic's of each
+    for level in seen:
+        torch.testing.assert_close(level, network_time(SCHEDULE.log_snr(torch.full((32,), 0.75))))
 
 
 # Divergences ----------------------------------------------------------------------------------------------------------
@@ -364,8 +390,14 @@ def test_dp_dmd_samples_as_its_card_says() -> None:
         ("dp_dmd", {"levels": [1.0]}, "stage.levels must begin at 1 and have at least two"),
         ("dp_dmd", {"levels": [0.9, 0.5]}, "stage.levels must begin at 1"),
         ("dp_dmd", {"teacher_steps": 0}, "stage.teacher_steps must be at least 1"),
+        ("dp_dmd", {"fake_sees_level": True}, "stage.fake_sees_level false where all samples"),
+        ("sid", {"fake_sees_level": True, "adapter": "lora"}, "stage.fake_sees_level adds an input"),
         ("dp_dmd", {"first_weight": 0.0}, "stage.first_weight positive, got 4 and 0"),
-        ("dp_dmd", {"states": {"data": 1, "teacher": 0, "student": 0}}, "stage.states must be null where all steps"),
+        (
+            "dp_dmd",
+            {"states": {"data": 1, "teacher": 0, "student": 0}},
+            "stage.states must be null and",
+        ),
     ],
 )
 def test_settings_that_cannot_be_are_refused(name: str, change: dict[str, Any], words: str) -> None:

@@ -106,7 +106,16 @@ class DMD2(FakeScore):
         return replace(nets, trained={**nets.trained, CRITIC: Critic(fake)})
 
     def other_losses(
-        self, data: Images, noised: Prediction, t: Times, nets: Networks, draws: Draws, label: Condition, w: Weights
+        self,
+        data: Images,
+        noised: Prediction,
+        t: Times,
+        nets: Networks,
+        draws: Draws,
+        label: Condition,
+        w: Weights,
+        *,
+        level: Times,
     ) -> dict[str, Loss]:
         if not self.gan_weight:
             return {}
@@ -114,7 +123,7 @@ class DMD2(FakeScore):
         assert isinstance(critic, Critic)
         generated = critic()
         real = diffuse(x=data, eps=draws.normal(), log_snr=noised.log_snr)
-        nets.trained[FAKE](real.z, real.log_snr, label, w)
+        self.fake_score(nets, level)(real.z, real.log_snr, label, w)
         return {CRITIC: Loss(self.critic_weight * judge(critic(), generated), t, w)}
 
     def student_loss(
@@ -125,7 +134,7 @@ class DMD2(FakeScore):
         noised, t = self.noised(x, nets, draws)
         with torch.no_grad():
             z = noised.z.detach()  # which counting operations needs, where nothing is differentiated
-            fake = nets.trained[FAKE](z, noised.log_snr, label, w)
+            fake = self.fake_score(nets, level)(z, noised.log_snr, label, w)
             real = nets.teacher(z, noised.log_snr, label, w if self.guidance_t_max is None else torch.zeros_like(w))
             direction = matching_direction(x=x, fake=fake, real=real)
             if self.guidance_t_max is not None:
@@ -135,7 +144,7 @@ class DMD2(FakeScore):
             return loss
         critic = nets.trained[CRITIC]
         with frozen(nets.trained[FAKE], critic):
-            nets.trained[FAKE](noised.z, noised.log_snr, label, w)
+            self.fake_score(nets, level)(noised.z, noised.log_snr, label, w)
             logit = critic()
         error = loss.error
         if self.divergence != "rkl":

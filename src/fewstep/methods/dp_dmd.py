@@ -30,7 +30,8 @@ class DPDMD(DMD2):
         The rest: see `DMD2`; what `guidance_t_max` says of the student's level means t = 1 here.
 
     Raises:
-        ValueError: see `DMD2`; fewer than two levels, no step of the teacher, a weight that is not positive, or states.
+        ValueError: see `DMD2`; fewer than two levels, no step of the teacher, a weight that is not positive, or
+            settings of samples of several levels.
     """
 
     paper: ClassVar[str] = "DP-DMD 2026"
@@ -54,10 +55,10 @@ class DPDMD(DMD2):
                 "stage.teacher_steps must be at least 1 and stage.first_weight positive, got "
                 f"{self.teacher_steps} and {self.first_weight:g}"
             )
-        if self.states is not None:
+        if self.states is not None or self.fake_sees_level:
             raise ValueError(
-                f"stage.states must be null where all steps are the student's own, got {dict(self.states)}; use "
-                "stage=dmd2 for other states"
+                "stage.states must be null and stage.fake_sees_level false where all samples are of the student's own "
+                f"last step, got {self.states and dict(self.states)} and {self.fake_sees_level}; stage=dmd2 has them"
             )
 
     def phases(self) -> tuple[Phase, ...]:

@@ -5,22 +5,24 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import ClassVar, Literal
 
 import torch
-from torch import nn
 
 from fewstep.data.batch import Batch
-from fewstep.diffusion.prediction import Condition, Prediction, diffuse
-from fewstep.diffusion.schedule import Images
+from fewstep.diffusion.prediction import Condition, Denoise, Prediction, diffuse
+from fewstep.diffusion.schedule import Images, network_time
 from fewstep.methods.base import GuidedStudentSettings, Method, Networks, Phase, Times, Weights
 from fewstep.methods.consistency import renoising
 from fewstep.methods.draws import Draws
 from fewstep.methods.losses import Loss, regress
 from fewstep.methods.state_source import Source, StateSettings
 from fewstep.methods.training import STUDENT
+from fewstep.networks.denoiser import with_inputs
 
 FAKE = "fake"
+LEVEL = "level"  # an input of the fake score: `network_time` of the level that a sample was predicted at
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,16 +34,18 @@ class FakeScore(StateSettings, GuidedStudentSettings, Method):
     every step, the student in one of `fake_updates`.
 
     The fake score does not see which level a sample is of, as in DMD2's code: what becomes the teacher's is the mixture
-    of what all levels make.
+    of what all levels make. With `fake_sees_level` it is a further input of it, and each level's samples are matched
+    for themselves, so that any first few of the levels are a sampler.
 
     Args:
         levels: where the sampler evaluates, falling in (0, 1].
         fake_updates: updates of the fake score for one of the student.
         t_min, t_max: the times that samples are noised to, uniform.
+        fake_sees_level: ours.
         The rest: see `Method`, `StateSettings` and `GuidedStudentSettings`; `training.roles` needs fake.
 
     Raises:
-        ValueError: bad levels or times, or no update of the fake score.
+        ValueError: bad levels or times, no update of the fake score, or a level as an input of an adapted network.
     """
 
     own_source: ClassVar[Source] = "student"
@@ -50,6 +54,7 @@ class FakeScore(StateSettings, GuidedStudentSettings, Method):
     fake_updates: int = 5
     t_min: float = 0.02
     t_max: float = 0.98
+    fake_sees_level: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -58,6 +63,10 @@ class FakeScore(StateSettings, GuidedStudentSettings, Method):
         if not 0 <= self.t_min < self.t_max <= 1:
             raise ValueError(
                 f"stage.t_min and stage.t_max must satisfy 0 <= t_min < t_max <= 1, got {self.t_min} and {self.t_max}"
+            )
+        if self.fake_sees_level and self.adapter is not None:
+            raise ValueError(
+                "stage.fake_sees_level adds an input to a whole network, and stage.adapter trains none; use one of them"
             )
         self.phases()
         for role in self.roles:
@@ -76,8 +85,15 @@ class FakeScore(StateSettings, GuidedStudentSettings, Method):
 
     def networks(self, nets: Networks, stream: str) -> Networks:
         nets = super().networks(nets, stream)
-        trained: dict[str, nn.Module] = {FAKE: deepcopy(nets.student)}
-        return replace(nets, trained=trained)
+        fake = with_inputs(nets.student, (LEVEL,)) if self.fake_sees_level else deepcopy(nets.student)
+        return replace(nets, trained={FAKE: fake})
+
+    def fake_score(self, nets: Networks, level: Times) -> Denoise:
+        """The fake score of samples predicted at these levels."""
+        denoiser = nets.trained[FAKE]
+        if not self.fake_sees_level:
+            return denoiser
+        return partial(denoiser, extra={LEVEL: network_time(nets.schedule.log_snr(level))})
 
     def moving(self, step: int) -> tuple[str, ...]:
         # The student last: at first the fake score is the teacher, and their difference is zero but for rounding.
@@ -91,14 +107,13 @@ class FakeScore(StateSettings, GuidedStudentSettings, Method):
         with nullcontext() if moves else torch.no_grad():
             generated = self.generate(data, nets, draws, label, w, step=step, phase=phase)
             x = generated.x
-        losses = {}
+        losses, level = {}, nets.schedule.time(generated.log_snr)
         if moves:
-            level = nets.schedule.time(generated.log_snr)
             losses[STUDENT] = self.student_loss(x, nets, draws, label, w, level=level)
         noised, t = self.noised(x.detach(), nets, draws)
-        fake = nets.trained[FAKE](noised.z, noised.log_snr, label, w)
+        fake = self.fake_score(nets, level)(noised.z, noised.log_snr, label, w)
         losses[FAKE] = regress(fake, noised, self.training, t=t, w=w)
-        return losses | self.other_losses(data, noised, t, nets, draws, label, w)
+        return losses | self.other_losses(data, noised, t, nets, draws, label, w, level=level)
 
     def generate(
         self, data: Images, nets: Networks, draws: Draws, label: Condition, w: Weights, *, step: int, phase: Phase
@@ -129,7 +144,16 @@ class FakeScore(StateSettings, GuidedStudentSettings, Method):
         """
 
     def other_losses(
-        self, data: Images, noised: Prediction, t: Times, nets: Networks, draws: Draws, label: Condition, w: Weights
+        self,
+        data: Images,
+        noised: Prediction,
+        t: Times,
+        nets: Networks,
+        draws: Draws,
+        label: Condition,
+        w: Weights,
+        *,
+        level: Times,
     ) -> dict[str, Loss]:
         """The losses of further roles, `noised` being the samples that the fake score was called at last."""
         return {}

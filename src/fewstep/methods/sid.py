@@ -51,6 +51,6 @@ class SiD(FakeScore):
         assert nets.teacher is not None, "a generator has a teacher"
         noised, t = self.noised(x, nets, draws)
         with frozen(nets.trained[FAKE]):
-            fake = nets.trained[FAKE](noised.z, noised.log_snr, label, w)
+            fake = self.fake_score(nets, level)(noised.z, noised.log_snr, label, w)
         real = differentiable(nets.teacher)(noised.z, noised.log_snr, label, w)
         return Loss(score_identity(x=x, fake=fake, real=real, alpha=self.alpha), t, w)
