@@ -244,6 +244,8 @@ def test_the_methods_are_listed(commands):
     assert facts["consistency"]["needs"] == "data, a guided student or a teacher, or none (teacher=none)"
     assert facts["dmd2"]["needs"] == "no data, a guided student or a teacher, 1 more trained network (fake)"
     assert facts["dmd2"]["samples with"] == "renoise, 4, 2, 1 steps"
+    assert facts["dp_dmd"]["samples with"] == "deterministic, 4 steps"
+    assert facts["sid"]["needs"] == facts["dmd2"]["needs"]
     assert "2303.04248" in facts["tract"]["paper"]
 
 

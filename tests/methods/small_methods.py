@@ -25,6 +25,7 @@ from fewstep.diffusion.schedule import CosineSchedule, alpha, angle, append_zero
 from fewstep.methods import (
     DDIL,
     DMD2,
+    DPDMD,
     O2MKD,
     PID,
     RDD,
@@ -47,6 +48,7 @@ from fewstep.methods import (
     PiFlow,
     Progressive,
     Reflow,
+    SiD,
     SingleFold,
     Teacher,
     Tract,
@@ -124,6 +126,11 @@ SMALL: dict[str, tuple[type[Method], dict[str, Any]]] = {
     ),
     "dmd2 at other states": (DMD2, LEVELS | STATES | {"fake_updates": 3}),
     "dmd2 with critic": (DMD2, LEVELS | {"fake_updates": 3, "gan_weight": 0.1}),
+    "dmd2 of another divergence": (DMD2, LEVELS | {"fake_updates": 3, "gan_weight": 0.1, "divergence": "js"}),
+    "dmd2, decoupled": (DMD2, LEVELS | {"fake_updates": 3, "guidance_t_max": 0.6}),
+    "dmd2, level by level": (DMD2, LEVELS | {"fake_updates": 3, "gan_weight": 0.1, "fake_sees_level": True}),
+    "dp_dmd": (DPDMD, LEVELS | {"fake_updates": 3, "teacher_steps": 2}),
+    "sid": (SiD, LEVELS | {"fake_updates": 3}),
 }
 
 

@@ -17,8 +17,9 @@ from fewstep.diffusion.prediction import Denoise, Prediction, interpret
 from fewstep.diffusion.sampler import renoise, sample
 from fewstep.diffusion.schedule import alpha, expand, sigma
 from fewstep.methods import DMD2, GuidanceRange, Networks, dmd2
-from fewstep.methods.dmd2 import CRITIC, FAKE, Critic
+from fewstep.methods.dmd2 import CRITIC, Critic
 from fewstep.methods.draws import Draws
+from fewstep.methods.fake_score import FAKE
 from fewstep.networks import Denoiser
 
 # The tilted Gaussian --------------------------------------------------------------------------------------------------
@@ -81,9 +82,9 @@ def double() -> Iterator[None]:
     torch.set_default_dtype(torch.float32)
 
 
-def trained(w: float, teacher: Denoise, steps: int = 500) -> tuple[float, float]:
+def trained(w: float, teacher: Denoise, steps: int = 500, **changes: Any) -> tuple[float, float]:
     """Mean and std of the generator after descent along DMD2's own loss for the student."""
-    method = small("dmd2", levels=[1.0], fake_updates=1, t_min=LEVEL, t_max=LEVEL + 1e-9)
+    method = small("dmd2", levels=[1.0], fake_updates=1, t_min=LEVEL, t_max=LEVEL + 1e-9, **changes)
     generator = Affine()
     nets = Networks(generator, teacher, SCHEDULE, GuidanceRange(w, w), trained={FAKE: ExactFake(generator)})
     (phase,) = method.phases()
@@ -261,7 +262,7 @@ def test_the_gradient_of_a_sample_is_the_direction_over_the_number_of_values() -
     made = apart("dmd2")
     method, x = made.method, batch().x.requires_grad_()
     draws, w = Draws.begin(x, "s", 0), torch.ones(32)
-    method.student_loss(x, made.nets, draws, batch().label, w).error.mean().backward()
+    method.student_loss(x, made.nets, draws, batch().label, w, level=torch.ones(32)).error.mean().backward()
     noised, _ = method.noised(x.detach(), made.nets, Draws.begin(x, "s", 0))
     with torch.no_grad():
         fake = made.trained[FAKE](noised.z, noised.log_snr, batch().label, w)
@@ -393,7 +394,7 @@ def test_the_card_says_renoise_with_the_levels_and_the_w_input() -> None:
         ({"levels": [0.5, 1.0]}, "stage.levels are no levels to sample at"),
         ({"levels": [1.5]}, "stage.levels are no levels to sample at"),
         ({"fake_updates": 0}, "stage.fake_updates must be at least 1"),
-        ({"gan_weight": -0.1}, "stage.gan_weight at least 0"),
+        ({"gan_weight": -0.1}, "stage.gan_weight must be at least 0"),
         ({"critic_weight": 0.0}, "stage.critic_weight positive"),
         ({"t_min": 0.5, "t_max": 0.5}, "0 <= t_min < t_max <= 1, got 0.5 and 0.5"),
         ({"t_max": 1.5}, "0 <= t_min < t_max <= 1"),

@@ -10,7 +10,7 @@ from test_same_numbers import BATCH, LEARNS, STEPS, is_close
 pytest_plugins = ("running",)
 pytestmark = pytest.mark.slow
 
-METHODS = ("tract", "consistency", "reflow", "dmd2", "rdd", "ddil", "pi_flow", "o2mkd")
+METHODS = ("tract", "consistency", "reflow", "dmd2", "rdd", "ddil", "pi_flow", "o2mkd", "dp_dmd", "sid")
 CHAIN = [
     *TINY,
     "name=run",
@@ -28,6 +28,8 @@ CHAIN = [
     "stage.reflow.steps=[2,1]",
     "stage.reflow.teacher_steps=4",
     "stage.dmd2.gan_weight=0.003",
+    "stage.dmd2.divergence=js",
+    "stage.dmd2.guidance_t_max=0.5",
     "stage.ddil.ladder=[4,2,1]",
     "stage.ddil.states={data: 0.3, teacher: 0.3, student: 0.4, warmup: 0.0, teacher_steps: 16}",
 ]

@@ -15,7 +15,7 @@ PRESETS = {  # jobs, shared parents
     "guidance_by_steps": (2, 1),
     "ablations": (12, 1),
     "seeds": (5, 0),
-    "methods": (63, 1),  # three seeds of each, from one guided student
+    "methods": (69, 1),  # three seeds of each, from one guided student
     "smaller_student": (6, 1),
 }
 

@@ -1,11 +1,16 @@
-"""Distribution matching: the direction in which a generator's samples leave the model's distribution for the data's."""
+"""Distribution matching: where a generator's samples shall move so that, noised, they are distributed as the data."""
+
+from typing import Literal
 
 import torch
 
 from fewstep.diffusion.prediction import Prediction
-from fewstep.diffusion.schedule import Images, expand, sigma
+from fewstep.diffusion.schedule import Batch, Images, expand, sigma
+
+Divergence = Literal["kl", "js", "rkl"]
 
 LEAST_ERROR = 1e-6  # of mean |x - x_real|: a sample that the real model confirms moves by no more than its difference
+LEAST_RATIO, GREATEST_RATIO = 0.1, 20.0  # of densities, as published
 
 
 @torch.no_grad()
@@ -26,3 +31,34 @@ def matching_direction(*, x: Images, fake: Prediction, real: Prediction) -> Imag
     difference = expand(sigma(fake.log_snr), x) * (real.v - fake.v)
     error = (x - real.x).abs().flatten(1).mean(1).clamp(min=LEAST_ERROR)
     return difference / expand(error, x)
+
+
+def divergence_weight(divergence: Divergence, logit: Batch) -> Batch:
+    """h(r) = r^2 f''(r): what the move of a sample counts where the generator descends D_f(data || generator).
+
+    D_f = E_generator[f(r)], r the data's density over the generator's at the noised sample; its gradient is that of the
+    reverse KL with each sample weighted by h: r for kl, r / (1 + r) for js, 1 for rkl (Xu et al. 2025, f-distill). r is
+    held in [0.1, 20].
+
+    Args:
+        logit: log r, of a critic that tells data from samples.
+    """
+    ratio = logit.exp().clamp(LEAST_RATIO, GREATEST_RATIO)
+    return {"kl": ratio, "js": ratio / (1 + ratio), "rkl": torch.ones_like(ratio)}[divergence]
+
+
+def score_identity(*, x: Images, fake: Prediction, real: Prediction, alpha: float) -> Batch:
+    """The loss of score identity distillation of each example (Zhou et al. 2024, 2404.04057), over mean|x - x_real|.
+
+    (x_real - x_fake) . ((x_real - x) - alpha (x_real - x_fake)), the mean over the entries. Its expectation is
+    (1 - alpha) |x_real - x_fake|^2 where the fake score is exact, negative for alpha > 1, so that it is no measure of
+    convergence; its gradient runs through both predictions, whose z the generator made, and through x.
+
+    Args:
+        x: the generator's samples, of which `fake` and `real` see the same z.
+        alpha: 1.2 as published; 0.5 to 1 where that is unstable.
+    """
+    difference = expand(sigma(fake.log_snr), x) * (fake.v - real.v)
+    to_real = real.x - x
+    size = to_real.detach().abs().flatten(1).mean(1).clamp(min=LEAST_ERROR)
+    return (difference * (to_real - alpha * difference)).flatten(1).mean(1) / size

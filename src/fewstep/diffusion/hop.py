@@ -19,8 +19,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fewstep.diffusion.prediction import Condition, Denoise, Prediction
-from fewstep.diffusion.sampler import ddim_step
-from fewstep.diffusion.schedule import Batch, angle, expand
+from fewstep.diffusion.sampler import ddim_step, invert_ddim
+from fewstep.diffusion.schedule import Batch, Images, Schedule, angle, expand
 
 
 @torch.no_grad()
@@ -59,3 +59,29 @@ def two_hop(
         - expand(torch.sin(d1) * torch.sin(d2) / whole, z) * z
     )
     return Prediction(z=z, v=v, log_snr=first.log_snr)
+
+
+@torch.no_grad()
+def folded(
+    teacher: Denoise,
+    z: Images,
+    *,
+    t: Batch,
+    t_end: Batch,
+    num_steps: int,
+    schedule: Schedule,
+    label: Condition,
+    w: Float[Tensor, "batch"] | None,
+) -> Prediction:
+    """The prediction at z whose one DDIM step lands where `num_steps` of the teacher do, equally long in t.
+
+    Args:
+        t, t_end: the time of z and the end of the steps, of each example.
+        label, w: passed to the teacher as they are.
+    """
+    start = log_snr = schedule.log_snr(t)
+    moved = z
+    for step in range(1, num_steps + 1):
+        following = schedule.log_snr(t + (t_end - t) * (step / num_steps))
+        moved, log_snr = ddim_step(teacher(moved, log_snr, label, w), following), following
+    return invert_ddim(z=z, z_next=moved, log_snr=start, log_snr_next=log_snr)

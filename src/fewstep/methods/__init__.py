@@ -5,6 +5,7 @@ from fewstep.methods.boot import Boot
 from fewstep.methods.consistency import Consistency
 from fewstep.methods.ddil import DDIL
 from fewstep.methods.dmd2 import DMD2
+from fewstep.methods.dp_dmd import DPDMD
 from fewstep.methods.ect import EasyConsistency
 from fewstep.methods.encoder import Encoder
 from fewstep.methods.flow_map import FlowMap
@@ -23,6 +24,7 @@ from fewstep.methods.rdd import RDD
 from fewstep.methods.reflow import Reflow
 from fewstep.methods.scm import ContinuousConsistency
 from fewstep.methods.sfddm import SFDDM
+from fewstep.methods.sid import SiD
 from fewstep.methods.single_fold import SingleFold
 from fewstep.methods.teacher import Teacher
 from fewstep.methods.tract import Tract
@@ -31,6 +33,7 @@ from fewstep.methods.training import Training
 __all__ = [
     "DDIL",
     "DMD2",
+    "DPDMD",
     "O2MKD",
     "PID",
     "RDD",
@@ -56,6 +59,7 @@ __all__ = [
     "Progressive",
     "Reflow",
     "Regression",
+    "SiD",
     "SingleFold",
     "Teacher",
     "Tract",

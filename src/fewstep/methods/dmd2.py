@@ -1,8 +1,5 @@
 """Distribution matching: a few-step generator whose samples, noised, shall look to the teacher like its own."""
 
-from collections.abc import Sequence
-from contextlib import nullcontext
-from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
@@ -10,154 +7,167 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from fewstep.data.batch import Batch
-from fewstep.diffusion.distribution import matching_direction
+from fewstep.diffusion.distribution import Divergence, divergence_weight, matching_direction
 from fewstep.diffusion.prediction import Condition, Prediction, diffuse
 from fewstep.diffusion.schedule import Images
-from fewstep.methods.base import GuidedStudentSettings, Method, Networks, Phase, Weights
-from fewstep.methods.consistency import renoising
+from fewstep.distributed.collectives import all_gather_rows
+from fewstep.methods.base import Networks, Times, Weights
 from fewstep.methods.draws import Draws
-from fewstep.methods.losses import Loss, frozen, judge, judge_generated, pull, regress
-from fewstep.methods.state_source import Source, StateSettings
-from fewstep.methods.training import STUDENT
+from fewstep.methods.fake_score import FAKE, FakeScore
+from fewstep.methods.guidance_range import GuidanceRange
+from fewstep.methods.losses import Loss, frozen, judge, judge_generated, pull
 from fewstep.networks import Denoiser
 from fewstep.networks.features import MiddleFeatures
 from fewstep.system.seeds import reseed, seed_for
 
-FAKE, CRITIC = "fake", "critic"
+CRITIC = "critic"
+BINS = 10  # of t, in each of which the weights of a divergence have the mean 1
 
 
 @dataclass(frozen=True, kw_only=True)
-class DMD2(StateSettings, GuidedStudentSettings, Method):
+class DMD2(FakeScore):
     """Improved distribution matching distillation (Yin et al. 2024, 2405.14867).
 
-    The student starts from pure noise and, at one of its sampler's levels, predicts x; the way there is walked as the
-    sampler walks it, without gradient (backward simulation). x is noised to a level of its own, where the difference of
-    two predictions, of the *fake* score, which learns the student's samples, and of the guided teacher, says where to
-    move it (`matching_direction`). The fake score learns in every step, the student in one of `fake_updates`.
-
-    The fake score does not see which level a sample is of, as in the authors' code: what becomes the teacher's is the
-    mixture of what all levels make.
+    A sample is noised to a level of its own, where the difference of two predictions, of the fake score and of the
+    guided teacher, says where to move it (`matching_direction`): to where the teacher sees more of its own.
 
     With `gan_weight` a critic, a head on the fake score's features in the middle, tells noised samples from noised
-    data; without it, and without `states`, the method needs no data.
+    data; without it, and without `states`, the method needs no data. Its logit is the logarithm of a ratio of
+    densities, by which the gradient of the reverse KL becomes that of another `divergence` (f-distill, Xu et al. 2025,
+    2502.15681): the move is weighted by `divergence_weight`, of mean 1 in each tenth of t.
+
+    With `guidance_t_max` the schedule is decoupled (Liu et al. 2025, decoupled DMD). The direction of matching has the
+    teacher at w = 0, at any level; that of guidance, from the teacher at w = 0 to the teacher at w, has a level of its
+    own, cleaner than the one that the student predicts from and at most `guidance_t_max`. Each is normalised by itself.
 
     Args:
-        levels: where the sampler evaluates, falling in (0, 1].
-        fake_updates: updates of the fake score for one of the student.
-        t_min, t_max: the times that samples are noised to, uniform.
         gan_weight, critic_weight: of the critic in the student's loss, 0 for none, and of the critic's own loss.
-        The rest: see `Method`, `StateSettings` and `GuidedStudentSettings`; `training.roles` needs fake, and critic
-            where there is one.
+        divergence: of the data from the samples: kl, js or rkl, the reverse KL; the first two need the critic.
+        guidance_t_max: the noisiest time of the direction of guidance; None: one level for both.
+        The rest: see `FakeScore`; `training.roles` needs critic too where there is one.
 
     Raises:
-        ValueError: bad levels or times, no update of the fake score, or negative weights.
+        ValueError: see `FakeScore`; negative weights, a divergence without a critic, or a time outside (t_min, 1].
     """
 
     paper: ClassVar[str] = "Yin et al. 2024 (2405.14867)"
     optional_roles: ClassVar[tuple[str, ...]] = (CRITIC,)
-    own_source: ClassVar[Source] = "student"
-    certainty: ClassVar[str] = "sure: read in the authors' code; w as an input is ours"
+    certainty: ClassVar[str] = (
+        "sure: read in the authors' code; w as an input is ours; of divergence the bins, of guidance_t_max all but who "
+        "has which levels"
+    )
 
-    levels: Sequence[float]
-    fake_updates: int = 5
-    t_min: float = 0.02
-    t_max: float = 0.98
     gan_weight: float = 0.0
     critic_weight: float = 1e-2
+    divergence: Divergence = "rkl"
+    guidance_t_max: float | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.fake_updates < 1 or self.gan_weight < 0 or self.critic_weight <= 0:
+        if self.gan_weight < 0 or self.critic_weight <= 0:
             raise ValueError(
-                "stage.fake_updates must be at least 1, stage.gan_weight at least 0 and stage.critic_weight positive, "
-                f"got {self.fake_updates}, {self.gan_weight} and {self.critic_weight}"
+                "stage.gan_weight must be at least 0 and stage.critic_weight positive, got "
+                f"{self.gan_weight} and {self.critic_weight}"
             )
-        if not 0 <= self.t_min < self.t_max <= 1:
+        if self.divergence != "rkl" and not self.gan_weight:
             raise ValueError(
-                f"stage.t_min and stage.t_max must satisfy 0 <= t_min < t_max <= 1, got {self.t_min} and {self.t_max}"
+                f"stage.divergence={self.divergence} is weighted by what the critic says, and stage.gan_weight=0 says "
+                "there is none; use stage.gan_weight=0.003, or stage.divergence=rkl"
             )
-        self.phases()
-        for role in self.roles:
-            self.training.of_role(role)
+        if self.guidance_t_max is not None and not self.t_min < self.guidance_t_max <= 1:
+            raise ValueError(
+                f"stage.guidance_t_max must be null or above stage.t_min ({self.t_min:g}) and at most 1, got "
+                f"{self.guidance_t_max:g}"
+            )
 
     @property
     def inputs(self) -> Literal["data", "noise"]:
-        return "data" if self.gan_weight or self.states else "noise"
+        return "data" if self.gan_weight else super().inputs
 
     @property
     def roles(self) -> tuple[str, ...]:
-        return (STUDENT, FAKE, CRITIC) if self.gan_weight else (STUDENT, FAKE)
+        return (*super().roles, CRITIC) if self.gan_weight else super().roles
 
-    def phases(self) -> tuple[Phase, ...]:
-        return (Phase(renoising(self.levels, "input")),)
+    def guidance(self, parent: GuidanceRange | None) -> GuidanceRange | None:
+        if self.guidance_t_max is not None and parent is not None and parent.w_min > 0:
+            raise ValueError(
+                "stage.guidance_t_max needs a parent that was made for w = 0 too, got one for w in "
+                f"[{parent.w_min:g}, {parent.w_max:g}]; use another parent, or stage.guidance_t_max=null"
+            )
+        return super().guidance(parent)
 
     def networks(self, nets: Networks, stream: str) -> Networks:
         nets = super().networks(nets, stream)
-        fake = deepcopy(nets.student)
-        trained: dict[str, nn.Module] = {FAKE: fake}
-        if self.gan_weight:
-            reseed(seed_for(stream, CRITIC), torch.device("cpu"))
-            trained[CRITIC] = Critic(fake)
-        return replace(nets, trained=trained)
+        if not self.gan_weight:
+            return nets
+        reseed(seed_for(stream, CRITIC), torch.device("cpu"))
+        fake = nets.trained[FAKE]
+        assert isinstance(fake, Denoiser)
+        return replace(nets, trained={**nets.trained, CRITIC: Critic(fake)})
 
-    def moving(self, step: int) -> tuple[str, ...]:
-        # The student last: at first the fake score is the teacher, and their difference is zero but for rounding.
-        return self.roles if (step + 1) % self.fake_updates == 0 else self.roles[1:]
+    def other_losses(
+        self,
+        data: Images,
+        noised: Prediction,
+        t: Times,
+        nets: Networks,
+        draws: Draws,
+        label: Condition,
+        w: Weights,
+        *,
+        level: Times,
+    ) -> dict[str, Loss]:
+        if not self.gan_weight:
+            return {}
+        critic = nets.trained[CRITIC]
+        assert isinstance(critic, Critic)
+        generated = critic()
+        real = diffuse(x=data, eps=draws.normal(), log_snr=noised.log_snr)
+        self.fake_score(nets, level)(real.z, real.log_snr, label, w)
+        return {CRITIC: Loss(self.critic_weight * judge(critic(), generated), t, w)}
 
-    def losses(self, batch: Batch, nets: Networks, draws: Draws, *, step: int, phase: Phase) -> dict[str, Loss]:
-        data, label = batch
-        assert nets.guidance is not None, "the student has a w input"
-        w = nets.guidance.quantile(draws.uniform())
-        moves = STUDENT in self.moving(step)
-        with nullcontext() if moves else torch.no_grad():
-            x = self.generate(data, nets, draws, label, w, step=step, phase=phase).x
-        losses = {}
-        if moves:
-            losses[STUDENT] = self.student_loss(x, nets, draws, label, w)
-        noised, t = self.noised(x.detach(), nets, draws)
-        fake = nets.trained[FAKE](noised.z, noised.log_snr, label, w)
-        losses[FAKE] = regress(fake, noised, self.training, t=t, w=w)
-        if self.gan_weight:
-            critic = nets.trained[CRITIC]
-            assert isinstance(critic, Critic)
-            generated = critic()
-            real = diffuse(x=data, eps=draws.normal(), log_snr=noised.log_snr)
-            nets.trained[FAKE](real.z, real.log_snr, label, w)
-            losses[CRITIC] = Loss(self.critic_weight * judge(critic(), generated), t, w)
-        return losses
-
-    def generate(
-        self, data: Images, nets: Networks, draws: Draws, label: Condition, w: Weights, *, step: int, phase: Phase
-    ) -> Prediction:
-        """The student's prediction at one of its levels, chosen for the whole batch, reached as its sampler would."""
-        eps, level = draws.normal(), self.levels[draws.choice(len(self.levels))]
-        t = torch.full((len(eps),), level, dtype=torch.float64, device=eps.device)
-        state = self.state(
-            data, eps, t=t, lowest=level, label=label, w=w, nets=nets, draws=draws, step=step, phase=phase
-        )
-        return nets.student(state.z, state.log_snr, label, w)
-
-    def noised(self, x: Images, nets: Networks, draws: Draws) -> tuple[Prediction, Weights]:
-        """Samples noised to times of their own, and these times."""
-        t = self.t_min + (self.t_max - self.t_min) * draws.uniform()
-        return diffuse(x=x, eps=draws.normal(), log_snr=nets.schedule.log_snr(t)), t
-
-    def student_loss(self, x: Images, nets: Networks, draws: Draws, label: Condition, w: Weights) -> Loss:
+    def student_loss(
+        self, x: Images, nets: Networks, draws: Draws, label: Condition, w: Weights, *, level: Times
+    ) -> Loss:
         """Samples are pulled to where the teacher sees more of its own, and please the critic where there is one."""
         assert nets.teacher is not None, "a generator has a teacher"
         noised, t = self.noised(x, nets, draws)
         with torch.no_grad():
             z = noised.z.detach()  # which counting operations needs, where nothing is differentiated
-            fake = nets.trained[FAKE](z, noised.log_snr, label, w)
-            real = nets.teacher(z, noised.log_snr, label, w)
-        loss = pull(x, matching_direction(x=x, fake=fake, real=real), t=t, w=w)
+            fake = self.fake_score(nets, level)(z, noised.log_snr, label, w)
+            real = nets.teacher(z, noised.log_snr, label, w if self.guidance_t_max is None else torch.zeros_like(w))
+            direction = matching_direction(x=x, fake=fake, real=real)
+            if self.guidance_t_max is not None:
+                direction = direction + self.guidance_direction(x, nets, draws, label, w, level=level)
+        loss = pull(x, direction, t=t, w=w)
         if not self.gan_weight:
             return loss
         critic = nets.trained[CRITIC]
         with frozen(nets.trained[FAKE], critic):
-            nets.trained[FAKE](noised.z, noised.log_snr, label, w)
-            return replace(loss, error=loss.error + self.gan_weight * judge_generated(critic()))
+            self.fake_score(nets, level)(noised.z, noised.log_snr, label, w)
+            logit = critic()
+        error = loss.error
+        if self.divergence != "rkl":
+            error = error * balanced(divergence_weight(self.divergence, logit.detach()), t)
+        return replace(loss, error=error + self.gan_weight * judge_generated(logit))
+
+    def guidance_direction(
+        self, x: Images, nets: Networks, draws: Draws, label: Condition, w: Weights, *, level: Times
+    ) -> Images:
+        """From what the teacher predicts at w = 0 to what it predicts at w, at times of their own."""
+        assert nets.teacher is not None
+        assert self.guidance_t_max is not None
+        noised, _ = self.noised(x.detach(), nets, draws, t_max=level.clamp(self.t_min, self.guidance_t_max))
+        unguided, guided = (nets.teacher(noised.z, noised.log_snr, label, at) for at in (torch.zeros_like(w), w))
+        return matching_direction(x=x, fake=unguided, real=guided)
+
+
+def balanced(weight: Float[Tensor, "batch"], t: Times) -> Float[Tensor, "batch"]:
+    """Weights over their mean in their tenth of t, over all processes: no level counts more than before."""
+    everyone, bins = all_gather_rows(weight), (all_gather_rows(t) * BINS).long().clamp(max=BINS - 1)
+    zeros = weight.new_zeros(BINS)
+    mean = zeros.index_add(0, bins, everyone) / zeros.index_add(0, bins, torch.ones_like(everyone)).clamp(min=1)
+    return weight / mean[(t * BINS).long().clamp(max=BINS - 1)]
 
 
 class Critic(nn.Module):

@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from fewstep.diffusion.hop import folded
 from fewstep.diffusion.prediction import Condition, Prediction
-from fewstep.diffusion.sampler import ddim_step, invert_ddim
 from fewstep.diffusion.sampling import Sampling
 from fewstep.methods.base import GuidedStudentSettings, Networks, Phase, Regression, Times, Weights
 from fewstep.methods.draws import Draws
@@ -57,8 +57,7 @@ class SingleFold(GuidedStudentSettings, Regression):
         assert nets.teacher is not None, "a student has a teacher"
         if self.fold == 1:
             return nets.teacher(noised.z, noised.log_snr, label, w)
-        z, log_snr = noised.z, noised.log_snr
-        for step in range(1, self.fold + 1):
-            following = nets.schedule.log_snr((t - step / (self.num_steps * self.fold)).clamp(min=0))
-            z, log_snr = ddim_step(nets.teacher(z, log_snr, label, w), following), following
-        return invert_ddim(z=noised.z, z_next=z, log_snr=noised.log_snr, log_snr_next=log_snr)
+        end = (t - 1 / self.num_steps).clamp(min=0)
+        return folded(
+            nets.teacher, noised.z, t=t, t_end=end, num_steps=self.fold, schedule=nets.schedule, label=label, w=w
+        )

@@ -9,8 +9,9 @@ from torch.autograd.forward_ad import unpack_dual
 
 from fewstep.diffusion.betas import BetaSchedule
 from fewstep.diffusion.flow_map import log_snr_of
+from fewstep.diffusion.guidance import Guided
 from fewstep.diffusion.policy import Policy
-from fewstep.diffusion.prediction import KINDS, Condition, Prediction, PredictionKind, interpret
+from fewstep.diffusion.prediction import KINDS, Clipped, Condition, Denoise, Prediction, PredictionKind, interpret
 from fewstep.diffusion.sampler import END, invert_ddim
 from fewstep.diffusion.schedule import Batch, Images, expand, network_time, sigma
 from fewstep.networks.inputs import Scalar, Scalars, W, check_extra
@@ -234,10 +235,14 @@ class Frozen:
     """A teacher: a denoiser in eval mode and without gradients, which moves to the device of its inputs.
 
     Being no Module it never enters its student's state, average or optimiser.
+
+    Args:
+        differentiable: let gradients pass to z; see `differentiable`.
     """
 
-    def __init__(self, denoiser: Denoiser) -> None:
+    def __init__(self, denoiser: Denoiser, *, differentiable: bool = False) -> None:
         self.denoiser = denoiser.eval().requires_grad_(False)
+        self.differentiable = differentiable
         self.evaluations = denoiser.evaluations
         self._anchor = next(denoiser.parameters())
 
@@ -245,10 +250,23 @@ class Frozen:
     def null(self) -> int | Tensor:
         return self.denoiser.null
 
-    @torch.no_grad()
     def __call__(
         self, z: Images, log_snr: Batch, label: Condition, w: Scalar | None, *, extra: Scalars | None = None
     ) -> Prediction:
         if self._anchor.device != z.device:
             self.denoiser.to(z.device)
-        return self.denoiser(z, log_snr, label, w, extra=extra)
+        with torch.set_grad_enabled(self.differentiable and torch.is_grad_enabled()):
+            return self.denoiser(z, log_snr, label, w, extra=extra)
+
+
+def differentiable(teacher: Denoise) -> Denoise:
+    """The same teacher, guided, clipped or neither, through which gradients pass to z, and none into its weights."""
+    match teacher:
+        case Frozen():
+            return Frozen(teacher.denoiser, differentiable=True)
+        case Guided():
+            return Guided(differentiable(teacher.denoise), teacher.null, teacher.interval)
+        case Clipped():
+            return Clipped(differentiable(teacher.denoise), teacher.low, teacher.high)
+        case _:
+            return teacher
