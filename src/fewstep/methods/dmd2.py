@@ -7,8 +7,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import torch
-from jaxtyping import Float
-from torch import Tensor, nn
+from torch import nn
 
 from fewstep.data.batch import Batch
 from fewstep.diffusion.distribution import matching_direction
@@ -16,15 +15,14 @@ from fewstep.diffusion.prediction import Condition, Prediction, diffuse
 from fewstep.diffusion.schedule import Images
 from fewstep.methods.base import GuidedStudentSettings, Method, Networks, Phase, Weights
 from fewstep.methods.consistency import renoising
+from fewstep.methods.critic import CRITIC, Critic
 from fewstep.methods.draws import Draws
-from fewstep.methods.losses import Loss, frozen, judge, judge_generated, pull, regress
+from fewstep.methods.losses import Loss, Verdict, frozen, judge, judge_generated, pull, regress
 from fewstep.methods.state_source import Source, StateSettings
 from fewstep.methods.training import STUDENT
-from fewstep.networks import Denoiser
-from fewstep.networks.features import MiddleFeatures
 from fewstep.system.seeds import reseed, seed_for
 
-FAKE, CRITIC = "fake", "critic"
+FAKE = "fake"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +122,8 @@ class DMD2(StateSettings, GuidedStudentSettings, Method):
             generated = critic()
             real = diffuse(x=data, eps=draws.normal(), log_snr=noised.log_snr)
             nets.trained[FAKE](real.z, real.log_snr, label, w)
-            losses[CRITIC] = Loss(self.critic_weight * judge(critic(), generated), t, w)
+            verdict = Verdict(real=critic(), generated=generated)
+            losses[CRITIC] = Loss(self.critic_weight * judge(*verdict), t, w, verdict)
         return losses
 
     def generate(
@@ -158,20 +157,3 @@ class DMD2(StateSettings, GuidedStudentSettings, Method):
         with frozen(nets.trained[FAKE], critic):
             nets.trained[FAKE](noised.z, noised.log_snr, label, w)
             return replace(loss, error=loss.error + self.gan_weight * judge_generated(critic()))
-
-
-class Critic(nn.Module):
-    """A head on a denoiser's features in the middle: one logit an example, high for data.
-
-    Args:
-        denoiser: the fake score, whose latest call it judges.
-    """
-
-    def __init__(self, denoiser: Denoiser) -> None:
-        super().__init__()
-        self.features = MiddleFeatures(denoiser)
-        width = self.features.channels
-        self.head = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, 1))
-
-    def forward(self) -> Float[Tensor, "batch"]:
-        return self.head(self.features.pooled())[:, 0]

@@ -110,7 +110,7 @@ class DistillationModule(lightning.LightningModule):
         before = self.evaluated
         losses = self.losses_at(self.global_step, batch)
         self.evaluations += self.evaluated - before
-        detached = {role: Loss(loss.error.detach(), loss.t, loss.w) for role, loss in losses.items()}
+        detached = {role: loss.detach() for role, loss in losses.items()}
         self._recent.append(StepRecord(self.global_step, detached))
         return sum((loss.error.mean() for loss in losses.values()), torch.zeros((), device=self.device))
 
