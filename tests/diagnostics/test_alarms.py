@@ -40,6 +40,7 @@ def test_a_healthy_student_raises_none() -> None:
         ("collapse", {"diversity": 0.1}, "vary by 0.1, the teacher's by 0.3"),
         ("saturation", {"contrast": 1.0}, "contrast of samples is 1, of the teacher's 0.6"),
         ("saturation", {"excess": 0.2}, "0.2 half ranges beyond"),
+        ("saturation", {"saturation": 0.5}, "50.0% of values lie at the data's limits, of the teacher's 10.0%"),
     ],
 )
 def test_each_alarm_is_one_line_of_where_what_and_what_to_do(kind: str, what: dict[str, float], words: str) -> None:
@@ -49,6 +50,24 @@ def test_each_alarm_is_one_line_of_where_what_and_what_to_do(kind: str, what: di
     assert words in alarm.message
     assert "lower stage.training.learning_rate" in alarm.message
     assert "\n" not in alarm.message
+
+
+def judged(accuracy: float) -> dict[str, Any]:
+    return record() | {"critics": {"critic": {"accuracy": accuracy, "real_loss": 0.1, "generated_loss": 0.1}}}
+
+
+def test_a_critic_that_is_always_right_has_won() -> None:
+    (alarm,) = alarms(judged(0.995), [START, judged(0.99)], last=False)
+    assert alarm.kind == "victory"
+    assert alarm.message.startswith("victory of the critic in progressive 4 at 12,800 images: it is right of 99.5% of")
+    assert "lower stage.training.roles.critic.learning_rate" in alarm.message
+    assert "\n" not in alarm.message
+
+
+def test_a_critic_that_errs_or_was_right_but_once_has_not() -> None:
+    assert kinds(START, judged(0.75), judged(0.9), last=True) == []
+    assert kinds(START, judged(0.995)) == []
+    assert kinds(START, judged(0.9), judged(0.995)) == []
 
 
 def test_what_the_teacher_does_too_is_no_alarm() -> None:

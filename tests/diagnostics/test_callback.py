@@ -32,6 +32,7 @@ from fewstep.diagnostics import Diagnostics
 from fewstep.diagnostics.callback import finite
 from fewstep.diagnostics.file import FILE, read_diagnostics
 from fewstep.diffusion.prediction import Denoise
+from fewstep.methods.losses import Verdict
 from fewstep.training.module import DistillationModule, NonFiniteLossError
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
@@ -141,6 +142,37 @@ def test_gradient_norms_are_those_of_the_roles_that_moved_in_the_last_step(tmp_p
         if record["gradient_norm"]:
             whole = sum(norm**2 for norm in record["gradient_norm"].values()) ** 0.5
             assert whole == pytest.approx(record["gradient_norm_by_role"]["student"], rel=1e-4)
+
+
+def test_a_critics_record_is_its_verdict_of_the_last_step(tmp_path: Path) -> None:
+    module = dmd2(gan_weight=1.0)
+    seen: list[Any] = []
+    keep = At(10, lambda trainer, module: seen.append((module.verdicts["critic"], dict(module.gradient_norms))))
+    fit(module, keep, watch(tmp_path))
+    first, middle, _ = read_diagnostics(tmp_path / FILE)
+    assert first["critics"] == first["gradient_ratio"] == {}
+    (verdict, norms) = seen[0]
+    assert verdict.real.shape == verdict.generated.shape == (32,)
+    own = middle["critics"]["critic"]
+    assert own["accuracy"] == pytest.approx(float(((verdict.real > 0).sum() + (verdict.generated < 0).sum()) / 64))
+    assert own["real_loss"] == pytest.approx(float(torch.log1p((-verdict.real).exp()).mean()), rel=1e-5)
+    assert own["generated_loss"] == pytest.approx(float(torch.log1p(verdict.generated.exp()).mean()), rel=1e-5)
+    ratio = {role: float(norms[role] / norms["student"]) for role in ("fake", "critic")}
+    assert middle["gradient_ratio"] == pytest.approx(ratio)
+
+
+@pytest.mark.parametrize(("margin", "won"), [(5.0, True), (None, False)])
+def test_a_critic_that_is_always_right_raises_its_alarm_once(
+    margin: float | None, won: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def win(trainer: lightning.Trainer, module: Any) -> None:
+        if margin is not None:
+            module.verdicts["critic"] = Verdict(real=torch.full((32,), margin), generated=torch.full((32,), -margin))
+
+    fit(dmd2(gan_weight=1.0), At(None, win), watch(tmp_path, count=4))
+    raised = [[alarm["kind"] for alarm in record["alarms"]] for record in read_diagnostics(tmp_path / FILE)]
+    assert ["victory" in kinds for kinds in raised] == [False, False, won, won, won]
+    assert capsys.readouterr().out.count("alarm: victory of the critic in dmd2") == won
 
 
 def test_a_measurement_moves_no_random_state(tmp_path: Path) -> None:

@@ -23,9 +23,11 @@ from fewstep.diffusion.sampler import END, invert_ddim
 from fewstep.diffusion.sampling import Sampling
 from fewstep.diffusion.schedule import CosineSchedule, alpha, angle, append_zero, expand, sigma
 from fewstep.methods import (
+    ADD,
     DDIL,
     DMD2,
     DPDMD,
+    LADD,
     O2MKD,
     PID,
     RDD,
@@ -125,6 +127,17 @@ SMALL: dict[str, tuple[type[Method], dict[str, Any]]] = {
         LEVELS | {"num_levels": 8, "states": {"data": 0.2, "teacher": 0.5, "student": 0.3, "warmup": 0.0}},
     ),
     "dmd2 at other states": (DMD2, LEVELS | STATES | {"fake_updates": 3}),
+    "add": (ADD, LEVELS | {"judge": {"weight": 0.5, "r1": 0.1}}),
+    "ladd": (LADD, LEVELS | {"num_pairs": 64, "teacher_steps": 4, "judge": {"weight": 0.5}}),
+    "progressive with judge": (Progressive, LADDER | {"judge": {"weight": 0.1}}),
+    "consistency with judge": (
+        Consistency,
+        LEVELS | {"num_levels": 8, "judge": {"weight": 0.1, "real": "data", "form": "softplus"}},
+    ),
+    "knowledge_distillation with judge": (
+        KnowledgeDistillation,
+        {"num_pairs": 64, "teacher_steps": 4, "judge": {"weight": 0.1}},
+    ),
     "dmd2 with critic": (DMD2, LEVELS | {"fake_updates": 3, "gan_weight": 0.1}),
     "dmd2 of another divergence": (DMD2, LEVELS | {"fake_updates": 3, "gan_weight": 0.1, "divergence": "js"}),
     "dmd2, decoupled": (DMD2, LEVELS | {"fake_updates": 3, "guidance_t_max": 0.6}),

@@ -1,4 +1,4 @@
-"""Alarms: divergence, collapse or saturation of a student, each one line that says what to change.
+"""Alarms: divergence, collapse or saturation of a student, victory of a critic; each says in a line what to change.
 
 The limits are ours. A student is compared with its teacher's samples from the same noise and with itself at the phase's
 start: a student of one step begins as a copy that predicts the mean of its class, which is no alarm unless it stays.
@@ -12,11 +12,13 @@ NEGLIGIBLE_GAP = 0.25  # however small it was before
 COLLAPSED = 0.5  # of the reference's diversity
 OVERSTRETCHED = 1.5  # times the reference's contrast
 WORSE = 1.1  # times the value at the start: less is noise
+SATURATED = 0.25  # share of values at the data's limits above the reference's
+UNERRING = 0.98  # share of examples of which a critic is right, in two records running
 EXCESSIVE = 0.05  # mean distance beyond the data's limits above the reference's, in half ranges
 
 
 class Alarm(NamedTuple):
-    """The kind of alarm (divergence, collapse or saturation) and the line that describes it."""
+    """The kind of alarm (divergence, collapse, saturation or victory) and the line that describes it."""
 
     kind: str
     message: str
@@ -31,7 +33,7 @@ def alarms(record: Mapping[str, Any], earlier: Sequence[Mapping[str, Any]], *, l
     """
     if not earlier:
         return []
-    found = [divergence(record, earlier)]
+    found = [divergence(record, earlier), victory(record, earlier[-1])]
     if record["samples"] is not None:
         start = earlier[0]["samples"] or record["samples"]
         found += [collapse(record, start, last=last), saturation(record, start, last=last)]
@@ -53,6 +55,20 @@ def divergence(record: Mapping[str, Any], earlier: Sequence[Mapping[str, Any]]) 
     )
 
 
+def victory(record: Mapping[str, Any], before: Mapping[str, Any]) -> Alarm | None:
+    """A critic is always right: what it says of a sample no longer tells the student where to go."""
+    for role, own in record.get("critics", {}).items():
+        earlier = before.get("critics", {}).get(role)
+        if earlier is None or min(own["accuracy"], earlier["accuracy"]) < UNERRING:
+            continue
+        return Alarm(
+            "victory",
+            f"victory of the {role} in {place(record)}: it is right of {own['accuracy']:.1%} of real and generated "
+            f"examples; lower stage.training.roles.{role}.learning_rate, or use more r1 or noise where it judges",
+        )
+    return None
+
+
 def collapse(record: Mapping[str, Any], start: Mapping[str, Any], *, last: bool) -> Alarm | None:
     """Samples of one class are too similar."""
     diversity, (whose, wanted) = record["samples"]["diversity"], reference(record, "diversity")
@@ -68,10 +84,11 @@ def collapse(record: Mapping[str, Any], start: Mapping[str, Any], *, last: bool)
 
 
 def saturation(record: Mapping[str, Any], start: Mapping[str, Any], *, last: bool) -> Alarm | None:
-    """Samples have too much contrast, or lie beyond the data's range."""
+    """Samples have too much contrast, lie beyond the data's range, or too often at its limits."""
     for name, text, factor, margin in (
         ("contrast", "the contrast of samples is {:.3g}, of {} {:.3g}", OVERSTRETCHED, 0.0),
         ("excess", "samples lie {:.3g} half ranges beyond the data on average, {} {:.3g}", 1.0, EXCESSIVE),
+        ("saturation", "{:.1%} of values lie at the data's limits, of {} {:.1%}", 1.0, SATURATED),
     ):
         value, (whose, wanted) = record["samples"][name], reference(record, name)
         if value is None or wanted is None:

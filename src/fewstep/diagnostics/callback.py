@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fewstep.data.batches import Data
 from fewstep.diagnostics.alarms import alarms
+from fewstep.diagnostics.critics import critics, gradient_ratios
 from fewstep.diagnostics.file import DiagnosticsFile, log_record
 from fewstep.diagnostics.gaps import ProbeErrors, gap, probe_errors
 from fewstep.diagnostics.gradients import gradient_norm_by_part
@@ -104,6 +105,8 @@ class Diagnostics(Callback):
                 **self.samples(module),
                 "data": self.data_statistics,
                 **gradient_norms(module, trainer.global_step),
+                "gradient_ratio": gradient_ratios(module),
+                "critics": critics(module),
             }
         if trainer.is_global_zero:
             self.write(trainer, finite(record), last=trainer.global_step >= module.training_plan.num_steps)

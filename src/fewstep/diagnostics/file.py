@@ -88,6 +88,9 @@ def row_of(record: Mapping[str, Any]) -> dict[str, float]:
     found |= {names.gradient_norm_of(part): norm for part, norm in (record["gradient_norm"] or {}).items()}
     by_role = record.get("gradient_norm_by_role") or {}  # absent in older files
     found |= {names.gradient_norm_of(f"role/{role}"): norm for role, norm in by_role.items()}
+    found |= {names.gradient_ratio_of(role): ratio for role, ratio in record.get("gradient_ratio", {}).items()}
+    for role, statistics in record.get("critics", {}).items():
+        found |= {names.of_critic(role, name): value for name, value in statistics.items()}
     return {name: value for name, value in found.items() if value is not None}
 
 

@@ -1,5 +1,6 @@
 """Methods of training and distillation, each one object; README.md here says which paper each is from."""
 
+from fewstep.methods.add import ADD
 from fewstep.methods.base import Method, Networks, Parent, Phase, Regression
 from fewstep.methods.boot import Boot
 from fewstep.methods.consistency import Consistency
@@ -14,6 +15,7 @@ from fewstep.methods.guidance import Guidance
 from fewstep.methods.guidance_range import GuidanceRange
 from fewstep.methods.ict import ImprovedConsistency
 from fewstep.methods.knowledge_distillation import KnowledgeDistillation
+from fewstep.methods.ladd import LADD
 from fewstep.methods.lcm import LatentConsistency
 from fewstep.methods.meanflow import MeanFlow
 from fewstep.methods.o2mkd import O2MKD
@@ -31,9 +33,11 @@ from fewstep.methods.tract import Tract
 from fewstep.methods.training import Training
 
 __all__ = [
+    "ADD",
     "DDIL",
     "DMD2",
     "DPDMD",
+    "LADD",
     "O2MKD",
     "PID",
     "RDD",

@@ -13,8 +13,10 @@ from fewstep.data.batch import Batch
 from fewstep.diffusion.prediction import Condition, Denoise, Prediction, diffuse
 from fewstep.diffusion.sampling import GuidanceKind, Sampling
 from fewstep.diffusion.schedule import Images, Schedule
+from fewstep.methods.critic import CRITIC
 from fewstep.methods.draws import Draws
 from fewstep.methods.guidance_range import GuidanceRange, chosen_weights
+from fewstep.methods.judge import JudgeSettings
 from fewstep.methods.losses import Loss, regress
 from fewstep.methods.training import STUDENT, Training
 from fewstep.networks import Denoiser
@@ -192,8 +194,18 @@ class Method(ABC):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Regression(Method):
-    """A method whose student regresses to a target at noised data."""
+class Regression(JudgeSettings, Method):
+    """A method whose student regresses to a target at noised data; a judge may tell the two apart (`JudgeSettings`)."""
+
+    optional_roles: ClassVar[tuple[str, ...]] = (CRITIC,)
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        return (STUDENT, *self.judge_roles)
+
+    def networks(self, nets: Networks, stream: str) -> Networks:
+        nets = super().networks(nets, stream)
+        return replace(nets, trained={**nets.trained, **self.judge_networks(nets.teacher, stream)})
 
     @property
     def metric_name(self) -> str:
@@ -219,7 +231,18 @@ class Regression(Method):
         with torch.no_grad():
             target = self.target(noised, t=t, label=label, w=w, nets=nets, phase=phase)
         prediction = nets.student(noised.z, noised.log_snr, label, w)
-        return self.compare(prediction, target, t=t, w=w, label=label, nets=nets, draws=draws, step=step)
+        losses = self.compare(prediction, target, t=t, w=w, label=label, nets=nets, draws=draws, step=step)
+        return self.judged(
+            losses,
+            prediction.x,
+            target=target.x,
+            data=x,
+            trained=nets.trained,
+            schedule=nets.schedule,
+            label=label,
+            guidance_weight=self.training.guidance_weight,
+            draws=draws,
+        )
 
     def compare(
         self,

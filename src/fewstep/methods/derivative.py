@@ -10,8 +10,9 @@ from torch.autograd import forward_ad
 from fewstep.diffusion.schedule import Batch, Images
 
 Derivative = Literal["jvp", "finite_difference"]
-# Of the angle, in finite differences: more than the shortest wavelength of a network's sinusoids of time (2 pi / 1000 of t),
-# whose derivative is noise to what the network learnt. The exact derivative makes small networks diverge.
+# Of the angle, in finite differences: more than the shortest wavelength of a network's sinusoids of time, 2 pi / 1000
+# of t, whose derivative is noise to what the network learnt. With the exact derivative small networks diverge at the
+# learning rates that they need (docs/methods.md).
 STEP = 2e-2
 
 

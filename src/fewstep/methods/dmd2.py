@@ -4,23 +4,20 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import torch
-from jaxtyping import Float
-from torch import Tensor, nn
 
 from fewstep.diffusion.distribution import Divergence, divergence_weight, matching_direction
 from fewstep.diffusion.prediction import Condition, Prediction, diffuse
 from fewstep.diffusion.schedule import Images
 from fewstep.distributed.collectives import all_gather_rows
 from fewstep.methods.base import Networks, Times, Weights
+from fewstep.methods.critic import CRITIC, Critic
 from fewstep.methods.draws import Draws
 from fewstep.methods.fake_score import FAKE, FakeScore
 from fewstep.methods.guidance_range import GuidanceRange
-from fewstep.methods.losses import Loss, frozen, judge, judge_generated, pull
+from fewstep.methods.losses import Loss, Verdict, frozen, judge, judge_generated, pull
 from fewstep.networks import Denoiser
-from fewstep.networks.features import MiddleFeatures
 from fewstep.system.seeds import reseed, seed_for
 
-CRITIC = "critic"
 BINS = 10  # of t, in each of which the weights of a divergence have the mean 1
 
 
@@ -124,7 +121,8 @@ class DMD2(FakeScore):
         generated = critic()
         real = diffuse(x=data, eps=draws.normal(), log_snr=noised.log_snr)
         self.fake_score(nets, level)(real.z, real.log_snr, label, w)
-        return {CRITIC: Loss(self.critic_weight * judge(critic(), generated), t, w)}
+        verdict = Verdict(real=critic(), generated=generated)
+        return {CRITIC: Loss(self.critic_weight * judge(*verdict), t, w, verdict)}
 
     def student_loss(
         self, x: Images, nets: Networks, draws: Draws, label: Condition, w: Weights, *, level: Times
@@ -168,20 +166,3 @@ def balanced(weight: Float[Tensor, "batch"], t: Times) -> Float[Tensor, "batch"]
     zeros = weight.new_zeros(BINS)
     mean = zeros.index_add(0, bins, everyone) / zeros.index_add(0, bins, torch.ones_like(everyone)).clamp(min=1)
     return weight / mean[(t * BINS).long().clamp(max=BINS - 1)]
-
-
-class Critic(nn.Module):
-    """A head on a denoiser's features in the middle: one logit an example, high for data.
-
-    Args:
-        denoiser: the fake score, whose latest call it judges.
-    """
-
-    def __init__(self, denoiser: Denoiser) -> None:
-        super().__init__()
-        self.features = MiddleFeatures(denoiser)
-        width = self.features.channels
-        self.head = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, 1))
-
-    def forward(self) -> Float[Tensor, "batch"]:
-        return self.head(self.features.pooled())[:, 0]

@@ -5,13 +5,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fewstep.diffusion.prediction import Clipped, Denoise
+from fewstep.diffusion.prediction import Denoise
 from fewstep.methods.base import Networks
 from fewstep.methods.losses import Loss
 from fewstep.methods.training import STUDENT
 from fewstep.networks import Denoiser
-from fewstep.networks.features import MiddleFeatures
-from fewstep.networks.memory import denoisers_in
+from fewstep.networks.features import MiddleFeatures, network_of
 from fewstep.system.seeds import reseed, seed_for
 
 PROJECTION = "projection"  # the role of what feature matching trains beside the student
@@ -44,21 +43,6 @@ class FeatureMatching(nn.Module):
         """The error of the latest calls, one number an example."""
         own, goal = self.student.take(), self.teacher.take().detach()
         return relative_error(self.projection, own, goal[: len(own)])
-
-
-def network_of(teacher: Denoise | None, setting: str) -> Denoiser:
-    """The network of a teacher whose features are wanted by `setting`, a weight.
-
-    Raises:
-        ValueError: the teacher is no network, or is clipped.
-    """
-    networks = list(denoisers_in(teacher))
-    if isinstance(teacher, Clipped) or len(networks) != 1:
-        raise ValueError(
-            f"{setting} needs the features of a trained teacher, and this one is exact or clipped; use {setting}=0, or "
-            "a trained teacher with stage.clip_target=false"
-        )
-    return networks[0]
 
 
 def with_feature_loss(losses: dict[str, Loss], nets: Networks, weight: float) -> dict[str, Loss]:

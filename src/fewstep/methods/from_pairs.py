@@ -1,7 +1,7 @@
 """What students of stored pairs share: noise, and the sample that a teacher makes from it in several steps."""
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Float
@@ -10,13 +10,15 @@ from torch import Tensor
 from fewstep.data.batch import Pairs
 from fewstep.diffusion.prediction import Prediction, diffuse, interpret
 from fewstep.methods.base import GuidedStudentSettings, Method, Networks, Phase, Times
+from fewstep.methods.critic import CRITIC
 from fewstep.methods.draws import Draws
+from fewstep.methods.judge import JudgeSettings
 from fewstep.methods.losses import Loss, regress
 from fewstep.methods.training import STUDENT
 
 
 @dataclass(frozen=True, kw_only=True)
-class FromPairs(GuidedStudentSettings, Method):
+class FromPairs(GuidedStudentSettings, JudgeSettings, Method):
     """A regression to pairs (noise, w, label) -> sample, which the phase's teacher makes before it trains.
 
     Making them costs `teacher_steps` evaluations of the teacher a pair, and counts: in the card, and of a budget in
@@ -32,6 +34,8 @@ class FromPairs(GuidedStudentSettings, Method):
         ValueError: no pairs, or fewer than one step.
     """
 
+    optional_roles: ClassVar[tuple[str, ...]] = (CRITIC,)
+
     teacher_steps: int
     num_pairs: int
     store: str | None = None
@@ -46,6 +50,14 @@ class FromPairs(GuidedStudentSettings, Method):
     def inputs(self) -> Literal["pairs"]:
         return "pairs"
 
+    @property
+    def roles(self) -> tuple[str, ...]:
+        return (STUDENT, *self.judge_roles)
+
+    def networks(self, nets: Networks, stream: str) -> Networks:
+        nets = super().networks(nets, stream)
+        return replace(nets, trained={**nets.trained, **self.judge_networks(nets.teacher, stream)})
+
     def times(self, phase: Phase) -> Float[Tensor, "times"] | None:
         return phase.sampling.grid() if phase.num_steps == 1 else None
 
@@ -59,7 +71,17 @@ class FromPairs(GuidedStudentSettings, Method):
         if nets.student.training:
             draws.separate_ranks()
         prediction = nets.student(truth.z, truth.log_snr, batch.label, batch.w)
-        return {STUDENT: regress(prediction, truth, self.training, t=t, w=batch.w)}
+        return self.judged(
+            {STUDENT: regress(prediction, truth, self.training, t=t, w=batch.w)},
+            prediction.x,
+            target=batch.x,
+            data=batch.x,
+            trained=nets.trained,
+            schedule=nets.schedule,
+            label=batch.label,
+            guidance_weight=self.training.guidance_weight,
+            draws=draws,
+        )
 
 
 def between(pairs: Pairs, nets: Networks, t: Times) -> Prediction:

@@ -10,11 +10,11 @@ from fewstep.diffusion.prediction import Condition, Prediction
 from fewstep.diffusion.sampling import Sampling
 from fewstep.diffusion.schedule import CosineSchedule
 from fewstep.methods.base import Networks, Parent, Phase, Regression, StudentSettings, Times, Weights
+from fewstep.methods.critic import CRITIC
 from fewstep.methods.draws import Draws
 from fewstep.methods.feature_matching import PROJECTION, FeatureMatching, with_feature_loss
 from fewstep.methods.guidance_range import Draw, GuidanceRange
 from fewstep.methods.losses import Loss
-from fewstep.methods.training import STUDENT
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +32,7 @@ class Guidance(StudentSettings, Regression):
     """
 
     paper: ClassVar[str] = "Meng et al. 2023 (2210.03142), stage one"
-    optional_roles: ClassVar[tuple[str, ...]] = (PROJECTION,)
+    optional_roles: ClassVar[tuple[str, ...]] = (PROJECTION, CRITIC)
     certainty: ClassVar[str] = "sure: the formula; loss weights and draws of w are ours to choose"
 
     w_min: float
@@ -57,7 +57,7 @@ class Guidance(StudentSettings, Regression):
 
     @property
     def roles(self) -> tuple[str, ...]:
-        return (STUDENT, PROJECTION) if self.feature_matching else (STUDENT,)
+        return (*super().roles, PROJECTION) if self.feature_matching else super().roles
 
     def parent(self) -> Parent:
         return Parent(guidance=("two_evaluations",))
@@ -73,7 +73,9 @@ class Guidance(StudentSettings, Regression):
         if not self.feature_matching:
             return nets
         assert nets.teacher is not None, "a guided student has a teacher"
-        return replace(nets, trained={PROJECTION: FeatureMatching.between(nets.student, nets.teacher, stream)})
+        return replace(
+            nets, trained={**nets.trained, PROJECTION: FeatureMatching.between(nets.student, nets.teacher, stream)}
+        )
 
     def losses(self, batch: Batch, nets: Networks, draws: Draws, *, step: int, phase: Phase) -> dict[str, Loss]:
         return with_feature_loss(

@@ -11,13 +11,13 @@ from torch.nn.functional import log_softmax, normalize
 from fewstep.diffusion.prediction import Condition, Prediction, diffuse
 from fewstep.distributed.collectives import all_gather_rows, all_gather_rows_with_gradient
 from fewstep.methods.base import Networks, Times, Weights
+from fewstep.methods.critic import CRITIC
 from fewstep.methods.draws import Draws
-from fewstep.methods.feature_matching import network_of
 from fewstep.methods.losses import Loss
 from fewstep.methods.progressive import Progressive
 from fewstep.methods.training import STUDENT
 from fewstep.networks import Denoiser
-from fewstep.networks.features import MiddleFeatures
+from fewstep.networks.features import MiddleFeatures, network_of
 from fewstep.system.seeds import reseed, seed_for
 
 HEAD = "head"  # the role of the projection that the memory is compared through
@@ -55,7 +55,7 @@ class RDD(Progressive):
     """
 
     paper: ClassVar[str] = "Feng et al. 2024 (2410.07679)"
-    optional_roles: ClassVar[tuple[str, ...]] = (HEAD,)
+    optional_roles: ClassVar[tuple[str, ...]] = (HEAD, CRITIC)
     certainty: ClassVar[str] = (
         "the losses are sure, read in the authors' code; ours: the teacher's own features in the place of a "
         "classifier's, the head's layers, w as an input"
@@ -85,14 +85,15 @@ class RDD(Progressive):
 
     @property
     def roles(self) -> tuple[str, ...]:
-        return (STUDENT, HEAD) if self.features else (STUDENT,)
+        return (STUDENT, *((HEAD,) if self.features else ()), *self.judge_roles)
 
     def networks(self, nets: Networks, stream: str) -> Networks:
         nets = super().networks(nets, stream)
         if not self.features:
             return nets
         reseed(seed_for(stream, HEAD), torch.device("cpu"))
-        return replace(nets, trained={HEAD: Memory(network_of(nets.teacher, "stage.features"), self.queue)})
+        memory = Memory(network_of(nets.teacher, "stage.features"), self.queue)
+        return replace(nets, trained={HEAD: memory, **nets.trained})
 
     def compare(
         self,

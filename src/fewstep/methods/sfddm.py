@@ -10,12 +10,12 @@ from fewstep.data.batch import Batch
 from fewstep.diffusion.prediction import Condition, Prediction
 from fewstep.diffusion.sampling import Sampling
 from fewstep.methods.base import GuidedStudentSettings, Networks, Parent, Phase, Regression, Times, Weights
+from fewstep.methods.critic import CRITIC
 from fewstep.methods.draws import Draws
-from fewstep.methods.feature_matching import PROJECTION, network_of, with_feature_loss
+from fewstep.methods.feature_matching import PROJECTION, with_feature_loss
 from fewstep.methods.losses import Loss
-from fewstep.methods.training import STUDENT
 from fewstep.networks import Denoiser
-from fewstep.networks.features import LastFeatures
+from fewstep.networks.features import LastFeatures, network_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +36,7 @@ class SFDDM(GuidedStudentSettings, Regression):
     """
 
     paper: ClassVar[str] = "Hong et al. 2024 (2405.14961)"
-    optional_roles: ClassVar[tuple[str, ...]] = (PROJECTION,)
+    optional_roles: ClassVar[tuple[str, ...]] = (PROJECTION, CRITIC)
     certainty: ClassVar[str] = (
         "sure: read in the authors' code; w, levels that reach t = 1, outputs compared in v and the projection are ours"
     )
@@ -60,7 +60,7 @@ class SFDDM(GuidedStudentSettings, Regression):
 
     @property
     def roles(self) -> tuple[str, ...]:
-        return (STUDENT, PROJECTION) if self.features else (STUDENT,)
+        return (*super().roles, PROJECTION) if self.features else super().roles
 
     def parent(self) -> Parent:
         return Parent(guidance=("input",))
@@ -73,7 +73,7 @@ class SFDDM(GuidedStudentSettings, Regression):
         if not self.features:
             return nets
         teacher = network_of(nets.teacher, "stage.features")
-        return replace(nets, trained={PROJECTION: LastFeatureError(nets.student, teacher)})
+        return replace(nets, trained={**nets.trained, PROJECTION: LastFeatureError(nets.student, teacher)})
 
     def times(self, phase: Phase) -> Float[Tensor, "times"]:
         return phase.sampling.grid()

@@ -6,9 +6,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from fewstep.diffusion.prediction import Clipped, Denoise
 from fewstep.networks.denoiser import Denoiser, arguments_of
+from fewstep.networks.memory import denoisers_in
 from fewstep.networks.routed import Routed
-from fewstep.networks.smaller import middle
+from fewstep.networks.smaller import blocks, middle
 
 
 class MiddleFeatures:
@@ -22,10 +24,7 @@ class MiddleFeatures:
     """
 
     def __init__(self, denoiser: Denoiser) -> None:
-        if isinstance(denoiser.network, Routed):
-            raise ValueError(
-                "features must be of one network, and this model has several; leave them out, or use another parent"
-            )
+        require_one_network(denoiser)
         self._latest: Tensor | None = None
         self._watch(denoiser)
         call_once(denoiser)
@@ -43,10 +42,16 @@ class MiddleFeatures:
         assert features is not None, "the network has not been called since its features were taken"
         return features.movedim(1, -1) if features.ndim == 4 else features
 
-    def pooled(self) -> Float[Tensor, "batch channels"]:
-        """The features of the latest call, their mean over places."""
-        features = self.take()
-        return features.flatten(1, -2).mean(1) if features.ndim > 2 else features
+
+class BlockFeatures(MiddleFeatures):
+    """The output of one block of a denoiser's network, see `blocks`, at its latest call."""
+
+    def __init__(self, denoiser: Denoiser, block: nn.Module) -> None:
+        self._block = block
+        super().__init__(denoiser)
+
+    def _watch(self, denoiser: Denoiser) -> None:
+        self._block.register_forward_hook(self._keep)
 
 
 class LastFeatures(MiddleFeatures):
@@ -62,6 +67,24 @@ class LastFeatures(MiddleFeatures):
         called[-1].register_forward_pre_hook(lambda module, arguments: self._keep(module, (), arguments[0]))
 
 
+def block_features(denoiser: Denoiser) -> list[BlockFeatures]:
+    """Those of each block of the network, from its first to its last.
+
+    Raises:
+        ValueError: the model has several networks.
+    """
+    require_one_network(denoiser)
+    return [BlockFeatures(denoiser, block) for block in blocks(denoiser.network)]
+
+
+def require_one_network(denoiser: Denoiser) -> None:
+    """Refuse a model of several networks, which has no features of each example in one place."""
+    if isinstance(denoiser.network, Routed):
+        raise ValueError(
+            "features must be of one network, and this model has several; leave them out, or use another parent"
+        )
+
+
 @torch.no_grad()
 def call_once(denoiser: Denoiser) -> None:
     """Call a denoiser on one empty example without a condition."""
@@ -71,3 +94,18 @@ def call_once(denoiser: Denoiser) -> None:
     nothing = torch.zeros(1, device=weight.device)
     z = nothing.new_zeros(1, *arguments_of(denoiser.network)["shape"])
     denoiser(z, nothing, label, nothing, extra=dict.fromkeys(denoiser.extra_inputs, nothing))
+
+
+def network_of(teacher: Denoise | None, setting: str, none: str = "0") -> Denoiser:
+    """The network of a teacher whose features are wanted by `setting`, which is switched off by `none`.
+
+    Raises:
+        ValueError: the teacher is no network, or is clipped.
+    """
+    networks = list(denoisers_in(teacher))
+    if isinstance(teacher, Clipped) or len(networks) != 1:
+        raise ValueError(
+            f"{setting} needs the features of a trained teacher, and this one is exact or clipped; use "
+            f"{setting}={none}, or a trained teacher with stage.clip_target=false"
+        )
+    return networks[0]

@@ -59,3 +59,19 @@ def middle(network: nn.Module) -> nn.Module:
             return blocks.get_submodule(str(len(list(blocks.children())) // 2))
         case _:
             return network.get_submodule("unet.mid_block")
+
+
+def blocks(network: nn.Module) -> list[nn.Module]:
+    """The modules whose outputs are a network's features from its first block to its last.
+
+    The blocks of a U-Net or of a stack; in an MLP the normalisations after its blocks.
+    """
+    match type(network).__name__:
+        case "ResidualMLP":
+            norms = [*network.get_submodule("norms").children()]
+            return [*norms[1:], network.get_submodule("outward.0")]
+        case "DiT":
+            return [*network.get_submodule("transformer.transformer_blocks").children()]
+        case _:
+            down, up = (network.get_submodule(f"unet.{side}_blocks").children() for side in ("down", "up"))
+            return [*down, network.get_submodule("unet.mid_block"), *up]

@@ -92,12 +92,18 @@ def step_errors(records: Sequence[Record]) -> Points:
     return [(step["t"], step["error"]) for step in records[-1]["step_errors"]]
 
 
+def critic_accuracy(record: Record) -> float | None:
+    """Of the first critic, where there is one; 1/2 where it cannot tell samples from real ones."""
+    return next((own["accuracy"] for own in record.get("critics", {}).values()), None)
+
+
 # Title, labels of the axes, and the points of a rung's line from the rung's records.
 PANELS: tuple[tuple[str, str, str, Callable[[Sequence[Record]], Points]], ...] = (
     ("gap over training", IMAGES_SEEN, "gap", partial(over_images, lambda record: record["gap"])),
     ("gap by t, at the end", "t", "gap", partial(gap_by, "t")),
     ("gap by w, at the end", "w", "gap", partial(gap_by, "w")),
     ("one step on its own path", "t", "error", step_errors),
+    ("accuracy of the critic", IMAGES_SEEN, "accuracy", partial(over_images, critic_accuracy)),
     *(
         (f"drift of {name}", IMAGES_SEEN, "drift", partial(over_images, partial(drift, name=name)))
         for name in ("contrast", "saturation", "diversity")
@@ -108,7 +114,7 @@ PANELS: tuple[tuple[str, str, str, Callable[[Sequence[Record]], Points]], ...] =
 def charts(
     by_rung: Mapping[int | None, Sequence[Record]], colour: Mapping[int | None, str]
 ) -> list[tuple[str, Markup]]:
-    """(title, chart) of each panel of which any value is known, a line per rung; drifts alone are not logarithmic."""
+    """(title, chart) of each panel of which any value is known, a line per rung; drifts and shares not logarithmic."""
     found = []
     for title, x, y, points in PANELS:
         lines = {}
@@ -116,7 +122,7 @@ def charts(
             if known := [(at, value) for at, value in points(records) if value is not None]:
                 lines[rung] = known
         if lines:
-            found.append((title, line_chart(lines, colour, x, y, log=y != "drift")))
+            found.append((title, line_chart(lines, colour, x, y, log=y not in ("drift", "accuracy"))))
     return found
 
 
@@ -141,6 +147,7 @@ def gradients(records: Iterable[Record]) -> list[tuple[str, list[float | None]]]
     norms = [
         (record["gradient_norm"] or {})
         | {f"{role}, as a whole": norm for role, norm in (record.get("gradient_norm_by_role") or {}).items()}
+        | {f"{role}, over the student's": ratio for role, ratio in record.get("gradient_ratio", {}).items()}
         for record in records
     ]
     return [(part, [own.get(part) for own in norms]) for part in dict.fromkeys(part for own in norms for part in own)]

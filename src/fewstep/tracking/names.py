@@ -63,6 +63,16 @@ def gradient_norm_of(part: str) -> str:
     return f"diagnostics/gradient_norm/{part}"
 
 
+def gradient_ratio_of(role: str) -> str:
+    """The gradient's norm of a role over the student's."""
+    return f"diagnostics/gradient_ratio/{role}"
+
+
+def of_critic(role: str, statistic: str) -> str:
+    """A statistic of a critic."""
+    return f"diagnostics/{role}/{statistic}"
+
+
 def span(low: float, high: float) -> str:
     """A bin as "0.125-0.25", or as its one value."""
     return f"{low:.3g}" if low == high else f"{low:.3g}-{high:.3g}"

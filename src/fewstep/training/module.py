@@ -19,7 +19,7 @@ from fewstep.distributed.collectives import all_gather_rows, all_reduce_and, wor
 from fewstep.distributed.sharding import full_scalar, gather_full_model, shard_module
 from fewstep.methods.base import Method, Networks, Phase
 from fewstep.methods.draws import Draws
-from fewstep.methods.losses import Loss
+from fewstep.methods.losses import Loss, Verdict
 from fewstep.methods.training import STUDENT, Training
 from fewstep.networks import Denoiser
 from fewstep.networks.adapter import trained_parameters
@@ -82,6 +82,7 @@ class DistillationModule(lightning.LightningModule):
         self.gradient_norms: dict[str, Tensor] = {}
         self.student_updates = 0
         self.evaluations = 0  # of networks, on this process
+        self.verdicts: dict[str, Verdict] = {}  # of critics in the latest step, on the device
         self._recent: deque[StepRecord] = deque(maxlen=CHECK_EVERY)
 
     def list_weights(self) -> None:
@@ -110,8 +111,9 @@ class DistillationModule(lightning.LightningModule):
         before = self.evaluated
         losses = self.losses_at(self.global_step, batch)
         self.evaluations += self.evaluated - before
-        detached = {role: Loss(loss.error.detach(), loss.t, loss.w) for role, loss in losses.items()}
+        detached = {role: loss.detach() for role, loss in losses.items()}
         self._recent.append(StepRecord(self.global_step, detached))
+        self.verdicts |= {role: loss.verdict for role, loss in detached.items() if loss.verdict is not None}
         return sum((loss.error.mean() for loss in losses.values()), torch.zeros((), device=self.device))
 
     def losses_at(self, step: int, batch: Batch | Pairs) -> Mapping[str, Loss]:
