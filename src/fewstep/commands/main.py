@@ -61,11 +61,24 @@ def sample(
         str | None,
         typer.Option(help="deterministic, stochastic, ancestral or renoise; default: the model's own."),
     ] = None,
+    base: Annotated[
+        Path | None,
+        typer.Option(metavar="TEACHER", help="A model that takes the first steps, for the diversity of its samples."),
+    ] = None,
+    base_steps: Annotated[
+        int | None, typer.Option(help="Steps of the base, in place of the first of MODEL's [1].")
+    ] = None,
+    base_w: Annotated[
+        float | None, typer.Option(help="Guidance weight of the base [0, the most diverse: one evaluation a step].")
+    ] = None,
+    base_level: Annotated[
+        int | None, typer.Option(help="Steps of MODEL that those of the base stand in for [1].")
+    ] = None,
     autoencoder: tasks.AutoencoderFolder = None,
     text_encoder: tasks.TextEncoderFolder = None,
     outputs: Outputs = OUTPUTS,
 ) -> None:
-    """Draw images.
+    """Draw images; with --base, diversity distillation: the first steps by another model, the rest by this one.
 
     Example: fewstep sample outputs/digits/progressive/TIME/model-4.safetensors --w 2 --label 3 --out threes.png
     """
@@ -80,21 +93,23 @@ def sample(
     requested = requested_conditions(loaded, label, prompt or [], num)
     labels = loaded.condition(requested)
     w = tasks.chosen_w(loaded, w)
+    first = tasks.opened_base(base, base_steps, base_w, base_level)
     start = time.perf_counter()
     prompts = [str(each) for each in requested] if prompt else None
     if out.suffix == ".npz":
-        batches = loaded.batches(labels, steps=steps, w=w, seed=seed, sampler=sampler)
+        batches = loaded.batches(labels, steps=steps, w=w, seed=seed, sampler=sampler, base=first)
         save_batches(batches, num, loaded.card.data.pixels, out, labels=prompts or labels.tolist())
         seconds = time.perf_counter() - start
     else:
-        x = loaded.sample(labels, steps=steps, w=w, seed=seed, sampler=sampler)
+        x = loaded.sample(labels, steps=steps, w=w, seed=seed, sampler=sampler, base=first)
         seconds = time.perf_counter() - start
         save_images(x, labels, loaded.card.data.pixels, out, prompts=prompts)
     used = loaded.default_steps if steps is None else steps
-    typer.echo(
-        f"{out}: {num} images, {used} steps of {loaded.evaluations_per_step} evaluation(s), "
-        f"{tasks.guidance_words(loaded, w)}, {num / seconds:,.0f} images/s"
-    )
+    words = f"{used - (first.level if first else 0)} steps of {loaded.evaluations_per_step} evaluation(s)"
+    if first is not None:
+        own = f"{first.steps} step(s) of the base, {first.first_steps.evaluations} evaluation(s) at w = {first.w:g}"
+        words = f"{own}, then {words}"
+    typer.echo(f"{out}: {num} images, {words}, {tasks.guidance_words(loaded, w)}, {num / seconds:,.0f} images/s")
 
 
 def requested_conditions(model: "Model", label: int | None, prompts: list[str], num: int) -> list[int] | list[str]:

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from fewstep.diffusion.prediction import Condition
+    from fewstep.inference.base import Base
     from fewstep.inference.image_io import LoadedImages
     from fewstep.inference.model import Model
 
@@ -57,6 +58,20 @@ AutoencoderFolder = Annotated[
     typer.Option(help="Folder of a latent model's autoencoder, if it has moved."),
 ]
 TextEncoderFolder = Annotated[Path | None, typer.Option(help="Folder of a text model's encoder, if it has moved.")]
+
+
+def opened_base(file: Path | None, steps: int | None, w: float | None, level: int | None) -> "Base | None":
+    """The base of a sample, None for none; refuses settings of a base that there is not."""
+    given = {"steps": steps, "w": w, "level": level}
+    given = {name: value for name, value in given.items() if value is not None}
+    if file is None:
+        if given:
+            raise ValueError(f"--base-{next(iter(given))} is of a base, and there is none: give --base TEACHER too")
+        return None
+    import fewstep
+    from fewstep.artifacts.lineage import only_model
+
+    return fewstep.Base(fewstep.load(only_model(file, "--base") if file.is_dir() else file), **given)
 
 
 def edit(
