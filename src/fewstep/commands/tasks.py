@@ -69,9 +69,16 @@ def opened_base(file: Path | None, steps: int | None, w: float | None, level: in
             raise ValueError(f"--base-{next(iter(given))} is of a base, and there is none: give --base TEACHER too")
         return None
     import fewstep
+
+    return fewstep.Base(opened_model(file, "--base"), **given)
+
+
+def opened_model(path: Path, option: str) -> "Model":
+    """The model file, or the only one of the run folder, that an option names."""
+    import fewstep
     from fewstep.artifacts.lineage import only_model
 
-    return fewstep.Base(fewstep.load(only_model(file, "--base") if file.is_dir() else file), **given)
+    return fewstep.load(only_model(path, option) if path.is_dir() else path)
 
 
 def edit(
@@ -300,6 +307,15 @@ def both_ways(model: "Model", encoder: "Model | None", steps: int | None, encode
     there = encoding.default_steps if encode_steps is None else encode_steps
     back = model.default_steps if steps is None else steps
     return f"{there} x {encoding.evaluations_per_step} + {back} x {model.evaluations_per_step}"
+
+
+def requested_conditions(model: "Model", label: int | None, prompts: list[str], num: int) -> list[int] | list[str]:
+    """`num` classes or prompts, in turn; refuses a label and prompts, and neither for a model of text."""
+    if prompts and one_of(label, prompts[0]):
+        return [prompts[number % len(prompts)] for number in range(num)]
+    if model.card.data.text is not None and label is None:
+        raise ValueError("this model takes prompts: give --prompt 'a photograph of a temple'")
+    return [number % model.card.data.num_classes if label is None else label for number in range(num)]
 
 
 def chosen_w(model: "Model", w: float | None) -> float:

@@ -19,9 +19,10 @@ from fewstep.estimate.phases import Watching, build_module, fresh_parent, shape_
 from fewstep.estimate.shapes import footprint_of, shapes_only, size, training_examples
 from fewstep.estimate.table import Estimate, Row, show
 from fewstep.estimate.trial import Trial, seconds_per_evaluation, seconds_per_judged_image, try_phase
+from fewstep.evaluation.candidate import Candidate
 from fewstep.evaluation.evaluator import Evaluator
 from fewstep.evaluation.features import INCEPTION_WEIGHTS
-from fewstep.evaluation.grid import Candidate, EvaluationPlan
+from fewstep.evaluation.grid import EvaluationPlan
 from fewstep.inference.model import Model
 from fewstep.methods.base import Method, Phase
 from fewstep.networks.memory import denoisers_in

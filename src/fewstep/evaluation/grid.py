@@ -14,14 +14,13 @@ from torch import Tensor
 from fewstep.artifacts.quality_file import QualityRow
 from fewstep.data.facts import DataFacts
 from fewstep.diffusion.guidance import Guided
-from fewstep.diffusion.hybrid import FirstSteps
 from fewstep.diffusion.mixture import GaussianMixture
-from fewstep.diffusion.prediction import Condition, Denoise
+from fewstep.diffusion.prediction import Condition
 from fewstep.diffusion.sampler import SAMPLERS, TOLD_THE_END, integrate, sample
-from fewstep.diffusion.sampling import Sampling
 from fewstep.diffusion.schedule import Schedule
 from fewstep.distributed.collectives import all_gather_rows, local_slice, on_main_process, world_size
 from fewstep.evaluation.baselines import SOLVERS, sample_with
+from fewstep.evaluation.candidate import Candidate
 from fewstep.evaluation.energy import energy_distance
 from fewstep.evaluation.features import FeatureExtractor
 from fewstep.evaluation.images import EvaluationImages, evaluation_tensor
@@ -48,6 +47,7 @@ class EvaluationPlan:
         batch_size: images sampled at a time. seed: of the starting noise.
         base_steps: of the teacher, in place of the first step of each few-step student of two steps or more, which is
             then judged so too, as "NAME + base"; 0: not. base_w: the teacher's guidance weight in them.
+        trace_images: whose predicted x is drawn at every step, beside its distance to the final image; 0: none.
 
     Raises:
         ValueError: an empty list, or a value outside its range.
@@ -63,6 +63,7 @@ class EvaluationPlan:
     seed: int = 0
     base_steps: int = 0
     base_w: float = 0.0
+    trace_images: int = 8
 
     def __post_init__(self) -> None:
         if self.num_images < 1 or self.batch_size < 1:
@@ -74,72 +75,12 @@ class EvaluationPlan:
         steps = (self.teacher_steps, self.guided_steps, self.baseline_steps)
         if not self.teacher_steps or min(*chain(*steps), 1) < 1:
             raise ValueError(f"evaluation needs steps of at least 1, got {' and '.join(str(list(s)) for s in steps)}")
-        if self.base_steps < 0 or not 0 <= self.base_w < float("inf"):
-            raise ValueError(
-                f"evaluation needs base_steps and base_w of at least 0, got {self.base_steps} and {self.base_w:g}"
-            )
+        if min(self.base_steps, self.trace_images) < 0 or not 0 <= self.base_w < float("inf"):
+            given = f"{self.base_steps}, {self.base_w:g} and {self.trace_images}"
+            raise ValueError(f"evaluation needs base_steps, base_w and trace_images of at least 0, got {given}")
         allowed = [*(name for name in SAMPLERS if name not in ("deterministic", *TOLD_THE_END)), *SOLVERS]
         if unknown := [name for name in self.baselines if name not in allowed]:
             raise ValueError(f"evaluation's baselines must be of {', '.join(allowed)}, got {unknown[0]!r}")
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A model in the grid.
-
-    Args:
-        model: its label. evaluations: of the network per step.
-        steps: numbers of steps, each a cell, at the evaluation times that `sampling` has for it.
-        solver: one of SOLVERS or SAMPLERS instead of the model's own sampler, for a baseline.
-        weights: the guidance weights of its cells; None for all of the plan.
-        digest: of all that its samples depend on besides the cell, for a model whose samples may be kept; else None.
-        first: of a hybrid, the part of its base.
-    """
-
-    model: str
-    denoise: Denoise
-    evaluations: int
-    schedule: Schedule
-    steps: tuple[int, ...]
-    sampling: Sampling
-    solver: str | None = None
-    weights: tuple[float, ...] | None = None
-    digest: str | None = None
-    first: FirstSteps | None = None
-
-    @property
-    def sampler(self) -> str:
-        """Key of SAMPLERS or SOLVERS."""
-        return self.solver or self.sampling.sampler
-
-    @property
-    def name(self) -> str:
-        """The label of the model, with its base or the solver of a baseline."""
-        if self.first is not None:
-            return f"{self.model} + base"
-        return self.model if self.solver is None else f"{self.model}-{self.solver}"
-
-    @property
-    def sampler_name(self) -> str:
-        """The sampler's name in rows and pictures, where the deterministic one is DDIM."""
-        name = "ddim" if self.sampler == "deterministic" else self.sampler
-        return name if self.first is None else f"base + {name}"
-
-    @property
-    def fewest_steps(self) -> int:
-        """That it can take."""
-        return 1 if self.first is None else 1 + self.first.level
-
-    def evaluations_of(self, steps: int) -> list[tuple[Denoise, int]]:
-        """The denoisers of a sample of so many steps, each with its network evaluations."""
-        if self.first is None:
-            return [(self.denoise, steps * self.evaluations)]
-        rest = len(self.first.remaining(self.sampling.grid(steps)))
-        return [(self.first.denoise, self.first.evaluations), (self.denoise, rest * self.evaluations)]
-
-    def nfe(self, steps: int) -> int:
-        """Network evaluations per image."""
-        return sum(evaluations for _, evaluations in self.evaluations_of(steps))
 
 
 Show = Callable[[Candidate, int, float, EvaluationImages, Int[Tensor, "count"]], None]

@@ -27,13 +27,15 @@ from fewstep.diffusion.hybrid import FirstSteps
 from fewstep.diffusion.mixture import GaussianMixture
 from fewstep.diffusion.sampling import Sampling
 from fewstep.distributed.collectives import on_main_process, rank
+from fewstep.evaluation.candidate import Candidate
 from fewstep.evaluation.evaluator import Evaluator
-from fewstep.evaluation.grid import Candidate, EvaluationPlan, quality_grid
+from fewstep.evaluation.grid import EvaluationPlan, quality_grid
 from fewstep.evaluation.images import EvaluationImages
 from fewstep.evaluation.protocol import Protocol
 from fewstep.inference.model import Model
 from fewstep.networks import Frozen
 from fewstep.reports.report import write_report
+from fewstep.runs.trace import write_traces
 from fewstep.system.files import sha256_of, tensor_digest, write_json
 from fewstep.system.hardware import cpu_name, peak_gpu_memory, peak_memory
 from fewstep.tracking.tracker import log_quality
@@ -204,6 +206,7 @@ def evaluate(
     def write() -> None:
         write_json(folder / QUALITY, rows)
         write_json(folder / PROVENANCE, provenance(models, protocol, folder, device))
+        write_traces(candidates, plan, evaluator, folder, loggers, device)
         log_quality(loggers, rows)
         write_report(folder)
 
