@@ -79,6 +79,38 @@ def test_samples_as_a_picture_with_both_numbers_for_guidance(commands, chain, tm
         assert image.width > image.height > 0  # ten classes in two rows
 
 
+def test_a_base_takes_the_first_steps(commands, chain, tmp_path):
+    student, teacher = fewstep.load(chain["2"]), fewstep.load(chain["teacher"])
+    result = commands.fewstep(
+        "sample", chain["2"], "--out", tmp_path / "a.npz", "--num", "4", "--base", chain["teacher"], "--base-steps", "2"
+    )
+    assert (result.status, result.err) == (0, "")
+    assert "2 step(s) of the base, 2 evaluation(s) at w = 0, then 1 steps of 1 evaluation(s), w = 1" in result.out
+    expected = student.sample([0, 1, 2, 3], base=fewstep.Base(teacher, steps=2), batch_size=3)
+    with np.load(tmp_path / "a.npz") as file:
+        assert np.array_equal(
+            file["images"], np.rint((expected.permute(0, 2, 3, 1).numpy() + 1) * 127.5).astype(np.uint8)
+        )
+    assert not torch.equal(expected, student.sample([0, 1, 2, 3]))
+    two, one = fewstep.Base(teacher, w=2.0), fewstep.Base(fewstep.load(chain["guided"]), w=2.0)
+    assert (two.first_steps.evaluations, one.first_steps.evaluations) == (2, 1)
+    again = teacher.sample([5], steps=4, w=0.0, base=fewstep.Base(teacher))  # a model in front of itself
+    torch.testing.assert_close(again, teacher.sample([5], steps=4, w=0.0), atol=1e-5, rtol=0)
+
+
+def test_a_trace_is_a_picture_and_its_numbers(commands, chain, tmp_path):
+    out = tmp_path / "trace.png"
+    result = commands.fewstep("trace", chain["2"], "--out", out, "--num", "3", "--teacher-steps", "9")
+    assert (result.status, result.err) == (0, "")
+    assert "teacher, 9 steps, w = 1" in result.out
+    assert "progressive, 2 steps, w = 1" in result.out
+    assert result.out.count("RMSE 0.000, feature distance 0.000") == 2
+    with Image.open(out) as image:
+        assert image.width > 800
+    alone = commands.fewstep("trace", chain["teacher"], "--out", out, "--num", "2", "--steps", "3")
+    assert alone.out.count("t = ") == 3
+
+
 def test_samples_of_points(commands, tmp_path):
     tiny = ("trainer=debug", "logger=csv", "trainer.max_images=64", "trainer.snapshot_images=20")
     trained = commands.train("stage=guidance", "dataset=mixture", *tiny, f"outputs={tmp_path}")
@@ -278,7 +310,7 @@ def test_on_a_terminal_the_methods_are_a_table(commands, monkeypatch):
     assert "Berthelot et al. 2023" in result.out
 
 
-@pytest.mark.parametrize("command", ["sample", "evaluate", "report", "info", "methods"])
+@pytest.mark.parametrize("command", ["sample", "trace", "evaluate", "report", "info", "methods"])
 def test_help_teaches(commands, command):
     result = commands.fewstep(command, "--help")
     assert (result.status, result.err) == (0, "")
@@ -313,6 +345,12 @@ def test_help_of_the_whole(commands):
         (["sample", "MODEL"], ["--out", "fewstep sample --help"]),
         (["sample", "MODEL", "--nonsense"], ["--nonsense", "fewstep sample --help"]),
         (["sample", "none.safetensors", "--out", "a.png"], ["none.safetensors", "fewstep info"]),
+        (["sample", "MODEL", "--out", "a.png", "--base", "MODEL"], ["any number of steps", "progressive"]),
+        (["sample", "MODEL", "--out", "a.png", "--base", "TEACHER"], ["a student made for one step takes no base"]),
+        (["sample", "MODEL", "--out", "a.png", "--base-w", "0"], ["--base-w", "give --base TEACHER"]),
+        (["trace", "MODEL", "--out", "a.npz"], [".png", "a.npz"]),
+        (["trace", "MODEL", "--out", "a.png", "--num", "1"], ["--num must be at least 2", "1"]),
+        (["trace", "MODEL", "--out", "a.png", "--teacher", "none"], ["none"]),
         (["evaluate", "MODEL", "--num-images", "0"], ["num_images", "at least 1", "0"]),
         (["evaluate", "MODEL", "--w", "-1"], ["w >= 0", "[-1]"]),
         (["evaluate", "none.safetensors"], ["none.safetensors"]),
@@ -324,7 +362,8 @@ def test_help_of_the_whole(commands):
 )
 def test_mistakes_are_one_line(commands, chain, tmp_path, monkeypatch, arguments, words):
     monkeypatch.chdir(tmp_path)
-    filled = [str(chain["1"]) if argument == "MODEL" else argument for argument in arguments]
+    models = {"MODEL": str(chain["1"]), "TEACHER": str(chain["teacher"])}
+    filled = [models.get(argument, argument) for argument in arguments]
     commands.fewstep(*filled).is_one_error(*words)
     assert files_below(tmp_path) == []
 

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 import torch
 
 from fewstep.artifacts.model_file import Ancestor, ModelCard
@@ -15,7 +16,7 @@ from fewstep.evaluation.grid import EvaluationPlan
 from fewstep.inference.model import Model
 from fewstep.networks import Denoiser
 from fewstep.networks.backbones.mlp import ResidualMLP
-from fewstep.runs.evaluate import candidates_of, labels_of
+from fewstep.runs.evaluate import candidates_of, labels_of, with_hybrids
 
 FACTS = DataFacts(name="points", shape=(2,), num_classes=3, low=-2.0, high=2.0)
 PLAN = EvaluationPlan(num_images=4, w=(1.0,), baselines=())
@@ -63,3 +64,27 @@ def test_a_methods_student_of_any_steps_is_told_from_the_guided_one_it_was_made_
     assert labels_of(files) == {Path("refine/model"): "refine", Path("guided/model"): "guided"}
     again = {Path("one/model"): guided, Path("two/model"): guided}
     assert labels_of(again) == {Path("one/model"): "guided one", Path("two/model"): "guided two"}
+
+
+def test_hybrids_stand_behind_students_of_two_steps_or_more() -> None:
+    """The base's evaluations count, the student's first step does not; at w = 0 the teacher needs one a step."""
+    models = {
+        Path("teacher"): model("teacher", CosineSchedule(), None),
+        Path("guided"): model("guidance", CosineSchedule(), None),
+    }
+    teacher, guided = candidates_of(models, replace(PLAN, teacher_steps=(64,), guided_steps=(4,)), None)
+    student = replace(guided, model="tract", sampling=Sampling.uniform(4, guidance="input"), steps=(4,))
+    levels = Sampling("renoise", (1.0, 0.75, 0.5, 0.25), "input")
+    renoising = replace(guided, model="lcm", sampling=levels, steps=(4, 2, 1))
+    one = replace(guided, model="pid", sampling=Sampling.uniform(1, guidance="input"), steps=(1,))
+    plan = replace(PLAN, base_steps=3)
+    found = with_hybrids([teacher, guided, student, renoising, one], plan)
+    assert [(each.name, each.steps) for each in found if each.first] == [("tract + base", (4,)), ("lcm + base", (4, 2))]
+    assert [each.name for each in found if not each.first] == ["teacher", "guided", "tract", "lcm", "pid"]
+    hybrid = found[4]
+    assert (hybrid.nfe(4), hybrid.nfe(2), student.nfe(4), teacher.nfe(64)) == (6, 4, 4, 128)
+    strong = with_hybrids([teacher, student], replace(plan, base_w=1.0))[2]
+    assert strong.nfe(4) == 9
+    assert strong.sampler_name == "base + ddim"
+    with pytest.raises(ValueError, match=r"stage\.base_steps=3 needs a teacher"):
+        with_hybrids([student, renoising], plan)

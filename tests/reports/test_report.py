@@ -284,3 +284,33 @@ def test_the_students_of_every_method_stand_side_by_side(run):
         assert f'<i style="color: {colour[name]}"></i>{name}</li>' in html
         assert f'<td class="left">{name}</td>' in html  # of the table of speed
     assert "2 steps, 2 evaluations per image instead of 128: FID 3.16" in page.text  # of the best of the three
+
+
+def test_students_after_a_base_and_traces_have_their_place(run):
+    rows = json.loads((run / "quality.json").read_text())
+    hybrids = [
+        row | {"sampler": "base + ddim", "base_steps": 1, "base_w": 0.0, "fid": 0.5 * row["fid"]}
+        for row in rows
+        if row["model"] == "progressive" and row["steps"] > 1
+    ]
+    (run / "quality.json").write_text(json.dumps([row | {"vendi": 3.25} for row in rows + hybrids]))
+    curves = [
+        {"model": model, "w": 1.0, "times": [1.0, 0.5], "rmse": [0.4, 0.0], "features": [0.8, 0.0]}
+        for model in ("teacher", "progressive")
+    ]
+    (run / "trace.json").write_text(json.dumps(curves))
+    (run / "samples" / "trace").mkdir()
+    Image.new("L", (96, 96), 100).save(run / "samples" / "trace" / "teacher, 2 steps.png")
+    page = write_report(run).read_text()
+    assert "progressive + base" in page
+    assert "the teacher takes 1 step at w = 0" in page
+    assert page.count("<td>3.25</td>") == len(rows + hybrids)
+    assert "When an image is decided" in page
+    assert page.count("predictions of teacher, 2 steps") == 1
+    best = headline(read_rows(run / "quality.json"))
+    assert best is not None
+    assert best.speed.model == "progressive"  # what a base repairs is not the student's gain
+    for wrong in ("{", "[1]", '[{"model": "a"}]', json.dumps([curves[0] | {"rmse": []}])):
+        (run / "trace.json").write_text(wrong)
+        with pytest.raises(ValueError, match="must be the traces of an evaluation"):
+            write_report(run)

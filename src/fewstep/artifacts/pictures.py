@@ -63,6 +63,29 @@ def picture(images: Tensor, labels: Condition, facts: DataFacts, num_columns: in
     return scatter(images, labels, low=facts.low, high=facts.high, pixels=480)
 
 
+def film(frames: Tensor, labels: Condition, facts: DataFacts, most: int = 8) -> Image.Image:
+    """The images of each step in columns, an image a row; of points a scatter plot a step.
+
+    Args:
+        frames: (steps, count, ...), as `picture` takes them.
+        most: columns; of more steps every few, with the first and the last.
+    """
+    shown = frames[shown_steps(len(frames), most)]
+    if facts.is_image:
+        return image_grid(shown.transpose(0, 1).flatten(0, 1), len(shown))
+    plots = [scatter(points, labels, low=facts.low, high=facts.high) for points in shown]
+    strip = Image.new("RGB", (sum(plot.width for plot in plots), plots[0].height))
+    for number, plot in enumerate(plots):
+        strip.paste(plot, (number * plot.width, 0))
+    return strip
+
+
+def shown_steps(count: int, most: int = 8) -> list[int]:
+    """The steps that `film` shows."""
+    columns = min(count, most)
+    return [round(number * (count - 1) / max(1, columns - 1)) for number in range(columns)]
+
+
 def save_png(image: Image.Image, path: Path) -> None:
     """Write a PNG, whole or not at all; the folder is made if need be."""
     with atomic_write(path) as temporary:

@@ -23,6 +23,9 @@ class QualityRow:
             same w, in the data's range; it compares within one evaluation only.
         exact_rmse: the same to the exact solution, where the data have one.
         images_per_second: sampled; decoding latents is not counted.
+        vendi: Vendi score within a class; None in files of earlier versions. See `evaluation.vendi`.
+        base_steps, base_w: steps of a base model before those of a student, and its guidance; 0 and None without one.
+            `steps` are then those of the student's sampler, of which the base took the first; see `diffusion.hybrid`.
         kid, clip_score: where there are prompts, and for CLIP a model of it.
         energy_distance: of the samples to as many exact ones from other noise at the same w, where the data have an
             exact solution; see `evaluation.energy`.
@@ -52,6 +55,9 @@ class QualityRow:
     num_images: int
     seed: int
     protocol: str
+    vendi: float | None = None
+    base_steps: int = 0
+    base_w: float | None = None
     kid: float | None = None
     clip_score: float | None = None
     energy_distance: float | None = None
@@ -74,7 +80,9 @@ class QualityRow:
 
     @property
     def name(self) -> str:
-        """The model, and the sampler where it is a baseline: not the one that the model was made for."""
+        """The model, with its base, and the sampler where it is a baseline: not the one that the model was made for."""
+        if self.base_steps:
+            return f"{self.model} + base"
         return self.model if self.sampler == "ddim" or self.is_few_step else f"{self.model}, {self.sampler}"
 
     def half_width(self, figure: str) -> float | None:

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -23,13 +23,11 @@ from fewstep.commands.latents import latents
 from fewstep.commands.methods import methods
 from fewstep.commands.models import OUTPUTS, ModelFile, Outputs
 from fewstep.commands.play import play
+from fewstep.commands.trace import trace
 from fewstep.commands.wandb_sweep import wandb_sweep
 from fewstep.distributed.launch import is_silent_rank, is_worker_process
 from fewstep.system.files import is_out_of_memory
 from fewstep.system.signals import Stopped
-
-if TYPE_CHECKING:
-    from fewstep.inference.model import Model
 
 EXIT_BAD_INPUT = 2
 PROGRAM = "fewstep"
@@ -61,11 +59,24 @@ def sample(
         str | None,
         typer.Option(help="deterministic, stochastic, ancestral or renoise; default: the model's own."),
     ] = None,
+    base: Annotated[
+        Path | None,
+        typer.Option(metavar="TEACHER", help="A model that takes the first steps, for the diversity of its samples."),
+    ] = None,
+    base_steps: Annotated[
+        int | None, typer.Option(help="Steps of the base, in place of the first of MODEL's [1].")
+    ] = None,
+    base_w: Annotated[
+        float | None, typer.Option(help="Guidance weight of the base [0, the most diverse: one evaluation a step].")
+    ] = None,
+    base_level: Annotated[
+        int | None, typer.Option(help="Steps of MODEL that those of the base stand in for [1].")
+    ] = None,
     autoencoder: tasks.AutoencoderFolder = None,
     text_encoder: tasks.TextEncoderFolder = None,
     outputs: Outputs = OUTPUTS,
 ) -> None:
-    """Draw images.
+    """Draw images; with --base, diversity distillation: the first steps by another model, the rest by this one.
 
     Example: fewstep sample outputs/digits/progressive/TIME/model-4.safetensors --w 2 --label 3 --out threes.png
     """
@@ -77,33 +88,26 @@ def sample(
     from fewstep.commands.images import save_batches, save_images
 
     loaded = fewstep.load(model, autoencoder=autoencoder, text_encoder=text_encoder)
-    requested = requested_conditions(loaded, label, prompt or [], num)
+    requested = tasks.requested_conditions(loaded, label, prompt or [], num)
     labels = loaded.condition(requested)
     w = tasks.chosen_w(loaded, w)
+    first = tasks.opened_base(base, base_steps, base_w, base_level)
     start = time.perf_counter()
     prompts = [str(each) for each in requested] if prompt else None
     if out.suffix == ".npz":
-        batches = loaded.batches(labels, steps=steps, w=w, seed=seed, sampler=sampler)
+        batches = loaded.batches(labels, steps=steps, w=w, seed=seed, sampler=sampler, base=first)
         save_batches(batches, num, loaded.card.data.pixels, out, labels=prompts or labels.tolist())
         seconds = time.perf_counter() - start
     else:
-        x = loaded.sample(labels, steps=steps, w=w, seed=seed, sampler=sampler)
+        x = loaded.sample(labels, steps=steps, w=w, seed=seed, sampler=sampler, base=first)
         seconds = time.perf_counter() - start
         save_images(x, labels, loaded.card.data.pixels, out, prompts=prompts)
     used = loaded.default_steps if steps is None else steps
-    typer.echo(
-        f"{out}: {num} images, {used} steps of {loaded.evaluations_per_step} evaluation(s), "
-        f"{tasks.guidance_words(loaded, w)}, {num / seconds:,.0f} images/s"
-    )
-
-
-def requested_conditions(model: "Model", label: int | None, prompts: list[str], num: int) -> list[int] | list[str]:
-    """`num` classes or prompts, in turn; refuses a label and prompts, and neither for a model of text."""
-    if prompts and tasks.one_of(label, prompts[0]):
-        return [prompts[number % len(prompts)] for number in range(num)]
-    if model.card.data.text is not None and label is None:
-        raise ValueError("this model takes prompts: give --prompt 'a photograph of a temple'")
-    return [number % model.card.data.num_classes if label is None else label for number in range(num)]
+    words = f"{used - (first.level if first else 0)} steps of {loaded.evaluations_per_step} evaluation(s)"
+    if first is not None:
+        own = f"{first.steps} step(s) of the base, {first.first_steps.evaluations} evaluation(s) at w = {first.w:g}"
+        words = f"{own}, then {words}"
+    typer.echo(f"{out}: {num} images, {words}, {tasks.guidance_words(loaded, w)}, {num / seconds:,.0f} images/s")
 
 
 @app.command()
@@ -176,7 +180,7 @@ def info(model: ModelFile, outputs: Outputs = OUTPUTS) -> None:
     typer.echo(json.dumps(about, indent=2))
 
 
-OF_MODELS = (tasks.edit, tasks.inpaint, tasks.transfer, tasks.interpolate, check, export, latents, play)
+OF_MODELS = (tasks.edit, tasks.inpaint, tasks.transfer, tasks.interpolate, trace, check, export, latents, play)
 OF_RUNS = (methods, collect, wandb_sweep, dashboard)
 for command in (*OF_MODELS, *OF_RUNS):
     app.command()(command)

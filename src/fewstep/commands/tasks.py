@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from fewstep.diffusion.prediction import Condition
+    from fewstep.inference.base import Base
     from fewstep.inference.image_io import LoadedImages
     from fewstep.inference.model import Model
 
@@ -57,6 +58,27 @@ AutoencoderFolder = Annotated[
     typer.Option(help="Folder of a latent model's autoencoder, if it has moved."),
 ]
 TextEncoderFolder = Annotated[Path | None, typer.Option(help="Folder of a text model's encoder, if it has moved.")]
+
+
+def opened_base(file: Path | None, steps: int | None, w: float | None, level: int | None) -> "Base | None":
+    """The base of a sample, None for none; refuses settings of a base that there is not."""
+    given = {"steps": steps, "w": w, "level": level}
+    given = {name: value for name, value in given.items() if value is not None}
+    if file is None:
+        if given:
+            raise ValueError(f"--base-{next(iter(given))} is of a base, and there is none: give --base TEACHER too")
+        return None
+    import fewstep
+
+    return fewstep.Base(opened_model(file, "--base"), **given)
+
+
+def opened_model(path: Path, option: str) -> "Model":
+    """The model file, or the only one of the run folder, that an option names."""
+    import fewstep
+    from fewstep.artifacts.lineage import only_model
+
+    return fewstep.load(only_model(path, option) if path.is_dir() else path)
 
 
 def edit(
@@ -285,6 +307,15 @@ def both_ways(model: "Model", encoder: "Model | None", steps: int | None, encode
     there = encoding.default_steps if encode_steps is None else encode_steps
     back = model.default_steps if steps is None else steps
     return f"{there} x {encoding.evaluations_per_step} + {back} x {model.evaluations_per_step}"
+
+
+def requested_conditions(model: "Model", label: int | None, prompts: list[str], num: int) -> list[int] | list[str]:
+    """`num` classes or prompts, in turn; refuses a label and prompts, and neither for a model of text."""
+    if prompts and one_of(label, prompts[0]):
+        return [prompts[number % len(prompts)] for number in range(num)]
+    if model.card.data.text is not None and label is None:
+        raise ValueError("this model takes prompts: give --prompt 'a photograph of a temple'")
+    return [number % model.card.data.num_classes if label is None else label for number in range(num)]
 
 
 def chosen_w(model: "Model", w: float | None) -> float:

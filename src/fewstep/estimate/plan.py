@@ -13,14 +13,16 @@ from typing import Any
 from rich.console import Console
 
 from fewstep.artifacts.model_file import load_model
+from fewstep.diffusion.prediction import Denoise
 from fewstep.estimate.machine import Machine
 from fewstep.estimate.phases import Watching, build_module, fresh_parent, shape_of
 from fewstep.estimate.shapes import footprint_of, shapes_only, size, training_examples
 from fewstep.estimate.table import Estimate, Row, show
 from fewstep.estimate.trial import Trial, seconds_per_evaluation, seconds_per_judged_image, try_phase
+from fewstep.evaluation.candidate import Candidate
 from fewstep.evaluation.evaluator import Evaluator
 from fewstep.evaluation.features import INCEPTION_WEIGHTS
-from fewstep.evaluation.grid import Candidate, EvaluationPlan
+from fewstep.evaluation.grid import EvaluationPlan
 from fewstep.inference.model import Model
 from fewstep.methods.base import Method, Phase
 from fewstep.networks.memory import denoisers_in
@@ -220,8 +222,8 @@ class Planner:
         for candidate in candidates:
             weights = len([w for w in plan.w if candidate.weights is None or w in candidate.weights])
             cells += weights * len(candidate.steps)
-            evaluated = weights * candidate.evaluations * evaluated_images(candidate, plan)
-            sampling += evaluated * sum(seconds[id(each)] for each in denoisers_in(candidate.denoise))
+            for denoise, evaluated in evaluations_of(candidate, plan):
+                sampling += weights * evaluated * sum(seconds[id(each)] for each in denoisers_in(denoise))
         judging = cells * plan.num_images * self.per_image
         weights = sum(size(model.denoiser.state_dict().values()) for model in models.values())
         kept = COPIES * 4 * self.machine.part(plan.num_images) * prod(facts.shape)
@@ -238,6 +240,12 @@ class Planner:
         self.notes.append(f"the evaluation has {cells} cells of {plan.num_images:,} images")
 
 
-def evaluated_images(candidate: Candidate, plan: EvaluationPlan) -> int:
-    """Images times steps at one w; the first batch is made twice at the fewest steps."""
-    return sum(candidate.steps) * plan.num_images + min(candidate.steps) * min(plan.batch_size, plan.num_images)
+def evaluations_of(candidate: Candidate, plan: EvaluationPlan) -> list[tuple[Denoise, int]]:
+    """The denoisers of a candidate with their evaluations at one w; its first batch is made twice, in a few steps."""
+    images = [*((steps, plan.num_images) for steps in candidate.steps)]
+    images.append((candidate.fewest_steps, min(plan.batch_size, plan.num_images)))
+    return [
+        (denoise, evaluations * count)
+        for steps, count in images
+        for denoise, evaluations in candidate.evaluations_of(steps)
+    ]

@@ -15,12 +15,12 @@ from fewstep.artifacts.quality_file import QualityRow
 from fewstep.data.facts import DataFacts
 from fewstep.diffusion.guidance import Guided
 from fewstep.diffusion.mixture import GaussianMixture
-from fewstep.diffusion.prediction import Condition, Denoise
+from fewstep.diffusion.prediction import Condition
 from fewstep.diffusion.sampler import SAMPLERS, TOLD_THE_END, integrate, sample
-from fewstep.diffusion.sampling import Sampling
 from fewstep.diffusion.schedule import Schedule
 from fewstep.distributed.collectives import all_gather_rows, local_slice, on_main_process, world_size
 from fewstep.evaluation.baselines import SOLVERS, sample_with
+from fewstep.evaluation.candidate import Candidate
 from fewstep.evaluation.energy import energy_distance
 from fewstep.evaluation.features import FeatureExtractor
 from fewstep.evaluation.images import EvaluationImages, evaluation_tensor
@@ -45,6 +45,9 @@ class EvaluationPlan:
         teacher_steps: same_noise_rmse compares with the first. guided_steps: of the guided student.
         baselines: other samplers of both at `baseline_steps`, of SOLVERS or SAMPLERS (dpmsolver++, unipc, ancestral).
         batch_size: images sampled at a time. seed: of the starting noise.
+        base_steps: of the teacher, in place of the first step of each few-step student of two steps or more, which is
+            then judged so too, as "NAME + base"; 0: not. base_w: the teacher's guidance weight in them.
+        trace_images: whose predicted x is drawn at every step, beside its distance to the final image; 0: none.
 
     Raises:
         ValueError: an empty list, or a value outside its range.
@@ -58,6 +61,9 @@ class EvaluationPlan:
     baseline_steps: tuple[int, ...] = (8, 4, 2, 1)
     batch_size: int = 500
     seed: int = 0
+    base_steps: int = 0
+    base_w: float = 0.0
+    trace_images: int = 8
 
     def __post_init__(self) -> None:
         if self.num_images < 1 or self.batch_size < 1:
@@ -69,47 +75,12 @@ class EvaluationPlan:
         steps = (self.teacher_steps, self.guided_steps, self.baseline_steps)
         if not self.teacher_steps or min(*chain(*steps), 1) < 1:
             raise ValueError(f"evaluation needs steps of at least 1, got {' and '.join(str(list(s)) for s in steps)}")
+        if min(self.base_steps, self.trace_images) < 0 or not 0 <= self.base_w < float("inf"):
+            given = f"{self.base_steps}, {self.base_w:g} and {self.trace_images}"
+            raise ValueError(f"evaluation needs base_steps, base_w and trace_images of at least 0, got {given}")
         allowed = [*(name for name in SAMPLERS if name not in ("deterministic", *TOLD_THE_END)), *SOLVERS]
         if unknown := [name for name in self.baselines if name not in allowed]:
             raise ValueError(f"evaluation's baselines must be of {', '.join(allowed)}, got {unknown[0]!r}")
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A model in the grid.
-
-    Args:
-        model: its label. evaluations: of the network per step.
-        steps: numbers of steps, each a cell, at the evaluation times that `sampling` has for it.
-        solver: one of SOLVERS or SAMPLERS instead of the model's own sampler, for a baseline.
-        weights: the guidance weights of its cells; None for all of the plan.
-        digest: of all that its samples depend on besides the cell, for a model whose samples may be kept; else None.
-    """
-
-    model: str
-    denoise: Denoise
-    evaluations: int
-    schedule: Schedule
-    steps: tuple[int, ...]
-    sampling: Sampling
-    solver: str | None = None
-    weights: tuple[float, ...] | None = None
-    digest: str | None = None
-
-    @property
-    def sampler(self) -> str:
-        """Key of SAMPLERS or SOLVERS."""
-        return self.solver or self.sampling.sampler
-
-    @property
-    def name(self) -> str:
-        """The label of the model, with the solver of a baseline."""
-        return self.model if self.solver is None else f"{self.model}-{self.solver}"
-
-    @property
-    def sampler_name(self) -> str:
-        """The sampler's name in rows and pictures, where the deterministic one is DDIM."""
-        return "ddim" if self.sampler == "deterministic" else self.sampler
 
 
 Show = Callable[[Candidate, int, float, EvaluationImages, Int[Tensor, "count"]], None]
@@ -170,7 +141,7 @@ def quality_grid(
         for candidate in candidates:
             if candidate.weights is not None and w not in candidate.weights:
                 continue
-            share.sample(candidate, 1, w, share.batches[0])  # warm up, for the rates
+            share.sample(candidate, candidate.fewest_steps, w, share.batches[0])  # warm up, for the rates
             for steps in candidate.steps:
                 cell = share.cell(candidate, steps, w, base, solution, extract)
                 yield on_main_process(partial(evaluate, candidate, steps, w, cell, independent))
@@ -225,8 +196,10 @@ def quality_row(
         model=candidate.model,
         sampler=candidate.sampler_name,
         steps=steps,
-        nfe=steps * candidate.evaluations,
+        nfe=candidate.nfe(steps),
         w=float(w),
+        base_steps=0 if candidate.first is None else candidate.first.steps,
+        base_w=None if candidate.first is None else candidate.first.w,
         **figures,
         images_per_second=plan.num_images / seconds,
         num_images=plan.num_images,
@@ -261,6 +234,8 @@ class CellSampler:
         else:
             fresh = fresh_noise(self.plan.seed, self.start + batch.start, len(z), self.facts.shape)
             times = candidate.sampling.grid(steps)
+            if candidate.first is not None:
+                z, times = candidate.first.take(z, schedule=candidate.schedule, times=times, label=label)
             draw = partial(sample, sampler=SAMPLERS[candidate.sampler], times=times, fresh=fresh)
         x = draw(candidate.denoise, z, schedule=candidate.schedule, label=label, w=weight)
         return x.cpu().clamp_(self.facts.low, self.facts.high)  # the copy waits for the device, so timings are right

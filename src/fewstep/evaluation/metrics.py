@@ -41,6 +41,7 @@ from fewstep.evaluation.statistics import (
     frechet_distance,
     precision_and_recall,
 )
+from fewstep.evaluation.vendi import vendi_within_classes
 
 KID_SUBSETS = 10
 KID_SUBSET_SIZE = 1000  # or all images, if fewer; torch-fidelity draws them with a fixed seed
@@ -59,6 +60,7 @@ class Figures:
             classify this data.
         diversity: mean feature distance within a class, relative to the reference's; 1 is as diverse as the data; None
             if no class has two images in both.
+        vendi: mean Vendi score within a class, so many different images at least 1; None where diversity is.
         kid: kernel distance of the features (Binkowski et al. 2018), the mean of KID_SUBSETS; None if not requested.
         intervals: of the figures that are not None, by name; of diversity, if its classes have three images or it
             has two classes.
@@ -70,6 +72,7 @@ class Figures:
     recall: float
     accuracy: float | None
     diversity: float | None
+    vendi: float | None = None
     kid: float | None = None
     intervals: Mapping[str, Interval] = field(default_factory=dict)
 
@@ -106,6 +109,7 @@ def figures_of(
     precision, recall, alone = precision_and_recall(features, reference.features, reference.radii)
     accuracy = None if num_classes is None else (logits.argmax(1) == labels).double().mean().item()
     spread = diversity(class_distances(features, labels), reference.class_distances)
+    worth, of_worth = vendi_within_classes(features, labels, reference.class_distances) or (None, None)
     distance, of_distance = kernel_distance(features, reference.features, labels) if kid else (None, None)
     influence = frechet_influence(features, moments, reference.moments, reference.root, spectrum)
     intervals = {
@@ -117,10 +121,11 @@ def figures_of(
         "diversity": None
         if spread is None
         else diversity_interval(spread, features, labels, reference.class_distances),
+        "vendi": of_worth,
         "kid": of_distance,
     }
     known = {name: own for name, own in intervals.items() if own is not None}
-    return Figures(fid, score, precision, recall, accuracy, spread, distance, known)
+    return Figures(fid, score, precision, recall, accuracy, spread, worth, distance, known)
 
 
 def kernel_distance(

@@ -19,6 +19,7 @@ from fewstep.networks.memory import compile_calls
 from fewstep.system.seeds import fresh_noise, starting_noise
 
 if TYPE_CHECKING:
+    from fewstep.inference.base import Base
     from fewstep.networks.frozen.autoencoder import Autoencoder
     from fewstep.networks.frozen.text_encoder import TextEncoder
 
@@ -183,6 +184,7 @@ class Model:
         seed: int = 0,
         batch_size: int = 500,
         sampler: str | None = None,
+        base: "Base | None" = None,
     ) -> Float[Tensor, "count *image"]:
         """One image per label or prompt, decoded, float32 in the data's range, on the CPU.
 
@@ -192,11 +194,13 @@ class Model:
             w: guidance weight, 0 none; diffusers' guidance_scale is 1 + w.
             seed: image i depends on (seed, i) alone, whatever the batch size.
             sampler: one of `fewstep.diffusion.sampler.SAMPLERS`; default: the one the model was made for.
+            base: a model that takes the first of the steps, see `Base`.
 
         Raises:
-            ValueError: see `condition` and `check_request`.
+            ValueError: see `condition`, `check_request`, `Base.before`, and `FirstSteps.remaining`.
         """
-        return torch.cat([*self.batches(wanted, steps=steps, w=w, seed=seed, batch_size=batch_size, sampler=sampler)])
+        parts = self.batches(wanted, steps=steps, w=w, seed=seed, batch_size=batch_size, sampler=sampler, base=base)
+        return torch.cat([*parts])
 
     def batches(
         self,
@@ -207,6 +211,7 @@ class Model:
         seed: int = 0,
         batch_size: int = 500,
         sampler: str | None = None,
+        base: "Base | None" = None,
     ) -> Iterator[Float[Tensor, "count *image"]]:
         """The images of `sample`, a batch at a time: any number in the memory of one batch.
 
@@ -217,14 +222,20 @@ class Model:
         steps = self.default_steps if steps is None else steps
         self.check_request(steps, w, sampler)
         times, device = card.sampling.grid(steps), next(self.denoiser.parameters()).device
+        first = base and base.before(self)
+        if first is not None:
+            first.remaining(times)  # refused now, not at the first batch
 
         def batch(start: int) -> Tensor:
             label = labels[start : start + batch_size].to(device)
+            z, remaining = starting_noise(seed, start, len(label), card.data.shape).to(device), times
+            if first is not None:
+                z, remaining = first.take(z, schedule=card.schedule, times=times, label=label)
             x = sample(
                 self.denoise,
-                starting_noise(seed, start, len(label), card.data.shape).to(device),
+                z,
                 schedule=card.schedule,
-                times=times,
+                times=remaining,
                 label=label,
                 w=torch.full((len(label),), float(w), device=device),
                 sampler=SAMPLERS[sampler or card.sampling.sampler],

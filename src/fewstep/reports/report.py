@@ -13,15 +13,18 @@ from PIL import Image
 
 from fewstep.artifacts.quality_file import TEACHER, QualityRow, names_in_order, read_provenance, read_rows
 from fewstep.artifacts.run_folder import QUALITY, REPORT
+from fewstep.artifacts.trace_file import FILMS, TRACE, read_curves
 from fewstep.reports import charts
 from fewstep.reports.diagnostics import seen
 from fewstep.reports.page import write_page
 from fewstep.reports.summary import fid_ratio, fid_ratio_half_width, headline, references, speed_table
+from fewstep.reports.traces import DISTANCES, colours_of, distance_chart
 from fewstep.tracking.metrics_file import FILE as METRICS
 from fewstep.tracking.metrics_file import read_metrics
 from fewstep.tracking.names import IMAGES, LOSS, RUNG, SAMPLE_STATISTICS
 
 PICTURE_BYTES = 3_000_000  # for all pictures together; one larger than its share becomes a JPEG, as high as fits
+FILM_BYTES = 500_000  # for the films of predictions, likewise
 JPEG_HEIGHTS = (64, 32, 16)
 MOST_POINTS = 300  # of a loss curve
 PICTURE_NAME = re.compile(r"(?P<model>.+)-(?P<steps>\d+)-w(?P<w>\d+(\.\d+)?)\.png")
@@ -30,7 +33,7 @@ PICTURE_NAME = re.compile(r"(?P<model>.+)-(?P<steps>\d+)-w(?P<w>\d+(\.\d+)?)\.pn
 def write_report(run: Path) -> Path:
     """Write `run`/report.html (one file, below 5 MB, needs no network) and return its path.
 
-    Reads quality.json, provenance.json, config.yaml and samples/same-noise/ of the run folder, and metrics.csv of the
+    Reads quality.json, provenance.json, trace.json, config.yaml and samples/ of the run folder, and metrics.csv of the
     runs that provenance.json names. The page names what is missing.
 
     Raises:
@@ -48,7 +51,7 @@ def write_report(run: Path) -> Path:
     reference, models = references(rows), names_in_order(rows)
     colour = charts.colours(models)
     weights = sorted({row.w for row in rows})
-    runs = _runs(provenance)
+    runs, curves = _runs(provenance), read_curves(run / TRACE)
     found = (seen(run / folder, stage, colour.get(stage, charts.INK)) for folder, stage in runs.items())
     content = {
         "run": "/".join(run.resolve().parts[-3:]),
@@ -69,6 +72,9 @@ def write_report(run: Path) -> Path:
             (w, charts.fid_against_steps([row for row in rows if row.w == w], reference.get(w), colour))
             for w in weights
         ],
+        "traces": [(curve, _embed(run / FILMS / f"{curve.name}.png", FILM_BYTES // len(curves))) for curve in curves],
+        "trace_colour": colours_of(curves),
+        "trace_charts": [distance_chart(curves, distance) for distance in DISTANCES if curves],
         "fid_inception": _fid_inception(rows, list(reference.values()), colour),
         "speeds": speed_table(rows),
         "losses": [
@@ -80,6 +86,7 @@ def write_report(run: Path) -> Path:
         "provenance": provenance,
         "statistics": SAMPLE_STATISTICS,
         "example": rows[0],
+        "hybrid": next((row for row in rows if row.base_steps), None),
     }
     write_page(run / REPORT, "report.html", content)
     return run / REPORT

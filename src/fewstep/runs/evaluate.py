@@ -23,16 +23,19 @@ from fewstep.artifacts.pictures import picture, save_png
 from fewstep.artifacts.quality_file import QualityRow
 from fewstep.artifacts.run_folder import PROVENANCE, QUALITY
 from fewstep.diffusion.guidance import Guided, log_snr_interval
+from fewstep.diffusion.hybrid import FirstSteps
 from fewstep.diffusion.mixture import GaussianMixture
 from fewstep.diffusion.sampling import Sampling
 from fewstep.distributed.collectives import on_main_process, rank
+from fewstep.evaluation.candidate import Candidate
 from fewstep.evaluation.evaluator import Evaluator
-from fewstep.evaluation.grid import Candidate, EvaluationPlan, quality_grid
+from fewstep.evaluation.grid import EvaluationPlan, quality_grid
 from fewstep.evaluation.images import EvaluationImages
 from fewstep.evaluation.protocol import Protocol
 from fewstep.inference.model import Model
 from fewstep.networks import Frozen
 from fewstep.reports.report import write_report
+from fewstep.runs.trace import write_traces
 from fewstep.system.files import sha256_of, tensor_digest, write_json
 from fewstep.system.hardware import cpu_name, peak_gpu_memory, peak_memory
 from fewstep.tracking.tracker import log_quality
@@ -102,7 +105,7 @@ def candidates_of(
         if card.sampling.times is None and path in digests:
             own_candidates = [replace(each, digest=f"{digests[path]} {interval}") for each in own_candidates]
         candidates += own_candidates
-    return candidates
+    return with_hybrids(candidates, plan)
 
 
 def labels_of(models: dict[Path, Model]) -> dict[Path, str]:
@@ -203,6 +206,7 @@ def evaluate(
     def write() -> None:
         write_json(folder / QUALITY, rows)
         write_json(folder / PROVENANCE, provenance(models, protocol, folder, device))
+        write_traces(candidates, plan, evaluator, folder, loggers, device)
         log_quality(loggers, rows)
         write_report(folder)
 
@@ -252,6 +256,31 @@ def save_same_noise(
     save_png(picture(images[:count], labels[:count], facts.pixels, facts.in_a_row), folder / SAME_NOISE / name)
 
 
+def with_hybrids(candidates: Sequence[Candidate], plan: EvaluationPlan) -> list[Candidate]:
+    """The candidates, and behind each few-step student itself after the first steps of the first of them, the teacher.
+
+    A student of one step has no step left for itself, and no hybrid.
+
+    Raises:
+        ValueError: hybrids are wanted, and the first is no model of any number of steps.
+    """
+    if not plan.base_steps:
+        return [*candidates]
+    base = candidates[0]
+    if base.sampling.times is not None:
+        raise ValueError(
+            f"stage.base_steps={plan.base_steps} needs a teacher to take the first steps, and {base.model} was made "
+            "from none; use stage.base_steps=0"
+        )
+    first, found = FirstSteps(base.denoise, plan.base_steps, plan.base_w), list[Candidate]()
+    for candidate in candidates:
+        found.append(candidate)
+        steps = tuple(number for number in candidate.steps if number > first.level)
+        if candidate.sampling.times is not None and steps:
+            found.append(replace(candidate, steps=steps, first=first))
+    return found
+
+
 def with_progress(
     cells: Iterator[QualityRow], candidates: Sequence[Candidate], plan: EvaluationPlan
 ) -> Iterator[QualityRow]:
@@ -259,14 +288,14 @@ def with_progress(
     if rank() > 0:
         yield from cells
         return
-    total = len(plan.w) * sum(candidate.evaluations * sum(candidate.steps) for candidate in candidates)
+    total = len(plan.w) * sum(candidate.nfe(steps) for candidate in candidates for steps in candidate.steps)
     columns = (TextColumn("evaluate"), BarColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
     few_step = {candidate.model for candidate in candidates if candidate.sampling.times is not None}
     with Progress(*columns) as progress:
         task = progress.add_task("", total=total)
         for row in cells:
             rate = f"{row.images_per_second:,.0f} images/s"
-            text = f"{row.model} {row.steps} steps, w = {row.w:g}: FID {row.fid:.2f}, {rate}"
+            text = f"{row.name} {row.steps} steps, w = {row.w:g}: FID {row.fid:.2f}, {rate}"
             progress.update(task, advance=row.nfe, description=text)
             if not progress.console.is_terminal and row.model in few_step:
                 print(text, flush=True)

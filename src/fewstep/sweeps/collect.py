@@ -35,7 +35,7 @@ def write_page(sweep: Collected) -> Path:
     steps = sorted({cell.steps for cell in cells if cell.is_few_step}, reverse=True)
     by_model: dict[str, list[Point]] = {}
     for point in points(sweep):
-        by_model.setdefault(point.cell.model, []).append(point)
+        by_model.setdefault(point.cell.name, []).append(point)
     front = pareto(point for own in by_model.values() for point in own)
     models = colours([*by_model])
     charts = [chart_of(sweep, key, steps) for key in sweep.keys]

@@ -38,6 +38,7 @@ COLUMNS = (
     Column.of("precision", "precision"),
     Column.of("recall", "recall"),
     Column.of("diversity", "diversity within class"),
+    Column.of("vendi", "Vendi score within class"),
     Column.of("accuracy", "accuracy"),
     Column.of("same_noise_rmse", "RMSE to teacher, same noise"),
     Column.of("exact_rmse", "RMSE to exact map"),
@@ -85,7 +86,7 @@ def students(sweep: Collected) -> list[Entry]:
 
 def label_of(setting: Setting, cell: QualityRow) -> str:
     """The model's name, with what the sweep varies where that does not say the same."""
-    return ", ".join([cell.model, *(f"{key} = {own}" for key, own in setting.values.items() if own != cell.model)])
+    return ", ".join([cell.name, *(f"{key} = {own}" for key, own in setting.values.items() if own != cell.model)])
 
 
 def ancestors(sweep: Collected) -> list[Entry]:

@@ -13,7 +13,7 @@ from fewstep.sweeps.shared import folder_of
 
 WAITING, FINISHED, DONE, FAILED, SKIPPED = "waiting", "finished before", "done", "failed", "skipped"
 FIGURES = (
-    *("fid", "inception_score", "precision", "recall", "accuracy", "diversity", "kid", "clip_score"),
+    *("fid", "inception_score", "precision", "recall", "accuracy", "diversity", "vendi", "kid", "clip_score"),
     *("exact_rmse", "energy_distance"),
 )
 LESS_IS_BETTER = ("fid", "kid", "same_noise_rmse", "exact_rmse", "energy_distance")
@@ -54,7 +54,7 @@ class Objective:
 
     def of(self, rows: Iterable[QualityRow]) -> float | None:
         """The figure of a job; None where its rows have none of such a student."""
-        students = [row for row in rows if row.is_few_step and row.steps == self.steps]
+        students = [row for row in rows if row.is_few_step and row.name == row.model and row.steps == self.steps]
         return mean_figure([row for row in students if row.model == students[0].model], self.figure, self.w)
 
 

@@ -25,6 +25,7 @@ COLUMNS: Final[tuple[str, ...]] = (
 )
 
 SAMPLE_GRID: Final = "samples/grid"  # not in metrics.csv: a picture
+TRACE_PICTURE: Final = "samples/trace"  # not in metrics.csv: of an evaluation, the predicted images of each step
 QUALITY_TABLE: Final = "quality"  # not in metrics.csv: the rows of quality.json
 
 # Not in metrics.csv; on disk they are the lines of diagnostics.jsonl.

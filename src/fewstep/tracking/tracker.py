@@ -108,10 +108,13 @@ def history(folder: Path, earlier: Sequence[Row] = ()) -> Iterator[Row]:
 
 
 def students_fid(rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
-    """FID of the few-step students by steps, as mean over w and at each w, of the best method: what sweeps compare."""
+    """FID of the few-step students by steps, as mean over w and at each w, of the best method: what sweeps compare.
+
+    Students after steps of a base are left out.
+    """
     by_method: dict[tuple[str, str], list[float]] = {}
     for row in rows:
-        if row["model"] not in (TEACHER, GUIDED):
+        if row["model"] not in (TEACHER, GUIDED) and not row.get("base_steps"):
             for w in (None, row["w"]):
                 by_method.setdefault((quality_of("fid", row["steps"], w), row["model"]), []).append(row["fid"])
     best: dict[str, float] = {}

@@ -1,0 +1,103 @@
+"""fewstep trace: when a model decides what its image shows."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fewstep.commands import tasks
+from fewstep.commands.models import OUTPUTS, ModelFile, Outputs
+
+if TYPE_CHECKING:
+    from fewstep.diffusion.mixture import GaussianMixture
+    from fewstep.evaluation.candidate import Candidate
+    from fewstep.inference.model import Model
+
+
+def check_png(out: Path) -> Path:
+    """Refuse a file to write that is no .png."""
+    if out.suffix != ".png":
+        raise ValueError(f"--out of a trace must end in .png, got {out}")
+    return out
+
+
+def trace(
+    model: ModelFile,
+    out: Annotated[Path, typer.Option(callback=check_png, help="FILE.png: filmstrips, and charts below them.")],
+    teacher: Annotated[
+        Path | None,
+        typer.Option(metavar="TEACHER", help="The model beside it; default: the teacher that it was made from."),
+    ] = None,
+    steps: tasks.Steps = None,
+    teacher_steps: Annotated[int, typer.Option(help="Steps of the teacher.")] = 64,
+    w: tasks.Weight = None,
+    label: Annotated[int | None, typer.Option(help="Class of every image; default: all classes in turn.")] = None,
+    prompt: Annotated[
+        list[str] | None, typer.Option(help="What a model of text shall make; repeat for several, taken in turn.")
+    ] = None,
+    num: Annotated[int, typer.Option(help="Number of images, 2 or more.")] = 6,
+    seed: tasks.Seed = 0,
+    outputs: Outputs = OUTPUTS,
+) -> None:
+    """Draw the image that a model predicts at every step, teacher beside student, and its distance to the final one.
+
+    Example: fewstep trace outputs/digits/progressive/TIME/model-4.safetensors --w 2 --out trace.png
+    """
+    if num < 2:
+        raise ValueError(f"--num must be at least 2: the distance of two images is the unit of the chart, got {num}")
+    import torch
+
+    import fewstep
+    from fewstep.artifacts.pictures import film, save_png
+    from fewstep.evaluation.features import build_feature_extractor
+    from fewstep.evaluation.trace import traces_of
+    from fewstep.reports.traces import trace_picture
+    from fewstep.runs.build import data_of
+
+    loaded = fewstep.load(model)
+    facts, w = loaded.card.data, tasks.chosen_w(loaded, w)
+    steps = loaded.default_steps if steps is None else steps
+    loaded.check_request(steps, w)
+    requested = tasks.requested_conditions(loaded, label, prompt or [], num)
+    condition = loaded.condition(requested)
+    exact = None if facts.is_image else data_of(facts.name, [], 1).exact
+    asked = beside_teacher(model, loaded, teacher, steps, teacher_steps, exact)
+    net = build_feature_extractor(facts.pixels, mixture=exact)
+    found = traces_of(asked, condition, w=w, seed=seed, facts=facts, net=net, decode=loaded.decode)
+    classes = torch.zeros(num, dtype=torch.long) if condition.is_floating_point() else condition
+    curves = [own.curve for own in found]
+    save_png(trace_picture(curves, [film(own.frames, classes, facts.pixels) for own in found]), out)
+    for curve in curves:
+        typer.echo(f"{curve.name}, w = {curve.w:g}")
+        for t, rmse, features in zip(curve.times, curve.rmse, curve.features, strict=True):
+            typer.echo(f"  t = {t:.3f}: RMSE {rmse:.3f}, feature distance {features:.3f}")
+    typer.echo(f"{out}: {num} images at every step; distances are to the final image, 1: to another one in features")
+
+
+def beside_teacher(
+    path: Path,
+    model: "Model",
+    teacher: Path | None,
+    steps: int,
+    teacher_steps: int,
+    exact: "GaussianMixture | None",
+) -> list[tuple["Candidate", int]]:
+    """The teacher and the model, each with its steps; the model alone where it is a teacher itself.
+
+    Raises:
+        ValueError: there is no teacher, or it makes other data, or an ancestor is gone or changed.
+    """
+    from fewstep.evaluation.grid import EvaluationPlan
+    from fewstep.runs.evaluate import candidates_of, candidates_of_model, with_ancestors
+
+    plan = EvaluationPlan(teacher_steps=(teacher_steps,), guided_steps=(steps,), baselines=())
+    own = candidates_of_model(model, model.card.label, plan, None)[0]
+    if teacher is None and model.card.sampling.guidance == "two_evaluations":
+        return [(own, steps)]
+    models = with_ancestors([path]) if teacher is None else {teacher: tasks.opened_model(teacher, "--teacher")}
+    if other := next((each for each in models.values() if each.card.data != model.card.data), None):
+        raise ValueError(f"the teacher must make {model.card.data.name} too, and makes {other.card.data.name}")
+    first = candidates_of(models, plan, exact)[0]
+    if first.sampling.times is not None:
+        raise ValueError(f"{path} has no teacher of any number of steps: name one with --teacher")
+    return [(first, teacher_steps), (own, steps)]
