@@ -77,7 +77,7 @@ ON_GAUSSIANS = (  # with exact networks of their own: test_{flow_maps,curricula,
 def concrete(kind: type[Method] = Method) -> Iterator[type[Method]]:
     """All methods of the package that can be built."""
     for each in kind.__subclasses__():
-        if not isabstract(each) and each.__module__.startswith("fewstep."):
+        if not isabstract(each) and each.__module__.startswith("fewstep.methods."):  # adapters' are no stages
             yield each
         yield from concrete(each)
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from fewstep.commands import data, tasks
+from fewstep.commands import adapt, data, tasks
 from fewstep.commands.check import check
 from fewstep.commands.collect import collect
 from fewstep.commands.dashboard import dashboard
@@ -61,6 +61,7 @@ def sample(
         str | None,
         typer.Option(help="deterministic, stochastic, ancestral or renoise; default: the model's own."),
     ] = None,
+    adapter: adapt.Adapters = None,
     autoencoder: tasks.AutoencoderFolder = None,
     text_encoder: tasks.TextEncoderFolder = None,
     outputs: Outputs = OUTPUTS,
@@ -77,6 +78,7 @@ def sample(
     from fewstep.commands.images import save_batches, save_images
 
     loaded = fewstep.load(model, autoencoder=autoencoder, text_encoder=text_encoder)
+    loaded = fewstep.with_adapters(loaded, [adapt.with_strength(each, 1.0) for each in adapter or []])
     requested = requested_conditions(loaded, label, prompt or [], num)
     labels = loaded.condition(requested)
     w = tasks.chosen_w(loaded, w)
@@ -181,6 +183,7 @@ OF_RUNS = (methods, collect, wandb_sweep, dashboard)
 for command in (*OF_MODELS, *OF_RUNS):
     app.command()(command)
 app.add_typer(data.app, name="data")
+app.add_typer(adapt.app, name="adapt")
 
 
 def run_guarded(main: Callable[[], object]) -> int:
