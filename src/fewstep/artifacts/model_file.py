@@ -228,14 +228,14 @@ def read_described(path: Path, key: str, what: str) -> tuple[dict[str, Any], dic
         FileNotFoundError, ValueError: see `load_model`.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"{what} must be a file, and there is none at {path}; `fewstep info MODEL` shows one")
+        raise FileNotFoundError(f"{what} must be a file, and there is none at {path}; give another path")
     with path.open("rb") as file:
         start = file.read(9)
     # The first 8 bytes of safetensors are a length, which may look like a pickle's first two; then comes "{".
     if start[:2] in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05") and start[8:] != b"{":
         raise ValueError(
             f"{what} must be safetensors, and {path} is a pickle, which could run code and is never opened; "
-            "give the model.safetensors that the run left beside it"
+            "give the .safetensors that was written beside it"
         )
     try:
         with safe_open(path, framework="pt") as file:

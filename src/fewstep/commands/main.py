@@ -78,7 +78,8 @@ def sample(
     from fewstep.commands.images import save_batches, save_images
 
     loaded = fewstep.load(model, autoencoder=autoencoder, text_encoder=text_encoder)
-    loaded = fewstep.with_adapters(loaded, [adapt.with_strength(each, 1.0) for each in adapter or []])
+    if adapter:
+        loaded = fewstep.with_adapters(loaded, [adapt.with_strength(each, 1.0) for each in adapter])
     requested = requested_conditions(loaded, label, prompt or [], num)
     labels = loaded.condition(requested)
     w = tasks.chosen_w(loaded, w)

@@ -16,7 +16,7 @@ from fewstep.inference.model import Model
 from fewstep.methods.base import Networks
 from fewstep.methods.training import Training
 from fewstep.networks import Frozen
-from fewstep.networks.adapter import adapter_tensors, check_adapter, with_adapter
+from fewstep.networks.adapter import adapter_tensors, with_adapter
 from fewstep.networks.low_rank import set_strength
 from fewstep.runs.build import guidance_of
 from fewstep.system.files import remove, sha256_of, tensor_digest
@@ -48,7 +48,10 @@ class AdapterPlan:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check_adapter("lora", self.rank, self.alpha)
+        if self.rank < 1 or not 0 < self.alpha < inf:
+            raise ValueError(
+                f"an adapter needs a rank of at least 1 and a positive alpha, got {self.rank}, {self.alpha}"
+            )
         if not (1 <= self.batch_size <= self.images and 0 < self.learning_rate < inf):
             raise ValueError(
                 "an adapter needs 1 <= batch size <= budget and a positive learning rate, got "
