@@ -18,6 +18,7 @@ from torch import Tensor
 
 import fewstep
 from fewstep import Model
+from fewstep.control.attributes import slant, thickness
 from fewstep.data.digits import DigitsData
 from fewstep.diffusion.edit import steps_for
 from fewstep.evaluation.features import DigitsFeatures
@@ -130,8 +131,8 @@ def compared(name: str, source: Digits, sources: Labels, made: Digits, target: L
     """How often `made` is of its target class, and how much of each source is left in it."""
     kept: dict[str, Callable[[Digits], Float[Tensor, "count values"]]] = {
         "features": features,
-        "slant": slant,
-        "thickness": thickness,
+        "slant": lambda x: slant(x)[:, None],
+        "thickness": lambda x: thickness(x)[:, None],
         "pixels": lambda x: x.flatten(1),
     }
     found = {f"{name}_{what}": correlation(of(source), sources, of(made), target) for what, of in kept.items()}
@@ -151,22 +152,6 @@ def accuracy(x: Digits, label: Labels) -> float:
 
 def features(x: Digits) -> Float[Tensor, "count 64"]:
     return NET(pixels(x))[0]
-
-
-def slant(x: Digits) -> Float[Tensor, "count 1"]:
-    """Shear of the ink: its covariance of column and row over the variance of the row."""
-    ink, at = (x[:, 0] + 1) / 2, torch.arange(8.0)
-    total = ink.sum((1, 2), keepdim=True).clamp(min=1e-6)
-    row = at[:, None] - (ink * at[:, None]).sum((1, 2), keepdim=True) / total
-    column = at - (ink * at).sum((1, 2), keepdim=True) / total
-    return ((ink * row * column).sum((1, 2)) / (ink * row.square()).sum((1, 2)).clamp(min=1e-6))[:, None]
-
-
-def thickness(x: Digits) -> Float[Tensor, "count 1"]:
-    """Width of a stroke in pixels: twice the area of the ink over its outline, the total variation."""
-    ink = torch.nn.functional.pad((x[:, 0] + 1) / 2, (1, 1, 1, 1))
-    outline = ink.diff(dim=1).abs().sum((1, 2)) + ink.diff(dim=2).abs().sum((1, 2))
-    return (2 * ink.sum((1, 2)) / outline.clamp(min=1e-6))[:, None]
 
 
 def correlation(

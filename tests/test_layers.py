@@ -57,6 +57,7 @@ MAY_IMPORT = {
     },
     "diagnostics": {"data", "diffusion", "distributed", "methods", "system", "tracking", "training"},
     "reports": {"artifacts", "data.facts", "diagnostics", "system", "tracking"},
+    "control": {*LIBRARY, "runs"},
     "estimate": {*LIBRARY, "runs"},
     "runs": {*LIBRARY},
 }

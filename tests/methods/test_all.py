@@ -84,7 +84,7 @@ COMPARED = ("rdd", "dmd2 of another divergence")  # whose losses need the batche
 def concrete(kind: type[Method] = Method) -> Iterator[type[Method]]:
     """All methods of the package that can be built."""
     for each in kind.__subclasses__():
-        if not isabstract(each) and each.__module__.startswith("fewstep."):
+        if not isabstract(each) and each.__module__.startswith("fewstep.methods."):  # adapters' are no stages
             yield each
         yield from concrete(each)
 

@@ -44,6 +44,17 @@ class Ancestor:
     sha256: str
 
 
+@dataclass(frozen=True)
+class AppliedAdapter:
+    """An adapter that was added to a model's weights: its path relative to the model file's folder, what it was trained
+    on, its SHA-256, and the strength that it was added with."""
+
+    path: str
+    about: str
+    sha256: str
+    strength: float
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelCard:
     """What a model file says of itself, and all that its readers go by.
@@ -59,6 +70,7 @@ class ModelCard:
         images: training images of its last phase.
         evaluations: network evaluations that its last phase cost (forward 1, backward 2); None where nobody counted.
         parents: its ancestors, nearest first.
+        adapters: those added to its weights since it was trained.
 
     Raises:
         ValueError: a guidance range, or a range of values, that no model has.
@@ -78,6 +90,7 @@ class ModelCard:
     w_values: tuple[float, ...] | None = None
     guidance_interval: tuple[float, float] | None = None
     evaluations: int | None = None
+    adapters: tuple[AppliedAdapter, ...] = ()
 
     def __post_init__(self) -> None:
         if self.w_min is None or self.w_max is None:
@@ -94,9 +107,10 @@ class ModelCard:
     @property
     def label(self) -> str:
         """What it is called in tables and charts: teacher, guided, or for a few-step student its method."""
-        if self.sampling.times is not None or self.encodes:
-            return self.method
-        return {"two_evaluations": "teacher", "input": "guided"}.get(self.sampling.guidance, self.method)
+        kinds = {"two_evaluations": "teacher", "input": "guided"}
+        few_steps = self.sampling.times is not None or self.encodes
+        own = self.method if few_steps else kinds.get(self.sampling.guidance, self.method)
+        return f"{own} + adapter" if self.adapters else own
 
     @property
     def num_steps(self) -> int | None:
@@ -135,7 +149,7 @@ def load_model(path: Path) -> tuple[Denoiser, ModelCard]:
         FileNotFoundError: there is no such file.
         ValueError: a pickle, a file that is not a fewstep model, or a damaged one.
     """
-    description, tensors = _read(path)
+    description, tensors = read_described(path, KEY, "a model")
     try:
         written = description.pop(CHECKSUM, None)  # files of before it was have none
         found = written and checksum(description, tensors)
@@ -192,6 +206,7 @@ def described_card(description: Mapping[str, Any]) -> ModelCard:
         "schedule": described_part(SCHEDULES[name], schedule, "schedule"),
         "sampling": described_part(Sampling, description["sampling"], "sampling"),
         "parents": tuple(described_part(Ancestor, parent, "parents") for parent in description["parents"]),
+        "adapters": tuple(described_part(AppliedAdapter, a, "adapters") for a in description.get("adapters", ())),
     }
     return build(ModelCard, {**description, **parts}, "its card")
 
@@ -203,17 +218,24 @@ def described_part(constructor: type[T], described: Any, name: str) -> T:
     return build(constructor, described, f"its {name}")
 
 
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """The JSON and the tensors of a model file, after the checks that tell what else it may be."""
+def read_described(path: Path, key: str, what: str) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """The JSON below `key` and the tensors of a file, after the checks that tell what else it may be.
+
+    Args:
+        what: it should be, for messages: "a model".
+
+    Raises:
+        FileNotFoundError, ValueError: see `load_model`.
+    """
     if not path.is_file():
-        raise FileNotFoundError(f"a model must be a file, and there is none at {path}; `fewstep info MODEL` shows one")
+        raise FileNotFoundError(f"{what} must be a file, and there is none at {path}; give another path")
     with path.open("rb") as file:
         start = file.read(9)
     # The first 8 bytes of safetensors are a length, which may look like a pickle's first two; then comes "{".
     if start[:2] in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05") and start[8:] != b"{":
         raise ValueError(
-            f"a model must be safetensors, and {path} is a pickle, which could run code and is never opened; "
-            "give the model.safetensors that the run left beside it"
+            f"{what} must be safetensors, and {path} is a pickle, which could run code and is never opened; "
+            "give the .safetensors that was written beside it"
         )
     try:
         with safe_open(path, framework="pt") as file:
@@ -221,10 +243,12 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (safe_open is no dict)
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} is truncated, damaged or no safetensors file ({error}); make it again") from error
-    if KEY not in metadata:
-        raise ValueError(f"{path} is safetensors but not made by fewstep: it lacks the description under {KEY!r}")
+    if key not in metadata:
+        other = next((each for each in metadata if each.startswith(KEY)), None)
+        made = f"is fewstep's but not {what}" if other else "is safetensors but not made by fewstep"
+        raise ValueError(f"{path} {made}: it lacks the description under {key!r}")
     try:
-        description = json.loads(metadata[KEY])
+        description = json.loads(metadata[key])
     except (json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"{path} is damaged: its description is not JSON ({error}); make it again") from error
     if not isinstance(description, dict):

@@ -14,7 +14,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from fewstep.commands import data, tasks
+from fewstep.commands import adapt, data, tasks
 from fewstep.commands.check import check
 from fewstep.commands.collect import collect
 from fewstep.commands.dashboard import dashboard
@@ -72,6 +72,7 @@ def sample(
     base_level: Annotated[
         int | None, typer.Option(help="Steps of MODEL that those of the base stand in for [1].")
     ] = None,
+    adapter: adapt.Adapters = None,
     autoencoder: tasks.AutoencoderFolder = None,
     text_encoder: tasks.TextEncoderFolder = None,
     outputs: Outputs = OUTPUTS,
@@ -89,6 +90,8 @@ def sample(
 
     loaded = fewstep.load(model, autoencoder=autoencoder, text_encoder=text_encoder)
     requested = tasks.requested_conditions(loaded, label, prompt or [], num)
+    if adapter:
+        loaded = fewstep.with_adapters(loaded, [adapt.with_strength(each, 1.0) for each in adapter])
     labels = loaded.condition(requested)
     w = tasks.chosen_w(loaded, w)
     first = tasks.opened_base(base, base_steps, base_w, base_level)
@@ -185,6 +188,7 @@ OF_RUNS = (methods, collect, wandb_sweep, dashboard)
 for command in (*OF_MODELS, *OF_RUNS):
     app.command()(command)
 app.add_typer(data.app, name="data")
+app.add_typer(adapt.app, name="adapt")
 
 
 def run_guarded(main: Callable[[], object]) -> int:

@@ -15,6 +15,15 @@ def guide(*, conditional: Images, unconditional: Images, w: Float[Tensor, "batch
     return conditional + expand(w, conditional) * (conditional - unconditional)
 
 
+def steer(*, neutral: Images, towards: Images, away: Images, amount: Float[Tensor, "batch"]) -> Images:
+    """neutral + amount (towards - away): the target of a concept slider, alike in x, eps and v at one z.
+
+    (Gandikota et al. 2023, 2311.12092, whose amount is eta at strength 1 and -eta at strength -1.) Where `neutral` is
+    `away`, an amount of 1 gives `towards`, and 1 + w is `guide` with `away` as the unconditional branch.
+    """
+    return neutral + expand(amount, neutral) * (towards - away)
+
+
 def nulls(label: Condition, null: int | Tensor) -> Condition:
     """`null` in the place of every condition of `label`."""
     return null.to(label).expand_as(label) if isinstance(null, Tensor) else torch.full_like(label, null)

@@ -135,9 +135,12 @@ def write_safetensors(temporary: Path, folder: Path, model: Model, path: Path, h
     """Write our own model file, its ancestors' paths relative to `folder`, and its adapter where it has one."""
     card = model.card
     parents = tuple(replace(each, path=os.path.relpath(path.parent / each.path, folder)) for each in card.parents)
+    applied = tuple(replace(each, path=os.path.relpath(path.parent / each.path, folder)) for each in card.adapters)
     network = deepcopy(model.denoiser.network).half() if half else model.denoiser.network
     own = temporary / "model.safetensors"
-    save_model(own, Denoiser(network, card.prediction, card.native_schedule), replace(card, parents=parents))
+    save_model(
+        own, Denoiser(network, card.prediction, card.native_schedule), replace(card, parents=parents, adapters=applied)
+    )
     for file in (adapter_file(path), guidance_file(adapter_file(path))):
         if file.is_file():
             shutil.copyfile(file, temporary / file.name)

@@ -20,7 +20,7 @@ from fewstep.methods.judge import JudgeSettings
 from fewstep.methods.losses import Loss, regress
 from fewstep.methods.training import STUDENT, Training
 from fewstep.networks import Denoiser
-from fewstep.networks.adapter import check_adapter
+from fewstep.networks.adapter import check_adapter, trained_parameters
 from fewstep.networks.ema import Average, ramped
 
 MODEL = "model"  # the average that becomes the model, where one is kept
@@ -166,6 +166,10 @@ class Method(ABC):
         """
         decay = self.training.ema_decay
         return replace(nets, averages={MODEL: Average(nets.student, ramped(decay))}) if decay else nets
+
+    def weights(self, student: Denoiser) -> list[nn.Parameter]:
+        """The student's parameters that are trained: all, or of an adapted one its adapter and new inputs."""
+        return trained_parameters(student)
 
     def moving(self, step: int) -> tuple[str, ...]:
         """The roles that an optimiser step trains."""

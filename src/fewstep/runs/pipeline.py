@@ -1,7 +1,5 @@
 """A run: one stage, an evaluation, or a pipeline of stages one after the other."""
 
-import logging
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +18,7 @@ from fewstep.runs.parent import find_parent, method_of, open_evaluator
 from fewstep.runs.train import train
 from fewstep.system.validation import checked
 from fewstep.teachers.imported import imported, is_foreign
+from fewstep.training.loop import quiet_lightning
 
 
 def run(settings: Settings) -> None:
@@ -28,9 +27,7 @@ def run(settings: Settings) -> None:
     Raises:
         ValueError, OSError: one line that says what to change.
     """
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", module="lightning")
+    quiet_lightning()
     if settings.name == PIPELINE:
         run_pipeline(settings)
     elif settings.name == EVALUATE:

@@ -1,6 +1,8 @@
 """One Trainer.fit of one phase, which goes on where an interrupted one stopped."""
 
+import logging
 import os
+import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -35,6 +37,13 @@ class NoProfiler(PassThroughProfiler):
 
 
 NOTHING = nullcontext()
+
+
+def quiet_lightning() -> None:
+    """Leave out Lightning's own words about devices, loggers and advice."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", module="lightning")
 
 
 def fit(

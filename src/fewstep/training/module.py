@@ -22,7 +22,6 @@ from fewstep.methods.draws import Draws
 from fewstep.methods.losses import Loss, Verdict
 from fewstep.methods.training import STUDENT, Training
 from fewstep.networks import Denoiser
-from fewstep.networks.adapter import trained_parameters
 from fewstep.networks.memory import denoisers_in
 
 CLIP_EPS = 1e-6  # which torch adds to the norm
@@ -75,7 +74,7 @@ class DistillationModule(lightning.LightningModule):
         self.averages = nn.ModuleDict(dict(nets.averages))
         # DDP averages the gradients of the weights that require one when it is set up, whatever moves in a step.
         self.trained = nn.ModuleDict(dict(nets.trained)).requires_grad_(True)
-        for weight in trained_parameters(self.student):
+        for weight in self.method.weights(self.student):
             weight.requires_grad_(True)
         self.list_weights()
         self._template: tuple[Denoiser, ...] = ()  # of the sharded student; in a tuple, so that it is no submodule
@@ -88,7 +87,7 @@ class DistillationModule(lightning.LightningModule):
     def list_weights(self) -> None:
         """Find the trained weights of each role, again once they are sharded: walking the modules takes time."""
         beside = {role: [*module.parameters()] for role, module in self.trained.items()}
-        self.weights: dict[str, list[nn.Parameter]] = {STUDENT: trained_parameters(self.student), **beside}
+        self.weights: dict[str, list[nn.Parameter]] = {STUDENT: self.method.weights(self.student), **beside}
         for average in self.nets.averages.values():
             average.list_weights()
 
