@@ -51,7 +51,14 @@ def sample(
     out: tasks.Out,
     steps: tasks.Steps = None,
     w: tasks.Weight = None,
+    w2: Annotated[
+        float | None,
+        typer.Option(help="Guidance weight of the style, of a model with one for class and style; default: --w."),
+    ] = None,
     label: Annotated[int | None, typer.Option(help="Class of every image; default: all classes in turn.")] = None,
+    style: Annotated[
+        int | None, typer.Option(help="Style of every image, for data with styles; default: any, or all in turn.")
+    ] = None,
     prompt: Annotated[
         list[str] | None, typer.Option(help="What a model of text shall make; repeat for several, taken in turn.")
     ] = None,
@@ -77,23 +84,24 @@ def sample(
     from fewstep.commands.images import save_batches, save_images
 
     loaded = fewstep.load(model, autoencoder=autoencoder, text_encoder=text_encoder)
+    label = tasks.label_of(loaded, label, style)
     requested = requested_conditions(loaded, label, prompt or [], num)
     labels = loaded.condition(requested)
     w = tasks.chosen_w(loaded, w)
     start = time.perf_counter()
     prompts = [str(each) for each in requested] if prompt else None
     if out.suffix == ".npz":
-        batches = loaded.batches(labels, steps=steps, w=w, seed=seed, sampler=sampler)
+        batches = loaded.batches(labels, steps=steps, w=w, w2=w2, seed=seed, sampler=sampler)
         save_batches(batches, num, loaded.card.data.pixels, out, labels=prompts or labels.tolist())
         seconds = time.perf_counter() - start
     else:
-        x = loaded.sample(labels, steps=steps, w=w, seed=seed, sampler=sampler)
+        x = loaded.sample(labels, steps=steps, w=w, w2=w2, seed=seed, sampler=sampler)
         seconds = time.perf_counter() - start
         save_images(x, labels, loaded.card.data.pixels, out, prompts=prompts)
     used = loaded.default_steps if steps is None else steps
     typer.echo(
         f"{out}: {num} images, {used} steps of {loaded.evaluations_per_step} evaluation(s), "
-        f"{tasks.guidance_words(loaded, w)}, {num / seconds:,.0f} images/s"
+        f"{tasks.guidance_words(loaded, w, w2)}, {num / seconds:,.0f} images/s"
     )
 
 
@@ -103,7 +111,7 @@ def requested_conditions(model: "Model", label: int | None, prompts: list[str], 
         return [prompts[number % len(prompts)] for number in range(num)]
     if model.card.data.text is not None and label is None:
         raise ValueError("this model takes prompts: give --prompt 'a photograph of a temple'")
-    return [number % model.card.data.num_classes if label is None else label for number in range(num)]
+    return [number % model.card.data.num_conditions if label is None else label for number in range(num)]
 
 
 @app.command()

@@ -294,8 +294,32 @@ def chosen_w(model: "Model", w: float | None) -> float:
     return model.default_w if w is None else w
 
 
-def guidance_words(model: "Model", w: float) -> str:
+def label_of(model: "Model", label: int | None, style: int | None) -> int | None:
+    """The label of a class and a style that were typed; of any style where none was.
+
+    Raises:
+        ValueError: a style for a model without styles, without a class, or one that there is not.
+    """
+    styles = model.card.data.styles
+    if styles is None:
+        if style is not None:
+            raise ValueError(f"--style is of data with styles, and {model.card.data.name} has none, got {style}")
+        return label
+    if label is None:
+        if style is not None:
+            raise ValueError(f"--style needs --label NUMBER, 0..{styles.num_classes - 1}, got style {style} alone")
+        return None
+    for name, value, count in (("--label", label, styles.num_classes), ("--style", style or 0, styles.num_styles)):
+        if not 0 <= value < count:
+            raise ValueError(f"{name} must be in 0..{count - 1} for {model.card.data.name}, got {value}")
+    return label + styles.num_classes * (styles.num_styles if style is None else style)
+
+
+def guidance_words(model: "Model", w: float, w2: float | None = None) -> str:
     """The guidance of samples, in both conventions."""
+    if model.card.has_two_weights:
+        second = w if w2 is None else w2
+        return f"w = {w:g} of the class and {second:g} of the style (scales {1 + w:g} and {1 + second:g})"
     return "no guidance" if model.card.sampling.guidance == "none" else f"w = {w:g} (guidance_scale {1 + w:g})"
 
 

@@ -218,7 +218,7 @@ class Planner:
         candidates = candidates_of(models, plan, evaluator.exact, "meta")
         cells, sampling = 0, 0.0
         for candidate in candidates:
-            weights = len([w for w in plan.w if candidate.weights is None or w in candidate.weights])
+            weights = len([w for w in plan.weights if candidate.weights is None or w in candidate.weights])
             cells += weights * len(candidate.steps)
             evaluated = weights * candidate.evaluations * evaluated_images(candidate, plan)
             sampling += evaluated * sum(seconds[id(each)] for each in denoisers_in(candidate.denoise))

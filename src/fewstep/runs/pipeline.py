@@ -83,7 +83,7 @@ class Chain:
             return False
         if wanted is None:
             return True
-        given = load_model(self.parents[0])[1].sampling if self.parents else Sampling()
+        given = load_model(self.parents[0])[1].sampling if self.parents else wanted.teacher or Sampling()
         return not accepts(wanted, given)
 
     def add(self, files: Sequence[Path]) -> None:
@@ -150,7 +150,8 @@ def check_pipeline(settings: Settings) -> None:
         method = method_of(own)
         settings.trainer.check_batch(method.training.batch_size)
         if chain.teacher == EXACT and not chain.skips(method):
-            if "two_evaluations" in wanted(method):
+            parent = method.parent()
+            if parent is not None and parent.teacher is not None:
                 build_exact_teacher(own, method, build_data(own, 1, "facts"))
         elif chain.teacher is not None and chain.teacher != NO_TEACHER and not chain.skips(method):
             find_parent(own, method, open_evaluator(own, method))
@@ -172,12 +173,6 @@ def check_readings(settings: Settings) -> None:
                 check_teacher_at_noise(method, phase, kind, settings.schedule)
             kind = (method.prediction if isinstance(method, StudentSettings) else None) or kind
             check_student_at_noise(method, phase, kind, settings.schedule)
-
-
-def wanted(method: Method) -> tuple[str, ...]:
-    """How the method's parent may be guided."""
-    parent = method.parent()
-    return () if parent is None else parent.guidance
 
 
 def run_evaluate(settings: Settings) -> None:
