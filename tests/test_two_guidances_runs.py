@@ -61,8 +61,8 @@ def test_students_are_sampled_with_a_weight_for_each_condition(chain: Path, comm
 def test_bad_input_is_one_line(chain: Path, commands: Commands, tmp_path: Path) -> None:
     model, out = chain / "two_guidances" / "one" / "model.safetensors", ("--out", tmp_path / "a.png")
     sample = ("sample", model, *out)
-    commands.fewstep(*sample, "--label", "3", "--style", "3").is_one_error("--style must be in 0..2", "3")
-    commands.fewstep(*sample, "--label", "10").is_one_error("--label must be in 0..9", "10")
+    commands.fewstep(*sample, "--label", "3", "--style", "3").is_one_error("the style must be in 0..2", "3")
+    commands.fewstep(*sample, "--label", "10").is_one_error("the class must be in 0..9", "10")
     commands.fewstep(*sample, "--style", "1").is_one_error("--style needs --label")
     commands.fewstep(*sample, "--w2", "-1").is_one_error("w2 must be finite and at least 0", "-1")
     commands.fewstep("export", model, tmp_path / "e").is_one_error("inputs beside w (w2)", "safetensors")
@@ -75,15 +75,16 @@ def test_bad_input_is_one_line(chain: Path, commands: Commands, tmp_path: Path) 
     wrong = commands.train(*plain, "stage=teacher", "stage.guided_by=three_evaluations")
     wrong.is_one_error("have no styles", "dataset=digits_styled")
     commands.train(*plain, "stage=two_guidances").is_one_error("teacher guided by three evaluations")
+    commands.train(*own).is_one_error("stage=guidance needs a teacher", "[teacher,two_guidances,evaluate]")
 
 
 def test_the_exact_mixture_is_distilled_and_judged(tmp_path: Path) -> None:
     own = ("dataset=mixture_styled", f"outputs={tmp_path}", "name=one")
     run_as_composed("stage=two_guidances", *own, *FAST)
     made = tmp_path / "mixture_styled" / "two_guidances" / "one" / "model.safetensors"
-    run_as_composed("stage=evaluate", *own, *TINY, *GRID, f"teacher={made}")
+    run_as_composed("stage=evaluate", *own, *TINY, *GRID, "stage.teacher_steps=[16]", f"teacher={made}")
     rows = json.loads((tmp_path / "mixture_styled" / "evaluate" / "one" / "quality.json").read_text())
     teacher = [row for row in rows if row["model"] == "teacher"]
-    assert {(row["w"], row["w2"], row["nfe"]) for row in teacher} == {(0.0, 1.0, 6), (2.0, 1.0, 6)}
+    assert {(row["w"], row["w2"], row["nfe"]) for row in teacher} == {(0.0, 1.0, 48), (2.0, 1.0, 48)}
     assert all(row["exact_rmse"] is not None for row in rows)
     assert teacher[1]["style_accuracy"] > 0.8

@@ -276,7 +276,7 @@ def condition(model: "Model", typed: int | str | None, given: "LoadedImages", op
         number = int(typed)
     except ValueError:
         raise ValueError(f"{option} must be a class {classes} of {data.name}, got {typed!r}") from None
-    return model.condition([number] * count)
+    return model.condition([styled_label(model, number)] * count)
 
 
 def both_ways(model: "Model", encoder: "Model | None", steps: int | None, encode_steps: int | None) -> str:
@@ -295,24 +295,34 @@ def chosen_w(model: "Model", w: float | None) -> float:
 
 
 def label_of(model: "Model", label: int | None, style: int | None) -> int | None:
-    """The label of a class and a style that were typed; of any style where none was.
+    """The label of the class and the style that were typed; None where no class was.
 
     Raises:
-        ValueError: a style for a model without styles, without a class, or one that there is not.
+        ValueError: a style without a class, or see `styled_label`.
     """
-    styles = model.card.data.styles
+    if label is not None:
+        return styled_label(model, label, style)
+    if style is not None:
+        raise ValueError(f"--style needs --label NUMBER, the class, got style {style} alone")
+    return None
+
+
+def styled_label(model: "Model", number: int, style: int | None = None) -> int:
+    """The label of a class and a style, of any style where none is given; the class itself for data without styles.
+
+    Raises:
+        ValueError: a style for data without styles, or a class or a style that there is not.
+    """
+    data, styles = model.card.data, model.card.data.styles
     if styles is None:
         if style is not None:
-            raise ValueError(f"--style is of data with styles, and {model.card.data.name} has none, got {style}")
-        return label
-    if label is None:
-        if style is not None:
-            raise ValueError(f"--style needs --label NUMBER, 0..{styles.num_classes - 1}, got style {style} alone")
-        return None
-    for name, value, count in (("--label", label, styles.num_classes), ("--style", style or 0, styles.num_styles)):
-        if not 0 <= value < count:
-            raise ValueError(f"{name} must be in 0..{count - 1} for {model.card.data.name}, got {value}")
-    return label + styles.num_classes * (styles.num_styles if style is None else style)
+            raise ValueError(f"--style is of data with styles, and {data.name} has none, got {style}")
+        return number
+    if not 0 <= number < styles.num_classes:
+        raise ValueError(f"the class must be in 0..{styles.num_classes - 1} for {data.name}, got {number}")
+    if style is not None and not 0 <= style < styles.num_styles:
+        raise ValueError(f"the style must be in 0..{styles.num_styles - 1} for {data.name}, got {style}")
+    return number + styles.num_classes * (styles.num_styles if style is None else style)
 
 
 def guidance_words(model: "Model", w: float, w2: float | None = None) -> str:

@@ -29,7 +29,7 @@ class TwoGuidances(Guidance):
         ValueError: a bad range of w2, or a share outside (0, 1].
     """
 
-    paper: ClassVar[str] = "after FADA (2024)"
+    paper: ClassVar[str] = "after FADA, Zhong et al. 2024 (2412.16915)"
     certainty: ClassVar[str] = "fada-style: of the paper we know the abstract; the losses and the w inputs are ours"
 
     w2_min: float

@@ -94,7 +94,7 @@ def open_pairs(
         "teacher_steps": phase.teacher_steps,
         "clip_target": method.clip_target,
         "schedule": repr(nets.schedule),
-        "w": asdict(nets.guidance),
+        "w": {name: value for name, value in asdict(nets.guidance).items() if name != "second"},
     }
     root = folder / FOLDER if method.store is None else Path(method.store)
     store = PairStore(

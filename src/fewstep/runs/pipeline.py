@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fewstep.artifacts.lineage import find_newest_students, models_in_folder, only_model
+from fewstep.artifacts.lineage import PARENTS, find_newest_students, models_in_folder, only_model
 from fewstep.artifacts.model_file import load_model
 from fewstep.artifacts.run_folder import QUALITY, REPORT, RunFolder
 from fewstep.diffusion.sampling import Sampling
@@ -145,6 +145,7 @@ def check_pipeline(settings: Settings) -> None:
             build_plan(own.stage, settings.trainer)
     if chain.teacher is None:
         check_readings(settings)
+        check_kinds(settings)
     for stage in trained_stages(settings):
         own = settings.of_stage(stage, settings.teacher)
         method = method_of(own)
@@ -173,6 +174,26 @@ def check_readings(settings: Settings) -> None:
                 check_teacher_at_noise(method, phase, kind, settings.schedule)
             kind = (method.prediction if isinstance(method, StudentSettings) else None) or kind
             check_student_at_noise(method, phase, kind, settings.schedule)
+
+
+def check_kinds(settings: Settings) -> None:
+    """Refuse a chain from a new teacher one of whose stages cannot follow from any of those before it.
+
+    Raises:
+        ValueError: names the stage, and how the models before it are guided.
+    """
+    made: list[Sampling] = []
+    for stage in trained_stages(settings):
+        method = method_of(settings.of_stage(stage))
+        parent = method.parent()
+        if parent is not None and made and not any(accepts(parent, sampling) for sampling in made):
+            needed = " or a ".join(PARENTS[kind].title for kind in parent.guidance)
+            given = ", ".join(dict.fromkeys(PARENTS[sampling.guidance].title for sampling in made))
+            raise ValueError(
+                f"stage={stage} needs a {needed}, and the stages before it make a {given}; change stage.stages, which "
+                "for a class and a style is [teacher,two_guidances,evaluate] with method=two_guidances"
+            )
+        made += [phase.sampling for phase in method.phases()]
 
 
 def run_evaluate(settings: Settings) -> None:
