@@ -17,11 +17,11 @@ from fewstep.data.facts import DataFacts
 from fewstep.data.mixture import MixtureData
 from fewstep.data.noise import NoiseData
 from fewstep.data.pairs import TrialPairs
-from fewstep.diffusion.guidance import Guided
 from fewstep.diffusion.prediction import Denoise, Prediction, PredictionKind, interpret
 from fewstep.diffusion.sampler import END, invert_ddim
 from fewstep.diffusion.sampling import Sampling
 from fewstep.diffusion.schedule import CosineSchedule, alpha, angle, append_zero, expand, sigma
+from fewstep.diffusion.styles import Styles
 from fewstep.methods import (
     ADD,
     DDIL,
@@ -55,17 +55,20 @@ from fewstep.methods import (
     Teacher,
     Tract,
     Training,
+    TwoGuidances,
     base,
 )
 from fewstep.methods.consistency import ConsistencyTraining
 from fewstep.methods.meanflow import MeanFlowTraining
 from fewstep.networks import Denoiser, Frozen, ResidualMLP, with_guidance_input
 from fewstep.networks.denoiser import with_components, with_inputs
+from fewstep.networks.inputs import W2
 from fewstep.system.validation import build
 from fewstep.training.module import DistillationModule
 
 SCHEDULE = CosineSchedule()
 NUM_CLASSES = NULL = 3
+STYLES = Styles(num_classes=1, num_styles=2)  # as many labels: 0 and 1 of each style, 2 of any
 FACTS = DataFacts(name="mixture", shape=(2,), num_classes=NUM_CLASSES, low=-1.5, high=1.5)
 WEIGHTS_0_TO_4 = GuidanceRange(0.0, 4.0)
 PLAN: dict[str, Any] = {
@@ -87,6 +90,7 @@ SMALL: dict[str, tuple[type[Method], dict[str, Any]]] = {
     "teacher": (Teacher, {"label_dropout": 0.1}),
     "guidance": (Guidance, {"w_min": 0.0, "w_max": 4.0}),
     "guidance with features": (Guidance, {"w_min": 0.0, "w_max": 4.0, "feature_matching": 0.5}),
+    "two_guidances": (TwoGuidances, {"w_min": 0.0, "w_max": 4.0, "w2_min": 0.0, "w2_max": 2.0}),
     "progressive": (Progressive, LADDER),
     "progressive, stochastic": (Progressive, LADDER | {"sampler": "stochastic"}),
     "progressive, two students": (Progressive, LADDER | {"variant": "two_student"}),
@@ -187,7 +191,14 @@ def teacher_of(method: Method, parent: Denoiser | None) -> Denoise | None:
     if parent is None:
         return None
     guided = not parent.has_guidance_input and method.phases()[0].sampling.guidance == "input"
-    return Guided(Frozen(parent), NULL) if guided else Frozen(parent)
+    return guided_for(method, Frozen(parent)) if guided else Frozen(parent)
+
+
+def guided_for(method: Method, denoise: Denoise) -> Denoise:
+    """A teacher's denoiser, guided as the method wants it, by two evaluations where it does not say."""
+    parent = method.parent()
+    sampling = (parent and parent.teacher) or Sampling()
+    return sampling.guided(denoise, NULL, styles=STYLES)
 
 
 def module(
@@ -210,6 +221,9 @@ def module(
         teacher, student = teacher_of(method, deepcopy(denoiser)), denoiser or network()
         if phase.sampling.guidance == "input" and not student.has_guidance_input:
             student = with_guidance_input(student)
+        guidance = method.guidance(parent)
+        if guidance is not None and guidance.second is not None:
+            student = with_inputs(student, (W2,))
         if phase.sampling.sampler == "flow_map":
             student = with_inputs(student, (END,))
         if phase.components:

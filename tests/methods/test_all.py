@@ -15,11 +15,13 @@ from small_methods import (
     ROLES,
     SCHEDULE,
     SMALL,
+    STYLES,
     Exact,
     at_step,
     batch_for,
     fit,
     flow,
+    guided_for,
     landing_of,
     module,
     regression,
@@ -134,7 +136,7 @@ def exact(
     method = small(name, {"weight": "uniform_x"}, **own_changes(name), **changes)
     phase = method.phases()[number]
     guided = phase.sampling.guidance == "input"
-    denoise: Denoise = Guided(mixture.denoise, NULL) if guided else mixture.denoise
+    denoise: Denoise = guided_for(method, mixture.denoise) if guided else mixture.denoise
     landing = None if isinstance(method, (ConsistencyTraining, SFDDM)) else landing_of(phase.sampling)
     student = Exact(denoise, landing, guidance_input=guided, off=0.0 if name == "dmd2" else off)
     teacher: Denoise = denoise
@@ -211,7 +213,7 @@ REFINED: dict[str, Any] = {
     "lcm at other states": lambda n: {"num_levels": n, "metric": "l2"},
     "single_fold": lambda n: {"num_steps": n, "fold": 4},
 }
-NO_DDIM_STEPS = ("teacher", "guidance", "consistency training", "sfddm", "dmd2")  # in their targets
+NO_DDIM_STEPS = ("teacher", "guidance", "two_guidances", "consistency training", "sfddm", "dmd2")  # in their targets
 
 
 def test_every_target_of_teacher_steps_is_refined_below() -> None:
@@ -368,7 +370,9 @@ def card_of(made: DistillationModule) -> ModelCard:
     """The card that training writes."""
     from fewstep.runs import train
 
-    job = SimpleNamespace(settings=SimpleNamespace(name=made.method.name), method=made.method, facts=FACTS)
+    guidance = made.nets.guidance
+    facts = replace(FACTS, styles=STYLES) if guidance and guidance.second else FACTS
+    job = SimpleNamespace(settings=SimpleNamespace(name=made.method.name), method=made.method, facts=facts)
     return train.card_of(cast(Any, job), made, None, ())
 
 
@@ -384,8 +388,10 @@ def test_a_file_says_how_its_model_is_sampled(name: str, tmp_path: Path) -> None
         assert read.sampling == phase.sampling
         guidance = made.nets.guidance
         assert (read.w_min, read.w_max) == ((guidance.w_min, guidance.w_max) if guidance else (None, None))
+        second = guidance and guidance.second
+        assert (read.w2_min, read.w2_max) == ((second.w_min, second.w_max) if second else (None, None))
         assert denoiser.has_guidance_input == (phase.sampling.guidance == "input")
-        assert read.label == ("guided" if name.startswith(("guidance", "o2mkd")) else name)
+        assert read.label == ("guided" if name.startswith(("guidance", "two_guidances", "o2mkd")) else name)
         assert all(torch.equal(a, b) for a, b in zip(denoiser.parameters(), made.nets.model.parameters(), strict=True))
 
 

@@ -24,6 +24,7 @@ class ParentKind(NamedTuple):
 
 PARENTS: dict[GuidanceKind, ParentKind] = {
     "two_evaluations": ParentKind("teacher", "teacher"),
+    "three_evaluations": ParentKind("teacher guided by three evaluations (stage.guided_by)", "teacher"),
     "input": ParentKind("guided student", "guidance"),
     "none": ParentKind("unguided model", "teacher"),
 }

@@ -66,6 +66,7 @@ class ModelCard:
         native_schedule: see `Denoiser`.
         sampling: how it is sampled and guided.
         w_min, w_max, w_draw, w_values: guidance weights it was made for, see `GuidanceRange`; None without a w input.
+        w2_min, w2_max: of its second condition; None where it has one weight.
         guidance_interval: the times between which its teacher was guided, None for all.
         images: training images of its last phase.
         evaluations: network evaluations that its last phase cost (forward 1, backward 2); None where nobody counted.
@@ -88,6 +89,8 @@ class ModelCard:
     w_max: float | None = None
     w_draw: Literal["uniform", "log_uniform", "list"] = "uniform"
     w_values: tuple[float, ...] | None = None
+    w2_min: float | None = None
+    w2_max: float | None = None
     guidance_interval: tuple[float, float] | None = None
     evaluations: int | None = None
     adapters: tuple[AppliedAdapter, ...] = ()
@@ -103,14 +106,31 @@ class ModelCard:
                 "a model with a w input has a guidance range 0 <= w_min <= w_max and others have none, and data has "
                 f"low < high, got {self.sampling}, {self.w_min}, {self.w_max} and {self.data}"
             )
+        if self.w2_min is None or self.w2_max is None:
+            good = self.w2_min is self.w2_max
+        else:
+            good = self.w_min is not None and 0 <= self.w2_min <= self.w2_max
+        if not (good and (self.data.styles is not None or not self.has_two_weights)):
+            raise ValueError(
+                "a second guidance weight is of data with styles, of a model that has a first one, and has a range "
+                f"0 <= w2_min <= w2_max, got {self.w2_min}, {self.w2_max} and {self.data}"
+            )
 
     @property
     def label(self) -> str:
         """What it is called in tables and charts: teacher, guided, or for a few-step student its method."""
-        kinds = {"two_evaluations": "teacher", "input": "guided"}
-        few_steps = self.sampling.times is not None or self.encodes
-        own = self.method if few_steps else kinds.get(self.sampling.guidance, self.method)
+        own = self.method
+        if self.sampling.times is None and not self.encodes:
+            if self.sampling.is_combined:
+                own = "teacher"
+            elif self.sampling.guidance == "input":
+                own = "guided"
         return f"{own} + adapter" if self.adapters else own
+
+    @property
+    def has_two_weights(self) -> bool:
+        """Whether its class and its style have guidance weights of their own."""
+        return self.sampling.guidance == "three_evaluations" or self.w2_max is not None
 
     @property
     def num_steps(self) -> int | None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fewstep.artifacts.run_folder import PROVENANCE
+from fewstep.diffusion.guidance import Weight
 
 TEACHER, GUIDED = "teacher", "guided"  # labels of the models for any number of steps
 
@@ -30,6 +31,8 @@ class QualityRow:
         energy_distance: of the samples to as many exact ones from other noise at the same w, where the data have an
             exact solution; see `evaluation.energy`.
         energy_floor: the mean energy distance of two independent exact sets of as many.
+        w2: of the style, for models that have a weight for the class and one for the style; w is then of the class.
+        style_accuracy: share of samples whose measured style is that of their condition, for data with styles.
         intervals: [low, high] of each figure that the row has, by its name, at 95 %; see `evaluation.intervals`. Empty
             in files of earlier versions.
 
@@ -62,6 +65,8 @@ class QualityRow:
     clip_score: float | None = None
     energy_distance: float | None = None
     energy_floor: float | None = None
+    w2: float | None = None
+    style_accuracy: float | None = None
     intervals: Mapping[str, list[float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -84,6 +89,11 @@ class QualityRow:
         if self.base_steps:
             return f"{self.model} + base"
         return self.model if self.sampler == "ddim" or self.is_few_step else f"{self.model}, {self.sampler}"
+
+    @property
+    def weight(self) -> Weight:
+        """The guidance weight, or both of them."""
+        return self.w if self.w2 is None else (self.w, self.w2)
 
     def half_width(self, figure: str) -> float | None:
         """Half the width of a figure's interval; None where the row has none."""
@@ -120,7 +130,7 @@ def read_rows(path: Path) -> list[QualityRow]:
             f"in {path}; evaluate all models again in one way"
         )
     order = names_in_order(rows)
-    return sorted(rows, key=lambda row: (order.index(row.name), -row.steps, row.w))
+    return sorted(rows, key=lambda row: (order.index(row.name), -row.steps, row.w, row.w2 or 0.0))
 
 
 def names_in_order(rows: Iterable[QualityRow]) -> list[str]:

@@ -49,7 +49,14 @@ def sample(
     out: tasks.Out,
     steps: tasks.Steps = None,
     w: tasks.Weight = None,
+    w2: Annotated[
+        float | None,
+        typer.Option(help="Guidance weight of the style, of a model with one for class and style; default: --w."),
+    ] = None,
     label: Annotated[int | None, typer.Option(help="Class of every image; default: all classes in turn.")] = None,
+    style: Annotated[
+        int | None, typer.Option(help="Style of every image, for data with styles; default: any, or all in turn.")
+    ] = None,
     prompt: Annotated[
         list[str] | None, typer.Option(help="What a model of text shall make; repeat for several, taken in turn.")
     ] = None,
@@ -89,6 +96,7 @@ def sample(
     from fewstep.commands.images import save_batches, save_images
 
     loaded = fewstep.load(model, autoencoder=autoencoder, text_encoder=text_encoder)
+    label = tasks.label_of(loaded, label, style)
     requested = tasks.requested_conditions(loaded, label, prompt or [], num)
     if adapter:
         loaded = fewstep.with_adapters(loaded, [adapt.with_strength(each, 1.0) for each in adapter])
@@ -98,11 +106,11 @@ def sample(
     start = time.perf_counter()
     prompts = [str(each) for each in requested] if prompt else None
     if out.suffix == ".npz":
-        batches = loaded.batches(labels, steps=steps, w=w, seed=seed, sampler=sampler, base=first)
+        batches = loaded.batches(labels, steps=steps, w=w, w2=w2, seed=seed, sampler=sampler, base=first)
         save_batches(batches, num, loaded.card.data.pixels, out, labels=prompts or labels.tolist())
         seconds = time.perf_counter() - start
     else:
-        x = loaded.sample(labels, steps=steps, w=w, seed=seed, sampler=sampler, base=first)
+        x = loaded.sample(labels, steps=steps, w=w, w2=w2, seed=seed, sampler=sampler, base=first)
         seconds = time.perf_counter() - start
         save_images(x, labels, loaded.card.data.pixels, out, prompts=prompts)
     used = loaded.default_steps if steps is None else steps
@@ -110,7 +118,7 @@ def sample(
     if first is not None:
         own = f"{first.steps} step(s) of the base, {first.first_steps.evaluations} evaluation(s) at w = {first.w:g}"
         words = f"{own}, then {words}"
-    typer.echo(f"{out}: {num} images, {words}, {tasks.guidance_words(loaded, w)}, {num / seconds:,.0f} images/s")
+    typer.echo(f"{out}: {num} images, {words}, {tasks.guidance_words(loaded, w, w2)}, {num / seconds:,.0f} images/s")
 
 
 @app.command()

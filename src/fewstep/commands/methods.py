@@ -8,7 +8,12 @@ import typer
 if TYPE_CHECKING:
     from fewstep.methods import Method
 
-PARENTS = {"two_evaluations": "a teacher", "input": "a guided student", "none": "a model without guidance"}
+PARENTS = {
+    "two_evaluations": "a teacher",
+    "three_evaluations": "a teacher of two conditions",
+    "input": "a guided student",
+    "none": "a model without guidance",
+}
 COLUMNS = ("method", "paper", "needs", "samples with", "certainty")
 
 

@@ -298,7 +298,7 @@ def condition(model: "Model", typed: int | str | None, given: "LoadedImages", op
         number = int(typed)
     except ValueError:
         raise ValueError(f"{option} must be a class {classes} of {data.name}, got {typed!r}") from None
-    return model.condition([number] * count)
+    return model.condition([styled_label(model, number)] * count)
 
 
 def both_ways(model: "Model", encoder: "Model | None", steps: int | None, encode_steps: int | None) -> str:
@@ -315,7 +315,7 @@ def requested_conditions(model: "Model", label: int | None, prompts: list[str], 
         return [prompts[number % len(prompts)] for number in range(num)]
     if model.card.data.text is not None and label is None:
         raise ValueError("this model takes prompts: give --prompt 'a photograph of a temple'")
-    return [number % model.card.data.num_classes if label is None else label for number in range(num)]
+    return [number % model.card.data.num_conditions if label is None else label for number in range(num)]
 
 
 def chosen_w(model: "Model", w: float | None) -> float:
@@ -325,8 +325,42 @@ def chosen_w(model: "Model", w: float | None) -> float:
     return model.default_w if w is None else w
 
 
-def guidance_words(model: "Model", w: float) -> str:
+def label_of(model: "Model", label: int | None, style: int | None) -> int | None:
+    """The label of the class and the style that were typed; None where no class was.
+
+    Raises:
+        ValueError: a style without a class, or see `styled_label`.
+    """
+    if label is not None:
+        return styled_label(model, label, style)
+    if style is not None:
+        raise ValueError(f"--style needs --label NUMBER, the class, got style {style} alone")
+    return None
+
+
+def styled_label(model: "Model", number: int, style: int | None = None) -> int:
+    """The label of a class and a style, of any style where none is given; the class itself for data without styles.
+
+    Raises:
+        ValueError: a style for data without styles, or a class or a style that there is not.
+    """
+    data, styles = model.card.data, model.card.data.styles
+    if styles is None:
+        if style is not None:
+            raise ValueError(f"--style is of data with styles, and {data.name} has none, got {style}")
+        return number
+    if not 0 <= number < styles.num_classes:
+        raise ValueError(f"the class must be in 0..{styles.num_classes - 1} for {data.name}, got {number}")
+    if style is not None and not 0 <= style < styles.num_styles:
+        raise ValueError(f"the style must be in 0..{styles.num_styles - 1} for {data.name}, got {style}")
+    return number + styles.num_classes * (styles.num_styles if style is None else style)
+
+
+def guidance_words(model: "Model", w: float, w2: float | None = None) -> str:
     """The guidance of samples, in both conventions."""
+    if model.card.has_two_weights:
+        second = w if w2 is None else w2
+        return f"w = {w:g} of the class and {second:g} of the style (scales {1 + w:g} and {1 + second:g})"
     return "no guidance" if model.card.sampling.guidance == "none" else f"w = {w:g} (guidance_scale {1 + w:g})"
 
 

@@ -48,7 +48,7 @@ class Adapting(Method):
 
     def losses(self, batch: Batch, nets: Networks, draws: Draws, *, step: int, phase: Phase) -> dict[str, Loss]:
         t, eps = self.draw_times(draws), draws.normal()
-        w = nets.guidance.quantile(draws.uniform()) if nets.guidance else None
+        w = nets.guidance.draw(draws) if nets.guidance else None
         noised = diffuse(x=batch.x, eps=eps, log_snr=nets.schedule.log_snr(t))
         error = self.error(noised, batch.label, t=t, w=w, nets=nets, draws=draws)
         return {STUDENT: Loss(error, t, w)}

@@ -54,8 +54,12 @@ class Data(lightning.LightningDataModule):
         """Held-out examples in the range of `facts.pixels`, never trained on: the reference of all figures."""
 
     def conditions(self, count: int) -> Condition:
-        """The conditions of `count` samples: the classes in turn, or the held-out prompts in turn."""
-        return torch.arange(count) % self.facts.num_classes
+        """The conditions of `count` samples: the classes in turn, with each style, or the held-out prompts in turn."""
+        return torch.arange(count) % self.facts.num_conditions
+
+    def measured_styles(self, images: Tensor, label: Int[Tensor, "count"]) -> Int[Tensor, "count"] | None:
+        """The style that each evaluation image has, whatever style its label asks for; None for data without styles."""
+        return None
 
     def prompts(self, count: int) -> list[str] | None:
         """The texts of `conditions`, None where there are none."""

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, field, replace
 
+from fewstep.diffusion.styles import Styles
+
 
 @dataclass(frozen=True)
 class LatentFacts:
@@ -34,7 +36,8 @@ class DataFacts:
 
     `shape` is (channels, height, width) for images and latents and (dim,) for points; labels run from 0 to
     num_classes - 1, or are embeddings of prompts where there is `text` (num_classes is then 0); `low` and `high` bound
-    the values a network sees, -1 and 1 for images.
+    the values a network sees, -1 and 1 for images. With `styles` a label is of a class and a style, or of a class of
+    any style, and num_classes is the number of all labels.
     """
 
     name: str
@@ -44,6 +47,7 @@ class DataFacts:
     high: float
     latent: LatentFacts | None = None
     text: TextFacts | None = None
+    styles: Styles | None = None
 
     @property
     def is_image(self) -> bool:
@@ -51,9 +55,15 @@ class DataFacts:
         return len(self.shape) == 3
 
     @property
+    def num_conditions(self) -> int:
+        """Labels that samples are made for in turn: all classes, with each style where there are styles."""
+        return self.num_classes if self.styles is None else self.styles.num_pairs
+
+    @property
     def in_a_row(self) -> int:
         """Examples per row of a picture: one of each class, if there are at most 20."""
-        return self.num_classes if 0 < self.num_classes <= 20 else 8
+        classes = self.num_classes if self.styles is None else self.styles.num_classes
+        return classes if 0 < classes <= 20 else 8
 
     @property
     def pixels(self) -> "DataFacts":

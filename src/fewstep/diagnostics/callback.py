@@ -78,7 +78,7 @@ class Diagnostics(Callback):
         self.limits = limits_of(self.facts, examples.x if examples else None)
         self.probe, self.data_statistics = None, None
         if examples:
-            null = nets.student.null if sampling.guidance == "two_evaluations" else None
+            null = nets.student.null if sampling.is_combined else None
             generator = torch.Generator().manual_seed(seed_for("diagnostics"))
             self.probe = Probe.of(examples, method.times(module.phase), nets.guidance, null, generator)
             # An example with a prompt shares it with no other.

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fewstep.data.batch import Batch
 from fewstep.diffusion.guidance import nulls
-from fewstep.diffusion.prediction import Condition
+from fewstep.diffusion.prediction import Condition, Weights
 from fewstep.diffusion.schedule import Images
 from fewstep.methods import GuidanceRange
 
@@ -42,7 +42,7 @@ class Probe:
     eps: Images
     label: Condition
     t: Float[Tensor, "batch"]
-    w: Float[Tensor, "batch"] | None
+    w: Weights | None
     t_bin: Int[Tensor, "batch"]
     w_bin: Int[Tensor, "batch"]
     unconditional: Bool[Tensor, "batch"]
@@ -135,7 +135,7 @@ class Starts:
 
     z: Images
     label: Condition
-    w: Float[Tensor, "batch"] | None
+    w: Weights | None
     w_bin: Int[Tensor, "batch"]
     cell: Int[Tensor, "batch"]
 

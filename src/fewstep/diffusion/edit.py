@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from fewstep.diffusion.prediction import Condition, Denoise, Prediction, diffuse, interpret
+from fewstep.diffusion.prediction import Condition, Denoise, Prediction, Weights, diffuse, interpret
 from fewstep.diffusion.sampler import Fresh, Sampler, deterministic, encode, sample
 from fewstep.diffusion.schedule import Batch, Images, Schedule, append_zero, check_times
 
@@ -40,7 +40,7 @@ def edit(
     times: Float[Tensor, "times"],
     strength: float,
     label: Condition,
-    w: Float[Tensor, "batch"] | None,
+    w: Weights | None,
     sampler: Sampler = deterministic,
     fresh: Fresh | None = None,
 ) -> Images:
@@ -76,7 +76,7 @@ def inpaint(
     schedule: Schedule,
     times: Float[Tensor, "times"],
     label: Condition,
-    w: Float[Tensor, "batch"] | None,
+    w: Weights | None,
     sampler: Sampler = deterministic,
     fresh: Fresh | None = None,
 ) -> Images:
@@ -94,9 +94,7 @@ def inpaint(
     """
     check_times(times)
 
-    def amended(
-        z: Images, log_snr: Batch, label: Condition, w: Float[Tensor, "batch"] | None, extra: Any = None
-    ) -> Prediction:
+    def amended(z: Images, log_snr: Batch, label: Condition, w: Weights | None, extra: Any = None) -> Prediction:
         ends = {} if extra is None else {"extra": extra}  # of flow maps
         predicted = cast(Any, denoise)(z, log_snr, label, w, **ends).x
         return interpret("x", torch.where(missing, predicted, x), z=z, log_snr=log_snr)
@@ -118,8 +116,8 @@ def transfer(
     encode_times: Float[Tensor, "encode_times"],
     source: Condition,
     target: Condition,
-    w: Float[Tensor, "batch"] | None,
-    encode_w: Float[Tensor, "batch"] | None,
+    w: Weights | None,
+    encode_w: Weights | None,
 ) -> Images:
     """Encode x as what it is, decode it as what it shall be (dual implicit bridges, Su et al. 2023, by one model).
 

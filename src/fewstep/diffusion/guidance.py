@@ -6,8 +6,23 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fewstep.diffusion.prediction import Condition, Denoise, Prediction
+from fewstep.diffusion.prediction import Condition, Denoise, Prediction, Weights
 from fewstep.diffusion.schedule import Batch, Images, Schedule, expand
+from fewstep.diffusion.styles import Styles
+
+Weight = float | tuple[float, float]
+"""A guidance weight that several examples share; or two, where class and style have their own."""
+
+
+def shared_weight(w: Weight, count: int, device: torch.device | str = "cpu") -> Weights:
+    """That weight for each of `count` examples, float32."""
+    values = torch.tensor(w, dtype=torch.float32, device=device)
+    return values.expand(count, *values.shape)
+
+
+def weight_in_words(w: Weight) -> str:
+    """w = 1, or w = 1 and w2 = 2."""
+    return "w = {:g} and w2 = {:g}".format(*w) if isinstance(w, tuple) else f"w = {w:g}"
 
 
 def guide(*, conditional: Images, unconditional: Images, w: Float[Tensor, "batch"]) -> Images:
@@ -22,6 +37,24 @@ def steer(*, neutral: Images, towards: Images, away: Images, amount: Float[Tenso
     `away`, an amount of 1 gives `towards`, and 1 + w is `guide` with `away` as the unconditional branch.
     """
     return neutral + expand(amount, neutral) * (towards - away)
+
+
+def guide_twice(*, paired: Images, conditional: Images, unconditional: Images, w: Weights) -> Images:
+    """D_0 + (1 + w1) (D_c - D_0) + (1 + w2) (D_cs - D_c), alike in x, eps and v: each condition with its own weight.
+
+    D_cs is predicted for a class and a style, D_c for the class alone, D_0 for neither (multi-condition guidance, as
+    in FADA, whose scales are 1 + w). Without guidance, w1 = w2 = 0, it is D_cs; w1 = w2 = w is `guide` of D_cs and D_0.
+    """
+    w1, w2 = weights_of_both(w)
+    return paired + expand(w1, paired) * (conditional - unconditional) + expand(w2, paired) * (paired - conditional)
+
+
+def weights_of_both(w: Weights) -> tuple[Batch, Batch]:
+    """w1 and w2 of each example; one weight stands for both."""
+    if w.ndim == 1:
+        return w, w
+    w1, w2 = w.unbind(1)
+    return w1, w2
 
 
 def nulls(label: Condition, null: int | Tensor) -> Condition:
@@ -61,11 +94,41 @@ class Guided:
         self.null = null
         self.interval = interval
 
-    def __call__(self, z: Images, log_snr: Batch, label: Condition, w: Float[Tensor, "batch"] | None) -> Prediction:
+    def __call__(self, z: Images, log_snr: Batch, label: Condition, w: Weights | None) -> Prediction:
         assert w is not None, "a guided denoiser needs w"
         if self.interval is not None:
-            w = w * ((log_snr >= self.interval[0]) & (log_snr <= self.interval[1]))
-        labels = torch.cat([label, nulls(label, self.null)])
-        both = self.denoise(torch.cat([z, z]), torch.cat([log_snr, log_snr]), labels, None)
-        conditional, unconditional = both.v.chunk(2)
-        return Prediction(z=z, v=guide(conditional=conditional, unconditional=unconditional, w=w), log_snr=log_snr)
+            inside = (log_snr >= self.interval[0]) & (log_snr <= self.interval[1])
+            w = w * inside.reshape(-1, *[1] * (w.ndim - 1))
+        conditions, number = self.conditions(label), self.evaluations
+        found = self.denoise(torch.cat([z] * number), log_snr.repeat(number), torch.cat(conditions), None)
+        return Prediction(z=z, v=self.combine(*found.v.chunk(number), w=w), log_snr=log_snr)
+
+    def conditions(self, label: Condition) -> tuple[Condition, ...]:
+        """The conditions of each evaluation, the one that is asked for first."""
+        return label, nulls(label, self.null)
+
+    def combine(self, *found: Images, w: Weights) -> Images:
+        """What is predicted of the evaluations' outputs."""
+        conditional, unconditional = found
+        return guide(conditional=conditional, unconditional=unconditional, w=w)
+
+
+class GuidedTwice(Guided):
+    """A Denoise guided by a class and by a style, each with its own weight: three evaluations, then `guide_twice`.
+
+    Args:
+        styles: the labels of both conditions. The rest: see `Guided`.
+    """
+
+    evaluations = 3
+
+    def __init__(self, denoise: Denoise, styles: Styles, interval: tuple[float, float] | None = None) -> None:
+        super().__init__(denoise, styles.num_labels, interval)
+        self.styles = styles
+
+    def conditions(self, label: Condition) -> tuple[Condition, ...]:
+        return label, self.styles.of_any_style(label), nulls(label, self.null)
+
+    def combine(self, *found: Images, w: Weights) -> Images:
+        paired, conditional, unconditional = found
+        return guide_twice(paired=paired, conditional=conditional, unconditional=unconditional, w=w)

@@ -15,10 +15,8 @@ prediction at z_t and is repeated until c teacher steps are one.
 """
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
-from fewstep.diffusion.prediction import Condition, Denoise, Prediction
+from fewstep.diffusion.prediction import Condition, Denoise, Prediction, Weights
 from fewstep.diffusion.sampler import ddim_step, invert_ddim
 from fewstep.diffusion.schedule import Batch, Images, Schedule, angle, expand
 
@@ -31,7 +29,7 @@ def two_hop(
     log_snr_mid: Batch,
     log_snr_end: Batch,
     label: Condition,
-    w: Float[Tensor, "batch"] | None,
+    w: Weights | None,
 ) -> Prediction:
     """The prediction at z_t whose one DDIM step to s lands where two hops do: t -> u by `first`, u -> s by `second`.
 
@@ -71,7 +69,7 @@ def folded(
     num_steps: int,
     schedule: Schedule,
     label: Condition,
-    w: Float[Tensor, "batch"] | None,
+    w: Weights | None,
 ) -> Prediction:
     """The prediction at z whose one DDIM step lands where `num_steps` of the teacher do, equally long in t.
 

@@ -49,7 +49,7 @@ class FirstSteps:
     @property
     def evaluations(self) -> int:
         """Network evaluations of these steps per image."""
-        return self.steps * (Guided.evaluations if isinstance(self.branch, Guided) else 1)
+        return self.steps * (self.branch.evaluations if isinstance(self.branch, Guided) else 1)
 
     def remaining(self, times: Float[Tensor, "times"]) -> Float[Tensor, "remaining"]:
         """The student's `times` from `level` on, at which it is evaluated.

@@ -42,7 +42,10 @@ class Prediction:
 Condition = Int[Tensor, "batch"] | Float[Tensor, "batch tokens features"]
 """What is asked for, called `label` everywhere: the class of each example, or the embedding of each prompt."""
 
-Denoise = Callable[[Images, Batch, Condition, Float[Tensor, "batch"] | None], Prediction]
+Weights = Float[Tensor, "batch *strengths"]
+"""The guidance weight of each example: (batch,), or (batch, 2) where each of two conditions has its own."""
+
+Denoise = Callable[[Images, Batch, Condition, Weights | None], Prediction]
 """(z, log_snr, label, w) -> Prediction: a network, the exact mixture, or either of them guided."""
 
 
@@ -57,7 +60,7 @@ class Clipped:
     low: float
     high: float
 
-    def __call__(self, z: Images, log_snr: Batch, label: Condition, w: Float[Tensor, "batch"] | None) -> Prediction:
+    def __call__(self, z: Images, log_snr: Batch, label: Condition, w: Weights | None) -> Prediction:
         return self.denoise(z, log_snr, label, w).clip(self.low, self.high)
 
 

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fewstep.diffusion.prediction import Condition, Denoise, Prediction, diffuse
+from fewstep.diffusion.prediction import Condition, Denoise, Prediction, Weights, diffuse
 from fewstep.diffusion.schedule import (
     Batch,
     Images,
@@ -147,7 +147,7 @@ def trajectory(
     schedule: Schedule,
     times: Float[Tensor, "times"],
     label: Condition,
-    w: Float[Tensor, "batch"] | None,
+    w: Weights | None,
     clip: tuple[float, float] | None = None,
     sampler: Sampler = deterministic,
     fresh: Fresh | None = None,
@@ -186,7 +186,7 @@ def sample(
     schedule: Schedule,
     times: Float[Tensor, "times"],
     label: Condition,
-    w: Float[Tensor, "batch"] | None,
+    w: Weights | None,
     clip: tuple[float, float] | None = None,
     sampler: Sampler = deterministic,
     fresh: Fresh | None = None,
@@ -228,7 +228,7 @@ def sample_until(
     schedule: Schedule,
     times: Sequence[float],
     label: Condition,
-    w: Float[Tensor, "batch"] | None,
+    w: Weights | None,
     sampler: Sampler = deterministic,
     fresh: Fresh | None = None,
 ) -> Images:
@@ -267,7 +267,7 @@ def encode(
     schedule: Schedule,
     times: Float[Tensor, "times"],
     label: Condition,
-    w: Float[Tensor, "batch"] | None,
+    w: Weights | None,
 ) -> Images:
     """DDIM backwards through the sampler's `times`: data x to its noise z at times[0], with as many evaluations.
 
@@ -294,7 +294,7 @@ def integrate(
     log_snr_next: Float[Tensor, ""],
     num_steps: int,
     label: Condition,
-    w: Float[Tensor, "batch"] | None,
+    w: Weights | None,
 ) -> Images:
     """Solve the probability-flow ODE dz/dphi = v(z, phi) by the classical Runge-Kutta rule in equal angles, order 4.
 

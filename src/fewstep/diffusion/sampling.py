@@ -7,12 +7,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fewstep.diffusion.guidance import Guided
+from fewstep.diffusion.guidance import Guided, GuidedTwice
 from fewstep.diffusion.prediction import Denoise
 from fewstep.diffusion.sampler import SAMPLERS
 from fewstep.diffusion.schedule import check_time_values, uniform_time_values, uniform_times
+from fewstep.diffusion.styles import Styles
 
-GuidanceKind = Literal["two_evaluations", "input", "none"]
+GuidanceKind = Literal["two_evaluations", "three_evaluations", "input", "none"]
 Direction = Literal["decode", "encode"]
 
 
@@ -23,8 +24,9 @@ class Sampling:
     Args:
         sampler: one of SAMPLERS.
         times: evaluation times in (0, 1], strictly decreasing; None: any number of uniform steps.
-        guidance: two_evaluations (conditional and unconditional, combined by `guide`), input (the network takes w; one
-            evaluation), or none (there is no w).
+        guidance: two_evaluations (conditional and unconditional, combined by `guide`), three_evaluations (class and
+            style, class, and neither, combined by `guide_twice`), input (the network takes w; one evaluation), or none
+            (there is no w).
         direction: decode (noise to data), or encode (data to noise).
 
     Raises:
@@ -93,17 +95,48 @@ class Sampling:
         own = torch.tensor(self.times, dtype=torch.float64)
         return own if num_steps is None else own[:: len(own) // num_steps]
 
-    def guided(self, denoise: Denoise, null: int | Tensor, interval: tuple[float, float] | None = None) -> Denoise:
-        """The denoiser that a sampler calls: `Guided` for two evaluations, else `denoise` itself, which has w inside.
+    def guided(
+        self,
+        denoise: Denoise,
+        null: int | Tensor,
+        interval: tuple[float, float] | None = None,
+        styles: Styles | None = None,
+    ) -> Denoise:
+        """The denoiser that a sampler calls: `Guided` or `GuidedTwice`, else `denoise` itself, which has w inside.
 
-        `null` and `interval` are those of `Guided`, and mean nothing to the other two kinds.
+        `null`, `interval` and `styles` are theirs, and mean nothing to the other kinds.
+
+        Raises:
+            ValueError: three evaluations, and no styles.
         """
+        if self.guidance == "three_evaluations":
+            return GuidedTwice(denoise, require_styles(styles), interval)
         return Guided(denoise, null, interval) if self.guidance == "two_evaluations" else denoise
+
+    @property
+    def is_combined(self) -> bool:
+        """Whether guidance combines several evaluations of the network, as of a teacher."""
+        return self.evaluations > 1
 
     @property
     def evaluations(self) -> int:
         """Network evaluations per step and image."""
-        return Guided.evaluations if self.guidance == "two_evaluations" else 1
+        kinds = {"two_evaluations": Guided.evaluations, "three_evaluations": GuidedTwice.evaluations}
+        return kinds.get(self.guidance, 1)
+
+
+def require_styles(styles: Styles | None) -> Styles:
+    """The styles of data that must have them.
+
+    Raises:
+        ValueError: they have none.
+    """
+    if styles is None:
+        raise ValueError(
+            "guidance by three evaluations is of a class and of a style, and these data have no styles; use data that "
+            "have both, like dataset=digits_styled, or two_evaluations"
+        )
+    return styles
 
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

@@ -77,9 +77,9 @@ def build_module(
     else:
         denoiser, guidance = fresh_copy(parent.denoiser), guidance_of(parent.card)
         teacher = build_teacher(settings, method, phase, denoiser, parent.card.sampling, job.facts)
-    student = build_student(settings, method, phase, denoiser, is_first=is_first, stream=STREAM)
-    bounds = clip_bounds(method, job.facts)
-    nets = Networks(student, teacher, schedule_of(settings, student), method.guidance(guidance), bounds)
+    own = method.guidance(guidance)
+    student = build_student(settings, method, phase, denoiser, own, is_first=is_first, stream=STREAM)
+    nets = Networks(student, teacher, schedule_of(settings, student), own, clip_bounds(method, job.facts))
     nets = method.networks(nets, STREAM)
     return DistillationModule(method=method, phase=phase, nets=nets, training=training, stream=STREAM)
 

@@ -220,7 +220,7 @@ class Planner:
         candidates = candidates_of(models, plan, evaluator.exact, "meta")
         cells, sampling = 0, 0.0
         for candidate in candidates:
-            weights = len([w for w in plan.w if candidate.weights is None or w in candidate.weights])
+            weights = len([w for w in plan.weights if candidate.weights is None or w in candidate.weights])
             cells += weights * len(candidate.steps)
             for denoise, evaluated in evaluations_of(candidate, plan):
                 sampling += weights * evaluated * sum(seconds[id(each)] for each in denoisers_in(denoise))

@@ -101,7 +101,7 @@ def try_phase(
     update = seconds_per_update(module, data, trainer, job.folder) * rows / tried
     looked = machine.to_try(sampled, flops=flops * sampling.evaluations)
     before = (peak_memory(), peak_gpu_memory())
-    denoise = sampling.guided(model.eval(), model.null)
+    denoise = sampling.guided(model.eval(), model.null, styles=job.facts.styles)
     evaluation = seconds_per_evaluation(denoise, job.facts, looked or tried, trainer) / sampling.evaluations
     after = (peak_memory(), peak_gpu_memory())
     larger = sampled / looked - 1 if looked else 0.0

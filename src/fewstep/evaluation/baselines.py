@@ -8,10 +8,8 @@ import torch
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
 from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler
-from jaxtyping import Float
-from torch import Tensor
 
-from fewstep.diffusion.prediction import Condition, Denoise
+from fewstep.diffusion.prediction import Condition, Denoise, Weights
 from fewstep.diffusion.schedule import Images, Schedule, alpha, uniform_times
 
 Scheduler = DDIMScheduler | DPMSolverMultistepScheduler | UniPCMultistepScheduler
@@ -44,7 +42,7 @@ def sample_with(
     schedule: Schedule,
     num_steps: int,
     label: Condition,
-    w: Float[Tensor, "batch"] | None,
+    w: Weights | None,
 ) -> Images:
     """Sample with one of SOLVERS, with one evaluation per step; else as `fewstep.diffusion.sampler.sample`."""
     scheduler, z = scheduler_of(solver, schedule, num_steps), noise

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from fewstep.diffusion.guidance import Weight
 from fewstep.diffusion.hybrid import FirstSteps
 from fewstep.diffusion.prediction import Denoise
 from fewstep.diffusion.sampling import Sampling
@@ -28,7 +29,7 @@ class Candidate:
     steps: tuple[int, ...]
     sampling: Sampling
     solver: str | None = None
-    weights: tuple[float, ...] | None = None
+    weights: tuple[Weight, ...] | None = None
     digest: str | None = None
     first: FirstSteps | None = None
 

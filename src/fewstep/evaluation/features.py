@@ -221,7 +221,7 @@ class MixtureFeatures(FeatureExtractor):
     def __init__(self, mixture: GaussianMixture) -> None:
         super().__init__()
         self.mixture, self.name = mixture, "exact mixture"
-        self.digest = tensor_digest({name: getattr(mixture, name) for name in ("means", "stds", "weights", "classes")})
+        self.digest = tensor_digest(mixture.tensors)
         self.num_features, self.num_classes = mixture.means.shape[1], mixture.num_classes
         self.eval()
 
@@ -255,7 +255,7 @@ def build_feature_extractor(
                 f"points are evaluated by their exact mixture, and {facts.name} came without one; pass mixture="
             )
         return MixtureFeatures(mixture)
-    if facts.name == "digits":
+    if facts.name in ("digits", "digits_styled"):
         return DigitsFeatures()
     if facts.name == "patches":
         return PatchesFeatures()

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from itertools import chain
+from itertools import chain, product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,18 +13,20 @@ from torch import Tensor
 
 from fewstep.artifacts.quality_file import QualityRow
 from fewstep.data.facts import DataFacts
-from fewstep.diffusion.guidance import Guided
+from fewstep.diffusion.guidance import Guided, GuidedTwice, Weight, shared_weight
 from fewstep.diffusion.mixture import GaussianMixture
 from fewstep.diffusion.prediction import Condition
 from fewstep.diffusion.sampler import SAMPLERS, TOLD_THE_END, integrate, sample
+from fewstep.diffusion.sampling import require_styles
 from fewstep.diffusion.schedule import Schedule
+from fewstep.diffusion.styles import Styles
 from fewstep.distributed.collectives import all_gather_rows, local_slice, on_main_process, world_size
 from fewstep.evaluation.baselines import SOLVERS, sample_with
 from fewstep.evaluation.candidate import Candidate
 from fewstep.evaluation.energy import energy_distance
 from fewstep.evaluation.features import FeatureExtractor
 from fewstep.evaluation.images import EvaluationImages, evaluation_tensor
-from fewstep.evaluation.intervals import Interval, interval, rms_influence
+from fewstep.evaluation.intervals import Interval, interval, rms_influence, share_interval
 from fewstep.evaluation.kept import kept
 from fewstep.evaluation.metrics import figures_of
 from fewstep.evaluation.protocol import Protocol
@@ -42,6 +44,8 @@ class EvaluationPlan:
 
     Args:
         num_images: per cell. w: guidance weights.
+        w2: of models with a weight for the class and one for the style: w is of the class, these are of the style, and
+            each is combined with each; empty for all others.
         teacher_steps: same_noise_rmse compares with the first. guided_steps: of the guided student.
         baselines: other samplers of both at `baseline_steps`, of SOLVERS or SAMPLERS (dpmsolver++, unipc, ancestral).
         batch_size: images sampled at a time. seed: of the starting noise.
@@ -64,14 +68,16 @@ class EvaluationPlan:
     base_steps: int = 0
     base_w: float = 0.0
     trace_images: int = 8
+    w2: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         if self.num_images < 1 or self.batch_size < 1:
             raise ValueError(
                 f"evaluation needs num_images and batch_size of at least 1, got {self.num_images} and {self.batch_size}"
             )
-        if not self.w or not all(0 <= w < float("inf") for w in self.w):
-            raise ValueError(f"evaluation needs guidance weights w >= 0, got [{', '.join(f'{w:g}' for w in self.w)}]")
+        if not self.w or not all(0 <= w < float("inf") for w in (*self.w, *self.w2)):
+            given = " and ".join(f"[{', '.join(f'{w:g}' for w in own)}]" for own in (self.w, self.w2) if own)
+            raise ValueError(f"evaluation needs guidance weights w >= 0, got {given or []}")
         steps = (self.teacher_steps, self.guided_steps, self.baseline_steps)
         if not self.teacher_steps or min(*chain(*steps), 1) < 1:
             raise ValueError(f"evaluation needs steps of at least 1, got {' and '.join(str(list(s)) for s in steps)}")
@@ -82,11 +88,23 @@ class EvaluationPlan:
         if unknown := [name for name in self.baselines if name not in allowed]:
             raise ValueError(f"evaluation's baselines must be of {', '.join(allowed)}, got {unknown[0]!r}")
 
+    @property
+    def weights(self) -> tuple[Weight, ...]:
+        """The weights of the grid, one or two for each of its cells."""
+        return tuple(product(self.w, self.w2)) if self.w2 else self.w
 
-Show = Callable[[Candidate, int, float, EvaluationImages, Int[Tensor, "count"]], None]
+    @property
+    def no_guidance(self) -> Weight:
+        """The weight of a model that is not guided."""
+        return (0.0, 0.0) if self.w2 else 0.0
+
+
+Show = Callable[[Candidate, int, Weight, EvaluationImages, Int[Tensor, "count"]], None]
 Decode = Callable[[Tensor], Tensor]
 Keep = Callable[[tuple[object, ...], Callable[[], Tensor]], tuple[Tensor, float]]
 Clip = Callable[[EvaluationImages], tuple[float, Interval]]
+Measure = Callable[[EvaluationImages, Int[Tensor, "count"]], Int[Tensor, "count"] | None]
+"""(images, labels) -> the style that each image has, or None for data without styles."""
 
 
 def quality_grid(
@@ -100,6 +118,7 @@ def quality_grid(
     labels: Condition,
     decode: Decode = lambda x: x,
     clip_score: Clip | None = None,
+    measured_styles: Measure = lambda images, labels: None,
     exact: GaussianMixture | None = None,
     device: torch.device | str = "cpu",
     folder: Path | None = None,
@@ -129,13 +148,22 @@ def quality_grid(
         images = evaluation_tensor(decode(x.to(device)).cpu(), facts.pixels)
         return images, Features.of(net, images)
 
-    def evaluate(candidate: Candidate, steps: int, w: float, cell: Cell, independent: Tensor | None) -> QualityRow:
+    def evaluate(candidate: Candidate, steps: int, w: Weight, cell: Cell, independent: Tensor | None) -> QualityRow:
         show(candidate, steps, w, cell.images, classes)
-        figures = figures_of(cell.features, classes, reference_statistics, net.num_classes, kid=facts.text is not None)
-        row = asdict(figures) | paired_figures(cell, classes, clip_score, independent, figures.intervals)
+        figures = figures_of(
+            cell.features,
+            classes,
+            reference_statistics,
+            net.num_classes,
+            classes=facts.styles and facts.styles.class_of(classes),
+            kid=facts.text is not None,
+        )
+        intervals = dict(figures.intervals)
+        row = asdict(figures) | style_figures(cell.images, classes, facts.styles, measured_styles, intervals)
+        row |= paired_figures(cell, classes, clip_score, independent, intervals)
         return quality_row(candidate, steps, w, plan, row, cell.seconds, protocol)
 
-    for w in plan.w:
+    for w in plan.weights:
         base: list[Tensor] = []  # the first candidate's samples, batch by batch
         solution, independent = share.solutions(exact, candidates[0].schedule, w)
         for candidate in candidates:
@@ -162,6 +190,22 @@ class Cell(NamedTuple):
     seconds: float
 
 
+def style_figures(
+    images: EvaluationImages,
+    labels: Int[Tensor, "count"],
+    styles: Styles | None,
+    measured_styles: Measure,
+    intervals: dict[str, Interval],
+) -> dict[str, float]:
+    """The share of images that have the style of their label, for data with styles; its interval into `intervals`."""
+    found = measured_styles(images, labels)
+    if styles is None or found is None:
+        return {}
+    share = (found.cpu() == styles.style_of(labels)).double().mean().item()
+    intervals["style_accuracy"] = share_interval(share, len(labels))
+    return {"style_accuracy": share}
+
+
 def paired_figures(
     cell: Cell,
     classes: Int[Tensor, "count"],
@@ -185,13 +229,14 @@ def paired_figures(
 def quality_row(
     candidate: Candidate,
     steps: int,
-    w: float,
+    w: Weight,
     plan: EvaluationPlan,
     figures: Mapping[str, Any],
     seconds: float,
     protocol: Protocol,
 ) -> QualityRow:
     """The row of a finished cell."""
+    w, w2 = w if isinstance(w, tuple) else (w, None)
     return QualityRow(
         model=candidate.model,
         sampler=candidate.sampler_name,
@@ -200,6 +245,7 @@ def quality_row(
         w=float(w),
         base_steps=0 if candidate.first is None else candidate.first.steps,
         base_w=None if candidate.first is None else candidate.first.w,
+        w2=None if w2 is None else float(w2),
         **figures,
         images_per_second=plan.num_images / seconds,
         num_images=plan.num_images,
@@ -225,10 +271,10 @@ class CellSampler:
         size = plan.batch_size
         self.batches = [slice(start, min(start + size, count)) for start in range(0, count, size)]
 
-    def sample(self, candidate: Candidate, steps: int, w: float, batch: slice) -> Float[Tensor, "count *shape"]:
+    def sample(self, candidate: Candidate, steps: int, w: Weight, batch: slice) -> Float[Tensor, "count *shape"]:
         """A batch of a candidate's samples, clamped to the data's range, on the CPU."""
         z, label = self.noise[batch].to(self.device), self.labels[batch].to(self.device)
-        weight = torch.full((len(z),), float(w), device=self.device)
+        weight = shared_weight(w, len(z), self.device)
         if candidate.sampler in SOLVERS:
             draw = partial(sample_with, candidate.sampler, num_steps=steps)
         else:
@@ -244,7 +290,7 @@ class CellSampler:
         self,
         candidate: Candidate,
         steps: int,
-        w: float,
+        w: Weight,
         base: list[Tensor],
         solution: Tensor | None,
         extract: Callable[[Tensor], tuple[EvaluationImages, Features]],
@@ -272,7 +318,7 @@ class CellSampler:
         )
 
     def solutions(
-        self, exact: GaussianMixture | None, schedule: Schedule, w: float
+        self, exact: GaussianMixture | None, schedule: Schedule, w: Weight
     ) -> tuple[Tensor | None, Tensor | None]:
         """The exact solution from this rank's noise, and all ranks' from other noise; None where there is none."""
         if exact is None:
@@ -282,23 +328,30 @@ class CellSampler:
         return self.solve(exact, schedule, w, self.noise, EXACT_STEPS), all_gather_rows(independent)
 
     def solve(
-        self, exact: GaussianMixture, schedule: Schedule, w: float, noise: Float[Tensor, "count dim"], num_steps: int
+        self, exact: GaussianMixture, schedule: Schedule, w: Weight, noise: Float[Tensor, "count dim"], num_steps: int
     ) -> Float[Tensor, "count dim"]:
         """The guided probability-flow ODE of the mixture, solved in float64 from `noise` of this rank's share."""
         ends = schedule.log_snr(torch.tensor([1.0, 0.0]))
         draw = partial(
             integrate,
-            Guided(exact.denoise, exact.num_classes),
+            guided_exactly(exact, w),
             noise.double(),
             log_snr=ends[0],
             log_snr_next=ends[1],
             num_steps=num_steps,
             label=self.labels,
-            w=torch.full((len(noise),), float(w), dtype=torch.float64),
+            w=shared_weight(w, len(noise)).double(),
         )
         tensors = tensor_digest({**exact.tensors, "noise": noise, "label": self.labels})
         solution, _ = self.keep(("exact solution", tensors, repr(schedule), w, num_steps), draw)
         return solution.float().clamp(self.facts.low, self.facts.high)
+
+
+def guided_exactly(exact: GaussianMixture, w: Weight, interval: tuple[float, float] | None = None) -> Guided:
+    """The mixture guided by as many weights as there are."""
+    if isinstance(w, tuple):
+        return GuidedTwice(exact.denoise, require_styles(exact.styles), interval)
+    return Guided(exact.denoise, exact.num_classes, interval)
 
 
 def squared_error(x: Tensor, y: Tensor) -> Float[Tensor, "count"]:

@@ -83,6 +83,7 @@ def figures_of(
     reference: ReferenceStatistics,
     num_classes: int | None,
     *,
+    classes: Int[Tensor, "labels"] | None = None,
     kid: bool = False,
 ) -> Figures:
     """The figures of samples for `labels`, from their features and the reference's.
@@ -91,6 +92,7 @@ def figures_of(
 
     Args:
         num_classes: of the data, if the logits are of its classes, else None.
+        classes: the class of each label, where it is of a style too.
 
     Raises:
         ValueError: not one label per image, or fewer images than precision and recall need.
@@ -107,7 +109,8 @@ def figures_of(
     fid = frechet_distance(moments, reference.moments, spectrum)
     score = isc_features_to_metric(logits, INCEPTION_SPLITS, shuffle=False)[KEY_METRIC_ISC_MEAN]
     precision, recall, alone = precision_and_recall(features, reference.features, reference.radii)
-    accuracy = None if num_classes is None else (logits.argmax(1) == labels).double().mean().item()
+    wanted = labels if classes is None else classes.cpu()
+    accuracy = None if num_classes is None else (logits.argmax(1) == wanted).double().mean().item()
     spread = diversity(class_distances(features, labels), reference.class_distances)
     worth, of_worth = vendi_within_classes(features, labels, reference.class_distances) or (None, None)
     distance, of_distance = kernel_distance(features, reference.features, labels) if kid else (None, None)

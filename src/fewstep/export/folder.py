@@ -100,10 +100,10 @@ def export(
     if half and format == "onnx":
         raise ValueError("--half goes with --format diffusers or safetensors: times and w would lose digits in ONNX")
     model = load(path, autoencoder=autoencoder, text_encoder=text_encoder)
-    if format != "safetensors" and model.denoiser.extra_inputs:
+    inputs = dict.fromkeys([*model.denoiser.networks_inputs, *model.denoiser.extra_inputs])
+    if format != "safetensors" and inputs:
         raise ValueError(
-            f"a network with inputs beside w ({', '.join(model.denoiser.extra_inputs)}) opens in fewstep alone; use "
-            "--format safetensors"
+            f"a network with inputs beside w ({', '.join(inputs)}) opens in fewstep alone; use --format safetensors"
         )
     if format != "safetensors" and isinstance(model.denoiser.network, Routed):
         raise ValueError(

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fewstep.artifacts.model_file import ModelCard, load_model
+from fewstep.diffusion.guidance import Weight, shared_weight
 from fewstep.diffusion.prediction import Condition, Denoise
 from fewstep.diffusion.sampler import END, SAMPLERS, TOLD_THE_END, sample
 from fewstep.networks import Denoiser, Frozen
@@ -115,7 +116,8 @@ class Model:
     @property
     def denoise(self) -> Denoise:
         """(z, log_snr, label, w) -> Prediction, guided as its card says."""
-        return self.card.sampling.guided(Frozen(self.denoiser), self.denoiser.null, self.guidance_interval)
+        card = self.card
+        return card.sampling.guided(Frozen(self.denoiser), self.denoiser.null, self.guidance_interval, card.data.styles)
 
     @property
     def evaluations_per_step(self) -> int:
@@ -134,11 +136,23 @@ class Model:
             return 1.0
         return min(card.w_values or (min(max(1.0, card.w_min), card.w_max),), key=lambda w: abs(w - 1))
 
+    def weight(self, w: float, w2: float | None = None) -> Weight:
+        """The weight that the model is sampled with: w, or w of the class and w2 of the style, by default w too.
+
+        Raises:
+            ValueError: a w2 for a model of one weight, or one that no model can follow.
+        """
+        if not self.card.has_two_weights:
+            if w2 is not None:
+                raise ValueError(f"w2 is of models with a weight for the style too; this one has one, got {w2:g}")
+            return w
+        return w, (w if w2 is None else w2)
+
     def to(self, device: torch.device | str) -> "Model":
         self.denoiser.to(device)
         return self
 
-    def check_request(self, steps: int, w: float, sampler: str | None = None) -> None:
+    def check_request(self, steps: int, w: float, sampler: str | None = None, w2: float | None = None) -> None:
         """Refuse what cannot be sampled; warn of what the model was not made for.
 
         Raises:
@@ -161,9 +175,11 @@ class Model:
                 stacklevel=3,
             )
         require_request(steps, w)
-        self.warn_of_request("student", steps, w)
+        if w2 is not None:
+            require_weight(w2, "w2")
+        self.warn_of_request("student", steps, w, w2)
 
-    def warn_of_request(self, what: str, steps: int, w: float) -> None:
+    def warn_of_request(self, what: str, steps: int, w: float, w2: float | None = None) -> None:
         """Warn of steps or a w that the model was not made for; `what` it is called."""
         card, made_for = self.card, []
         if not card.sampling.is_made_for(steps):
@@ -172,6 +188,9 @@ class Model:
             made_for.append(f"w in [{card.w_min:g}, {card.w_max:g}], not {w:g}")
         elif card.w_values and w not in card.w_values:
             made_for.append(f"w of {', '.join(f'{value:g}' for value in card.w_values)}, not {w:g}")
+        second = w if w2 is None else w2
+        if card.w2_max is not None and card.w2_min is not None and not card.w2_min <= second <= card.w2_max:
+            made_for.append(f"w2 in [{card.w2_min:g}, {card.w2_max:g}], not {second:g}")
         for each in made_for:
             warnings.warn(f"this {what} was made for {each}: expect worse images", stacklevel=4)
 
@@ -181,6 +200,7 @@ class Model:
         *,
         steps: int | None = None,
         w: float = 1.0,
+        w2: float | None = None,
         seed: int = 0,
         batch_size: int = 500,
         sampler: str | None = None,
@@ -192,6 +212,7 @@ class Model:
             wanted: classes, 0..num_classes - 1, or prompts or their embeddings; see `condition`.
             steps: of the sampler, one evaluation each; default: those the model was made for, or 64.
             w: guidance weight, 0 none; diffusers' guidance_scale is 1 + w.
+            w2: of the style, for a model with a weight for the class and one for the style; default: w for both.
             seed: image i depends on (seed, i) alone, whatever the batch size.
             sampler: one of `fewstep.diffusion.sampler.SAMPLERS`; default: the one the model was made for.
             base: a model that takes the first of the steps, see `Base`.
@@ -199,8 +220,10 @@ class Model:
         Raises:
             ValueError: see `condition`, `check_request`, `Base.before`, and `FirstSteps.remaining`.
         """
-        parts = self.batches(wanted, steps=steps, w=w, seed=seed, batch_size=batch_size, sampler=sampler, base=base)
-        return torch.cat([*parts])
+        batches = self.batches(
+            wanted, steps=steps, w=w, w2=w2, seed=seed, batch_size=batch_size, sampler=sampler, base=base
+        )
+        return torch.cat([*batches])
 
     def batches(
         self,
@@ -208,6 +231,7 @@ class Model:
         *,
         steps: int | None = None,
         w: float = 1.0,
+        w2: float | None = None,
         seed: int = 0,
         batch_size: int = 500,
         sampler: str | None = None,
@@ -220,7 +244,8 @@ class Model:
         """
         labels, card = self.condition(wanted), self.card
         steps = self.default_steps if steps is None else steps
-        self.check_request(steps, w, sampler)
+        weight = self.weight(w, w2)
+        self.check_request(steps, w, sampler, w2)
         times, device = card.sampling.grid(steps), next(self.denoiser.parameters()).device
         first = base and base.before(self)
         if first is not None:
@@ -237,7 +262,7 @@ class Model:
                 schedule=card.schedule,
                 times=remaining,
                 label=label,
-                w=torch.full((len(label),), float(w), device=device),
+                w=shared_weight(weight, len(label), device),
                 sampler=SAMPLERS[sampler or card.sampling.sampler],
                 fresh=fresh_noise(seed, start, len(label), card.data.shape),
             )
@@ -259,10 +284,19 @@ def require_request(steps: int, w: float, name: str = "steps") -> None:
     """
     if not 1 <= steps <= MOST_STEPS:
         raise ValueError(f"{name} must be at least 1 and at most {MOST_STEPS}, got {steps}")
+    require_weight(w)
+
+
+def require_weight(w: float, name: str = "w") -> None:
+    """Refuse a guidance weight that no model can follow.
+
+    Raises:
+        ValueError: it is negative, above MOST_W, or no number.
+    """
     if not 0 <= w <= MOST_W:
         raise ValueError(
-            f"w must be finite and at least 0 (0 is no guidance; diffusers' scale is 1 + w) and at most {MOST_W:g}, "
-            f"got {w:g}"
+            f"{name} must be finite and at least 0 (0 is no guidance; diffusers' scale is 1 + w) and at most "
+            f"{MOST_W:g}, got {w:g}"
         )
 
 

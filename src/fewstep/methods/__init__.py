@@ -31,6 +31,7 @@ from fewstep.methods.single_fold import SingleFold
 from fewstep.methods.teacher import Teacher
 from fewstep.methods.tract import Tract
 from fewstep.methods.training import Training
+from fewstep.methods.two_guidances import TwoGuidances
 
 __all__ = [
     "ADD",
@@ -68,4 +69,5 @@ __all__ = [
     "Teacher",
     "Tract",
     "Training",
+    "TwoGuidances",
 ]

@@ -76,7 +76,7 @@ class ADD(GuidedStudentSettings, JudgeSettings, Method):
     def losses(self, batch: Batch, nets: Networks, draws: Draws, *, step: int, phase: Phase) -> dict[str, Loss]:
         data, label = batch
         assert nets.guidance is not None, "the student has a w input"
-        w, t = nets.guidance.quantile(draws.uniform()), one_of(phase.sampling.grid(), draws)
+        w, t = nets.guidance.draw(draws), one_of(phase.sampling.grid(), draws)
         noised = diffuse(x=data, eps=draws.normal(), log_snr=nets.schedule.log_snr(t))
         x = nets.student(noised.z, noised.log_snr, label, w).x
         return self.judged(

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from fewstep.data.batch import Batch
-from fewstep.diffusion.prediction import Condition, Denoise, Prediction, diffuse
+from fewstep.diffusion.prediction import Condition, Denoise, Prediction, Weights, diffuse
 from fewstep.diffusion.sampling import GuidanceKind, Sampling
 from fewstep.diffusion.schedule import Images, Schedule
 from fewstep.methods.critic import CRITIC
@@ -25,7 +25,6 @@ from fewstep.networks.ema import Average, ramped
 
 MODEL = "model"  # the average that becomes the model, where one is kept
 Times = Float[Tensor, "batch"]
-Weights = Float[Tensor, "batch"]
 
 
 @dataclass(frozen=True)
@@ -39,6 +38,12 @@ class Parent:
 
     guidance: tuple[GuidanceKind, ...]
     continues: Sampling | None = None
+
+    @property
+    def teacher(self) -> Sampling | None:
+        """How a teacher that may be the parent is sampled; None where only a student may."""
+        kinds = (Sampling(guidance=kind) for kind in self.guidance)
+        return next((sampling for sampling in kinds if sampling.is_combined), None)
 
 
 @dataclass(frozen=True)
@@ -86,7 +91,7 @@ class Networks:
         """The teacher of a distilled student with a w input, and a w for each example."""
         assert self.teacher is not None, "a distilled student has a teacher"
         assert self.guidance is not None, "the student has a w input"
-        return self.teacher, self.guidance.quantile(draws.uniform())
+        return self.teacher, self.guidance.draw(draws)
 
     @property
     def model(self) -> Denoiser:
@@ -227,7 +232,7 @@ class Regression(JudgeSettings, Method):
     def losses(self, batch: Batch, nets: Networks, draws: Draws, *, step: int, phase: Phase) -> dict[str, Loss]:
         x, label = batch
         t, eps = self.draw_times(draws, phase), draws.normal()
-        w = nets.guidance.quantile(draws.uniform()) if nets.guidance else None
+        w = nets.guidance.draw(draws) if nets.guidance else None
         label = self.draw_condition(label, nets, draws)
         if nets.student.training:
             draws.separate_ranks()

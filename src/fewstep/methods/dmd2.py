@@ -4,6 +4,8 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from fewstep.diffusion.distribution import Divergence, divergence_weight, matching_direction
 from fewstep.diffusion.prediction import Condition, Prediction, diffuse

@@ -76,7 +76,7 @@ class TunedConsistency(GuidedStudentSettings, Method):
 
     def losses(self, batch: Batch, nets: Networks, draws: Draws, *, step: int, phase: Phase) -> dict[str, Loss]:
         x, label = batch
-        w = nets.guidance.quantile(draws.uniform()) if nets.guidance else None
+        w = nets.guidance.draw(draws) if nets.guidance else None
         start, end = self.pair(draws, min(1.0, step / self.training.num_steps))
         clean, noise = nets.schedule.log_snr(torch.zeros_like(start)), nets.schedule.log_snr(torch.ones_like(start))
         log_snr = (-2 * start.log()).clamp(noise, clean - 1)  # above the clean end, so that the step has a length

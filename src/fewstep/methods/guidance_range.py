@@ -9,6 +9,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from fewstep.diffusion.prediction import Weights
+from fewstep.methods.draws import Draws
+
 Draw = Literal["uniform", "log_uniform", "list"]
 
 
@@ -20,6 +23,7 @@ class GuidanceRange:
         w_min, w_max: the range; w_min = w_max is one fixed w.
         w_draw: uniform in w (Meng et al. 2023), log_uniform in 1 + w, the scale of diffusers, or list.
         w_values: what list draws from, each alike; w_min and w_max are then its ends.
+        second: of a second condition, whose weight is drawn independently; None where there is one weight.
 
     Raises:
         ValueError: w_min negative or above w_max, an unknown draw, or values that do not go with it.
@@ -29,6 +33,7 @@ class GuidanceRange:
     w_max: float
     w_draw: Draw = "uniform"
     w_values: Sequence[float] | None = None
+    second: "GuidanceRange | None" = None
 
     def __post_init__(self) -> None:
         listed = self.w_values is not None
@@ -46,6 +51,11 @@ class GuidanceRange:
                 f"the guidance range must satisfy 0 <= w_min <= w_max, got w_min={self.w_min:g}, "
                 f"w_max={self.w_max:g}; w = 0 is no guidance (diffusers' guidance_scale is 1 + w)"
             )
+
+    def draw(self, draws: Draws) -> Weights:
+        """A weight of each example; (batch, 2) where there is a second one."""
+        w = self.quantile(draws.uniform())
+        return w if self.second is None else torch.stack([w, self.second.quantile(draws.uniform())], 1)
 
     def quantile(self, share: Float[Tensor, "batch"]) -> Float[Tensor, "batch"]:
         """The w below which that share of the draws lies, a share in [0, 1); of U[0, 1) it makes draws of w."""
@@ -65,7 +75,7 @@ class GuidanceRange:
         if w_min is None and w_max is None:
             return self
         low, high = self.w_min if w_min is None else w_min, self.w_max if w_max is None else w_max
-        part = GuidanceRange(low, high, "uniform" if self.w_draw == "list" else self.w_draw)
+        part = GuidanceRange(low, high, "uniform" if self.w_draw == "list" else self.w_draw, second=self.second)
         if not self.w_min <= low <= high <= self.w_max:
             raise ValueError(
                 f"stage.w_min and stage.w_max must lie in the parent's range [{self.w_min:g}, {self.w_max:g}], got "

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fewstep.diffusion.loss import GUIDANCE_WEIGHTS, WEIGHTS, weighted_error
-from fewstep.diffusion.prediction import Prediction
+from fewstep.diffusion.prediction import Prediction, Weights
 from fewstep.diffusion.schedule import Images
 from fewstep.methods.training import Training
 
@@ -36,7 +36,7 @@ class Loss:
 
     error: Float[Tensor, "batch"]
     t: Float[Tensor, "batch"]
-    w: Float[Tensor, "batch"] | None = None
+    w: Weights | None = None
     verdict: Verdict | None = None
 
     def detach(self) -> "Loss":
@@ -51,17 +51,18 @@ def regress(
     training: Training,
     *,
     t: Float[Tensor, "batch"],
-    w: Float[Tensor, "batch"] | None,
+    w: Weights | None,
     metric: str = "l2",
 ) -> Loss:
     """The distance to a fixed target, weighted over the noise and over w as `training` says."""
     error = weighted_error(prediction, target, WEIGHTS[training.weight], metric)
     if w is not None:
-        error = error * GUIDANCE_WEIGHTS[training.guidance_weight](w)
+        total = w if w.ndim == 1 else w.sum(1)  # of two weights, as the guided target grows with both
+        error = error * GUIDANCE_WEIGHTS[training.guidance_weight](total)
     return Loss(error, t, w)
 
 
-def pull(x: Images, direction: Images, *, t: Float[Tensor, "batch"], w: Float[Tensor, "batch"] | None) -> Loss:
+def pull(x: Images, direction: Images, *, t: Float[Tensor, "batch"], w: Weights | None) -> Loss:
     """Half the squared distance of x to sg(x - direction), whose gradient in x is `direction` over the values' number.
 
     A generator so moves along -direction, whatever that was computed from (Yin et al. 2024, eq. 7).

@@ -67,7 +67,7 @@ class MeanFlow(AnyStepStudent):
     def losses(self, batch: Batch, nets: Networks, draws: Draws, *, step: int, phase: Phase) -> dict[str, Loss]:
         x, label = batch
         assert nets.guidance is not None, "the student has a w input"
-        w = nets.guidance.quantile(draws.uniform())
+        w = nets.guidance.draw(draws)
         t, s = self.draw_times(draws)
         log_snr, end = nets.schedule.log_snr(t), nets.schedule.log_snr(s)
         noised = diffuse(x=x, eps=draws.normal(), log_snr=log_snr)

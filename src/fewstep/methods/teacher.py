@@ -1,7 +1,7 @@
 """A classifier-free guided teacher, in continuous time."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from fewstep.diffusion.guidance import nulls
 from fewstep.diffusion.prediction import Condition, Prediction
@@ -17,6 +17,8 @@ class Teacher(Regression):
 
     Args:
         label_dropout: share of labels replaced by "no class", in [0, 1].
+        guided_by: two_evaluations; or three_evaluations, of data whose labels are of a class and a style, some of them
+            of any style (`Styles`).
         The rest: see `Method`.
 
     Raises:
@@ -28,13 +30,14 @@ class Teacher(Regression):
     has_dropout: ClassVar[bool] = True
 
     label_dropout: float
+    guided_by: Literal["two_evaluations", "three_evaluations"] = "two_evaluations"
 
     def __post_init__(self) -> None:
         if not 0 <= self.label_dropout <= 1:
             raise ValueError(f"stage.label_dropout must be in [0, 1], got {self.label_dropout}; the usual share is 0.1")
 
     def phases(self) -> tuple[Phase, ...]:
-        return (Phase(Sampling(guidance="two_evaluations")),)
+        return (Phase(Sampling(guidance=self.guided_by)),)
 
     def guidance(self, parent: GuidanceRange | None) -> None:
         return None

@@ -9,12 +9,21 @@ from torch.autograd.forward_ad import unpack_dual
 
 from fewstep.diffusion.betas import BetaSchedule
 from fewstep.diffusion.flow_map import log_snr_of
-from fewstep.diffusion.guidance import Guided
+from fewstep.diffusion.guidance import Guided, weights_of_both
 from fewstep.diffusion.policy import Policy
-from fewstep.diffusion.prediction import KINDS, Clipped, Condition, Denoise, Prediction, PredictionKind, interpret
+from fewstep.diffusion.prediction import (
+    KINDS,
+    Clipped,
+    Condition,
+    Denoise,
+    Prediction,
+    PredictionKind,
+    Weights,
+    interpret,
+)
 from fewstep.diffusion.sampler import END, invert_ddim
 from fewstep.diffusion.schedule import Batch, Images, expand, network_time, sigma
-from fewstep.networks.inputs import Scalar, Scalars, W, check_extra
+from fewstep.networks.inputs import W2, Scalars, W, check_extra
 
 NOISE = 0.1  # in the last layer of a new policy, whose components would else learn the same
 EPS_FLOOR = -8.0  # log-SNR, alpha = 0.018
@@ -69,12 +78,13 @@ class Denoiser(nn.Module):
 
     @property
     def extra_inputs(self) -> tuple[str, ...]:
-        """The names of the scalar inputs other than time and w."""
-        return (*self.networks_inputs, *((END,) if self.components else ()))
+        """The names of the scalar inputs other than time, w and a second w."""
+        own = (name for name in self.networks_inputs if name != W2)
+        return (*own, *((END,) if self.components else ()))
 
     @property
     def networks_inputs(self) -> tuple[str, ...]:
-        """Those of `extra_inputs` that the network itself takes."""
+        """Those that the network itself takes beside time and w, a second w among them."""
         return tuple(arguments_of(self.network).get("extra_inputs", ()))
 
     @property
@@ -83,12 +93,13 @@ class Denoiser(nn.Module):
         return int(arguments_of(self.network).get("components", 0))
 
     def forward(
-        self, z: Images, log_snr: Batch, label: Condition, w: Scalar | None = None, *, extra: Scalars | None = None
+        self, z: Images, log_snr: Batch, label: Condition, w: Weights | None = None, *, extra: Scalars | None = None
     ) -> Prediction:
         """The prediction at z.
 
         Args:
-            w: ignored by a network without that input. extra: values of the extra inputs, by name.
+            w: ignored by a network without that input; of a network with two, (batch, 2), or one for both.
+            extra: values of the extra inputs, by name.
 
         Raises:
             ValueError: `extra` is not of the network's extra inputs.
@@ -110,7 +121,7 @@ class Denoiser(nn.Module):
         timestep = self.native_schedule.timestep(self.known(log_snr).double())
         return timestep / 1000  # float64: 1000 times it is whole again
 
-    def policy(self, z: Images, log_snr: Batch, label: Condition, w: Scalar | None) -> Policy:
+    def policy(self, z: Images, log_snr: Batch, label: Condition, w: Weights | None) -> Policy:
         """The policy for the segment that begins at z, of a network with `components`.
 
         Each mean is read as a prediction is; a deviation is sigma times the exponential of its output, so that 0 is
@@ -132,13 +143,17 @@ class Denoiser(nn.Module):
         self.evaluated += len(output) * (3 if output.requires_grad else 2 if has_tangent else 1)
 
     def predict(
-        self, z: Images, log_snr: Batch, label: Condition, w: Scalar | None, extra: Scalars | None
+        self, z: Images, log_snr: Batch, label: Condition, w: Weights | None, extra: Scalars | None
     ) -> Prediction:
         """The network's output, read as a prediction at z."""
         return self.read(self.run(z, log_snr, label, w, extra).to(z.dtype), z=z, log_snr=log_snr)
 
-    def run(self, z: Images, log_snr: Batch, label: Condition, w: Scalar | None, extra: Scalars | None) -> Tensor:
+    def run(self, z: Images, log_snr: Batch, label: Condition, w: Weights | None, extra: Scalars | None) -> Tensor:
         """The network's output."""
+        if W2 in self.networks_inputs:
+            assert w is not None, "a network with a second w has the first"
+            w, second = weights_of_both(w)
+            extra = {**(extra or {}), W2: second}
         scalars = (w, extra) if self.networks_inputs else (w,)
         if self.native_schedule is None:
             return self.network(z, self.time_input(log_snr).to(z.dtype), label, *scalars)
@@ -251,7 +266,7 @@ class Frozen:
         return self.denoiser.null
 
     def __call__(
-        self, z: Images, log_snr: Batch, label: Condition, w: Scalar | None, *, extra: Scalars | None = None
+        self, z: Images, log_snr: Batch, label: Condition, w: Weights | None, *, extra: Scalars | None = None
     ) -> Prediction:
         if self._anchor.device != z.device:
             self.denoiser.to(z.device)

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from fewstep.diffusion.prediction import Condition, Prediction
+from fewstep.diffusion.prediction import Condition, Prediction, Weights
 from fewstep.diffusion.schedule import Batch, Images
 from fewstep.networks.adapter import trained_parameters
 from fewstep.networks.denoiser import Denoiser
-from fewstep.networks.inputs import Scalar, Scalars
+from fewstep.networks.inputs import Scalars
 
 DecayRule = Callable[[int], float]
 """Number of updates so far -> decay of the next one."""
@@ -65,6 +65,6 @@ class Average(nn.Module):
 
     @torch.no_grad()
     def forward(
-        self, z: Images, log_snr: Batch, label: Condition, w: Scalar | None = None, *, extra: Scalars | None = None
+        self, z: Images, log_snr: Batch, label: Condition, w: Weights | None = None, *, extra: Scalars | None = None
     ) -> Prediction:
         return self.network(z, log_snr, label, w, extra=extra)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 W = "w"  # the name of the guidance weight among scalar inputs
+W2 = "w2"  # that of a second condition's weight
 Scalar = Float[Tensor, "batch"]
 """One value for each example."""
 Scalars = Mapping[str, Scalar]

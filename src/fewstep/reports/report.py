@@ -14,6 +14,7 @@ from PIL import Image
 from fewstep.artifacts.quality_file import TEACHER, QualityRow, names_in_order, read_provenance, read_rows
 from fewstep.artifacts.run_folder import QUALITY, REPORT
 from fewstep.artifacts.trace_file import FILMS, TRACE, read_curves
+from fewstep.diffusion.guidance import Weight
 from fewstep.reports import charts
 from fewstep.reports.diagnostics import seen
 from fewstep.reports.page import write_page
@@ -27,7 +28,7 @@ PICTURE_BYTES = 3_000_000  # for all pictures together; one larger than its shar
 FILM_BYTES = 500_000  # for the films of predictions, likewise
 JPEG_HEIGHTS = (64, 32, 16)
 MOST_POINTS = 300  # of a loss curve
-PICTURE_NAME = re.compile(r"(?P<model>.+)-(?P<steps>\d+)-w(?P<w>\d+(\.\d+)?)\.png")
+PICTURE_NAME = re.compile(r"(?P<model>.+)-(?P<steps>\d+)-w(?P<w>\d+(\.\d+)?)(-(?P<w2>\d+(\.\d+)?))?\.png")
 
 
 def write_report(run: Path) -> Path:
@@ -50,15 +51,19 @@ def write_report(run: Path) -> Path:
         )
     reference, models = references(rows), names_in_order(rows)
     colour = charts.colours(models)
-    weights = sorted({row.w for row in rows})
     runs, curves = _runs(provenance), read_curves(run / TRACE)
+    weights = sorted({row.weight for row in rows})
     found = (seen(run / folder, stage, colour.get(stage, charts.INK)) for folder, stage in runs.items())
     content = {
         "run": "/".join(run.resolve().parts[-3:]),
         "rows_by_w": [
             (
                 w,
-                [(row, fid_ratio(row, reference), fid_ratio_half_width(row, reference)) for row in rows if row.w == w],
+                [
+                    (row, fid_ratio(row, reference), fid_ratio_half_width(row, reference))
+                    for row in rows
+                    if row.weight == w
+                ],
             )
             for w in weights
         ],
@@ -69,7 +74,7 @@ def write_report(run: Path) -> Path:
         "reference_steps": max((row.steps for row in rows if row.name == TEACHER), default=None),
         "pictures": _pictures(run / "samples" / "same-noise", models),
         "fid_steps": [
-            (w, charts.fid_against_steps([row for row in rows if row.w == w], reference.get(w), colour))
+            (w, charts.fid_against_steps([row for row in rows if row.weight == w], reference.get(w), colour))
             for w in weights
         ],
         "traces": [(curve, _embed(run / FILMS / f"{curve.name}.png", FILM_BYTES // len(curves))) for curve in curves],
@@ -96,15 +101,17 @@ Cell = tuple[str, int, int] | None
 """A picture on the page: its data address, width and height in pixels; None where there is none."""
 
 
-def _pictures(folder: Path, models: Sequence[str]) -> tuple[list[float], list[tuple[int, str, list[Cell]]]] | None:
+def _pictures(folder: Path, models: Sequence[str]) -> tuple[list[Weight], list[tuple[int, str, list[Cell]]]] | None:
     """The same-noise pictures of a folder: all w, and rows of (steps, model, a cell per w), most steps first.
 
     None if there are no pictures.
     """
-    found: dict[tuple[int, str, float], Path] = {}
+    found: dict[tuple[int, str, Weight], Path] = {}
     for path in folder.glob("*.png"):
         if match := PICTURE_NAME.fullmatch(path.name):
-            found[int(match["steps"]), match["model"], float(match["w"])] = path
+            w = float(match["w"])
+            weight = w if match["w2"] is None else (w, float(match["w2"]))
+            found[int(match["steps"]), match["model"], weight] = path
     if not found:
         return None
     cells = {key: _embed(path, PICTURE_BYTES // len(found)) for key, path in found.items()}
@@ -141,8 +148,11 @@ def _embed(path: Path, most_bytes: int) -> Cell:
 def _fid_inception(
     rows: Sequence[QualityRow], reference: Sequence[QualityRow], colour: dict[str, str]
 ) -> list[tuple[int, Markup]]:
-    """A chart for each number of steps that a student has, few steps first; none without inception scores."""
-    if all(row.inception_score is None for row in rows):
+    """A chart for each number of steps that a student has, few steps first.
+
+    None without inception scores, and none of two guidance weights, over which there is no curve.
+    """
+    if all(row.inception_score is None or row.w2 is not None for row in rows):
         return []
     return [
         (steps, charts.fid_against_inception([row for row in rows if row.steps == steps], reference, colour))

@@ -7,6 +7,7 @@ from itertools import groupby
 from statistics import median
 
 from fewstep.artifacts.quality_file import TEACHER, QualityRow, names_in_order
+from fewstep.diffusion.guidance import Weight
 
 WITHIN = 1.10  # the headline's student: the fewest steps with at most this FID ratio at every w
 
@@ -19,24 +20,24 @@ def by_name(rows: Sequence[QualityRow]) -> dict[str, list[QualityRow]]:
     }
 
 
-def references(rows: Sequence[QualityRow]) -> dict[float, QualityRow]:
+def references(rows: Sequence[QualityRow]) -> dict[Weight, QualityRow]:
     """For each w the teacher's row with the most steps."""
     teacher = sorted((row for row in rows if row.name == TEACHER), key=lambda row: row.steps)
-    return {row.w: row for row in teacher}
+    return {row.weight: row for row in teacher}
 
 
-def fid_ratio(row: QualityRow, reference: dict[float, QualityRow]) -> float | None:
+def fid_ratio(row: QualityRow, reference: dict[Weight, QualityRow]) -> float | None:
     """FID over that of the teacher's most steps at the same w; None without such a row."""
-    other = reference.get(row.w)
+    other = reference.get(row.weight)
     return row.fid / other.fid if other and other.fid > 0 else None
 
 
-def fid_ratio_half_width(row: QualityRow, reference: dict[float, QualityRow]) -> float | None:
+def fid_ratio_half_width(row: QualityRow, reference: dict[Weight, QualityRow]) -> float | None:
     """Half the width of the interval of `fid_ratio`, by the relative errors of both FIDs; None where one has none.
 
     Both come from the same noise, which moves them together rather than apart: the interval is rather too wide.
     """
-    ratio, other = fid_ratio(row, reference), reference.get(row.w)
+    ratio, other = fid_ratio(row, reference), reference.get(row.weight)
     half, others = row.half_width("fid"), other and other.half_width("fid")
     if ratio is None or half is None or other is None or others is None or row.fid <= 0:
         return None
@@ -86,7 +87,7 @@ def headline(rows: Sequence[QualityRow]) -> Headline | None:
     candidates = []
     students = (row for row in rows if row.name == row.model != TEACHER)
     for _, group in groupby(students, key=lambda row: (row.model, row.steps)):
-        pairs = [(row, reference[row.w]) for row in group if fid_ratio(row, reference) is not None]
+        pairs = [(row, reference[row.weight]) for row in group if fid_ratio(row, reference) is not None]
         if pairs:
             slowest = (max(own, key=lambda row: row.nfe) for own in zip(*pairs, strict=True))
             candidates.append(Headline(pairs, *(speeds[row.name, row.steps, row.nfe] for row in slowest)))

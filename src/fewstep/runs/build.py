@@ -15,7 +15,7 @@ from fewstep.artifacts.model_file import ModelCard
 from fewstep.data.batches import Data
 from fewstep.data.facts import DataFacts
 from fewstep.diffusion.betas import BetaSchedule
-from fewstep.diffusion.guidance import Guided, log_snr_interval
+from fewstep.diffusion.guidance import log_snr_interval
 from fewstep.diffusion.prediction import Clipped, Denoise
 from fewstep.diffusion.sampler import END
 from fewstep.diffusion.sampling import GuidanceKind, Sampling
@@ -30,6 +30,7 @@ from fewstep.methods.training import RoleTraining, Training
 from fewstep.networks import Denoiser, Frozen, with_guidance_input
 from fewstep.networks.adapter import with_adapter
 from fewstep.networks.denoiser import arguments_of, with_components, with_inputs, without_inputs
+from fewstep.networks.inputs import W2
 from fewstep.networks.memory import checkpoint_gradients, to_channels_last
 from fewstep.networks.smaller import smaller_student
 from fewstep.runs.config import Settings
@@ -154,17 +155,27 @@ def schedule_of(settings: Settings, denoiser: Denoiser) -> AnySchedule:
 
 
 def build_student(
-    settings: Settings, method: Method, phase: Phase, parent: Denoiser, *, is_first: bool, stream: str
+    settings: Settings,
+    method: Method,
+    phase: Phase,
+    parent: Denoiser,
+    guidance: GuidanceRange | None,
+    *,
+    is_first: bool,
+    stream: str,
 ) -> Denoiser:
     """A student that starts as its parent, changed as the method's `StudentSettings` say.
 
     Args:
+        guidance: the weights that it is trained at.
         is_first: whether it is the method's first phase, whose student may be smaller than its parent.
         stream: names the random numbers of new weights.
     """
     student = copy.deepcopy(parent)
     if phase.sampling.guidance == "input" and not student.has_guidance_input:
         student = with_guidance_input(parent)
+    if guidance is not None and guidance.second is not None:
+        student = with_inputs(student, (W2,))
     if phase.sampling.sampler == "flow_map":
         student = with_inputs(student, (END,))
     if phase.components:
@@ -191,15 +202,15 @@ def build_student(
 def build_teacher(
     settings: Settings, method: Method, phase: Phase, denoiser: Denoiser, sampling: Sampling, facts: DataFacts
 ) -> Denoise:
-    """The frozen parent as the method's teacher; guided by two evaluations where its student shall need but one."""
+    """The frozen parent as the method's teacher; guided by several evaluations where its student shall need but one."""
     if settings.trainer.channels_last:
         to_channels_last(denoiser.network)
     if denoiser.native_schedule is None:
         check_teacher_at_noise(method, phase, denoiser.prediction, settings.schedule)
     teacher: Denoise = Frozen(denoiser)
-    if phase.sampling.guidance != "two_evaluations":
+    if not phase.sampling.is_combined:
         interval = log_snr_interval(schedule_of(settings, denoiser), method.interval)
-        teacher = sampling.guided(teacher, denoiser.null, interval)
+        teacher = sampling.guided(teacher, denoiser.null, interval, facts.styles)
     return clip_teacher(method, teacher, facts)
 
 
@@ -213,7 +224,7 @@ def build_exact_teacher(settings: Settings, method: Method, data: Data) -> Denoi
         raise ValueError(
             f"teacher=exact needs data with a closed form, and {data.facts.name} has none; use dataset=mixture"
         )
-    if any(phase.sampling.guidance == "two_evaluations" for phase in method.phases()):
+    if any(phase.sampling.is_combined for phase in method.phases()):
         raise ValueError(
             "stage.progressive.variant=two_student distils a trained teacher, and teacher=exact is none; use "
             "teacher=null or stage.progressive.variant=joint"
@@ -222,8 +233,11 @@ def build_exact_teacher(settings: Settings, method: Method, data: Data) -> Denoi
         raise ValueError(
             "stage.adapter=lora adds to a teacher's weights, and teacher=exact has none; use stage.adapter=null"
         )
-    interval = log_snr_interval(settings.schedule, method.interval)
-    return clip_teacher(method, Guided(data.exact.denoise, data.facts.num_classes, interval), data.facts)
+    interval, facts, parent = log_snr_interval(settings.schedule, method.interval), data.facts, method.parent()
+    assert parent is not None, "a method of a teacher has a parent"
+    assert parent.teacher is not None, "a method of an exact teacher may have a trained one"
+    teacher = parent.teacher.guided(data.exact.denoise, facts.num_classes, interval, facts.styles)
+    return clip_teacher(method, teacher, facts)
 
 
 def clip_teacher(method: Method, teacher: Denoise, facts: DataFacts) -> Denoise:
@@ -273,7 +287,8 @@ def guidance_of(card: ModelCard) -> GuidanceRange | None:
     """The weights that a model was made for."""
     if card.w_min is None or card.w_max is None:
         return None
-    return GuidanceRange(card.w_min, card.w_max, card.w_draw, card.w_values)
+    second = None if card.w2_min is None or card.w2_max is None else GuidanceRange(card.w2_min, card.w2_max)
+    return GuidanceRange(card.w_min, card.w_max, card.w_draw, card.w_values, second)
 
 
 def compatibility_of(
@@ -327,7 +342,7 @@ def network_problem(
 ) -> str | None:
     """Why a model's network or schedule is not that of the settings, or None."""
     network = denoiser.network
-    is_teacher = card.sampling.guidance == "two_evaluations" and card.sampling.times is None
+    is_teacher = card.sampling.is_combined and card.sampling.times is None
     native = card.native_schedule is not None
     if ours is not None and not native:
         if card.prediction != ours.prediction and is_teacher:

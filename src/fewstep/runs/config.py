@@ -192,6 +192,7 @@ def as_toy(values: dict[str, Any]) -> dict[str, Any]:
             few = [n for n in steps if not isinstance(n, int) or n <= TOY_STEPS] if isinstance(steps, list) else []
             if len(few) >= least:
                 stage[key] = few
-        if isinstance(weights := stage.get("w"), list) and len(weights) > 2:
-            stage["w"] = [weights[0], weights[-1]]
+        for key in ("w", "w2"):
+            if isinstance(weights := stage.get(key), list) and len(weights) > 2:
+                stage[key] = [weights[0], weights[-1]]
     return values

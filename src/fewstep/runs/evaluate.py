@@ -22,14 +22,14 @@ from fewstep.artifacts.model_file import ModelCard, load_model
 from fewstep.artifacts.pictures import picture, save_png
 from fewstep.artifacts.quality_file import QualityRow
 from fewstep.artifacts.run_folder import PROVENANCE, QUALITY
-from fewstep.diffusion.guidance import Guided, log_snr_interval
+from fewstep.diffusion.guidance import Weight, log_snr_interval, weight_in_words
 from fewstep.diffusion.hybrid import FirstSteps
 from fewstep.diffusion.mixture import GaussianMixture
 from fewstep.diffusion.sampling import Sampling
 from fewstep.distributed.collectives import on_main_process, rank
 from fewstep.evaluation.candidate import Candidate
 from fewstep.evaluation.evaluator import Evaluator
-from fewstep.evaluation.grid import EvaluationPlan, quality_grid
+from fewstep.evaluation.grid import EvaluationPlan, guided_exactly, quality_grid
 from fewstep.evaluation.images import EvaluationImages
 from fewstep.evaluation.protocol import Protocol
 from fewstep.inference.model import Model
@@ -61,7 +61,7 @@ def place_in_order(card: ModelCard) -> tuple[bool, bool, bool, str, int]:
     return (
         card.encodes,
         not any_steps,
-        card.sampling.guidance != "two_evaluations",
+        not card.sampling.is_combined,
         "" if any_steps else card.method,
         -(card.num_steps or 0),
     )
@@ -87,8 +87,9 @@ def candidates_of(
     interval = log_snr_interval(own.schedule, own.guidance_interval)
     candidates, labels = [], labels_of(models)
     if exact is not None and not any(card.label == "teacher" for card in cards):
-        guided = Guided(exact.denoise, exact.num_classes, interval)
-        teacher = Candidate("teacher", guided, guided.evaluations, cards[0].schedule, plan.teacher_steps, Sampling())
+        guided = guided_exactly(exact, plan.no_guidance, interval)
+        sampling = Sampling(guidance="three_evaluations" if plan.w2 else "two_evaluations")
+        teacher = Candidate("teacher", guided, guided.evaluations, cards[0].schedule, plan.teacher_steps, sampling)
         digest = f"{tensor_digest(exact.tensors)} {interval} {cards[0].schedule}"
         teacher = replace(teacher, digest=digest)
         candidates += with_baselines(teacher, plan)
@@ -97,10 +98,12 @@ def candidates_of(
         if card.encodes:
             continue
         model.to(device)
-        if card.w_max is not None and max(plan.w) > card.w_max:
-            warnings.warn(
-                f"the grid's w goes to {max(plan.w):g}, and a student was made for w to {card.w_max:g}", stacklevel=3
-            )
+        for name, grid, most in (("w", plan.w, card.w_max), ("w2", plan.w2, card.w2_max)):
+            if most is not None and grid and max(grid) > most:
+                warnings.warn(
+                    f"the grid's {name} goes to {max(grid):g}, and a student was made for {name} to {most:g}",
+                    stacklevel=3,
+                )
         own_candidates = candidates_of_model(model, labels[path], plan, interval)
         if card.sampling.times is None and path in digests:
             own_candidates = [replace(each, digest=f"{digests[path]} {interval}") for each in own_candidates]
@@ -137,12 +140,12 @@ def candidates_of_model(
 ) -> list[Candidate]:
     """One model, at the step counts that it was made for, or at the plan's with the baselines beside it."""
     card, sampling = model.card, model.card.sampling
-    weights = (0.0,) if sampling.guidance == "none" else None
+    weights = (plan.no_guidance,) if sampling.guidance == "none" else None
     if sampling.times is not None:
         steps = tuple(sorted(sampling.steps, reverse=True))
         return [Candidate(label, model.denoise, sampling.evaluations, card.schedule, steps, sampling, None, weights)]
-    is_teacher = sampling.guidance == "two_evaluations"
-    denoise = sampling.guided(Frozen(model.denoiser), model.denoiser.null, interval)
+    is_teacher = sampling.is_combined
+    denoise = sampling.guided(Frozen(model.denoiser), model.denoiser.null, interval, card.data.styles)
     steps = plan.teacher_steps if is_teacher else plan.guided_steps
     own = Candidate(label, denoise, sampling.evaluations, card.schedule, tuple(steps), sampling, None, weights)
     return with_baselines(own, plan)
@@ -177,6 +180,7 @@ def evaluate(
     """
     models = with_ancestors(paths)
     check_models(models, paths, evaluator)
+    check_weights(models, plan)
     device = "cuda" if accelerator == "gpu" else "cpu"
     evaluator.net.to(device)
     if compiled:
@@ -196,6 +200,7 @@ def evaluate(
         labels=evaluator.data.conditions(plan.num_images),
         decode=evaluator.data.decode,
         clip_score=evaluator.clip and partial(evaluator.clip, prompts=prompts, device=device),
+        measured_styles=evaluator.data.measured_styles,
         exact=evaluator.exact,
         device=device,
         folder=samples,
@@ -240,19 +245,38 @@ def check_models(models: dict[Path, Model], paths: Sequence[Path], evaluator: Ev
             raise ValueError(f"{path} makes {model.card.data.name}, and is to be judged on {evaluator.facts.name}")
 
 
+def check_weights(models: dict[Path, Model], plan: EvaluationPlan) -> None:
+    """Refuse a grid of one weight for models that have two, and the other way round.
+
+    Raises:
+        ValueError: names the model.
+    """
+    for path, model in models.items():
+        card, given = model.card, list(plan.w2)
+        if card.sampling.guidance == "none" or card.has_two_weights == bool(given):
+            continue
+        if card.has_two_weights:
+            raise ValueError(
+                f"{path} has a guidance weight for the class and one for the style, and evaluation's w2, of the style, "
+                f"is {given}; use stage.w2=[0,1,2]"
+            )
+        raise ValueError(f"{path} has one guidance weight, and evaluation's w2 is {given}; use stage.w2=[]")
+
+
 def save_same_noise(
     evaluator: Evaluator,
     folder: Path,
     candidate: Candidate,
     steps: int,
-    w: float,
+    w: Weight,
     images: EvaluationImages,
     labels: Int[Tensor, "count"],
 ) -> None:
     """Save a cell's first samples, which all models make of the same noise."""
     facts = evaluator.facts
     count = facts.in_a_row if facts.is_image else len(images)
-    name = f"{candidate.name}-{steps}-w{w:g}.png"
+    weights = "-".join(f"{value:g}" for value in (w if isinstance(w, tuple) else (w,)))
+    name = f"{candidate.name}-{steps}-w{weights}.png"
     save_png(picture(images[:count], labels[:count], facts.pixels, facts.in_a_row), folder / SAME_NOISE / name)
 
 
@@ -288,14 +312,14 @@ def with_progress(
     if rank() > 0:
         yield from cells
         return
-    total = len(plan.w) * sum(candidate.nfe(steps) for candidate in candidates for steps in candidate.steps)
+    total = len(plan.weights) * sum(candidate.nfe(steps) for candidate in candidates for steps in candidate.steps)
     columns = (TextColumn("evaluate"), BarColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
     few_step = {candidate.model for candidate in candidates if candidate.sampling.times is not None}
     with Progress(*columns) as progress:
         task = progress.add_task("", total=total)
         for row in cells:
             rate = f"{row.images_per_second:,.0f} images/s"
-            text = f"{row.name} {row.steps} steps, w = {row.w:g}: FID {row.fid:.2f}, {rate}"
+            text = f"{row.name} {row.steps} steps, {weight_in_words(row.weight)}: FID {row.fid:.2f}, {rate}"
             progress.update(task, advance=row.nfe, description=text)
             if not progress.console.is_terminal and row.model in few_step:
                 print(text, flush=True)

@@ -33,12 +33,17 @@ class Making:
         """As many pairs as the method wants, its budget pays for and trainer.max_images allows.
 
         Raises:
-            ValueError: conditions are prompts.
+            ValueError: conditions are prompts, or have two guidance weights.
         """
         method, phase = module.method, module.phase
         if not isinstance(method, FromPairs):
             return cls()
         require_classes(facts)
+        if module.nets.guidance is not None and module.nets.guidance.second is not None:
+            raise ValueError(
+                f"stage={method.name} makes pairs at one guidance weight, and this student has one for its class and "
+                "one for its style; use a method that trains on data, like stage=progressive"
+            )
         assert phase.teacher_steps is not None, "a sample takes the teacher some steps"
         per_pair = phase.teacher_steps * evaluations_per_call(module, facts)
         most, budget = min(method.num_pairs, trainer.max_images or method.num_pairs), method.training.evaluations
@@ -89,7 +94,7 @@ def open_pairs(
         "teacher_steps": phase.teacher_steps,
         "clip_target": method.clip_target,
         "schedule": repr(nets.schedule),
-        "w": asdict(nets.guidance),
+        "w": {name: value for name, value in asdict(nets.guidance).items() if name != "second"},
     }
     root = folder / FOLDER if method.store is None else Path(method.store)
     store = PairStore(

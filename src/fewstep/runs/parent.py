@@ -66,7 +66,7 @@ def find_parent(settings: Settings, method: Method, evaluator: Evaluator | None)
         ValueError: there is none, or the one that was named is not compatible.
     """
     wanted, teacher, outputs = method.parent(), settings.teacher, settings.outputs
-    if wanted is None or (teacher == EXACT and "two_evaluations" in wanted.guidance and has_weights(method)):
+    if wanted is None or (teacher == EXACT and wanted.teacher is not None and has_weights(method)):
         return None
     facts = None if evaluator is None else evaluator.facts
     if teacher in (None, EXACT):

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fewstep.artifacts.lineage import find_newest_students, models_in_folder, only_model
+from fewstep.artifacts.lineage import PARENTS, find_newest_students, models_in_folder, only_model
 from fewstep.artifacts.model_file import load_model
 from fewstep.artifacts.run_folder import QUALITY, REPORT, RunFolder
 from fewstep.diffusion.sampling import Sampling
@@ -80,7 +80,7 @@ class Chain:
             return False
         if wanted is None:
             return True
-        given = load_model(self.parents[0])[1].sampling if self.parents else Sampling()
+        given = load_model(self.parents[0])[1].sampling if self.parents else wanted.teacher or Sampling()
         return not accepts(wanted, given)
 
     def add(self, files: Sequence[Path]) -> None:
@@ -142,12 +142,14 @@ def check_pipeline(settings: Settings) -> None:
             build_plan(own.stage, settings.trainer)
     if chain.teacher is None:
         check_readings(settings)
+        check_kinds(settings)
     for stage in trained_stages(settings):
         own = settings.of_stage(stage, settings.teacher)
         method = method_of(own)
         settings.trainer.check_batch(method.training.batch_size)
         if chain.teacher == EXACT and not chain.skips(method):
-            if "two_evaluations" in wanted(method):
+            parent = method.parent()
+            if parent is not None and parent.teacher is not None:
                 build_exact_teacher(own, method, build_data(own, 1, "facts"))
         elif chain.teacher is not None and chain.teacher != NO_TEACHER and not chain.skips(method):
             find_parent(own, method, open_evaluator(own, method))
@@ -171,10 +173,24 @@ def check_readings(settings: Settings) -> None:
             check_student_at_noise(method, phase, kind, settings.schedule)
 
 
-def wanted(method: Method) -> tuple[str, ...]:
-    """How the method's parent may be guided."""
-    parent = method.parent()
-    return () if parent is None else parent.guidance
+def check_kinds(settings: Settings) -> None:
+    """Refuse a chain from a new teacher one of whose stages cannot follow from any of those before it.
+
+    Raises:
+        ValueError: names the stage, and how the models before it are guided.
+    """
+    made: list[Sampling] = []
+    for stage in trained_stages(settings):
+        method = method_of(settings.of_stage(stage))
+        parent = method.parent()
+        if parent is not None and made and not any(accepts(parent, sampling) for sampling in made):
+            needed = " or a ".join(PARENTS[kind].title for kind in parent.guidance)
+            given = ", ".join(dict.fromkeys(PARENTS[sampling.guidance].title for sampling in made))
+            raise ValueError(
+                f"stage={stage} needs a {needed}, and the stages before it make a {given}; change stage.stages, which "
+                "for a class and a style is [teacher,two_guidances,evaluate] with method=two_guidances"
+            )
+        made += [phase.sampling for phase in method.phases()]
 
 
 def run_evaluate(settings: Settings) -> None:

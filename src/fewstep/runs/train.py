@@ -18,6 +18,7 @@ from fewstep.data.facts import DataFacts
 from fewstep.data.noise import NoiseData
 from fewstep.diagnostics import NUM_EXAMPLES, Diagnostics
 from fewstep.diffusion.betas import BetaSchedule
+from fewstep.diffusion.sampling import require_styles
 from fewstep.diffusion.schedule import CosineSchedule
 from fewstep.distributed.collectives import on_main_process, world_size
 from fewstep.evaluation.evaluator import Evaluator
@@ -84,6 +85,8 @@ def train(settings: Settings, name: str | None = None) -> list[Path]:
     parent = find_parent(settings, method, evaluator)
     facts = evaluator.facts if evaluator is not None else load_model(existing(parent))[1].data
     digest = None if parent is None else sha256_of(parent)
+    if any(phase.sampling.guidance == "three_evaluations" for phase in phases):
+        require_styles(facts.styles)
 
     def same_parent(folder: Path) -> bool:  # a finished chain would be trained again to the same models
         ancestors = load_model(folder / names[0])[1].parents
@@ -162,7 +165,7 @@ def training_data(job: Job, module: DistillationModule, making: Making, ancestor
         module,
         making,
         facts=job.facts,
-        teacher=ancestors[0].sha256 if ancestors else f"exact {tensor_digest(vars(exact))}",
+        teacher=ancestors[0].sha256 if ancestors else f"exact {exact and tensor_digest(exact.tensors)}",
         seed=settings.seed,
         folder=job.folder,
         batch_size=batch_size,
@@ -185,9 +188,9 @@ def networks_of(
         denoiser, card = load_model(parent)
         inherited = guidance_of(card)
         teacher = build_teacher(settings, method, phase, denoiser, card.sampling, job.facts)
-    student = build_student(settings, method, phase, denoiser, is_first=is_first, stream=stream)
-    schedule = schedule_of(settings, student)
-    nets = Networks(student, teacher, schedule, method.guidance(inherited), clip_bounds(method, job.facts))
+    guidance = method.guidance(inherited)
+    student = build_student(settings, method, phase, denoiser, guidance, is_first=is_first, stream=stream)
+    nets = Networks(student, teacher, schedule_of(settings, student), guidance, clip_bounds(method, job.facts))
     return method.networks(nets, stream), card
 
 
@@ -236,6 +239,8 @@ def card_of(
         w_max=guidance.w_max if guidance else None,
         w_draw=guidance.w_draw if guidance else "uniform",
         w_values=tuple(guidance.w_values) if guidance and guidance.w_values else None,
+        w2_min=guidance.second.w_min if guidance and guidance.second else None,
+        w2_max=guidance.second.w_max if guidance and guidance.second else None,
         guidance_interval=None if interval is None else (interval[0], interval[1]),
         images=training.num_steps * training.batch_size,
         evaluations=module.evaluations * world_size(),

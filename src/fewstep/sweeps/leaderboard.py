@@ -99,8 +99,8 @@ def ancestors(sweep: Collected) -> list[Entry]:
     entries = []
     for key, owners in by_cell.items():
         rows = [row for setting, _ in owners for rows in setting.jobs for row in rows if cell_of(row) == key]
-        figures = {(row.seed, row.w): row.fid for row in rows}
-        if all(figures[row.seed, row.w] == row.fid for row in rows):
+        figures = {(row.seed, row.weight): row.fid for row in rows}
+        if all(figures[row.seed, row.weight] == row.fid for row in rows):
             setting, cell = max(owners, key=lambda owner: len(owner[0].jobs))
             entries.append(Entry(cell.model, setting, cell))
     return entries

@@ -12,6 +12,7 @@ from scipy.special import stdtrit
 
 from fewstep.artifacts.quality_file import TEACHER, QualityRow, read_provenance, read_rows
 from fewstep.artifacts.run_folder import QUALITY
+from fewstep.diffusion.guidance import Weight
 from fewstep.sweeps.costs import Cost, ModelCost, cost_among, costs_in
 from fewstep.sweeps.status import FIGURES, Objective, mean_figure
 from fewstep.sweeps.sweep import described
@@ -89,15 +90,16 @@ class Setting:
         return Spread.of(objective.of(rows) for rows in self.jobs)
 
 
-def references(rows: Rows) -> dict[float, float]:
+def references(rows: Rows) -> dict[Weight, float]:
     """For each w the FID of the teacher's most steps."""
     teacher = sorted((row for row in rows if row.name == TEACHER), key=lambda row: row.steps)
-    return {row.w: row.fid for row in teacher}
+    return {row.weight: row.fid for row in teacher}
 
 
-def fid_ratio(rows: Rows, reference: Mapping[float, float], w: float | None) -> float | None:
+def fid_ratio(rows: Rows, reference: Mapping[Weight, float], w: float | None) -> float | None:
     """FID over the reference at one w, or the mean over all; None without one."""
-    ratios = [row.fid / reference[row.w] for row in rows if w in (None, row.w) and reference.get(row.w, 0.0) > 0]
+    known = [row for row in rows if w in (None, row.w) and reference.get(row.weight, 0.0) > 0]
+    ratios = [row.fid / reference[row.weight] for row in known]
     return mean(ratios) if ratios else None
 
 

@@ -221,13 +221,18 @@ class DistillationModule(lightning.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
 
+def words(w: Tensor) -> str:
+    """A guidance weight, or two of them."""
+    return " and ".join(f"{value:.4f}" for value in w.reshape(-1).tolist())
+
+
 def non_finite(record: StepRecord, role: str, stage: str, training: Training) -> NonFiniteLossError:
     """The error of a step whose loss was not finite. Called by all processes."""
     loss = record.losses[role]
     error, t = all_gather_rows(loss.error), all_gather_rows(loss.t)
     w = None if loss.w is None else all_gather_rows(loss.w)
     worst = int(error.nan_to_num(nan=inf).argmax())
-    place = f"t = {float(t[worst]):.4f}" + (f", w = {float(w[worst]):.4f}" if w is not None else "")
+    place = f"t = {float(t[worst]):.4f}" + (f", w = {words(w[worst])}" if w is not None else "")
     norm = f" (gradient norm {float(record.gradient_norms[role])})" if role in record.gradient_norms else ""
     setting = "learning_rate" if role == STUDENT else f"roles.{role}.learning_rate"
     whose = "" if role == STUDENT else f" of the {role} network"

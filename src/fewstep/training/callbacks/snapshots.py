@@ -74,7 +74,7 @@ class Snapshots(Callback):
         count = share.stop - share.start
         labels = self.data.conditions(self.num_images)
         x = sample(
-            sampling.guided(model, model.null),
+            sampling.guided(model, model.null, styles=facts.styles),
             starting_noise(0, share.start, count, facts.shape).to(module.device),
             schedule=module.nets.schedule,
             times=sampling.grid() if sampling.times else sampling.grid(self.num_steps),
