@@ -34,7 +34,8 @@ class DataFacts:
 
     `shape` is (channels, height, width) for images and latents and (dim,) for points; labels run from 0 to
     num_classes - 1, or are embeddings of prompts where there is `text` (num_classes is then 0); `low` and `high` bound
-    the values a network sees, -1 and 1 for images.
+    the values a network sees, -1 and 1 for images. `labels` is None where they are the data's own; "none", or the
+    digest of those that were made (`data.labels`), where they are others.
     """
 
     name: str
@@ -44,6 +45,7 @@ class DataFacts:
     high: float
     latent: LatentFacts | None = None
     text: TextFacts | None = None
+    labels: str | None = None
 
     @property
     def is_image(self) -> bool:

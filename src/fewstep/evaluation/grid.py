@@ -160,7 +160,8 @@ def quality_grid(
 
     def evaluate(candidate: Candidate, steps: int, w: float, cell: Cell, independent: Tensor | None) -> QualityRow:
         show(candidate, steps, w, cell.images, classes)
-        figures = figures_of(cell.features, classes, reference_statistics, net.num_classes, kid=facts.text is not None)
+        known = net.num_classes if facts.labels is None else None  # of the data's own classes, which these may not be
+        figures = figures_of(cell.features, classes, reference_statistics, known, kid=facts.text is not None)
         row = asdict(figures) | paired_figures(cell, classes, clip_score, independent, figures.intervals)
         return quality_row(candidate, steps, w, plan, row, cell.seconds, protocol)
 

@@ -1,4 +1,4 @@
-"""The features of a network in its middle or before its output, watched while it is called."""
+"""The features of a network in its middle, of its attention there or before its output, watched while it is called."""
 
 from typing import Any
 
@@ -29,7 +29,8 @@ class MiddleFeatures:
         self._latest: Tensor | None = None
         self._watch(denoiser)
         call_once(denoiser)
-        self.channels = self.take().shape[-1]
+        *places, self.channels = self.take().shape[1:]
+        self.places = tuple(places)
 
     def _watch(self, denoiser: Denoiser) -> None:
         middle(denoiser.network).register_forward_hook(self._keep)
@@ -47,6 +48,27 @@ class MiddleFeatures:
         """The features of the latest call, their mean over places."""
         features = self.take()
         return features.flatten(1, -2).mean(1) if features.ndim > 2 else features
+
+
+class MiddleAttention(MiddleFeatures):
+    """What the first self-attention in the middle of a denoiser's network adds to its input.
+
+    Raises:
+        ValueError: the network does not attend there.
+    """
+
+    def _watch(self, denoiser: Denoiser) -> None:
+        layers = [each for each in middle(denoiser.network).modules() if hasattr(each, "to_q")]  # diffusers' Attention
+        if not layers:
+            raise ValueError(
+                f"attention must be of a network that attends in its middle, and this {type(denoiser.network).__name__} "
+                "does not; use attention_matching=0, or another model="
+            )
+        layers[0].register_forward_hook(self._keep)
+
+    def _keep(self, module: nn.Module, arguments: Any, output: Any) -> None:
+        added = arguments[0] if module.residual_connection else 0
+        self._latest = output * module.rescale_output_factor - added
 
 
 class LastFeatures(MiddleFeatures):
