@@ -2,9 +2,9 @@
 
     python benchmarks/self_labelled.py --out benchmarks/results/self_labelled.json
 
-Each arm is the whole pipeline (teacher, guided student, progressive students to 4 steps) with the same settings; clusters
-are of the features of the teacher without labels. What is there already is kept, so that an interrupted command
-goes on.
+Each arm is the whole pipeline (teacher, guided student, progressive students to 4 steps) with the same settings;
+clusters are of the features of the teacher without labels. What is there already is kept, so that an interrupted
+command goes on.
 """
 
 import argparse

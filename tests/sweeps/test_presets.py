@@ -16,7 +16,7 @@ PRESETS = {  # jobs, shared parents
     "ablations": (12, 1),
     "seeds": (5, 0),
     "methods": (63, 1),  # three seeds of each, from one guided student
-    "smaller_student": (6, 1),
+    "smaller_student": (12, 7),  # one teacher, and a guided student for each two methods
 }
 
 

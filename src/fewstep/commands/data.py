@@ -129,7 +129,8 @@ def label(
     save_clusters(out.with_suffix(".png"), source, found[TRAINING])
     sizes = found[TRAINING].bincount(minlength=clusters)
     typer.echo(f"{out}: {clusters} clusters of {int(sizes.min())} to {int(sizes.max())} images, by {about.by}")
-    for split, own in ((TRAINING, source.labels), (HELD_OUT, source.reference().label)):
+    known = source.facts.num_classes > 1
+    for split, own in () if not known else ((TRAINING, source.labels), (HELD_OUT, source.reference().label)):
         purity, information = agreement(found[split], own)
         typer.echo(f"{split.replace('_', ' ')}, beside its own labels: purity {purity:.3f}, NMI {information:.3f}")
 

@@ -48,6 +48,12 @@ class DataFacts:
     labels: str | None = None
 
     @property
+    def title(self) -> str:
+        """Name, shape and whose labels, as messages say them."""
+        labels = "" if self.labels is None else f" with labels {self.labels[:12]}"
+        return f"{self.name} {self.shape}{labels}"
+
+    @property
     def is_image(self) -> bool:
         """Whether examples are images, or latents of images."""
         return len(self.shape) == 3

@@ -35,9 +35,6 @@ class Features:
 
     Args:
         stream: names the noise.
-
-    Raises:
-        ValueError: the model is a student, of several networks, or takes prompts.
     """
 
     denoiser: Denoiser
@@ -46,7 +43,11 @@ class Features:
 
     @classmethod
     def of(cls, denoiser: Denoiser, stream: str, device: str = "cpu") -> "Features":
-        """Those of a teacher of classes."""
+        """Those of a teacher of classes.
+
+        Raises:
+            ValueError: the model is a student, of several networks, or takes prompts.
+        """
         if denoiser.has_guidance_input or denoiser.extra_inputs or isinstance(denoiser.null, Tensor):
             raise ValueError(
                 "labels are made of the features of a teacher of classes, and this model is a student or takes "

@@ -61,8 +61,8 @@ class MiddleAttention(MiddleFeatures):
         layers = [each for each in middle(denoiser.network).modules() if hasattr(each, "to_q")]  # diffusers' Attention
         if not layers:
             raise ValueError(
-                f"attention must be of a network that attends in its middle, and this {type(denoiser.network).__name__} "
-                "does not; use attention_matching=0, or another model="
+                f"attention_matching needs a network that attends in its middle, and {type(denoiser.network).__name__} "
+                "does not as it is; use 0, or another model="
             )
         layers[0].register_forward_hook(self._keep)
 

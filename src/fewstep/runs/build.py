@@ -299,8 +299,7 @@ def compatibility_of(
 
     def reason(denoiser: Denoiser, card: ModelCard) -> str | None:
         if card.data.name != settings.dataset_name or (facts is not None and card.data != facts):
-            made = f"{facts.name} {facts.shape}" if facts else settings.dataset_name
-            return f"it makes {card.data.name} {card.data.shape}, this run {made}"
+            return f"it makes {card.data.title}, this run {facts.title if facts else settings.dataset_name}"
         if problem := sampling_problem(card, kinds, parent.continues):
             return problem
         return network_problem(settings, denoiser, card, ours, named=named)
