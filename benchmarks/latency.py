@@ -2,8 +2,8 @@
 
     python benchmarks/latency.py --model digits --out benchmarks/results/latency_digits.json
 
-Networks of conf/model/NAME.yaml and of its `smaller`, as guided students (a w input, one evaluation a step), with random
-weights, for time does not depend on them. All sizes and steps take turns.
+Networks of conf/model/NAME.yaml and of its `smaller`, as guided students (a w input, one evaluation a step), with
+random weights, for time does not depend on them. All sizes and steps take turns.
 """
 
 import argparse

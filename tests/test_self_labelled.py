@@ -44,7 +44,7 @@ def test_from_no_labels_to_figures(commands: Commands, tmp_path: Path) -> None:
     stranger.is_one_error("with labels none, this run digits (1, 8, 8) with labels")
     commands.train("stage=guidance", f"teacher={plain}", outputs, *TINY).is_one_error("with labels none")
     commands.fewstep("evaluate", student).is_one_error("with labels", "judged on digits (1, 8, 8)")
-    guided = tmp_path / "digits/guidance/mine"
+    guided = tmp_path / "digits/guidance/mine/model.safetensors"
     commands.fewstep("data", "label", "digits", guided, "--clusters", "4", "--out", labels).is_one_error("a student")
 
 
@@ -52,7 +52,8 @@ def test_from_no_labels_to_figures(commands: Commands, tmp_path: Path) -> None:
     ("arguments", "words"),
     [
         (["--clusters", "1", "--out", "x.safetensors"], ["--clusters must be from 2"]),
-        (["--clusters", "300", "--out", "x.safetensors"], ["--batch-size", "256"]),
+        (["--clusters", "1500", "--out", "x.safetensors"], ["the number of images, 1433", "1500"]),
+        (["--clusters", "5", "--images", "9", "--out", "x.safetensors"], ["--images", "--batch-size", "256"]),
         (["--clusters", "5", "--out", "x.npz"], ["--out must end in .safetensors"]),
         (["--clusters", "5", "--out", "x.safetensors"], ["there is none at nothing.safetensors"]),
     ],

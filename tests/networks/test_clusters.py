@@ -89,8 +89,8 @@ def test_two_clusters_are_the_two_modes(by: str) -> None:
     if by == "kmeans":
         assign = kmeans_of(data, features, 2, 300)
     else:
-        assign = prototypes_of(data, features, 2, 6000, steps.append)
-        assert steps == [100] * 60
+        assign = prototypes_of(data, features, 2, 20000, steps.append)
+        assert steps == [100] * 200
     found = labels_of(data, features, assign)
     swapped = int(found[TRAINING][0] != mode[0])  # which cluster is which is chance
     assert torch.equal(found[TRAINING] ^ swapped, mode[:300])

@@ -77,7 +77,7 @@ def label(
         int, typer.Option(help="That prototypes are trained on; k-means looks at most at so many.")
     ] = 300_000,
     batch_size: Annotated[int, typer.Option(help="Images that are balanced over the clusters at a time.")] = 256,
-    seed: Annotated[int, typer.Option(help="Of all that is drawn.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of the noise and of the first prototypes.")] = 0,
     outputs: Outputs = OUTPUTS,
 ) -> None:
     """Label the images of a data set by clusters of a teacher's features: guidance without classes.
@@ -97,10 +97,10 @@ def label(
     if out.suffix != ".safetensors":
         raise ValueError(f"--out must end in .safetensors, got {out}")
     source = pixels_of(data_of(name, settings or [], batch_size=batch_size), "fewstep data label")
-    if not 2 <= clusters <= min(batch_size, len(source.labels)) or images < batch_size:
+    if not 2 <= clusters <= len(source.labels) or images < max(batch_size, clusters):
         raise ValueError(
-            f"--clusters must be from 2 to --batch-size and the number of images, and --images at least --batch-size, "
-            f"got {clusters}, {batch_size}, {len(source.labels)} and {images}"
+            f"--clusters must be from 2 to the number of images, {len(source.labels)}, and --images at least as many "
+            f"and at least --batch-size, got {clusters}, {images} and {batch_size}"
         )
     denoiser, card = load_model(model)
     if (card.data.name, card.data.shape) != (source.facts.name, source.facts.shape):
@@ -129,10 +129,10 @@ def label(
     save_clusters(out.with_suffix(".png"), source, found[TRAINING])
     sizes = found[TRAINING].bincount(minlength=clusters)
     typer.echo(f"{out}: {clusters} clusters of {int(sizes.min())} to {int(sizes.max())} images, by {about.by}")
-    known = source.facts.num_classes > 1
-    for split, own in () if not known else ((TRAINING, source.labels), (HELD_OUT, source.reference().label)):
-        purity, information = agreement(found[split], own)
-        typer.echo(f"{split.replace('_', ' ')}, beside its own labels: purity {purity:.3f}, NMI {information:.3f}")
+    if source.facts.num_classes > 1:
+        for split, own in ((TRAINING, source.labels), (HELD_OUT, source.reference().label)):
+            purity, information = agreement(found[split], own)
+            typer.echo(f"{split.replace('_', ' ')}, beside its own labels: purity {purity:.3f}, NMI {information:.3f}")
 
 
 def save_clusters(path: Path, source: "ImagesInMemory", labels: "Tensor") -> None:

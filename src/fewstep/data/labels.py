@@ -173,9 +173,7 @@ def read_labels(path: Path, source: ImagesInMemory) -> tuple[Labels, LabelCard]:
     try:
         card, tensors = parse(path)
     except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(
-            f"{path} is no file of labels, or is damaged ({str(error).splitlines()[0]}); {make}"
-        ) from error
+        raise ValueError(f"{path} is no file of labels, or is damaged ({error}); {make}") from error
     if card.source != source_digest(source):
         raise ValueError(
             f"{path} has labels of other images: of {card.data}, not of these of {source.facts.name}; {make}"
