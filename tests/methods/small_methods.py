@@ -80,7 +80,7 @@ PLAN: dict[str, Any] = {
     "ema_decay": 0.5,
     "weight": "snr_plus_one",
 }
-ROLES = {role: {"learning_rate": 2e-3} for role in ("fake", "critic", "projection", "weighting", "head")}
+ROLES = {role: {"learning_rate": 2e-3} for role in ("fake", "critic", "projection", "attention", "weighting", "head")}
 
 LEVELS = {"levels": [1.0, 0.75, 0.5, 0.25]}
 LADDER = {"ladder": [8, 4, 2], "few_steps": 2, "few_steps_factor": 2.0}

@@ -1,6 +1,7 @@
 """Students of another size, and features held near the teacher's."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import pytest
 import torch
@@ -10,11 +11,12 @@ from torch import nn
 from fewstep.data.batch import Batch
 from fewstep.diffusion.guidance import Guided
 from fewstep.methods.draws import Draws
-from fewstep.methods.feature_matching import FeatureMatching, relative_error
+from fewstep.methods.feature_matching import ATTENTION, FeatureMatching, relative_error
 from fewstep.methods.guidance import PROJECTION
 from fewstep.methods.losses import Loss
 from fewstep.networks import Denoiser, DiT, Frozen, ResidualMLP, UNet, UNet2D, with_guidance_input, with_inputs
 from fewstep.networks.denoiser import arguments_of
+from fewstep.networks.features import MiddleAttention
 from fewstep.networks.smaller import middle, smaller_student
 from fewstep.training.module import DistillationModule
 
@@ -194,3 +196,48 @@ def test_unet2d_has_a_middle():
         },
     )
     assert isinstance(middle(network), nn.Module)
+
+
+@pytest.mark.parametrize("kind", ["unet", "dit"])
+def test_attention_is_what_its_last_layer_gives(kind):
+    """Of a U-Net, whose layer adds its input itself, as of a DiT: by a hook of this test on the layer inside."""
+    teacher = teacher_of(kind)
+    watched = MiddleAttention(teacher)
+    layer = next(each for each in middle(teacher.network).modules() if hasattr(each, "to_q"))
+    seen: list[Any] = []
+    layer.get_submodule("to_out.0").register_forward_hook(lambda module, inputs, output: seen.append(output))
+    x, label = batch_for(teacher)
+    with torch.no_grad():
+        teacher(x, torch.linspace(-3, 3, 8), label, None)
+    found = watched.take()
+    assert found.shape[1:] == (*watched.places, watched.channels)
+    torch.testing.assert_close(found.flatten(1, -2), seen[0], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["unet", "dit"])
+def test_attention_is_matched_beside_features_each_by_its_own_projection(kind):
+    teacher = teacher_of(kind)
+    student, weights = guided_of(teacher, CHANGES[kind]), {"feature_matching": 0.5, "attention_matching": 2.0}
+    method = small("guidance with features", {"weight": "snr"}, w_max=2.0, **weights)
+    made = module(method, student, Guided(Frozen(teacher), 3))
+    assert made.method.roles == ("student", PROJECTION, ATTENTION)
+    found = losses_of(made, batch_for(teacher))
+    found[ATTENTION].error.mean().backward()
+    attends = next(each for each in middle(student.network).modules() if hasattr(each, "to_q"))
+    gradient = attends.get_parameter("to_q.weight").grad
+    assert gradient is not None
+    assert gradient.abs().max() > 0
+    matching = made.nets.trained[ATTENTION]
+    assert isinstance(matching, FeatureMatching)
+    assert matching.projection.weight.grad is not None
+    assert projection_of(made).projection.weight.grad is None  # of features, which is another one
+
+
+def test_attention_that_is_not_there_or_does_not_compare_is_one_line():
+    mlp = teacher_of("mlp")
+    with pytest.raises(ValueError, match=r"attention_matching .* ResidualMLP does not .* use 0"):
+        FeatureMatching.between(guided_of(mlp, {}), Guided(Frozen(mlp), 3), "a", ATTENTION)
+    dit = teacher_of("dit")
+    coarse = guided_of(dit, {"config": {"patch_size": 4}})
+    with pytest.raises(ValueError, match="the student has 4 in its middle, its teacher 16"):
+        FeatureMatching.between(coarse, Guided(Frozen(dit), 3), "a", ATTENTION)

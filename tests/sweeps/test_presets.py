@@ -15,8 +15,8 @@ PRESETS = {  # jobs, shared parents
     "guidance_by_steps": (2, 1),
     "ablations": (12, 1),
     "seeds": (5, 0),
-    "methods": (69, 1),  # three seeds of each, from one guided student
-    "smaller_student": (6, 1),
+    "methods": (75, 1),  # three seeds of each, from one guided student
+    "smaller_student": (12, 7),  # one teacher, and a guided student for each two methods
 }
 
 

@@ -1,12 +1,20 @@
-"""Commands on data sets: fewstep data check."""
+"""Commands on data sets: fewstep data check, fewstep data label."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-app = typer.Typer(no_args_is_help=True, help="Look at data sets before anything is trained on them.")
+from fewstep.commands.models import OUTPUTS, ModelFile, Outputs
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fewstep.data.batches import ImagesInMemory
+
+app = typer.Typer(no_args_is_help=True, help="Look at data sets, and label them.")
 COLUMNS, SHOWN = 8, 64
+OF_A_CLUSTER, MOST_CLUSTERS = 16, 40  # shown in the picture of labels
 
 
 def check_settings(settings: list[str] | None) -> list[str] | None:
@@ -27,7 +35,7 @@ DataSettings = Annotated[
 
 @app.callback()
 def data() -> None:
-    """Look at data sets before anything is trained on them."""
+    """Look at data sets, and label them."""
 
 
 @app.command()
@@ -55,3 +63,86 @@ def check(
     facts = opened.facts.pixels
     save_png(picture(evaluation_tensor(x, facts), labels, facts, COLUMNS), picture_file)
     typer.echo(f"{picture_file}: {len(x)} training examples")
+
+
+@app.command()
+def label(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="As in dataset=NAME: one of conf/dataset.")],
+    model: ModelFile,
+    clusters: Annotated[int, typer.Option(help="Number of labels; published: three to five times the classes.")],
+    out: Annotated[Path, typer.Option(help="File for the labels, .safetensors; a picture of them is put beside it.")],
+    settings: DataSettings = None,
+    kmeans: Annotated[bool, typer.Option("--kmeans", help="By k-means instead of prototypes.")] = False,
+    images: Annotated[
+        int, typer.Option(help="That prototypes are trained on; k-means looks at most at so many.")
+    ] = 300_000,
+    batch_size: Annotated[int, typer.Option(help="Images that are balanced over the clusters at a time.")] = 256,
+    seed: Annotated[int, typer.Option(help="Of the noise and of the first prototypes.")] = 0,
+    outputs: Outputs = OUTPUTS,
+) -> None:
+    """Label the images of a data set by clusters of a teacher's features: guidance without classes.
+
+    Example: fewstep data label digits outputs/digits/teacher/TIME --clusters 10 --out data/labels.safetensors
+    """
+    import torch
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from fewstep.artifacts.model_file import load_model
+    from fewstep.data.batches import source_digest
+    from fewstep.data.labels import HELD_OUT, OWN, TRAINING, LabelCard, pixels_of, save_labels
+    from fewstep.data.make_labels import SHARE, Features, agreement, kmeans_of, labels_of, prototypes_of
+    from fewstep.runs.build import data_of
+    from fewstep.system.files import sha256_of
+
+    if out.suffix != ".safetensors":
+        raise ValueError(f"--out must end in .safetensors, got {out}")
+    source = pixels_of(data_of(name, settings or [], batch_size=batch_size), "fewstep data label")
+    if not 2 <= clusters <= len(source.labels) or images < max(batch_size, clusters):
+        raise ValueError(
+            f"--clusters must be from 2 to the number of images, {len(source.labels)}, and --images at least as many "
+            f"and at least --batch-size, got {clusters}, {images} and {batch_size}"
+        )
+    denoiser, card = load_model(model)
+    if (card.data.name, card.data.shape) != (source.facts.name, source.facts.shape):
+        raise ValueError(f"{model} makes {card.data.name} {card.data.shape}, and {name} is {source.facts.shape}")
+    features = Features.of(denoiser, f"{seed}/labels", "cuda" if torch.cuda.is_available() else "cpu")
+    if kmeans:
+        assign = kmeans_of(source, features, clusters, images)
+    else:
+        columns = (TextColumn("prototypes"), BarColumn(), MofNCompleteColumn(), TextColumn("images"))
+        with Progress(*columns, TimeRemainingColumn()) as progress:
+            task = progress.add_task("", total=images // batch_size * batch_size)
+            assign = prototypes_of(source, features, clusters, images, lambda count: progress.advance(task, count))
+    found = labels_of(source, features, assign)
+    about = LabelCard(
+        data=source.facts.name,
+        source=source_digest(source),
+        model=sha256_of(model),
+        knew=card.data.labels or OWN,
+        by="kmeans" if kmeans else "prototypes",
+        clusters=clusters,
+        share=SHARE,
+        images=images,
+        seed=seed,
+    )
+    save_labels(out, about, found)
+    save_clusters(out.with_suffix(".png"), source, found[TRAINING])
+    sizes = found[TRAINING].bincount(minlength=clusters)
+    typer.echo(f"{out}: {clusters} clusters of {int(sizes.min())} to {int(sizes.max())} images, by {about.by}")
+    if source.facts.num_classes > 1:
+        for split, own in ((TRAINING, source.labels), (HELD_OUT, source.reference().label)):
+            purity, information = agreement(found[split], own)
+            typer.echo(f"{split.replace('_', ' ')}, beside its own labels: purity {purity:.3f}, NMI {information:.3f}")
+
+
+def save_clusters(path: Path, source: "ImagesInMemory", labels: "Tensor") -> None:
+    """A row of images of each of the first clusters."""
+    import torch
+
+    from fewstep.artifacts.pictures import image_grid, save_png
+
+    rows = []
+    for cluster in labels.unique()[:MOST_CLUSTERS]:
+        (members,) = torch.where(labels == cluster)
+        rows.append(source.images[members[torch.arange(OF_A_CLUSTER) * len(members) // OF_A_CLUSTER]])
+    save_png(image_grid(torch.cat(rows), OF_A_CLUSTER), path)

@@ -14,6 +14,7 @@ from fewstep.data.facts import DataFacts
 from fewstep.diffusion.mixture import GaussianMixture
 from fewstep.diffusion.prediction import Condition
 from fewstep.distributed.collectives import local_rows, world_size
+from fewstep.system.files import tensor_digest
 from fewstep.system.seeds import seed_for
 
 
@@ -198,3 +199,9 @@ class ImagesInMemory(Data):
 def from_uint8(images: Tensor) -> Float[Tensor, "batch *shape"]:
     """uint8 in 0..255 to float32 in [-1, 1]."""
     return images.to(torch.float32, copy=True).div_(127.5).sub_(1)  # in place: one array, not three
+
+
+def source_digest(source: ImagesInMemory) -> str:
+    """Digest of the labels and of 64 evenly spaced images, which identifies the data set."""
+    index = torch.arange(min(64, len(source.labels))) * len(source.labels) // min(64, len(source.labels))
+    return tensor_digest({"images": source.images[index], "labels": source.labels})

@@ -37,7 +37,8 @@ class DataFacts:
     `shape` is (channels, height, width) for images and latents and (dim,) for points; labels run from 0 to
     num_classes - 1, or are embeddings of prompts where there is `text` (num_classes is then 0); `low` and `high` bound
     the values a network sees, -1 and 1 for images. With `styles` a label is of a class and a style, or of a class of
-    any style, and num_classes is the number of all labels.
+    any style, and num_classes is the number of all labels. `labels` is None where they are the data's own; "none", or
+    the digest of those that were made (`data.labels`), where they are others.
     """
 
     name: str
@@ -48,6 +49,13 @@ class DataFacts:
     latent: LatentFacts | None = None
     text: TextFacts | None = None
     styles: Styles | None = None
+    labels: str | None = None
+
+    @property
+    def title(self) -> str:
+        """Name, shape and whose labels, as messages say them."""
+        labels = "" if self.labels is None else f" with labels {self.labels[:12]}"
+        return f"{self.name} {self.shape}{labels}"
 
     @property
     def is_image(self) -> bool:

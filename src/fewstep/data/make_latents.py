@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from fewstep.data.batches import ImagesInMemory, from_uint8
+from fewstep.data.batches import ImagesInMemory, from_uint8, source_digest
 from fewstep.data.latents import FORMAT, LABELS, MANIFEST, REFERENCE, REFERENCE_LABELS
 from fewstep.networks.frozen.autoencoder import Autoencoder
-from fewstep.system.files import atomic_write, sha256_of, tensor_digest, write_json
+from fewstep.system.files import atomic_write, sha256_of, write_json
 
 PER_FILE = 8192  # rows: 64 MiB a file at 4 x 32 x 32
 UNFINISHED = "unfinished.json"
@@ -115,12 +115,6 @@ def prepare_folder(out: Path, manifest: dict[str, Any]) -> None:
     if out.is_dir() and any(out.glob("latents-*.npy")):
         raise ValueError(f"{out} holds latents of unknown origin; choose another --out")
     write_json(out / UNFINISHED, manifest)
-
-
-def source_digest(source: ImagesInMemory) -> str:
-    """Digest of the labels and of 64 evenly spaced images, which identifies the data set."""
-    index = torch.arange(min(64, len(source.labels))) * len(source.labels) // min(64, len(source.labels))
-    return tensor_digest({"images": source.images[index], "labels": source.labels})
 
 
 def save_array(path: Path, array: np.ndarray) -> None:

@@ -33,6 +33,11 @@ def angle(log_snr: Tensor) -> Tensor:
     return torch.atan(torch.exp(-0.5 * log_snr))
 
 
+def log_snr_of_share(share: Tensor) -> Tensor:
+    """The log-SNR of share x + (1 - share) eps: where a rectified flow whose clean end is 1 is ours but for scale."""
+    return 2 * torch.logit(share)
+
+
 def expand(coefficient: Batch, like: Images) -> Tensor:
     """One coefficient per example, in the dtype of `like` and with its number of dimensions."""
     return coefficient.to(like).reshape(-1, *[1] * (like.ndim - 1))

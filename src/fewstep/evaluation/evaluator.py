@@ -66,6 +66,8 @@ class Evaluator:
 
     def labels(self, num_images: int) -> str:
         """The conditions of the samples, in words, for the protocol."""
+        if self.facts.labels is not None:
+            return f"labels {self.facts.labels[:12]}, as often as in training"
         if self.facts.text is None:
             return "classes in turn"
         digest = tensor_digest({"prompts": self.data.conditions(min(num_images, len(self.reference.images)))})[:12]

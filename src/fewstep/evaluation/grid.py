@@ -150,11 +150,12 @@ def quality_grid(
 
     def evaluate(candidate: Candidate, steps: int, w: Weight, cell: Cell, independent: Tensor | None) -> QualityRow:
         show(candidate, steps, w, cell.images, classes)
+        known = net.num_classes if facts.labels is None else None  # of the data's own classes, which these may not be
         figures = figures_of(
             cell.features,
             classes,
             reference_statistics,
-            net.num_classes,
+            known,
             classes=facts.styles and facts.styles.class_of(classes),
             kid=facts.text is not None,
         )

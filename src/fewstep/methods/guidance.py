@@ -12,7 +12,7 @@ from fewstep.diffusion.schedule import CosineSchedule
 from fewstep.methods.base import Networks, Parent, Phase, Regression, StudentSettings, Times, Weights
 from fewstep.methods.critic import CRITIC
 from fewstep.methods.draws import Draws
-from fewstep.methods.feature_matching import PROJECTION, FeatureMatching, with_feature_loss
+from fewstep.methods.feature_matching import ATTENTION, PROJECTION, FeatureMatching, with_feature_loss
 from fewstep.methods.guidance_range import Draw, GuidanceRange
 from fewstep.methods.losses import Loss
 
@@ -24,15 +24,16 @@ class Guidance(StudentSettings, Regression):
     Args:
         w_min, w_max, w_draw, w_values: see `GuidanceRange`.
         guidance_interval: (low, high), the times t between which the teacher is guided; None is all of them.
-        feature_matching: weight of the error of the student's features, see `FeatureMatching`; 0 is none.
+        feature_matching, attention_matching: weights of the errors of the student's features and attention in the
+            middle of the network, see `FeatureMatching`; 0 is none.
         The rest: see `Method` and `StudentSettings`.
 
     Raises:
-        ValueError: a negative weight, a bad range or interval, or feature matching without a learning rate of its own.
+        ValueError: a negative weight, a bad range or interval, or matching without a learning rate of its own.
     """
 
     paper: ClassVar[str] = "Meng et al. 2023 (2210.03142), stage one"
-    optional_roles: ClassVar[tuple[str, ...]] = (PROJECTION, CRITIC)
+    optional_roles: ClassVar[tuple[str, ...]] = (PROJECTION, ATTENTION, CRITIC)
     certainty: ClassVar[str] = "sure: the formula; loss weights and draws of w are ours to choose"
 
     w_min: float
@@ -41,11 +42,15 @@ class Guidance(StudentSettings, Regression):
     w_values: Sequence[float] | None = None
     guidance_interval: tuple[float, ...] | None = None
     feature_matching: float = 0.0
+    attention_matching: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.feature_matching < 0:
-            raise ValueError(f"stage.feature_matching must be at least 0, got {self.feature_matching}; 0 is none")
+        if min(self.feature_matching, self.attention_matching) < 0:
+            raise ValueError(
+                "stage.feature_matching and stage.attention_matching must be at least 0, got "
+                f"{self.feature_matching} and {self.attention_matching}; 0 is none"
+            )
         self.guidance(None)
         log_snr_interval(CosineSchedule(), self.guidance_interval)  # refuses what is no interval
         for role in self.roles:
@@ -57,7 +62,13 @@ class Guidance(StudentSettings, Regression):
 
     @property
     def roles(self) -> tuple[str, ...]:
-        return (*super().roles, PROJECTION) if self.feature_matching else super().roles
+        return (*super().roles, *self.matched)
+
+    @property
+    def matched(self) -> dict[str, float]:
+        """The weight of each role that matches something."""
+        weights = {PROJECTION: self.feature_matching, ATTENTION: self.attention_matching}
+        return {role: weight for role, weight in weights.items() if weight}
 
     def parent(self) -> Parent:
         return Parent(guidance=("two_evaluations",))
@@ -70,17 +81,13 @@ class Guidance(StudentSettings, Regression):
 
     def networks(self, nets: Networks, stream: str) -> Networks:
         nets = super().networks(nets, stream)
-        if not self.feature_matching:
-            return nets
-        assert nets.teacher is not None, "a guided student has a teacher"
-        return replace(
-            nets, trained={**nets.trained, PROJECTION: FeatureMatching.between(nets.student, nets.teacher, stream)}
-        )
+        student, teacher = nets.student, nets.teacher
+        assert teacher is not None, "a guided student has a teacher"
+        matching = {role: FeatureMatching.between(student, teacher, stream, role) for role in self.matched}
+        return replace(nets, trained={**nets.trained, **matching})
 
     def losses(self, batch: Batch, nets: Networks, draws: Draws, *, step: int, phase: Phase) -> dict[str, Loss]:
-        return with_feature_loss(
-            super().losses(batch, nets, draws, step=step, phase=phase), nets, self.feature_matching
-        )
+        return with_feature_loss(super().losses(batch, nets, draws, step=step, phase=phase), nets, self.matched)
 
     def target(
         self, noised: Prediction, *, t: Times, label: Condition, w: Weights | None, nets: Networks, phase: Phase

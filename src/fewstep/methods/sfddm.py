@@ -82,7 +82,8 @@ class SFDDM(GuidedStudentSettings, Regression):
         return draws.integers(1, self.num_steps + 1).double() / self.num_steps
 
     def losses(self, batch: Batch, nets: Networks, draws: Draws, *, step: int, phase: Phase) -> dict[str, Loss]:
-        return with_feature_loss(super().losses(batch, nets, draws, step=step, phase=phase), nets, self.features)
+        weights = {PROJECTION: self.features} if self.features else {}
+        return with_feature_loss(super().losses(batch, nets, draws, step=step, phase=phase), nets, weights)
 
     def target(
         self, noised: Prediction, *, t: Times, label: Condition, w: Weights | None, nets: Networks, phase: Phase

@@ -1,4 +1,4 @@
-"""The features of a network in its middle or before its output, watched while it is called."""
+"""The features of a network in its middle, of its attention there or before its output, watched while it is called."""
 
 from typing import Any
 
@@ -28,7 +28,8 @@ class MiddleFeatures:
         self._latest: Tensor | None = None
         self._watch(denoiser)
         call_once(denoiser)
-        self.channels = self.take().shape[-1]
+        *places, self.channels = self.take().shape[1:]
+        self.places = tuple(places)
 
     def _watch(self, denoiser: Denoiser) -> None:
         middle(denoiser.network).register_forward_hook(self._keep)
@@ -42,6 +43,11 @@ class MiddleFeatures:
         assert features is not None, "the network has not been called since its features were taken"
         return features.movedim(1, -1) if features.ndim == 4 else features
 
+    def pooled(self) -> Float[Tensor, "batch channels"]:
+        """The features of the latest call, their mean over places."""
+        features = self.take()
+        return features.flatten(1, -2).mean(1) if features.ndim > 2 else features
+
 
 class BlockFeatures(MiddleFeatures):
     """The output of one block of a denoiser's network, see `blocks`, at its latest call."""
@@ -52,6 +58,27 @@ class BlockFeatures(MiddleFeatures):
 
     def _watch(self, denoiser: Denoiser) -> None:
         self._block.register_forward_hook(self._keep)
+
+
+class MiddleAttention(MiddleFeatures):
+    """What the first self-attention in the middle of a denoiser's network adds to its input.
+
+    Raises:
+        ValueError: the network does not attend there.
+    """
+
+    def _watch(self, denoiser: Denoiser) -> None:
+        layers = [each for each in middle(denoiser.network).modules() if hasattr(each, "to_q")]  # diffusers' Attention
+        if not layers:
+            raise ValueError(
+                f"attention_matching needs a network that attends in its middle, and {type(denoiser.network).__name__} "
+                "does not as it is; use 0, or another model="
+            )
+        layers[0].register_forward_hook(self._keep)
+
+    def _keep(self, module: nn.Module, arguments: Any, output: Any) -> None:
+        added = arguments[0] if module.residual_connection else 0
+        self._latest = output * module.rescale_output_factor - added
 
 
 class LastFeatures(MiddleFeatures):

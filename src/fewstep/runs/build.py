@@ -14,6 +14,7 @@ from fewstep.artifacts.lineage import PARENTS, Compatibility
 from fewstep.artifacts.model_file import ModelCard
 from fewstep.data.batches import Data
 from fewstep.data.facts import DataFacts
+from fewstep.data.labels import OWN, relabelled
 from fewstep.diffusion.betas import BetaSchedule
 from fewstep.diffusion.guidance import log_snr_interval
 from fewstep.diffusion.prediction import Clipped, Denoise
@@ -36,7 +37,7 @@ from fewstep.networks.smaller import smaller_student
 from fewstep.runs.config import Settings
 from fewstep.runs.overrides import conf_folder
 from fewstep.system.seeds import seed_for
-from fewstep.system.validation import build
+from fewstep.system.validation import build, checked
 from fewstep.training.settings import TrainerSettings
 
 REFERENCE_CACHE = ".reference"  # below outputs: features of reference images, where they took long to compute
@@ -98,8 +99,9 @@ def build_data(settings: Settings, batch_size: int, stream: str) -> Data:
 
 def data_from(dataset: Mapping[str, Any], batch_size: int, stream: str) -> Data:
     """The data set of the group's settings; see `build_data`."""
-    values = {key: value for key, value in dataset.items() if key not in ("name", "_target_")}
-    return build(get_class(dataset["_target_"]), values | {"batch_size": batch_size, "stream": stream}, "dataset")
+    values = {key: value for key, value in dataset.items() if key not in ("name", "_target_", "labels")}
+    data = build(get_class(dataset["_target_"]), values | {"batch_size": batch_size, "stream": stream}, "dataset")
+    return relabelled(data, checked(dataset.get("labels", OWN), str, "dataset.labels"))
 
 
 def data_of(name: str, settings: Sequence[str], batch_size: int) -> Data:
@@ -312,8 +314,7 @@ def compatibility_of(
 
     def reason(denoiser: Denoiser, card: ModelCard) -> str | None:
         if card.data.name != settings.dataset_name or (facts is not None and card.data != facts):
-            made = f"{facts.name} {facts.shape}" if facts else settings.dataset_name
-            return f"it makes {card.data.name} {card.data.shape}, this run {made}"
+            return f"it makes {card.data.title}, this run {facts.title if facts else settings.dataset_name}"
         if problem := sampling_problem(card, kinds, parent.continues):
             return problem
         return network_problem(settings, denoiser, card, ours, named=named)

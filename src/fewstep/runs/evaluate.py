@@ -242,7 +242,7 @@ def check_models(models: dict[Path, Model], paths: Sequence[Path], evaluator: Ev
         raise ValueError("encoders make no samples to judge; what they are worth is in the cycle.json of their run")
     for path, model in models.items():
         if model.card.data != evaluator.facts:
-            raise ValueError(f"{path} makes {model.card.data.name}, and is to be judged on {evaluator.facts.name}")
+            raise ValueError(f"{path} makes {model.card.data.title}, and is to be judged on {evaluator.facts.title}")
 
 
 def check_weights(models: dict[Path, Model], plan: EvaluationPlan) -> None:

@@ -41,6 +41,7 @@ def write_page(sweep: Collected) -> Path:
     charts = [chart_of(sweep, key, steps) for key in sweep.keys]
     content = {
         "sweep": sweep,
+        "milliseconds": [(setting, [setting.milliseconds(count) for count in steps]) for setting in sweep.settings],
         "settings": [(setting, *figures_of(setting, sweep.objective, steps)) for setting in sweep.settings],
         "jobs": sum(len(setting.jobs) for setting in sweep.settings),
         "one_seed": all(len(setting.jobs) == 1 for setting in sweep.settings),

@@ -85,6 +85,11 @@ class Setting:
         known = [value for cost in found if cost is not None and (value := getattr(cost, name)) is not None]
         return mean(known) if known else None
 
+    def milliseconds(self, steps: int) -> float | None:
+        """To sample an image, by the students of so many steps, where they were judged; the mean over w and seeds."""
+        rates = [row.images_per_second for rows in self.jobs for row in rows if row.is_few_step and row.steps == steps]
+        return mean(1000 / rate for rate in rates) if rates else None
+
     def objective(self, objective: Objective) -> Spread | None:
         """The figure by which settings are compared, over the seeds."""
         return Spread.of(objective.of(rows) for rows in self.jobs)
