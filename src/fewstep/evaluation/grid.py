@@ -16,7 +16,7 @@ from fewstep.data.facts import DataFacts
 from fewstep.diffusion.guidance import Guided
 from fewstep.diffusion.mixture import GaussianMixture
 from fewstep.diffusion.prediction import Condition, Denoise
-from fewstep.diffusion.sampler import SAMPLERS, TOLD_THE_END, integrate, sample
+from fewstep.diffusion.sampler import BEGINS_AT_IMAGE, SAMPLERS, TOLD_THE_END, integrate, sample
 from fewstep.diffusion.sampling import Sampling
 from fewstep.diffusion.schedule import Schedule
 from fewstep.distributed.collectives import all_gather_rows, local_slice, on_main_process, world_size
@@ -69,7 +69,8 @@ class EvaluationPlan:
         steps = (self.teacher_steps, self.guided_steps, self.baseline_steps)
         if not self.teacher_steps or min(*chain(*steps), 1) < 1:
             raise ValueError(f"evaluation needs steps of at least 1, got {' and '.join(str(list(s)) for s in steps)}")
-        allowed = [*(name for name in SAMPLERS if name not in ("deterministic", *TOLD_THE_END)), *SOLVERS]
+        of_students = ("deterministic", *TOLD_THE_END, *BEGINS_AT_IMAGE)
+        allowed = [*(name for name in SAMPLERS if name not in of_students), *SOLVERS]
         if unknown := [name for name in self.baselines if name not in allowed]:
             raise ValueError(f"evaluation's baselines must be of {', '.join(allowed)}, got {unknown[0]!r}")
 

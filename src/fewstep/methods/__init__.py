@@ -8,6 +8,7 @@ from fewstep.methods.dmd2 import DMD2
 from fewstep.methods.ect import EasyConsistency
 from fewstep.methods.encoder import Encoder
 from fewstep.methods.flow_map import FlowMap
+from fewstep.methods.flow_trajectory import FlowTrajectory
 from fewstep.methods.freeflow import FreeFlow
 from fewstep.methods.guidance import Guidance
 from fewstep.methods.guidance_range import GuidanceRange
@@ -15,6 +16,7 @@ from fewstep.methods.ict import ImprovedConsistency
 from fewstep.methods.knowledge_distillation import KnowledgeDistillation
 from fewstep.methods.lcm import LatentConsistency
 from fewstep.methods.meanflow import MeanFlow
+from fewstep.methods.noise_aware_judge import NoiseAwareJudge
 from fewstep.methods.o2mkd import O2MKD
 from fewstep.methods.pi_flow import PiFlow
 from fewstep.methods.pid import PID
@@ -41,6 +43,7 @@ __all__ = [
     "EasyConsistency",
     "Encoder",
     "FlowMap",
+    "FlowTrajectory",
     "FreeFlow",
     "Guidance",
     "GuidanceRange",
@@ -50,6 +53,7 @@ __all__ = [
     "MeanFlow",
     "Method",
     "Networks",
+    "NoiseAwareJudge",
     "Parent",
     "Phase",
     "PiFlow",

@@ -1,0 +1,97 @@
+"""Flow-trajectory distillation: one step from a degraded image to what a teacher makes of it."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from fewstep.data.batch import Pairs
+from fewstep.diffusion.rectified import between, log_snr_at, placed, rectified_time, velocity
+from fewstep.diffusion.sampling import Sampling
+from fewstep.diffusion.schedule import Batch, Images, Schedule, expand
+from fewstep.methods.base import Networks, Parent, Phase
+from fewstep.methods.draws import Draws
+from fewstep.methods.from_pairs import FromPairs
+from fewstep.methods.losses import Loss
+from fewstep.methods.training import STUDENT
+
+LATEST = 1 - 1e-4  # rectified time; at 1 the log-SNR is infinite
+
+
+def restoring(start: float) -> Sampling:
+    """One evaluation at t = `start`, where the degraded image stands for z.
+
+    Raises:
+        ValueError: a time outside (0, 1).
+    """
+    if not 0 < start < 1:
+        raise ValueError(f"stage.start must be a time between 0 and 1, got {start:g}; it is where the image stands for z")
+    return Sampling(sampler="restore", times=(start,), guidance="none")
+
+
+def start_of(schedule: Schedule, start: float) -> float:
+    """The rectified time T_L of a time of the schedule."""
+    return float(rectified_time(schedule.log_snr(torch.tensor(start, dtype=torch.float64))))
+
+
+def flow_trajectory_error(u: Images, *, low: Images, x: Images, start: float) -> Batch:
+    """L_FTD = (T_L / (1 - T_L))^2 |u - (z_L - x) / T_L|^2, its mean over the values of each example.
+
+    It is FluxSR's |((eps - x) - T_L u) / (1 - T_L) - (eps - z_L) / (1 - T_L)|^2: the velocity from noise to the degraded
+    image that the network's u implies, against the true one. The noise falls out of the difference.
+    """
+    return ((start * u - (low - x)) / (1 - start)).square().flatten(1).mean(1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlowTrajectory(FromPairs):
+    """FluxSR's flow-trajectory distillation (Li et al. 2025), in one step from degraded images.
+
+    The degraded image z_L takes the place of z at the rectified time T_L; from there a straight path leads on to the
+    noise eps of which the teacher made x under the condition z_L. Along it, over T in [T_L, 1], the student's velocity
+    is regressed to the constant (z_L - x) / T_L (`flow_trajectory_error`). It is sampled by one step from z_L.
+
+    Args:
+        start: t of the schedule at T_L.
+        share_at_start: of the examples at T_L itself, the only time that sampling evaluates; there L_FTD is the
+            squared error of the restored image over (1 - T_L)^2, the paper's other term. The rest are uniform in T.
+        The rest: see `Method`, `FromPairs` and `StudentSettings`; `training.weight` is not used.
+
+    Raises:
+        ValueError: a time outside (0, 1), or a share outside [0, 1].
+    """
+
+    paper: ClassVar[str] = "after FluxSR, Li et al. 2025"
+    certainty: ClassVar[str] = (
+        "flow_trajectory-style: the objective from the paper's figure; T_L, weights and pairs are ours, and there is no "
+        "TV-LPIPS and no attention diversification"
+    )
+
+    start: float
+    share_at_start: float
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        restoring(self.start)
+        if not 0 <= self.share_at_start <= 1:
+            raise ValueError(f"stage.share_at_start must be in [0, 1], got {self.share_at_start:g}")
+
+    def parent(self) -> Parent:
+        return Parent(guidance=("none",))
+
+    def guidance(self, parent: object) -> None:
+        return None
+
+    def phases(self) -> tuple[Phase, ...]:
+        return (Phase(restoring(self.start), num_steps=1, teacher_steps=self.teacher_steps),)
+
+    def losses(self, batch: Pairs, nets: Networks, draws: Draws, *, step: int, phase: Phase) -> dict[str, Loss]:
+        start, low = start_of(nets.schedule, self.start), batch.label
+        later = start + (LATEST - start) * draws.uniform().double()
+        time = torch.where(draws.uniform() < self.share_at_start, start, later)
+        log_snr = log_snr_at(time)
+        z = placed(between(low, batch.noise, time=time, start=start), log_snr)
+        if nets.student.training:
+            draws.separate_ranks()
+        u = velocity(nets.student(z, log_snr, low, None))
+        return {STUDENT: Loss(flow_trajectory_error(u, low=low, x=batch.x, start=start), nets.schedule.time(log_snr))}
