@@ -7,7 +7,8 @@ from importlib.metadata import version
 logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
 
 from fewstep.inference.model import Model, load  # noqa: E402
+from fewstep.inference.super_resolution import upscale  # noqa: E402
 from fewstep.inference.tasks import edit, inpaint, interpolate, transfer  # noqa: E402
 
 __version__ = version("fewstep")
-__all__ = ["Model", "__version__", "edit", "inpaint", "interpolate", "load", "transfer"]
+__all__ = ["Model", "__version__", "edit", "inpaint", "interpolate", "load", "transfer", "upscale"]

@@ -24,6 +24,7 @@ class QualityRow:
         exact_rmse: the same to the exact solution, where the data have one.
         images_per_second: sampled; decoding latents is not counted.
         kid, clip_score: where there are prompts, and for CLIP a model of it.
+        psnr, ssim, feature_distance: to the originals of degraded images; see `evaluation.restoration`.
         energy_distance: of the samples to as many exact ones from other noise at the same w, where the data have an
             exact solution; see `evaluation.energy`.
         energy_floor: the mean energy distance of two independent exact sets of as many.
@@ -56,6 +57,9 @@ class QualityRow:
     clip_score: float | None = None
     energy_distance: float | None = None
     energy_floor: float | None = None
+    psnr: float | None = None
+    ssim: float | None = None
+    feature_distance: float | None = None
     intervals: Mapping[str, list[float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -23,6 +23,7 @@ from fewstep.commands.latents import latents
 from fewstep.commands.methods import methods
 from fewstep.commands.models import OUTPUTS, ModelFile, Outputs
 from fewstep.commands.play import play
+from fewstep.commands.upscale import upscale
 from fewstep.commands.wandb_sweep import wandb_sweep
 from fewstep.distributed.launch import is_silent_rank, is_worker_process
 from fewstep.system.files import is_out_of_memory
@@ -103,6 +104,7 @@ def requested_conditions(model: "Model", label: int | None, prompts: list[str], 
         return [prompts[number % len(prompts)] for number in range(num)]
     if model.card.data.text is not None and label is None:
         raise ValueError("this model takes prompts: give --prompt 'a photograph of a temple'")
+    model.require_no_images()
     return [number % model.card.data.num_classes if label is None else label for number in range(num)]
 
 
@@ -176,7 +178,7 @@ def info(model: ModelFile, outputs: Outputs = OUTPUTS) -> None:
     typer.echo(json.dumps(about, indent=2))
 
 
-OF_MODELS = (tasks.edit, tasks.inpaint, tasks.transfer, tasks.interpolate, check, export, latents, play)
+OF_MODELS = (tasks.edit, tasks.inpaint, tasks.transfer, tasks.interpolate, check, export, latents, play, upscale)
 OF_RUNS = (methods, collect, wandb_sweep, dashboard)
 for command in (*OF_MODELS, *OF_RUNS):
     app.command()(command)

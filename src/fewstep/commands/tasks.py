@@ -237,6 +237,7 @@ def opened(
     from fewstep.inference.image_io import read_images
 
     loaded = fewstep.load(model, autoencoder=autoencoder, text_encoder=text_encoder)
+    loaded.require_no_images()
     return loaded, read_images(images, loaded.card.data.pixels)
 
 

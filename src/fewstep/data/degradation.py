@@ -48,7 +48,7 @@ def draw_degradation(facts: DegradedFacts, shape: Sequence[int], stream: str, nu
 
 
 def degrade(x: Pictures, scale: int, degradations: Sequence[Degradation]) -> Pictures:
-    """The small images of x in [-1, 1]: blurred, averaged over squares of `scale` pixels, noisy, rounded to 8 bits, JPEG.
+    """The small images of x in [-1, 1]: blurred, averaged over squares of `scale` pixels, noisy, 8 bits, JPEG.
 
     Raises:
         ValueError: sides that are no multiples of `scale`.
@@ -61,7 +61,9 @@ def degrade(x: Pictures, scale: int, degradations: Sequence[Degradation]) -> Pic
     blurred = gaussian_blur(x, torch.tensor([each.blur for each in degradations], dtype=torch.float64))
     small = avg_pool2d(blurred, scale) + torch.stack([each.noise for each in degradations])
     pixels = small.clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8)
-    stored = [image if own.jpeg is None else as_jpeg(image, own.jpeg) for image, own in zip(pixels, degradations, strict=True)]
+    stored = [
+        image if own.jpeg is None else as_jpeg(image, own.jpeg) for image, own in zip(pixels, degradations, strict=True)
+    ]
     return torch.stack(stored).to(x.dtype).div(127.5).sub(1)
 
 

@@ -238,8 +238,9 @@ class TrialPairs(WithoutData):
     def batch(self, step: int) -> Batch:
         if self.facts.degraded is None:
             return NoiseData(self.facts, batch_size=self.batch_size, stream=self.stream).batch(step)
-        x = torch.randn(self.batch_size, *self.facts.shape)
-        return Batch(x, x)
+        generator = torch.Generator().manual_seed(seed_for(self.stream, "noise", step))
+        x, label = torch.randn(2, self.batch_size, *self.facts.shape, generator=generator)
+        return Batch(x, label)
 
     def rows(self, step: int) -> Pairs:
         x, label = map(local_rows, self.batch(step))

@@ -59,7 +59,9 @@ class PatchesSRData(SplitImages):
     def selected(self, step: int, select: Callable[[Tensor], Tensor] = lambda batch: batch) -> Batch:
         images, _ = self.pixels(step, select)
         x = from_uint8(images)
-        return Batch(x, self.condition_of(x, self.stream, select(step * self.batch_size + torch.arange(self.batch_size))))
+        return Batch(
+            x, self.condition_of(x, self.stream, select(step * self.batch_size + torch.arange(self.batch_size)))
+        )
 
     def condition_of(self, x: Tensor, stream: str, numbers: Int[Tensor, "batch"]) -> Tensor:
         """The degraded images of x, enlarged to its size; each degradation by (stream, its number)."""

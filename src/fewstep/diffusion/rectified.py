@@ -1,12 +1,12 @@
 """Straight paths in a variance-preserving diffusion: z_T = (1 - T) x + T eps, of velocity u = eps - x.
 
-Divided by alpha + sigma, z = alpha x + sigma eps is the point of that path at the time T = sigma / (alpha + sigma). So a
-prediction of v is one of u, and the two say the same:
+Divided by alpha + sigma, z = alpha x + sigma eps is the point of that path at the time T = sigma / (alpha + sigma), and
+so a prediction of v is one of u:
 
     u = eps - x = (sigma - alpha) z + (alpha + sigma) v.
 
-Of the time T_L at which a degraded image z_L = x + e takes the place of z_T, a step of length T_L gives x back where
-u(z_L, T_L) = e / T_L (FluxSR, 2025; restated from a reading of its figures, its code is not public).
+Where a degraded image z_L = x + e takes the place of z_T at a time T_L, a step of that length gives x back if
+u(z_L, T_L) = e / T_L (FluxSR, 2025; restated from its figures, as its code is not public).
 """
 
 import torch

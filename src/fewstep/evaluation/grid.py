@@ -28,6 +28,7 @@ from fewstep.evaluation.intervals import Interval, interval, rms_influence
 from fewstep.evaluation.kept import kept
 from fewstep.evaluation.metrics import figures_of
 from fewstep.evaluation.protocol import Protocol
+from fewstep.evaluation.restoration import restoration_figures
 from fewstep.evaluation.statistics import Features, ReferenceStatistics
 from fewstep.system.files import tensor_digest
 from fewstep.system.seeds import fresh_noise, seed_for, starting_noise
@@ -131,6 +132,7 @@ def quality_grid(
     decode: Decode = lambda x: x,
     clip_score: Clip | None = None,
     exact: GaussianMixture | None = None,
+    originals: EvaluationImages | None = None,
     device: torch.device | str = "cpu",
     folder: Path | None = None,
     show: Show = lambda *_: None,
@@ -141,7 +143,7 @@ def quality_grid(
     features of one cell. Every rank samples its share of the images, and all ranks get the rows.
 
     Args:
-        labels: the condition of each image. decode: samples to images.
+        labels: the condition of each image. decode: samples to images. originals: of degraded conditions.
         folder: where samples of candidates with a digest are kept, for other evaluations; see `kept`.
         show: called on rank 0 with each cell's samples and their classes (0 for prompts).
 
@@ -161,8 +163,10 @@ def quality_grid(
 
     def evaluate(candidate: Candidate, steps: int, w: float, cell: Cell, independent: Tensor | None) -> QualityRow:
         show(candidate, steps, w, cell.images, classes)
-        figures = figures_of(cell.features, classes, reference_statistics, net.num_classes, kid=facts.text is not None)
-        row = asdict(figures) | paired_figures(cell, classes, clip_score, independent, figures.intervals)
+        num_classes = net.num_classes if facts.num_classes else None
+        figures = figures_of(cell.features, classes, reference_statistics, num_classes, kid=facts.text is not None)
+        restored = {} if originals is None else restoration_figures(cell.images, originals)
+        row = asdict(figures) | paired_figures(cell, classes, clip_score, independent, restored, figures.intervals)
         return quality_row(candidate, steps, w, plan, row, cell.seconds, protocol)
 
     for w in plan.w:
@@ -197,10 +201,11 @@ def paired_figures(
     classes: Int[Tensor, "count"],
     clip_score: Clip | None,
     independent: Tensor | None,
+    restored: dict[str, tuple[float, Interval]],
     intervals: Mapping[str, Interval],
 ) -> dict[str, Any]:
     """The figures that compare with something else than the reference, and `intervals` with theirs."""
-    measured = {name: root_mean_square(errors, classes) for name, errors in cell.errors.items()}
+    measured = {name: root_mean_square(errors, classes) for name, errors in cell.errors.items()} | restored
     figures: dict[str, Any] = {}
     if clip_score is not None:
         measured["clip_score"] = clip_score(cell.images)

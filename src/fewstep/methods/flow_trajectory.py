@@ -8,7 +8,7 @@ import torch
 from fewstep.data.batch import Pairs
 from fewstep.diffusion.rectified import between, log_snr_at, placed, rectified_time, velocity
 from fewstep.diffusion.sampling import Sampling
-from fewstep.diffusion.schedule import Batch, Images, Schedule, expand
+from fewstep.diffusion.schedule import Batch, Images, Schedule
 from fewstep.methods.base import Networks, Parent, Phase
 from fewstep.methods.draws import Draws
 from fewstep.methods.from_pairs import FromPairs
@@ -25,7 +25,9 @@ def restoring(start: float) -> Sampling:
         ValueError: a time outside (0, 1).
     """
     if not 0 < start < 1:
-        raise ValueError(f"stage.start must be a time between 0 and 1, got {start:g}; it is where the image stands for z")
+        raise ValueError(
+            f"stage.start must be a time between 0 and 1, got {start:g}; it is where the image stands for z"
+        )
     return Sampling(sampler="restore", times=(start,), guidance="none")
 
 
@@ -37,8 +39,8 @@ def start_of(schedule: Schedule, start: float) -> float:
 def flow_trajectory_error(u: Images, *, low: Images, x: Images, start: float) -> Batch:
     """L_FTD = (T_L / (1 - T_L))^2 |u - (z_L - x) / T_L|^2, its mean over the values of each example.
 
-    It is FluxSR's |((eps - x) - T_L u) / (1 - T_L) - (eps - z_L) / (1 - T_L)|^2: the velocity from noise to the degraded
-    image that the network's u implies, against the true one. The noise falls out of the difference.
+    It is FluxSR's |((eps - x) - T_L u) / (1 - T_L) - (eps - z_L) / (1 - T_L)|^2, where the network's u implies a
+    velocity between noise and degraded image, which is compared with the true one. The noise drops out.
     """
     return ((start * u - (low - x)) / (1 - start)).square().flatten(1).mean(1)
 
@@ -63,8 +65,8 @@ class FlowTrajectory(FromPairs):
 
     paper: ClassVar[str] = "after FluxSR, Li et al. 2025"
     certainty: ClassVar[str] = (
-        "flow_trajectory-style: the objective from the paper's figure; T_L, weights and pairs are ours, and there is no "
-        "TV-LPIPS and no attention diversification"
+        "flow_trajectory-style: the objective from the paper's figure; T_L, weights and pairs are ours; no TV-LPIPS, "
+        "no attention diversification"
     )
 
     start: float

@@ -58,8 +58,8 @@ class NoiseAwareJudge(StudentSettings, Method):
 
     paper: ClassVar[str] = "after DFOSD, Li et al. 2024 (2410.04224)"
     certainty: ClassVar[str] = (
-        "noise_aware_judge-style: the idea from the abstract and a figure; softplus, weights and levels are ours, there is "
-        "no EA-DISTS, and the critic gives one logit an image"
+        "noise_aware_judge-style: the idea from the abstract and a figure; softplus, weights and levels are ours; no "
+        "EA-DISTS, one logit an image"
     )
 
     start: float

@@ -194,6 +194,7 @@ def evaluate(
         decode=evaluator.data.decode,
         clip_score=evaluator.clip and partial(evaluator.clip, prompts=prompts, device=device),
         exact=evaluator.exact,
+        originals=evaluator.originals(plan.num_images),
         device=device,
         folder=samples,
         show=partial(save_same_noise, evaluator, folder),

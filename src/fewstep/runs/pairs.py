@@ -79,7 +79,8 @@ def open_pairs(
     """The pairs of a phase as its training batches; the teacher makes what is missing.
 
     Args:
-        conditions: of each shard, where they are degraded images. teacher: what identifies it, the digest of its file. seed: of the run. folder: of the run.
+        conditions: of each shard, where they are degraded images.
+        teacher: what identifies it, the digest of its file. seed: of the run. folder: of the run.
 
     Raises:
         ValueError: conditions are prompts, or the store is of another teacher or damaged.

@@ -55,8 +55,8 @@ class UNet(nn.Module):
         self.components, self.image_condition = components, image_condition
         if image_condition != (num_classes == 0):
             raise ValueError(
-                f"a U-Net of image_condition={image_condition} needs {'no' if image_condition else 'some'} classes, got "
-                f"num_classes={num_classes}; model=patches_sr is for dataset=patches_sr"
+                f"a U-Net has either classes or image_condition, got num_classes={num_classes} and image_condition="
+                f"{image_condition}; model=patches_sr is for dataset=patches_sr"
             )
         check_divisible(shape, 2 ** (len(channels) - 1), f"a U-Net of {len(channels)} levels")
         if len(attention) != len(channels):
