@@ -25,7 +25,7 @@ class ParentKind(NamedTuple):
 PARENTS: dict[GuidanceKind, ParentKind] = {
     "two_evaluations": ParentKind("teacher", "teacher"),
     "input": ParentKind("guided student", "guidance"),
-    "none": ParentKind("unguided model", "teacher"),
+    "none": ParentKind("model without guidance", "teacher"),
 }
 
 

@@ -69,6 +69,10 @@ class PatchesSRData(SplitImages):
         drawn = [draw_degradation(self.degraded, shape, stream, number) for number in numbers.tolist()]
         return enlarge(degrade(x, scale, drawn), scale)
 
+    def reference(self) -> Batch:
+        x, photographs = super().reference()
+        return Batch(x, torch.zeros_like(photographs))  # there are no classes
+
     def conditions(self, count: int) -> Condition:
         """The degraded images of the reference in turn."""
         x = self.reference().x[: min(count, self.num_reference)]

@@ -14,6 +14,7 @@ from fewstep.methods.draws import Draws
 from fewstep.methods.from_pairs import FromPairs
 from fewstep.methods.losses import Loss
 from fewstep.methods.training import STUDENT
+from fewstep.networks.denoiser import arguments_of
 
 LATEST = 1 - 1e-4  # rectified time; at 1 the log-SNR is infinite
 
@@ -29,6 +30,18 @@ def restoring(start: float) -> Sampling:
             f"stage.start must be a time between 0 and 1, got {start:g}; it is where the image stands for z"
         )
     return Sampling(sampler="restore", times=(start,), guidance="none")
+
+
+def require_images(name: str, nets: Networks) -> None:
+    """Check that the student's condition is an image.
+
+    Raises:
+        ValueError: it is a class or a prompt.
+    """
+    if not arguments_of(nets.student.network).get("image_condition", False):
+        raise ValueError(
+            f"stage={name} restores degraded images, and this student's condition is none; use dataset=patches_sr"
+        )
 
 
 def start_of(schedule: Schedule, start: float) -> float:
@@ -86,6 +99,10 @@ class FlowTrajectory(FromPairs):
 
     def phases(self) -> tuple[Phase, ...]:
         return (Phase(restoring(self.start), num_steps=1, teacher_steps=self.teacher_steps),)
+
+    def networks(self, nets: Networks, stream: str) -> Networks:
+        require_images(self.name, nets)
+        return super().networks(nets, stream)
 
     def losses(self, batch: Pairs, nets: Networks, draws: Draws, *, step: int, phase: Phase) -> dict[str, Loss]:
         start, low = start_of(nets.schedule, self.start), batch.label

@@ -14,7 +14,7 @@ from fewstep.diffusion.rectified import placed
 from fewstep.methods.base import Method, Networks, Parent, Phase, StudentSettings
 from fewstep.methods.dmd2 import CRITIC, Critic
 from fewstep.methods.draws import Draws, standard_normal
-from fewstep.methods.flow_trajectory import restoring
+from fewstep.methods.flow_trajectory import require_images, restoring
 from fewstep.methods.losses import Loss, frozen, judge, judge_generated
 from fewstep.methods.training import STUDENT
 from fewstep.networks import Denoiser
@@ -84,6 +84,7 @@ class NoiseAwareJudge(StudentSettings, Method):
         return (Phase(restoring(self.start), num_steps=1),)
 
     def networks(self, nets: Networks, stream: str) -> Networks:
+        require_images(self.name, nets)
         nets = super().networks(nets, stream)
         reseed(seed_for(stream, CRITIC), torch.device("cpu"))
         return replace(nets, trained={CRITIC: NoiseAwareCritic(nets.student)})

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fewstep.artifacts.lineage import find_newest_students, models_in_folder, only_model
+from fewstep.artifacts.lineage import PARENTS, find_newest_students, models_in_folder, only_model
 from fewstep.artifacts.model_file import load_model
 from fewstep.artifacts.run_folder import QUALITY, REPORT, RunFolder
 from fewstep.diffusion.sampling import Sampling
@@ -144,6 +144,7 @@ def check_pipeline(settings: Settings) -> None:
         if stage == EVALUATE:
             build_plan(own.stage, settings.trainer)
     if chain.teacher is None:
+        check_parents(settings)
         check_readings(settings)
     for stage in trained_stages(settings):
         own = settings.of_stage(stage, settings.teacher)
@@ -155,6 +156,26 @@ def check_pipeline(settings: Settings) -> None:
         elif chain.teacher is not None and chain.teacher != NO_TEACHER and not chain.skips(method):
             find_parent(own, method, open_evaluator(own, method))
             break
+
+
+def check_parents(settings: Settings) -> None:
+    """Refuse a chain from a new teacher on in which a stage has no parent.
+
+    Raises:
+        ValueError: names the stage, and what it needs.
+    """
+    made: list[Sampling] = []
+    for stage in trained_stages(settings):
+        method = method_of(settings.of_stage(stage))
+        parent = method.parent()
+        if made and parent is not None and not any(accepts(parent, sampling) for sampling in made):
+            needed = " or a ".join(PARENTS[kind].title for kind in parent.guidance)
+            raise ValueError(
+                f"stage={stage} needs a {needed}, and no stage before it in stage.stages makes one; for "
+                "super-resolution use stage.stages=[teacher,flow_trajectory,evaluate]"
+            )
+        if made or parent is None:
+            made += [phase.sampling for phase in method.phases()]
 
 
 def check_readings(settings: Settings) -> None:
