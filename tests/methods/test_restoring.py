@@ -20,10 +20,10 @@ from fewstep.data.batch import Batch, Pairs
 from fewstep.data.batches import Data
 from fewstep.data.facts import DataFacts, DegradedFacts
 from fewstep.diffusion.prediction import Prediction, diffuse
-from fewstep.diffusion.rectified import between, log_snr_at, placed, rectified_time, velocity, with_velocity
+from fewstep.diffusion.rectified import between, log_snr_at, placed, rectified_time, velocity
 from fewstep.diffusion.sampler import SAMPLERS, sample
 from fewstep.diffusion.sampling import Sampling
-from fewstep.diffusion.schedule import expand
+from fewstep.diffusion.schedule import alpha, expand, sigma
 from fewstep.distributed import collectives
 from fewstep.inference.model import Model
 from fewstep.methods import FlowTrajectory, Method, Networks, NoiseAwareJudge, Teacher, Training, draws
@@ -135,6 +135,12 @@ def test_the_loss_is_fluxsrs_own_form_whatever_the_noise() -> None:
     ends = [between(low, eps, time=torch.full((5,), time), start=start) for time in (start, 1.0)]
     torch.testing.assert_close(ends[0], low)
     torch.testing.assert_close(ends[1], eps)
+
+
+def with_velocity(u: Tensor, *, z: Tensor, log_snr: Tensor) -> Prediction:
+    """The prediction at z whose velocity is u."""
+    a, s = (expand(f(log_snr), z) for f in (alpha, sigma))
+    return Prediction(z=z, v=(u - (s - a) * z) / (a + s), log_snr=log_snr)
 
 
 class Constant(nn.Module):

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, interpolate
@@ -91,10 +91,9 @@ def blur_matrices(size: int, deviation: Float[Tensor, "batch"]) -> Float[Tensor,
     return weights / weights.sum(2, keepdim=True)
 
 
-def as_jpeg(pixels: Tensor, quality: int) -> Tensor:
-    """uint8 (channels, height, width) as it comes back from a JPEG of that quality."""
-    planes = pixels.permute(1, 2, 0).numpy()
+def as_jpeg(pixels: UInt8[Tensor, "3 height width"], quality: int) -> UInt8[Tensor, "3 height width"]:
+    """An RGB image as it comes back from a JPEG of that quality."""
     file = io.BytesIO()
-    Image.fromarray(planes.squeeze(2) if planes.shape[2] == 1 else planes).save(file, "JPEG", quality=quality)
+    Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(file, "JPEG", quality=quality)
     with Image.open(file) as image:
-        return torch.from_numpy(np.array(image).reshape(planes.shape)).permute(2, 0, 1)
+        return torch.from_numpy(np.array(image)).permute(2, 0, 1)

@@ -6,7 +6,7 @@ so a prediction of v is one of u:
     u = eps - x = (sigma - alpha) z + (alpha + sigma) v.
 
 Where a degraded image z_L = x + e takes the place of z_T at a time T_L, a step of that length gives x back if
-u(z_L, T_L) = e / T_L (FluxSR, 2025; restated from its figures, as its code is not public).
+u(z_L, T_L) = e / T_L (FluxSR, 2025, 2502.01993; restated from its figures, as its code is not public).
 """
 
 import torch
@@ -36,12 +36,6 @@ def velocity(prediction: Prediction) -> Images:
     """u = eps - x of a prediction."""
     a, s = (expand(f(prediction.log_snr), prediction.z) for f in (alpha, sigma))
     return (s - a) * prediction.z + (a + s) * prediction.v
-
-
-def with_velocity(u: Images, *, z: Images, log_snr: Batch) -> Prediction:
-    """The prediction at z whose velocity is u; its x is the point minus T u."""
-    a, s = (expand(f(log_snr), z) for f in (alpha, sigma))
-    return Prediction(z=z, v=(u - (s - a) * z) / (a + s), log_snr=log_snr)
 
 
 def between(low: Images, eps: Images, *, time: Batch, start: float) -> Images:

@@ -60,7 +60,7 @@ def flow_trajectory_error(u: Images, *, low: Images, x: Images, start: float) ->
 
 @dataclass(frozen=True, kw_only=True)
 class FlowTrajectory(FromPairs):
-    """FluxSR's flow-trajectory distillation (Li et al. 2025), in one step from degraded images.
+    """FluxSR's flow-trajectory distillation (Li et al. 2025, 2502.01993), in one step from degraded images.
 
     The degraded image z_L takes the place of z at the rectified time T_L; from there a straight path leads on to the
     noise eps of which the teacher made x under the condition z_L. Along it, over T in [T_L, 1], the student's velocity
@@ -76,7 +76,7 @@ class FlowTrajectory(FromPairs):
         ValueError: a time outside (0, 1), or a share outside [0, 1].
     """
 
-    paper: ClassVar[str] = "after FluxSR, Li et al. 2025"
+    paper: ClassVar[str] = "after FluxSR, Li et al. 2025 (2502.01993)"
     certainty: ClassVar[str] = (
         "flow_trajectory-style: the objective from the paper's figure; T_L, weights and pairs are ours; no TV-LPIPS, "
         "no attention diversification"
