@@ -1,5 +1,6 @@
 """`fewstep upscale`: images of any size by a model of small squares."""
 
+import json
 from itertools import pairwise
 from pathlib import Path
 
@@ -134,3 +135,30 @@ def test_errors_are_one_line(commands: Commands, student: Path, tmp_path: Path) 
     assert not out.exists()
     commands.fewstep("sample", student, "--out", out).is_one_error("fewstep upscale MODEL")
     commands.fewstep("edit", student, good, "--out", out).is_one_error("fewstep upscale MODEL")
+
+
+@pytest.mark.usefixtures("as_users_run")
+def test_a_chain_whose_stage_has_no_parent_is_refused_before_it_trains(commands: Commands, tmp_path: Path) -> None:
+    settings = ("dataset=patches_sr", "trainer=debug", "logger=csv", f"outputs={tmp_path}")
+    commands.train(*settings).is_one_error(
+        "stage=guidance needs a teacher", "stages=[teacher,flow_trajectory,evaluate]"
+    )
+    commands.train(*settings, "stage=dmd2").is_one_error("this stage needs a guided student")
+    assert not list(tmp_path.glob("**/*.safetensors"))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("as_users_run")
+def test_a_pipeline_of_super_resolution_is_judged_by_its_originals(commands: Commands, tmp_path: Path) -> None:
+    stages = "stage.stages=[teacher,flow_trajectory,evaluate]"
+    settings = ("dataset=patches_sr", "method=flow_trajectory", stages, "trainer=debug", "logger=csv")
+    result = commands.train(*settings, f"outputs={tmp_path}")
+    assert result.status == 0, result
+    (quality,) = tmp_path.glob("patches_sr/pipeline/*/quality.json")
+    rows = {(row["model"], row["sampler"], row["steps"]): row for row in json.loads(quality.read_text())}
+    own = rows["flow_trajectory", "restore", 1]
+    assert rows.keys() >= {("teacher", "ddim", 1)}
+    for figure in ("psnr", "ssim", "feature_distance"):
+        low, high = own["intervals"][figure]
+        assert low <= own[figure] <= high
+    assert own["accuracy"] is None  # there are no classes

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from fewstep.data.batch import Batch, Pairs
 from fewstep.data.facts import DataFacts
-from fewstep.data.noise import NoiseData, WithoutData
+from fewstep.data.noise import NoiseData, WithoutData, require_classes
 from fewstep.diffusion.prediction import Condition
 from fewstep.diffusion.schedule import Images
 from fewstep.distributed.collectives import all_reduce_sum, local_rows, on_main_process, rank, world_size
@@ -199,10 +199,15 @@ class PairData(WithoutData):
     """Batches of a store's pairs: each epoch takes the shards in a new order, and the pairs of each in a new one.
 
     So one shard is in memory at a time, and the noise of its pairs is drawn once an epoch.
+
+    Raises:
+        ValueError: the conditions are neither classes nor given.
     """
 
     def __init__(self, store: PairStore, *, batch_size: int, stream: str) -> None:
         super().__init__(store.facts, batch_size=batch_size, stream=stream)
+        if store.conditions is None:
+            require_classes(store.facts)
         self.store = store
         self._latest: tuple[tuple[int, int], Pairs] | None = None
 
