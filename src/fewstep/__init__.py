@@ -9,7 +9,19 @@ logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
 from fewstep.inference.adapters import with_adapters  # noqa: E402
 from fewstep.inference.base import Base  # noqa: E402
 from fewstep.inference.model import Model, load  # noqa: E402
+from fewstep.inference.super_resolution import upscale  # noqa: E402
 from fewstep.inference.tasks import edit, inpaint, interpolate, transfer  # noqa: E402
 
 __version__ = version("fewstep")
-__all__ = ["Base", "Model", "__version__", "edit", "inpaint", "interpolate", "load", "transfer", "with_adapters"]
+__all__ = [
+    "Base",
+    "Model",
+    "__version__",
+    "edit",
+    "inpaint",
+    "interpolate",
+    "load",
+    "transfer",
+    "upscale",
+    "with_adapters",
+]

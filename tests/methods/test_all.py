@@ -28,6 +28,7 @@ from small_methods import (
     small,
     weights_of,
 )
+from test_restoring import RESTORING
 from test_teacher import posterior_variance
 
 from fewstep.artifacts.model_file import ModelCard, load_model, save_model
@@ -92,7 +93,8 @@ def concrete(kind: type[Method] = Method) -> Iterator[type[Method]]:
 
 
 def test_every_method_is_among_the_small_ones() -> None:
-    missing = sorted({kind.__name__ for kind in concrete()} - {kind.__name__ for kind, _ in SMALL.values()})
+    small_ones = {kind.__name__ for kind, _ in (*SMALL.values(), *RESTORING.values())}
+    missing = sorted({kind.__name__ for kind in concrete()} - small_ones)
     assert not missing, f"{', '.join(missing)} must have small settings in SMALL of small_methods.py to be tested here"
 
 

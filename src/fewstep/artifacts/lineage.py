@@ -26,7 +26,7 @@ PARENTS: dict[GuidanceKind, ParentKind] = {
     "two_evaluations": ParentKind("teacher", "teacher"),
     "three_evaluations": ParentKind("teacher guided by three evaluations (stage.guided_by)", "teacher"),
     "input": ParentKind("guided student", "guidance"),
-    "none": ParentKind("unguided model", "teacher"),
+    "none": ParentKind("model without guidance", "teacher"),
 }
 
 

@@ -28,6 +28,7 @@ class QualityRow:
         base_steps, base_w: steps of a base model before those of a student, and its guidance; 0 and None without one.
             `steps` are then those of the student's sampler, of which the base took the first; see `diffusion.hybrid`.
         kid, clip_score: where there are prompts, and for CLIP a model of it.
+        psnr, ssim, feature_distance: to the originals of degraded images; see `evaluation.restoration`.
         energy_distance: of the samples to as many exact ones from other noise at the same w, where the data have an
             exact solution; see `evaluation.energy`.
         energy_floor: the mean energy distance of two independent exact sets of as many.
@@ -67,6 +68,9 @@ class QualityRow:
     energy_floor: float | None = None
     w2: float | None = None
     style_accuracy: float | None = None
+    psnr: float | None = None
+    ssim: float | None = None
+    feature_distance: float | None = None
     intervals: Mapping[str, list[float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

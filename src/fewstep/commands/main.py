@@ -24,6 +24,7 @@ from fewstep.commands.methods import methods
 from fewstep.commands.models import OUTPUTS, ModelFile, Outputs
 from fewstep.commands.play import play
 from fewstep.commands.trace import trace
+from fewstep.commands.upscale import upscale
 from fewstep.commands.wandb_sweep import wandb_sweep
 from fewstep.distributed.launch import is_silent_rank, is_worker_process
 from fewstep.system.files import is_out_of_memory
@@ -191,7 +192,7 @@ def info(model: ModelFile, outputs: Outputs = OUTPUTS) -> None:
     typer.echo(json.dumps(about, indent=2))
 
 
-OF_MODELS = (tasks.edit, tasks.inpaint, tasks.transfer, tasks.interpolate, trace, check, export, latents, play)
+OF_MODELS = (tasks.edit, tasks.inpaint, tasks.transfer, tasks.interpolate, trace, check, export, latents, play, upscale)
 OF_RUNS = (methods, collect, wandb_sweep, dashboard)
 for command in (*OF_MODELS, *OF_RUNS):
     app.command()(command)

@@ -259,6 +259,7 @@ def opened(
     from fewstep.inference.image_io import read_images
 
     loaded = fewstep.load(model, autoencoder=autoencoder, text_encoder=text_encoder)
+    loaded.require_no_images()
     return loaded, read_images(images, loaded.card.data.pixels)
 
 
@@ -315,6 +316,7 @@ def requested_conditions(model: "Model", label: int | None, prompts: list[str], 
         return [prompts[number % len(prompts)] for number in range(num)]
     if model.card.data.text is not None and label is None:
         raise ValueError("this model takes prompts: give --prompt 'a photograph of a temple'")
+    model.require_no_images()
     return [number % model.card.data.num_conditions if label is None else label for number in range(num)]
 
 

@@ -31,12 +31,40 @@ class TextFacts:
 
 
 @dataclass(frozen=True)
+class DegradedFacts:
+    """Conditions that are degraded images: blurred, `scale` times smaller, noisy, JPEG; enlarged to the data's size.
+
+    Args:
+        scale: how many times smaller each side is.
+        blur: largest standard deviation of the Gaussian blur, in pixels of the original; 0 is none.
+        noise: largest standard deviation of the noise, where the data's range is [-1, 1]; 0 is none.
+        jpeg: lowest JPEG quality, 1 to 95, of which 95 is the highest that is drawn; None is no JPEG.
+
+    Raises:
+        ValueError: a value outside its range.
+    """
+
+    scale: int
+    blur: float = 0.0
+    noise: float = 0.0
+    jpeg: int | None = None
+
+    def __post_init__(self) -> None:
+        good = self.scale >= 1 and self.blur >= 0 and self.noise >= 0 and (self.jpeg is None or 1 <= self.jpeg <= 95)
+        if not good:
+            raise ValueError(
+                "degraded images need scale >= 1, blur >= 0, noise >= 0 and a jpeg quality of 1 to 95 or null, got "
+                f"{self.scale}, {self.blur:g}, {self.noise:g} and {self.jpeg}"
+            )
+
+
+@dataclass(frozen=True)
 class DataFacts:
     """The facts of one data set.
 
     `shape` is (channels, height, width) for images and latents and (dim,) for points; labels run from 0 to
-    num_classes - 1, or are embeddings of prompts where there is `text` (num_classes is then 0); `low` and `high` bound
-    the values a network sees, -1 and 1 for images. With `styles` a label is of a class and a style, or of a class of
+    num_classes - 1, or are embeddings of prompts where there is `text`, or images of the data's shape where there is
+    `degraded` (num_classes is then 0); `low` and `high` bound the values a network sees, -1 and 1 for images. With `styles` a label is of a class and a style, or of a class of
     any style, and num_classes is the number of all labels. `labels` is None where they are the data's own; "none", or
     the digest of those that were made (`data.labels`), where they are others.
     """
@@ -50,6 +78,7 @@ class DataFacts:
     text: TextFacts | None = None
     styles: Styles | None = None
     labels: str | None = None
+    degraded: DegradedFacts | None = None
 
     @property
     def title(self) -> str:

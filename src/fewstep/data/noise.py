@@ -8,38 +8,47 @@ from fewstep.data.facts import DataFacts
 from fewstep.system.seeds import seed_for
 
 
-class NoiseData(Data):
-    """Batches of standard normal noise and uniformly drawn classes, of the shapes in a model's card.
+class WithoutData(Data):
+    """Batches of what a model's card says alone.
 
     Args:
         facts: of the model's samples.
-
-    Raises:
-        ValueError: the conditions are prompts, which only a data set has.
     """
 
     def __init__(self, facts: DataFacts, *, batch_size: int, stream: str) -> None:
         super().__init__(batch_size=batch_size, stream=stream)
-        require_classes(facts)
         self.facts = facts
+
+    def reference(self) -> Batch:
+        raise ValueError(f"there are no examples of {self.facts.name}: this run trains without data")
+
+
+class NoiseData(WithoutData):
+    """Batches of standard normal noise and uniformly drawn classes, of the shapes in a model's card.
+
+    Raises:
+        ValueError: the conditions are prompts or degraded images, which only a data set has.
+    """
+
+    def __init__(self, facts: DataFacts, *, batch_size: int, stream: str) -> None:
+        super().__init__(facts, batch_size=batch_size, stream=stream)
+        require_classes(facts)
 
     def batch(self, step: int) -> Batch:
         generator = torch.Generator().manual_seed(seed_for(self.stream, "noise", step))
         label = torch.randint(self.facts.num_classes, (self.batch_size,), generator=generator)
         return Batch(torch.randn(self.batch_size, *self.facts.shape, generator=generator), label)
 
-    def reference(self) -> Batch:
-        raise ValueError(f"there are no examples of {self.facts.name}: this run trains without data")
-
 
 def require_classes(facts: DataFacts) -> None:
     """Refuse conditions that cannot be drawn.
 
     Raises:
-        ValueError: they are prompts.
+        ValueError: they are no classes.
     """
-    if facts.text is not None:
+    if not facts.num_classes:
+        kind, method = ("prompts", "lcm") if facts.degraded is None else ("degraded images", "noise_aware_judge")
         raise ValueError(
-            f"training without data draws classes, and {facts.name} has prompts, which nobody can draw; use a "
-            "method that trains on data, like stage=lcm"
+            f"training without data draws classes, and {facts.name} has {kind}, which nobody can draw; use a method "
+            f"that trains on data, like stage={method}"
         )

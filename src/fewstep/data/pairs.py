@@ -15,14 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from fewstep.data.batch import Batch, Pairs
 from fewstep.data.facts import DataFacts
-from fewstep.data.noise import NoiseData
+from fewstep.data.noise import NoiseData, WithoutData, require_classes
+from fewstep.diffusion.prediction import Condition
 from fewstep.diffusion.schedule import Images
 from fewstep.distributed.collectives import all_reduce_sum, local_rows, on_main_process, rank, world_size
 from fewstep.system.files import atomic_write, tensor_digest, write_json
@@ -34,8 +35,10 @@ DESCRIPTION = "store.json"
 CHECKSUM = "sha256"
 FIELDS = ("x", "label", "w")
 
-Make = Callable[[Images, Int[Tensor, "batch"], Float[Tensor, "batch"]], Images]
+Make = Callable[[Images, Condition, Float[Tensor, "batch"]], Images]
 """(noise, label, w) -> the teacher's samples."""
+Conditions = Callable[[int, int], Condition]
+"""(number, count) -> the conditions of a shard."""
 
 
 def whole_shards(num_pairs: int) -> int:
@@ -45,7 +48,9 @@ def whole_shards(num_pairs: int) -> int:
 
 def bytes_per_pair(facts: DataFacts) -> int:
     """Of a shard: a sample, its label and its w."""
-    return prod(facts.shape) * torch.float16.itemsize + torch.long.itemsize + torch.float32.itemsize
+    values, w = prod(facts.shape), torch.float32.itemsize
+    label = torch.long.itemsize if facts.degraded is None else values * torch.float32.itemsize
+    return values * torch.float16.itemsize + label + w
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,7 @@ class PairStore:
         facts: of the samples. num_pairs: see `whole_shards`.
         seed: names the random numbers. weights: of U[0, 1) the guidance weights.
         origin: what else the pairs depend on, as plain JSON: the teacher and how it is sampled.
+        conditions: of each shard, where they are no classes, which are drawn.
     """
 
     folder: Path
@@ -64,6 +70,7 @@ class PairStore:
     seed: str
     weights: Callable[[Float[Tensor, "batch"]], Float[Tensor, "batch"]]
     origin: Mapping[str, Any]
+    conditions: Conditions | None = None
 
     @property
     def shard_size(self) -> int:
@@ -144,11 +151,22 @@ class PairStore:
         with atomic_write(self.path(number)) as temporary:
             save_file(tensors, temporary, metadata={CHECKSUM: self.checksum(number, tensors)})
 
-    def starts(self, number: int) -> tuple[Images, Int[Tensor, "batch"], Float[Tensor, "batch"]]:
+    def noise(self, number: int) -> Images:
+        """The noise of a shard."""
+        return torch.randn(self.shard_size, *self.facts.shape, generator=self.generator(number))
+
+    def generator(self, number: int) -> torch.Generator:
+        """Of all that is drawn for a shard, the noise first."""
+        return torch.Generator().manual_seed(seed_for(self.seed, "pairs", number))
+
+    def starts(self, number: int) -> tuple[Images, Condition, Float[Tensor, "batch"]]:
         """The noise, labels and weights of a shard."""
-        generator = torch.Generator().manual_seed(seed_for(self.seed, "pairs", number))
+        generator = self.generator(number)
         noise = torch.randn(self.shard_size, *self.facts.shape, generator=generator)
-        label = torch.randint(self.facts.num_classes, (self.shard_size,), generator=generator)
+        if self.conditions is None:
+            label = torch.randint(self.facts.num_classes, (self.shard_size,), generator=generator)
+        else:
+            label = self.conditions(number, self.shard_size)
         return noise, label, self.weights(torch.rand(self.shard_size, generator=generator)).float()
 
     def checksum(self, number: int, tensors: Mapping[str, Tensor]) -> str:
@@ -174,20 +192,22 @@ class PairStore:
                 f"{path} is damaged or of another store, its checksum is not that of what it holds; delete it, and the "
                 "same command makes it again"
             )
-        return Pairs(tensors["x"].float(), tensors["label"], self.starts(number)[0], tensors["w"])
+        return Pairs(tensors["x"].float(), tensors["label"], self.noise(number), tensors["w"])
 
 
-class PairData(NoiseData):
+class PairData(WithoutData):
     """Batches of a store's pairs: each epoch takes the shards in a new order, and the pairs of each in a new one.
 
     So one shard is in memory at a time, and the noise of its pairs is drawn once an epoch.
 
     Raises:
-        ValueError: the conditions are prompts.
+        ValueError: the conditions are neither classes nor given.
     """
 
     def __init__(self, store: PairStore, *, batch_size: int, stream: str) -> None:
         super().__init__(store.facts, batch_size=batch_size, stream=stream)
+        if store.conditions is None:
+            require_classes(store.facts)
         self.store = store
         self._latest: tuple[tuple[int, int], Pairs] | None = None
 
@@ -217,8 +237,15 @@ class PairData(NoiseData):
         return Pairs(*map(local_rows, self.pairs(step)))
 
 
-class TrialPairs(NoiseData):
+class TrialPairs(WithoutData):
     """Pairs that no teacher made, to find what training on pairs costs before there are any."""
+
+    def batch(self, step: int) -> Batch:
+        if self.facts.degraded is None:
+            return NoiseData(self.facts, batch_size=self.batch_size, stream=self.stream).batch(step)
+        generator = torch.Generator().manual_seed(seed_for(self.stream, "noise", step))
+        x, label = torch.randn(2, self.batch_size, *self.facts.shape, generator=generator)
+        return Batch(x, label)
 
     def rows(self, step: int) -> Pairs:
         x, label = map(local_rows, self.batch(step))

@@ -83,7 +83,7 @@ class Guided:
     """A Denoise made of one without w input: both branches in one call on a doubled batch, then `guide`.
 
     Args:
-        null: what means "no condition": a label, or the embedding (tokens, features) of the empty prompt.
+        null: what means "no condition": a label, the embedding (tokens, features) of the empty prompt, or an image.
         interval: (lowest, highest) log-SNR at which there is guidance; outside w is 0 (Kynkaanniemi et al. 2024).
     """
 

@@ -39,8 +39,9 @@ class Prediction:
         return interpret("x", self.x.clamp(low, high), z=self.z, log_snr=self.log_snr)
 
 
-Condition = Int[Tensor, "batch"] | Float[Tensor, "batch tokens features"]
-"""What is asked for, called `label` everywhere: the class of each example, or the embedding of each prompt."""
+Condition = Int[Tensor, "batch"] | Float[Tensor, "batch tokens features"] | Float[Tensor, "batch *shape"]
+"""What is asked for, called `label` everywhere: the class of each example, the embedding of each prompt, or the
+degraded image of the shape of the data that each example is to be restored from."""
 
 Weights = Float[Tensor, "batch *strengths"]
 """The guidance weight of each example: (batch,), or (batch, 2) where each of two conditions has its own."""

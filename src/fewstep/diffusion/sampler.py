@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fewstep.diffusion.prediction import Condition, Denoise, Prediction, Weights, diffuse
+from fewstep.diffusion.rectified import placed
 from fewstep.diffusion.schedule import (
     Batch,
     Images,
@@ -126,6 +127,11 @@ def flow_map(prediction: Prediction, log_snr_next: Batch, log_snr_after: Batch, 
     return ddim_step(prediction, log_snr_next)
 
 
+def restore(prediction: Prediction, log_snr_next: Batch, log_snr_after: Batch, fresh: Callable[[], Images]) -> Images:
+    """DDIM that begins at the degraded image, the condition, instead of at noise: `trajectory` puts it there."""
+    return ddim_step(prediction, log_snr_next)
+
+
 def policy(prediction: Prediction, log_snr_next: Batch, log_snr_after: Batch, fresh: Callable[[], Images]) -> Images:
     """Where a policy leads by the end of its step: as `flow_map`, by a network that is made for these steps alone.
 
@@ -135,9 +141,10 @@ def policy(prediction: Prediction, log_snr_next: Batch, log_snr_after: Batch, fr
 
 
 SAMPLERS: dict[str, Sampler] = {
-    f.__name__: f for f in (deterministic, stochastic, ancestral, renoise, flow_map, policy)
+    f.__name__: f for f in (deterministic, stochastic, ancestral, renoise, flow_map, restore, policy)
 }
 TOLD_THE_END = ("flow_map", "policy")  # whose network has the input END
+BEGINS_AT_IMAGE = ("restore",)  # the condition, in the place of noise
 
 
 def trajectory(
@@ -162,6 +169,8 @@ def trajectory(
     check_times(times)
     log_snrs = schedule.log_snr(append_zero(times)).to(noise.device)
     z, prediction, call = noise, None, cast(Callable[..., Prediction], denoise)
+    if sampler is restore:
+        z = placed(label, log_snrs[0].expand(len(noise)))
     for step, log_snr in enumerate(log_snrs[:-1]):
         if prediction is not None:
             draw = partial(_drawn, fresh, step, noise)
@@ -195,7 +204,8 @@ def sample(
 
     Args:
         denoise: network, exact mixture or `Guided`; called once a step.
-        noise: z at times[0], which is 1 as a rule, N(0, I); fixes the result of the deterministic sampler.
+        noise: z at times[0], which is 1 as a rule, N(0, I); fixes the result of the deterministic sampler. `restore`
+            does not look at it.
         times: evaluation times, strictly decreasing in (0, 1]; `uniform_times(N)` are 1, 1 - 1/N, ..., 1/N.
         label: class of each example; w: guidance weight of each example, >= 0, None for a plain conditional model.
         clip: as in `trajectory`.

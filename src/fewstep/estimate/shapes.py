@@ -135,9 +135,11 @@ def evaluate_once(denoise: Denoise, facts: DataFacts, number: int, trainer: Trai
 
 def examples(facts: DataFacts, number: int, device: str) -> Batch:
     """Examples and conditions of the data's shapes."""
-    text = facts.text
+    x, text = torch.zeros(number, *facts.shape, device=device), facts.text
+    if facts.degraded is not None:
+        return Batch(x, x)
     label = torch.zeros(number, dtype=torch.long) if text is None else torch.zeros(number, text.tokens, text.features)
-    return Batch(torch.zeros(number, *facts.shape, device=device), label.to(device))
+    return Batch(x, label.to(device))
 
 
 def training_examples(module: DistillationModule, facts: DataFacts, number: int, device: str) -> Batch | Pairs:

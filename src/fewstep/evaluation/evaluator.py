@@ -5,11 +5,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
+
 from fewstep.data.batches import Data
 from fewstep.data.facts import DataFacts
 from fewstep.diffusion.mixture import GaussianMixture
 from fewstep.evaluation.features import FeatureExtractor, build_feature_extractor
-from fewstep.evaluation.images import Reference, evaluation_tensor
+from fewstep.evaluation.images import EvaluationImages, Reference, evaluation_tensor
 from fewstep.evaluation.metrics import KID_SUBSET_SIZE, KID_SUBSETS
 from fewstep.evaluation.statistics import ReferenceStatistics
 from fewstep.system.files import tensor_digest
@@ -51,6 +53,12 @@ class Evaluator:
         """The features and statistics of the reference, computed once."""
         return ReferenceStatistics.of(self.net, self.reference, self.cache)
 
+    def originals(self, num_images: int) -> EvaluationImages | None:
+        """What each of so many samples is to restore, where conditions are degraded images."""
+        if self.facts.degraded is None:
+            return None
+        return self.reference.images[torch.arange(num_images) % len(self.reference.images)]
+
     @cached_property
     def clip(self) -> "ClipScore | None":
         """The CLIP score, None where there are no prompts or no CLIP.
@@ -68,6 +76,10 @@ class Evaluator:
         """The conditions of the samples, in words, for the protocol."""
         if self.facts.labels is not None:
             return f"labels {self.facts.labels[:12]}, as often as in training"
+        if self.facts.degraded is not None:
+            return (
+                f"degraded held-out images in turn, {tensor_digest({'images': self.data.conditions(num_images)})[:12]}"
+            )
         if self.facts.text is None:
             return "classes in turn"
         digest = tensor_digest({"prompts": self.data.conditions(min(num_images, len(self.reference.images)))})[:12]

@@ -257,7 +257,7 @@ def build_feature_extractor(
         return MixtureFeatures(mixture)
     if facts.name in ("digits", "digits_styled"):
         return DigitsFeatures()
-    if facts.name == "patches":
+    if facts.name in ("patches", "patches_sr"):
         return PatchesFeatures()
     if choice == "patches":
         warnings.warn(

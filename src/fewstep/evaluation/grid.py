@@ -16,7 +16,7 @@ from fewstep.data.facts import DataFacts
 from fewstep.diffusion.guidance import Guided, GuidedTwice, Weight, shared_weight
 from fewstep.diffusion.mixture import GaussianMixture
 from fewstep.diffusion.prediction import Condition
-from fewstep.diffusion.sampler import SAMPLERS, TOLD_THE_END, integrate, sample
+from fewstep.diffusion.sampler import BEGINS_AT_IMAGE, SAMPLERS, TOLD_THE_END, integrate, sample
 from fewstep.diffusion.sampling import require_styles
 from fewstep.diffusion.schedule import Schedule
 from fewstep.diffusion.styles import Styles
@@ -30,6 +30,7 @@ from fewstep.evaluation.intervals import Interval, interval, rms_influence, shar
 from fewstep.evaluation.kept import kept
 from fewstep.evaluation.metrics import figures_of
 from fewstep.evaluation.protocol import Protocol
+from fewstep.evaluation.restoration import restoration_figures
 from fewstep.evaluation.statistics import Features, ReferenceStatistics
 from fewstep.system.files import tensor_digest
 from fewstep.system.seeds import fresh_noise, seed_for, starting_noise
@@ -84,7 +85,8 @@ class EvaluationPlan:
         if min(self.base_steps, self.trace_images) < 0 or not 0 <= self.base_w < float("inf"):
             given = f"{self.base_steps}, {self.base_w:g} and {self.trace_images}"
             raise ValueError(f"evaluation needs base_steps, base_w and trace_images of at least 0, got {given}")
-        allowed = [*(name for name in SAMPLERS if name not in ("deterministic", *TOLD_THE_END)), *SOLVERS]
+        of_students = ("deterministic", *TOLD_THE_END, *BEGINS_AT_IMAGE)
+        allowed = [*(name for name in SAMPLERS if name not in of_students), *SOLVERS]
         if unknown := [name for name in self.baselines if name not in allowed]:
             raise ValueError(f"evaluation's baselines must be of {', '.join(allowed)}, got {unknown[0]!r}")
 
@@ -120,6 +122,7 @@ def quality_grid(
     clip_score: Clip | None = None,
     measured_styles: Measure = lambda images, labels: None,
     exact: GaussianMixture | None = None,
+    originals: EvaluationImages | None = None,
     device: torch.device | str = "cpu",
     folder: Path | None = None,
     show: Show = lambda *_: None,
@@ -130,7 +133,7 @@ def quality_grid(
     features of one cell. Every rank samples its share of the images, and all ranks get the rows.
 
     Args:
-        labels: the condition of each image. decode: samples to images.
+        labels: the condition of each image. decode: samples to images. originals: of degraded conditions.
         folder: where samples of candidates with a digest are kept, for other evaluations; see `kept`.
         show: called on rank 0 with each cell's samples and their classes (0 for prompts).
 
@@ -150,7 +153,8 @@ def quality_grid(
 
     def evaluate(candidate: Candidate, steps: int, w: Weight, cell: Cell, independent: Tensor | None) -> QualityRow:
         show(candidate, steps, w, cell.images, classes)
-        known = net.num_classes if facts.labels is None else None  # of the data's own classes, which these may not be
+        # Of the data's own classes, which made labels may not be, and degraded images are not.
+        known = net.num_classes if facts.labels is None and facts.degraded is None else None
         figures = figures_of(
             cell.features,
             classes,
@@ -161,7 +165,8 @@ def quality_grid(
         )
         intervals = dict(figures.intervals)
         row = asdict(figures) | style_figures(cell.images, classes, facts.styles, measured_styles, intervals)
-        row |= paired_figures(cell, classes, clip_score, independent, intervals)
+        restored = {} if originals is None else restoration_figures(cell.images, originals)
+        row |= paired_figures(cell, classes, clip_score, independent, restored, intervals)
         return quality_row(candidate, steps, w, plan, row, cell.seconds, protocol)
 
     for w in plan.weights:
@@ -212,10 +217,11 @@ def paired_figures(
     classes: Int[Tensor, "count"],
     clip_score: Clip | None,
     independent: Tensor | None,
+    restored: dict[str, tuple[float, Interval]],
     intervals: Mapping[str, Interval],
 ) -> dict[str, Any]:
     """The figures that compare with something else than the reference, and `intervals` with theirs."""
-    measured = {name: root_mean_square(errors, classes) for name, errors in cell.errors.items()}
+    measured = {name: root_mean_square(errors, classes) for name, errors in cell.errors.items()} | restored
     figures: dict[str, Any] = {}
     if clip_score is not None:
         measured["clip_score"] = clip_score(cell.images)

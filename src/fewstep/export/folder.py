@@ -105,6 +105,8 @@ def export(
         raise ValueError(
             f"a network with inputs beside w ({', '.join(inputs)}) opens in fewstep alone; use --format safetensors"
         )
+    if format != "safetensors" and model.card.data.degraded is not None:
+        raise ValueError("a model that restores images opens in fewstep alone; use --format safetensors")
     if format != "safetensors" and isinstance(model.denoiser.network, Routed):
         raise ValueError(
             "several networks, of which each has its times or classes, open in fewstep alone; use --format safetensors"
@@ -150,11 +152,11 @@ def write_safetensors(temporary: Path, folder: Path, model: Model, path: Path, h
 
 
 def example_conditions(model: Model, count: int) -> Condition:
-    """The classes in turn, or random embeddings in place of a text model's prompts."""
-    text = model.card.data.text
-    if text is None:
-        return torch.arange(count) % model.card.data.num_classes
-    return starting_noise(1, 0, count, (text.tokens, text.features))
+    """The classes in turn, or noise in the place of prompts' embeddings or of degraded images."""
+    data = model.card.data
+    if data.num_classes:
+        return torch.arange(count) % data.num_classes
+    return starting_noise(1, 0, count, data.shape if data.text is None else (data.text.tokens, data.text.features))
 
 
 def difference_of(ours: Tensor, theirs: Tensor) -> float:

@@ -60,6 +60,21 @@ def read_images(paths: Sequence[Path], facts: DataFacts) -> LoadedImages:
     return LoadedImages(images, complete, [p.size for p in pictures])
 
 
+def read_picture(path: Path) -> Float[Tensor, "3 height width"]:
+    """An image of any size as RGB in [-1, 1]; a warning says where it was converted.
+
+    Raises:
+        ValueError: no image, a file that is missing or truncated, or one with transparent pixels.
+    """
+    picture = _open(path)
+    if picture.has_transparency_data and np.asarray(picture.convert("RGBA"))[..., 3].min() < 255:
+        raise ValueError(f"an image must be opaque, and {path} has transparent pixels; put it on a background first")
+    if picture.mode != "RGB":
+        warnings.warn(f"{path} is of mode {picture.mode}: converted to RGB", stacklevel=2)
+    pixels = np.array(eight_bits(picture).convert("RGB"))
+    return torch.from_numpy(pixels).permute(2, 0, 1).float() / 127.5 - 1
+
+
 def read_mask(given: str, sizes: Sequence[Size], facts: DataFacts) -> Bool[Tensor, "count *image"]:
     """The mask of each image, True where it is missing: left, right, top or bottom half, or a file.
 

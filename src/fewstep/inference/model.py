@@ -14,7 +14,7 @@ from torch import Tensor
 from fewstep.artifacts.model_file import ModelCard, load_model
 from fewstep.diffusion.guidance import Weight, shared_weight
 from fewstep.diffusion.prediction import Condition, Denoise
-from fewstep.diffusion.sampler import END, SAMPLERS, TOLD_THE_END, sample
+from fewstep.diffusion.sampler import BEGINS_AT_IMAGE, END, SAMPLERS, TOLD_THE_END, sample
 from fewstep.networks import Denoiser, Frozen
 from fewstep.networks.memory import compile_calls
 from fewstep.system.seeds import fresh_noise, starting_noise
@@ -79,13 +79,22 @@ class Model:
         return self.autoencoder.encode_mean(images)
 
     def condition(self, wanted: Requested) -> Condition:
-        """Classes as a tensor, prompts as their embeddings; tensors are only checked.
+        """Classes as a tensor, prompts as their embeddings; tensors, as degraded images must be, are only checked.
 
         Raises:
             ValueError: no class of the data, an empty prompt, prompts for a model of classes or the other way round, or
                 embeddings of another shape.
         """
         data = self.card.data
+        if data.degraded is not None:
+            if (
+                isinstance(wanted, Tensor)
+                and wanted.is_floating_point()
+                and wanted.shape[1:] == data.shape
+                and len(wanted)
+            ):
+                return wanted
+            self.require_no_images()
         words = not isinstance(wanted, Tensor) and any(isinstance(each, str) for each in wanted)
         if data.text is None:
             try:
@@ -112,6 +121,18 @@ class Model:
         if not isinstance(wanted, Tensor) or wanted.shape[1:] != shape or not len(wanted):
             raise ValueError(f"this model takes prompts, not labels: give prompts or embeddings {shape}")
         return wanted
+
+    def require_no_images(self) -> None:
+        """Refuse a model whose conditions are degraded images, where classes or prompts are asked for.
+
+        Raises:
+            ValueError: it is one.
+        """
+        if self.card.data.degraded is not None:
+            raise ValueError(
+                f"this model takes degraded images {self.card.data.shape}, not labels or prompts; use `fewstep upscale "
+                "MODEL small.png --out large.png`"
+            )
 
     @property
     def denoise(self) -> Denoise:
@@ -167,6 +188,16 @@ class Model:
             raise ValueError(
                 f"the samplers {' and '.join(TOLD_THE_END)}, and no others, are for networks that know where a step "
                 f"ends, got {sampler}; use {card.sampling.sampler}"
+            )
+        if (sampler in BEGINS_AT_IMAGE) != (card.sampling.sampler in BEGINS_AT_IMAGE):
+            raise ValueError(
+                f"the sampler {' or '.join(BEGINS_AT_IMAGE)} must be that of the model, whose own is "
+                f"{card.sampling.sampler}, got {sampler}; leave it out"
+            )
+        if sampler in BEGINS_AT_IMAGE and not card.sampling.is_made_for(steps):
+            raise ValueError(
+                f"this student begins at the degraded image and was made for {card.num_steps} step, got {steps}; leave "
+                "it out"
             )
         if card.num_steps and sampler != card.sampling.sampler:
             warnings.warn(

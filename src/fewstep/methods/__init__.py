@@ -10,6 +10,7 @@ from fewstep.methods.dp_dmd import DPDMD
 from fewstep.methods.ect import EasyConsistency
 from fewstep.methods.encoder import Encoder
 from fewstep.methods.flow_map import FlowMap
+from fewstep.methods.flow_trajectory import FlowTrajectory
 from fewstep.methods.freeflow import FreeFlow
 from fewstep.methods.guidance import Guidance
 from fewstep.methods.guidance_range import GuidanceRange
@@ -18,6 +19,7 @@ from fewstep.methods.knowledge_distillation import KnowledgeDistillation
 from fewstep.methods.ladd import LADD
 from fewstep.methods.lcm import LatentConsistency
 from fewstep.methods.meanflow import MeanFlow
+from fewstep.methods.noise_aware_judge import NoiseAwareJudge
 from fewstep.methods.o2mkd import O2MKD
 from fewstep.methods.pi_flow import PiFlow
 from fewstep.methods.pid import PID
@@ -49,6 +51,7 @@ __all__ = [
     "EasyConsistency",
     "Encoder",
     "FlowMap",
+    "FlowTrajectory",
     "FreeFlow",
     "Guidance",
     "GuidanceRange",
@@ -58,6 +61,7 @@ __all__ = [
     "MeanFlow",
     "Method",
     "Networks",
+    "NoiseAwareJudge",
     "Parent",
     "Phase",
     "PiFlow",

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fewstep.data.batch import Pairs
 from fewstep.diffusion.prediction import Prediction, diffuse, interpret
-from fewstep.methods.base import GuidedStudentSettings, Method, Networks, Phase, Times
+from fewstep.methods.base import Method, Networks, Phase, StudentSettings, Times
 from fewstep.methods.critic import CRITIC
 from fewstep.methods.draws import Draws
 from fewstep.methods.judge import JudgeSettings
@@ -18,7 +18,7 @@ from fewstep.methods.training import STUDENT
 
 
 @dataclass(frozen=True, kw_only=True)
-class FromPairs(GuidedStudentSettings, JudgeSettings, Method):
+class FromPairs(StudentSettings, JudgeSettings, Method):
     """A regression to pairs (noise, w, label) -> sample, which the phase's teacher makes before it trains.
 
     Making them costs `teacher_steps` evaluations of the teacher a pair, and counts: in the card, and of a budget in
@@ -28,7 +28,7 @@ class FromPairs(GuidedStudentSettings, JudgeSettings, Method):
         teacher_steps: of DDIM, by which the first phase's teacher makes each sample.
         num_pairs: made at most, in each phase.
         store: folder where pairs are made, and found again by other runs; None for one in the run's own.
-        The rest: see `Method` and `GuidedStudentSettings`.
+        The rest: see `Method` and `StudentSettings`.
 
     Raises:
         ValueError: no pairs, or fewer than one step.

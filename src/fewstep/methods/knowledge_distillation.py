@@ -4,12 +4,12 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from fewstep.diffusion.sampling import Sampling
-from fewstep.methods.base import Phase
+from fewstep.methods.base import GuidedStudentSettings, Phase
 from fewstep.methods.from_pairs import FromPairs
 
 
 @dataclass(frozen=True, kw_only=True)
-class KnowledgeDistillation(FromPairs):
+class KnowledgeDistillation(GuidedStudentSettings, FromPairs):
     """Regress the student's x at pure noise to the stored sample of the teacher (Luhman & Luhman 2021).
 
     Its optimum is the teacher's map of `teacher_steps` steps of DDIM. With the weight snr_plus_one the loss is the mean

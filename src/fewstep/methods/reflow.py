@@ -6,12 +6,12 @@ from itertools import pairwise
 from typing import ClassVar
 
 from fewstep.diffusion.sampling import Sampling
-from fewstep.methods.base import Phase
+from fewstep.methods.base import GuidedStudentSettings, Phase
 from fewstep.methods.from_pairs import FromPairs
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reflow(FromPairs):
+class Reflow(GuidedStudentSettings, FromPairs):
     """Rectified flow on pairs, a phase a round (Liu et al. 2022), and one step learnt at pure noise (InstaFlow, 2023).
 
     A rectified flow goes along y = (1 - r) x + r eps and learns u = E[eps - x | y]. With r = sigma / (alpha + sigma), y

@@ -15,6 +15,8 @@ from fewstep.methods.guidance_range import GuidanceRange
 class Teacher(Regression):
     """Learn E[x | z, label] and, with a share of the labels dropped, E[x | z] (Ho & Salimans 2021, algorithm 1).
 
+    Where none is dropped it learns E[x | z, label] alone, and is sampled without guidance.
+
     Args:
         label_dropout: share of labels replaced by "no class", in [0, 1].
         guided_by: two_evaluations; or three_evaluations, of data whose labels are of a class and a style, some of them
@@ -37,7 +39,7 @@ class Teacher(Regression):
             raise ValueError(f"stage.label_dropout must be in [0, 1], got {self.label_dropout}; the usual share is 0.1")
 
     def phases(self) -> tuple[Phase, ...]:
-        return (Phase(Sampling(guidance=self.guided_by)),)
+        return (Phase(Sampling(guidance=self.guided_by if self.label_dropout else "none")),)
 
     def guidance(self, parent: GuidanceRange | None) -> None:
         return None

@@ -67,8 +67,8 @@ class Denoiser(nn.Module):
 
     @property
     def null(self) -> int | Tensor:
-        """The null condition: the label past the last class, or the embedding of the empty prompt."""
-        empty: Tensor | None = getattr(self.network, "empty_prompt", None)
+        """The null condition: the label past the last class, the embedding of the empty prompt, or a grey image."""
+        empty: Tensor | None = getattr(self.network, "empty_prompt", getattr(self.network, "null_image", None))
         return int(arguments_of(self.network)["num_classes"]) if empty is None else empty
 
     @property

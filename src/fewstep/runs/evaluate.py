@@ -202,6 +202,7 @@ def evaluate(
         clip_score=evaluator.clip and partial(evaluator.clip, prompts=prompts, device=device),
         measured_styles=evaluator.data.measured_styles,
         exact=evaluator.exact,
+        originals=evaluator.originals(plan.num_images),
         device=device,
         folder=samples,
         show=partial(save_same_noise, evaluator, folder),

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fewstep.data.facts import DataFacts
 from fewstep.data.noise import require_classes
-from fewstep.data.pairs import PairData, PairStore, bytes_per_pair, whole_shards
+from fewstep.data.pairs import Conditions, PairData, PairStore, bytes_per_pair, whole_shards
 from fewstep.diffusion.sampler import sample
 from fewstep.diffusion.schedule import Images, uniform_times
 from fewstep.methods.from_pairs import FromPairs
@@ -38,7 +38,8 @@ class Making:
         method, phase = module.method, module.phase
         if not isinstance(method, FromPairs):
             return cls()
-        require_classes(facts)
+        if facts.degraded is None:
+            require_classes(facts)
         if module.nets.guidance is not None and module.nets.guidance.second is not None:
             raise ValueError(
                 f"stage={method.name} makes pairs at one guidance weight, and this student has one for its class and "
@@ -63,7 +64,8 @@ def evaluations_per_call(module: DistillationModule, facts: DataFacts) -> int:
     teacher, before = module.nets.teacher, module.evaluated
     assert teacher is not None, "a student has a teacher"
     z = torch.zeros(1, *facts.shape)
-    teacher(z, z.new_zeros(1), torch.zeros(1, dtype=torch.long), z.new_zeros(1))
+    label = torch.zeros(1, dtype=torch.long) if facts.degraded is None else z
+    teacher(z, z.new_zeros(1), label, z.new_zeros(1))
     return module.evaluated - before
 
 
@@ -72,6 +74,7 @@ def open_pairs(
     making: Making,
     *,
     facts: DataFacts,
+    conditions: Conditions | None,
     teacher: str,
     seed: int,
     folder: Path,
@@ -81,6 +84,7 @@ def open_pairs(
     """The pairs of a phase as its training batches; the teacher makes what is missing.
 
     Args:
+        conditions: of each shard, where they are degraded images.
         teacher: what identifies it, the digest of its file. seed: of the run. folder: of the run.
 
     Raises:
@@ -88,13 +92,13 @@ def open_pairs(
     """
     method, nets, phase = module.method, module.nets, module.phase
     assert isinstance(method, FromPairs), "a method of pairs says how many"
-    assert nets.guidance is not None, "the student has a w input"
+    guidance = nets.guidance
     origin: dict[str, Any] = {
         "teacher": teacher,
         "teacher_steps": phase.teacher_steps,
         "clip_target": method.clip_target,
         "schedule": repr(nets.schedule),
-        "w": {name: value for name, value in asdict(nets.guidance).items() if name != "second"},
+        "w": guidance and {name: value for name, value in asdict(guidance).items() if name != "second"},
     }
     root = folder / FOLDER if method.store is None else Path(method.store)
     store = PairStore(
@@ -102,8 +106,9 @@ def open_pairs(
         facts,
         making.num_pairs,
         f"{seed}/{phase.num_steps}",
-        nets.guidance.quantile,
+        torch.zeros_like if guidance is None else guidance.quantile,
         origin,
+        conditions,
     )
     data = PairData(store, batch_size=batch_size, stream=module.stream)
     store.fill(partial(samples, module), device)

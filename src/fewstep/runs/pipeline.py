@@ -141,6 +141,7 @@ def check_pipeline(settings: Settings) -> None:
         if stage == EVALUATE:
             build_plan(own.stage, settings.trainer)
     if chain.teacher is None:
+        check_parents(settings)
         check_readings(settings)
         check_kinds(settings)
     for stage in trained_stages(settings):
@@ -154,6 +155,26 @@ def check_pipeline(settings: Settings) -> None:
         elif chain.teacher is not None and chain.teacher != NO_TEACHER and not chain.skips(method):
             find_parent(own, method, open_evaluator(own, method))
             break
+
+
+def check_parents(settings: Settings) -> None:
+    """Refuse a chain from a new teacher on in which a stage has no parent.
+
+    Raises:
+        ValueError: names the stage, and what it needs.
+    """
+    made: list[Sampling] = []
+    for stage in trained_stages(settings):
+        method = method_of(settings.of_stage(stage))
+        parent = method.parent()
+        if made and parent is not None and not any(accepts(parent, sampling) for sampling in made):
+            needed = " or a ".join(PARENTS[kind].title for kind in parent.guidance)
+            raise ValueError(
+                f"stage={stage} needs a {needed}, and no stage before it in stage.stages makes one; for "
+                "super-resolution use stage.stages=[teacher,flow_trajectory,evaluate]"
+            )
+        if made or parent is None:
+            made += [phase.sampling for phase in method.phases()]
 
 
 def check_readings(settings: Settings) -> None:

@@ -18,6 +18,7 @@ from fewstep.data.facts import DataFacts
 from fewstep.data.noise import NoiseData
 from fewstep.diagnostics import NUM_EXAMPLES, Diagnostics
 from fewstep.diffusion.betas import BetaSchedule
+from fewstep.diffusion.prediction import Condition
 from fewstep.diffusion.sampling import require_styles
 from fewstep.diffusion.schedule import CosineSchedule
 from fewstep.distributed.collectives import on_main_process, world_size
@@ -161,10 +162,15 @@ def training_data(job: Job, module: DistillationModule, making: Making, ancestor
         return NoiseData(job.facts, batch_size=batch_size, stream=stream)
     exact = job.source and job.source.exact
     assert ancestors or exact, "pairs have a teacher"
+
+    def degraded(number: int, count: int) -> Condition:
+        return build_data(settings, count, f"{settings.seed}/pairs").batch(number).label
+
     return open_pairs(
         module,
         making,
         facts=job.facts,
+        conditions=None if job.facts.degraded is None else degraded,
         teacher=ancestors[0].sha256 if ancestors else f"exact {exact and tensor_digest(exact.tensors)}",
         seed=settings.seed,
         folder=job.folder,
