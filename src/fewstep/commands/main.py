@@ -103,7 +103,8 @@ def requested_conditions(model: "Model", label: int | None, prompts: list[str], 
         return [prompts[number % len(prompts)] for number in range(num)]
     if model.card.data.text is not None and label is None:
         raise ValueError("this model takes prompts: give --prompt 'a photograph of a temple'")
-    return [number % model.card.data.num_classes if label is None else label for number in range(num)]
+    # No class of a model that takes states is one, and `Model.condition` says so.
+    return [number % max(1, model.card.data.num_classes) if label is None else label for number in range(num)]
 
 
 @app.command()

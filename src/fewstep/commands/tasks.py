@@ -262,6 +262,8 @@ def condition(model: "Model", typed: int | str | None, given: "LoadedImages", op
     """
     data, count = model.card.data, len(given.images)
     classes = f"0..{data.num_classes - 1}"
+    if data.state is not None:
+        raise ValueError(f"this is a policy: {data.name} has actions given states, and no images to edit")
     if data.text is not None:
         if not isinstance(typed, str):
             raise ValueError(f"this model takes prompts: give {'--prompt' if option == '--label' else option} TEXT")

@@ -113,7 +113,7 @@ def check_examples(facts: DataFacts, name: str, examples: Batch) -> list[str]:
             f"{tuple(x.shape[1:])} in [{low:g}, {high:g}]"
         )
     lines = [f"{name}: {len(x):,} of shape {facts.shape}, values in [{low:.3g}, {high:.3g}]"]
-    return lines if facts.text is not None else [*lines, class_balance(facts, name, label)]
+    return lines if facts.embedding is not None else [*lines, class_balance(facts, name, label)]
 
 
 def class_balance(facts: DataFacts, name: str, labels: Int[Tensor, "count"]) -> str:

@@ -33,8 +33,9 @@ class DataFacts:
     """The facts of one data set.
 
     `shape` is (channels, height, width) for images and latents and (dim,) for points; labels run from 0 to
-    num_classes - 1, or are embeddings of prompts where there is `text` (num_classes is then 0); `low` and `high` bound
-    the values a network sees, -1 and 1 for images.
+    num_classes - 1, or num_classes is 0 and they are embeddings of prompts where there is `text`, or states of `state`
+    numbers, given as one token (1, state), of which all zeros are none; `low` and `high` bound the values a network
+    sees, -1 and 1 for images.
     """
 
     name: str
@@ -44,6 +45,14 @@ class DataFacts:
     high: float
     latent: LatentFacts | None = None
     text: TextFacts | None = None
+    state: int | None = None
+
+    @property
+    def embedding(self) -> tuple[int, int] | None:
+        """(tokens, features) of a condition that is an embedding of a prompt or a state; None where it is a class."""
+        if self.text is not None:
+            return self.text.tokens, self.text.features
+        return None if self.state is None else (1, self.state)
 
     @property
     def is_image(self) -> bool:

@@ -15,7 +15,7 @@ class NoiseData(Data):
         facts: of the model's samples.
 
     Raises:
-        ValueError: the conditions are prompts, which only a data set has.
+        ValueError: the conditions are prompts or states, which only a data set has.
     """
 
     def __init__(self, facts: DataFacts, *, batch_size: int, stream: str) -> None:
@@ -36,10 +36,11 @@ def require_classes(facts: DataFacts) -> None:
     """Refuse conditions that cannot be drawn.
 
     Raises:
-        ValueError: they are prompts.
+        ValueError: they are prompts or states.
     """
-    if facts.text is not None:
+    if facts.embedding is not None:
+        kind = "prompts" if facts.text else "states"
         raise ValueError(
-            f"training without data draws classes, and {facts.name} has prompts, which nobody can draw; use a "
+            f"training without data draws classes, and {facts.name} has {kind}, which nobody can draw; use a "
             "method that trains on data, like stage=lcm"
         )

@@ -135,8 +135,8 @@ def evaluate_once(denoise: Denoise, facts: DataFacts, number: int, trainer: Trai
 
 def examples(facts: DataFacts, number: int, device: str) -> Batch:
     """Examples and conditions of the data's shapes."""
-    text = facts.text
-    label = torch.zeros(number, dtype=torch.long) if text is None else torch.zeros(number, text.tokens, text.features)
+    embedding = facts.embedding
+    label = torch.zeros(number, dtype=torch.long) if embedding is None else torch.zeros(number, *embedding)
     return Batch(torch.zeros(number, *facts.shape, device=device), label.to(device))
 
 

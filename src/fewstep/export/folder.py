@@ -100,6 +100,8 @@ def export(
     if half and format == "onnx":
         raise ValueError("--half goes with --format diffusers or safetensors: times and w would lose digits in ONNX")
     model = load(path, autoencoder=autoencoder, text_encoder=text_encoder)
+    if format != "safetensors" and model.card.data.state is not None:
+        raise ValueError("a policy, whose conditions are states, opens in fewstep alone; use --format safetensors")
     if format != "safetensors" and model.denoiser.extra_inputs:
         raise ValueError(
             f"a network with inputs beside w ({', '.join(model.denoiser.extra_inputs)}) opens in fewstep alone; use "
@@ -147,11 +149,11 @@ def write_safetensors(temporary: Path, folder: Path, model: Model, path: Path, h
 
 
 def example_conditions(model: Model, count: int) -> Condition:
-    """The classes in turn, or random embeddings in place of a text model's prompts."""
-    text = model.card.data.text
-    if text is None:
+    """The classes in turn, or random embeddings in place of prompts or states."""
+    embedding = model.card.data.embedding
+    if embedding is None:
         return torch.arange(count) % model.card.data.num_classes
-    return starting_noise(1, 0, count, (text.tokens, text.features))
+    return starting_noise(1, 0, count, embedding)
 
 
 def difference_of(ours: Tensor, theirs: Tensor) -> float:

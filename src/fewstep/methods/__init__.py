@@ -6,6 +6,7 @@ from fewstep.methods.consistency import Consistency
 from fewstep.methods.ddil import DDIL
 from fewstep.methods.dmd2 import DMD2
 from fewstep.methods.ect import EasyConsistency
+from fewstep.methods.em_mixture import EMMixture
 from fewstep.methods.encoder import Encoder
 from fewstep.methods.flow_map import FlowMap
 from fewstep.methods.freeflow import FreeFlow
@@ -27,6 +28,7 @@ from fewstep.methods.single_fold import SingleFold
 from fewstep.methods.teacher import Teacher
 from fewstep.methods.tract import Tract
 from fewstep.methods.training import Training
+from fewstep.methods.vdd import VDD
 
 __all__ = [
     "DDIL",
@@ -35,9 +37,11 @@ __all__ = [
     "PID",
     "RDD",
     "SFDDM",
+    "VDD",
     "Boot",
     "Consistency",
     "ContinuousConsistency",
+    "EMMixture",
     "EasyConsistency",
     "Encoder",
     "FlowMap",

@@ -22,6 +22,7 @@ from fewstep.artifacts.model_file import ModelCard, load_model
 from fewstep.artifacts.pictures import picture, save_png
 from fewstep.artifacts.quality_file import QualityRow
 from fewstep.artifacts.run_folder import PROVENANCE, QUALITY
+from fewstep.data.control import ControlData
 from fewstep.diffusion.guidance import Guided, log_snr_interval
 from fewstep.diffusion.mixture import GaussianMixture
 from fewstep.diffusion.sampling import Sampling
@@ -33,6 +34,7 @@ from fewstep.evaluation.protocol import Protocol
 from fewstep.inference.model import Model
 from fewstep.networks import Frozen
 from fewstep.reports.report import write_report
+from fewstep.runs.rollouts import write_rollouts
 from fewstep.system.files import sha256_of, tensor_digest, write_json
 from fewstep.system.hardware import cpu_name, peak_gpu_memory, peak_memory
 from fewstep.tracking.tracker import log_quality
@@ -207,6 +209,10 @@ def evaluate(
         write_report(folder)
 
     on_main_process(write)
+    if isinstance(data := evaluator.data, ControlData):
+        labels = labels_of(models)
+        judged = {labels[path]: model for path, model in models.items()}
+        on_main_process(lambda: write_rollouts(judged, plan, data, folder))
     return rows
 
 
