@@ -9,6 +9,7 @@ from fewstep.data.obstacles import (
     RADIUS,
     SIDE,
     SPEED,
+    STATE,
     ObstaclesData,
     demonstrations,
     scripted_expert,
@@ -35,10 +36,10 @@ def test_the_expert_always_succeeds_on_the_way_that_it_is_given(seed: int) -> No
 
 
 def test_a_way_through_an_obstacle_or_a_wall_touches() -> None:
-    start = torch.tensor([[-0.3, 0.0], [-0.3, 0.16], [0.9, 0.3], [0.0, -0.2], [0.0, -0.2]])
-    end = torch.tensor([[0.3, 0.0], [0.3, 0.16], [1.01, 0.3], [0.0, -0.16], [0.0, -0.14]])
+    start = torch.tensor([[-0.3, 0.0], [-0.3, 0.11], [0.9, 0.3], [0.0, -0.2], [0.0, -0.2]])
+    end = torch.tensor([[0.3, 0.0], [0.3, 0.11], [1.01, 0.3], [0.0, -0.11], [0.0, -0.09]])
     assert touches(start, end).tolist() == [True, False, True, False, True]
-    assert RADIUS == 0.15
+    assert RADIUS == 0.1
 
 
 def test_straight_ahead_fails_at_the_first_obstacle_and_standing_still_never_ends() -> None:
@@ -49,9 +50,9 @@ def test_straight_ahead_fails_at_the_first_obstacle_and_standing_still_never_end
     episodes = simulate(ahead, begin)
     assert episodes.success.tolist() == [False, True]
     assert episodes.way.tolist() == [-1, NUM_WAYS - 1]
-    steps = int(0.25 / SPEED)  # to the first obstacle's edge, and then not one more
-    assert int(episodes.running[:, 0].sum()) in (steps, steps + 1)
-    assert torch.equal(episodes.paths[steps + 1, 0], episodes.paths[-1, 0])
+    steps = int(episodes.running[:, 0].sum())  # to the first obstacle's edge at y = -0.7, and then not one more
+    assert steps in (6, 7)
+    assert torch.equal(episodes.paths[steps, 0], episodes.paths[-1, 0])
     still = simulate(lambda state, step: torch.zeros(len(state), 2), begin)
     assert not still.success.any()
     assert len(still.actions) == 100
@@ -70,7 +71,7 @@ def test_examples_are_the_state_and_the_action_that_follows_it() -> None:
     """Held-out episodes are not trained on, and batches are functions of the step."""
     given = data()
     x, label = given.batch(3)
-    assert (x.shape, label.shape) == ((8, 2), (8, 1, 3))
+    assert (x.shape, label.shape) == ((8, 2), (8, 1, STATE))
     assert torch.equal(x, given.batch(3).x)
     assert not torch.equal(x, given.batch(4).x)
     episodes = demonstrations(200, 0.1, 0)
@@ -79,7 +80,8 @@ def test_examples_are_the_state_and_the_action_that_follows_it() -> None:
         step, episode = (episodes.paths[:-1] == state[:2]).all(-1).nonzero()[0].tolist()
         assert episode % 10
         torch.testing.assert_close(moves[step, episode], SPEED * action, rtol=0, atol=1e-6)
-        assert state[2] == 1
+        before = episodes.actions[step - 1, episode] if step else torch.zeros(2)
+        assert state[2:].tolist() == [*before.tolist(), 1]
     held_out = given.conditions(300)[:, 0, :2]
     assert all(int((episodes.paths == each).all(-1).nonzero()[0, 1]) % 10 == 0 for each in held_out[::50])
 

@@ -2,7 +2,8 @@
 
 The point starts at the bottom of [-1, 1]^2, moves by SPEED times the action in each step, and succeeds where it reaches
 the top without touching an obstacle or a side wall. Obstacles are discs on the middle line; the side on which each is
-passed is the way, one of NUM_WAYS that are equally right. States are (x, y, 1): all zeros are none.
+passed is the way, one of NUM_WAYS that are equally right. A state is the position, the action before (at first 0), by
+which a policy keeps to the way that it has chosen, and 1, for all zeros are none.
 """
 
 from functools import lru_cache
@@ -19,17 +20,17 @@ from fewstep.diffusion.prediction import Condition
 from fewstep.system.seeds import seed_for
 
 HEIGHTS = (-0.6, 0.0, 0.6)  # of the obstacles' centres, at x = 0
-RADIUS = 0.15
+RADIUS = 0.1
 SIDE = 0.35  # distance from the middle at which the expert passes
 SPEED = 0.05  # way of an action of length 1
 MOST_STEPS = 100  # an expert needs 42 to 62
 NUM_WAYS = 2 ** len(HEIGHTS)
-STATE = 3  # numbers of a state
+STATE = 5  # numbers of a state
 
 
-def states_of(position: Positions) -> Float[Tensor, "batch 1 3"]:
-    """The conditions of a policy."""
-    return torch.cat([position, torch.ones_like(position[:, :1])], dim=1)[:, None]
+def states_of(position: Positions, before: Actions) -> Float[Tensor, "batch 1 5"]:
+    """The conditions of a policy, of positions and of the actions before."""
+    return torch.cat([position, before, torch.ones_like(position[:, :1])], dim=1)[:, None]
 
 
 def starts(count: int, seed: int) -> Positions:
@@ -57,7 +58,7 @@ def simulate(policy: Policy, start: Positions) -> Episodes:
     running = torch.ones(len(start), dtype=torch.bool)
     success, way = torch.zeros_like(running), torch.zeros(len(start), dtype=torch.long)
     for step in range(MOST_STEPS):
-        action = policy(states_of(position), step)
+        action = policy(states_of(position, actions[-1] if actions else torch.zeros_like(position)), step)
         moved = position + SPEED * action
         collides = touches(position, moved)
         for number, height in enumerate(HEIGHTS):
@@ -86,7 +87,7 @@ def scripted_expert(way: Ways, noise: float, generator: torch.Generator) -> Poli
     sides = torch.stack([((way >> number) & 1) * 2.0 - 1 for number in range(len(HEIGHTS))], dim=1) * SIDE
     heights = torch.tensor(HEIGHTS)
 
-    def act(state: Float[Tensor, "batch 1 3"], step: int) -> Actions:
+    def act(state: Float[Tensor, "batch 1 5"], step: int) -> Actions:
         position = state[:, 0, :2]
         passed = (position[:, 1:] >= heights).sum(1)
         following = passed.clamp(max=len(HEIGHTS) - 1)
@@ -172,5 +173,6 @@ class ObstaclesData(ControlData):
 
 def pairs_of(episodes: Episodes) -> Batch:
     """The actions of these episodes, and the state before each."""
-    where = episodes.running
-    return Batch(episodes.actions[where].clamp(-1.5, 1.5), states_of(episodes.paths[:-1][where]))
+    where, actions = episodes.running, episodes.actions
+    before = torch.cat([torch.zeros_like(actions[:1]), actions[:-1]])
+    return Batch(actions[where].clamp(-1.5, 1.5), states_of(episodes.paths[:-1][where], before[where]))

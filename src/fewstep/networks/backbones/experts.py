@@ -11,6 +11,8 @@ from fewstep.diffusion.prediction import Condition
 from fewstep.diffusion.schedule import Images
 from fewstep.networks.inputs import Scalar, Scalars, condition_embedding, plain_arguments, scalar_inputs, zeroed
 
+MOST_VALUES = 64  # of an example: an expert's factor has half its square
+
 
 class MixtureOfExperts(nn.Module):
     """Two stacks of layers on the condition and w: one gives each expert's mean and factor, the other the gates.
@@ -26,7 +28,7 @@ class MixtureOfExperts(nn.Module):
         guidance_input, extra_inputs: see `ScalarInputs`.
 
     Raises:
-        ValueError: a size outside its range.
+        ValueError: a size outside its range, or examples of more than MOST_VALUES values.
     """
 
     def __init__(
@@ -48,7 +50,11 @@ class MixtureOfExperts(nn.Module):
                 "a MixtureOfExperts needs experts and num_blocks of at least 1 and an even width of at least 4, got "
                 f"experts={experts}, num_blocks={num_blocks}, width={width}"
             )
-        dim = prod(shape)
+        if (dim := prod(shape)) > MOST_VALUES:
+            raise ValueError(
+                f"experts of full covariance are for actions and points of at most {MOST_VALUES} values, and examples "
+                f"of this shape, {tuple(shape)}, have {dim}"
+            )
         self.experts, self.dim = experts, dim
 
         def stack(outputs: int) -> Stack:
