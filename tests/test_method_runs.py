@@ -135,3 +135,19 @@ def test_a_flow_map_samples_and_edits_and_does_not_encode(outputs: Path) -> None
         fewstep.transfer(model, x, [0, 1], [1, 0])
     guided = fewstep.load(outputs / "mixture/guidance/run/model.safetensors")
     assert fewstep.transfer(model, x, [0, 1], [1, 0], encoder=guided, encode_steps=4).shape == x.shape
+
+
+@pytest.mark.slow
+def test_policies_are_run_in_closed_loop_and_drawn(tmp_path: Path, commands: Commands) -> None:
+    """A diffusion policy, its mixture of experts and the expert that made the data; sampling asks for states."""
+    own = ("dataset=obstacles", "dataset.num_demonstrations=40", "dataset.num_reference=60", "dataset.num_rollouts=4")
+    run_as_composed("method=vdd", *TINY, *own, "trainer.max_images=64", f"outputs={tmp_path}", "name=run")
+    folder = tmp_path / "obstacles/pipeline/run"
+    found = json.loads((folder / "policies.json").read_text())
+    assert {row["model"] for row in found} == {"expert", "teacher", "guided", "vdd"}
+    assert (found[0]["success"], found[0]["evaluations"]) == (1, 0)
+    assert {row["evaluations"] for row in found if row["model"] == "vdd"} == {1}
+    assert (folder / "policies.png").stat().st_size > 10_000
+    refused = commands.fewstep("sample", tmp_path / "obstacles/vdd/run/model.safetensors", "--out", tmp_path / "x.png")
+    assert refused.status == 2
+    assert "this model takes states, not labels or prompts" in refused.err

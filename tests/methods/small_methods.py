@@ -32,10 +32,12 @@ from fewstep.methods import (
     PID,
     RDD,
     SFDDM,
+    VDD,
     Boot,
     Consistency,
     ContinuousConsistency,
     EasyConsistency,
+    EMMixture,
     Encoder,
     FlowMap,
     FreeFlow,
@@ -80,9 +82,13 @@ PLAN: dict[str, Any] = {
     "ema_decay": 0.5,
     "weight": "snr_plus_one",
 }
-ROLES = {role: {"learning_rate": 2e-3} for role in ("fake", "critic", "projection", "attention", "weighting", "head")}
+ROLES = {
+    role: {"learning_rate": 2e-3}
+    for role in ("fake", "critic", "projection", "attention", "weighting", "head", "gates")
+}
 
 LEVELS = {"levels": [1.0, 0.75, 0.5, 0.25]}
+EXPERTS = {"experts": 3, "width": 8, "num_blocks": 1}
 LADDER = {"ladder": [8, 4, 2], "few_steps": 2, "few_steps_factor": 2.0}
 # The first steps are those of data, student, data, student, teacher.
 STATES = {"states": {"data": 0.3, "teacher": 0.3, "student": 0.4, "warmup": 0.0}}
@@ -123,6 +129,8 @@ SMALL: dict[str, tuple[type[Method], dict[str, Any]]] = {
     "freeflow without correction": (FreeFlow, {"correction": 0.0}),
     "o2mkd": (O2MKD, {"num_networks": 2}),
     "o2mkd by label": (O2MKD, {"num_networks": 2, "split": "label"}),
+    "vdd": (VDD, EXPERTS),
+    "em_mixture": (EMMixture, EXPERTS),
     "dmd2": (DMD2, LEVELS | {"fake_updates": 3}),
     "ddil": (DDIL, LADDER | STATES),
     "ddil, stochastic": (DDIL, LADDER | STATES | {"sampler": "stochastic"}),

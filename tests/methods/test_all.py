@@ -59,7 +59,7 @@ WITHOUT_CLOSED_FORM = (
     "dmd2, level by level",
     "dmd2 at other states",
 )  # of what is trained beside the student
-ON_GAUSSIANS = (  # with exact networks of their own: test_{flow_maps,curricula,reflow,pi_flow,o2mkd,fake_score}.py
+ON_GAUSSIANS = (  # with exact networks of their own: test_{flow_maps,curricula,reflow,pi_flow,o2mkd,fake_score,vdd}.py
     "dmd2, decoupled",
     "dp_dmd",
     "sid",
@@ -79,7 +79,10 @@ ON_GAUSSIANS = (  # with exact networks of their own: test_{flow_maps,curricula,
     "freeflow without correction",
     "o2mkd",
     "o2mkd by label",
+    "vdd",
+    "em_mixture",
 )
+SIGNED = ("vdd", "em_mixture", "sid")  # losses that are log-densities, or an identity and no distance
 
 COMPARED = ("rdd", "dmd2 of another divergence")  # whose losses need the batches of all processes: processes/
 
@@ -288,7 +291,7 @@ def test_losses_are_those_of_the_roles_that_move_one_number_an_example(name: str
         for each in found.values():
             assert each.error.shape == each.t.shape == (32,)
             assert (each.w is None) == (made.nets.guidance is None)
-            assert bool((each.error >= 0).all()) or name == "sid"  # whose loss is an identity, not a distance
+            assert name in SIGNED or bool((each.error >= 0).all())
             assert bool(((each.t >= 0) & (each.t <= 1)).all())
 
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, UInt8
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
@@ -33,13 +33,14 @@ def image_grid(images: UInt8[Tensor, "batch channels height width"], num_columns
 
 def scatter(
     points: Float[Tensor, "batch dim"],
-    labels: Int[Tensor, "batch"],
+    labels: Condition,
     *,
     low: float,
     high: float,
     pixels: int = 160,
 ) -> Image.Image:
-    """The first two coordinates in a square of `pixels`, both axes from `low` to `high`, a colour per class.
+    """The first two coordinates in a square of `pixels`, both axes from `low` to `high`, a colour per class,
+    or one where conditions are no classes.
 
     The axes do not follow the points, so that pictures compare; a point outside is not shown.
     """
@@ -50,7 +51,8 @@ def scatter(
     for spine in axes.spines.values():
         spine.set(color="#c4c8cd", linewidth=0.8)
     x, y = points[:, 0].cpu().numpy(), points[:, 1].cpu().numpy()
-    colours = [f"C{int(label) % 10}" for label in labels]  # matplotlib's own ten
+    classes = labels if labels.ndim == 1 else [0] * len(labels)
+    colours = [f"C{int(label) % 10}" for label in classes]  # matplotlib's own ten
     axes.scatter(x, y, s=160 / pixels, c=colours, linewidths=0)
     canvas.draw()
     return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")

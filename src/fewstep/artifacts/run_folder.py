@@ -22,6 +22,7 @@ DAMAGED = "damaged.ckpt"  # a last.ckpt that could not be read
 LOCK = ".lock"
 QUALITY = "quality.json"
 PROVENANCE = "provenance.json"  # of the figures: protocol, models, machine
+POLICIES, PATHS = "policies.json", "policies.png"  # of models in closed loop, where samples are actions
 REPORT = "report.html"
 PRODUCTS = "products.json"  # the names of the files that a finished run has
 TIME = "%Y-%m-%d_%H-%M-%S"  # names of folders

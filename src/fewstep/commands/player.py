@@ -62,7 +62,7 @@ class Drawn(NamedTuple):
 def draw(model: Model, w: float, steps: int, seed: int, num: int, wanted: int | str | None) -> Drawn:
     """Draw `num` samples of a class or prompt; None: of all classes in turn."""
     data, shown = model.card.data, model.card.data.pixels
-    labels = model.condition([n % data.num_conditions if wanted is None else wanted for n in range(num)])  # type: ignore
+    labels = model.condition([n % max(1, data.num_conditions) if wanted is None else wanted for n in range(num)])  # type: ignore
     start = perf_counter()
     x = model.sample(labels, steps=steps, w=w, seed=seed, batch_size=num)
     seconds = perf_counter() - start

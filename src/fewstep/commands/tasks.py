@@ -285,6 +285,8 @@ def condition(model: "Model", typed: int | str | None, given: "LoadedImages", op
     """
     data, count = model.card.data, len(given.images)
     classes = f"0..{data.num_classes - 1}"
+    if data.state is not None:
+        raise ValueError(f"this is a policy: {data.name} has actions given states, and no images to edit")
     if data.text is not None:
         if not isinstance(typed, str):
             raise ValueError(f"this model takes prompts: give {'--prompt' if option == '--label' else option} TEXT")
@@ -317,7 +319,8 @@ def requested_conditions(model: "Model", label: int | None, prompts: list[str], 
     if model.card.data.text is not None and label is None:
         raise ValueError("this model takes prompts: give --prompt 'a photograph of a temple'")
     model.require_no_images()
-    return [number % model.card.data.num_conditions if label is None else label for number in range(num)]
+    # No class of a model that takes states is one, and `Model.condition` says so.
+    return [number % max(1, model.card.data.num_conditions) if label is None else label for number in range(num)]
 
 
 def chosen_w(model: "Model", w: float | None) -> float:

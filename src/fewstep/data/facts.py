@@ -62,11 +62,12 @@ class DegradedFacts:
 class DataFacts:
     """The facts of one data set.
 
-    `shape` is (channels, height, width) for images and latents and (dim,) for points; labels run from 0 to
-    num_classes - 1, or are embeddings of prompts where there is `text`, or images of the data's shape where there is
-    `degraded` (num_classes is then 0); `low` and `high` bound the values a network sees, -1 and 1 for images. With `styles` a label is of a class and a style, or of a class of
-    any style, and num_classes is the number of all labels. `labels` is None where they are the data's own; "none", or
-    the digest of those that were made (`data.labels`), where they are others.
+    `shape` is (channels, height, width) for images and latents and (dim,) for points. Labels run from 0 to num_classes
+    - 1; or num_classes is 0 and they are embeddings of prompts where there is `text`, images of the data's shape where
+    there is `degraded`, or states of `state` numbers, given as one token (1, state), of which all zeros are none. `low`
+    and `high` bound the values a network sees, -1 and 1 for images. With `styles` a label is of a class and a style, or
+    of a class of any style, and num_classes is the number of all labels. `labels` is None where they are the data's
+    own; "none", or the digest of those that were made (`data.labels`), where they are others.
     """
 
     name: str
@@ -79,6 +80,14 @@ class DataFacts:
     styles: Styles | None = None
     labels: str | None = None
     degraded: DegradedFacts | None = None
+    state: int | None = None
+
+    @property
+    def embedding(self) -> tuple[int, int] | None:
+        """(tokens, features) of a condition that is an embedding of a prompt or a state; None where it is another."""
+        if self.text is not None:
+            return self.text.tokens, self.text.features
+        return None if self.state is None else (1, self.state)
 
     @property
     def title(self) -> str:

@@ -47,7 +47,9 @@ def require_classes(facts: DataFacts) -> None:
         ValueError: they are no classes.
     """
     if not facts.num_classes:
-        kind, method = ("prompts", "lcm") if facts.degraded is None else ("degraded images", "noise_aware_judge")
+        kind, method = "states" if facts.text is None else "prompts", "lcm"
+        if facts.degraded is not None:
+            kind, method = "degraded images", "noise_aware_judge"
         raise ValueError(
             f"training without data draws classes, and {facts.name} has {kind}, which nobody can draw; use a method "
             f"that trains on data, like stage={method}"

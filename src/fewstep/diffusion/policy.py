@@ -8,7 +8,9 @@ another z and a time t below, by Bayes' rule,
 which is a mixture again: the quotient is a Gaussian in x of precision snr_t - snr_source, so no network is needed.
 """
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -24,8 +26,40 @@ Components = Float[Tensor, "batch components *shape"]
 PerLocation = Float[Tensor, "batch components 1 *locations"]
 
 
+class PolicyBase(ABC):
+    """What is said once at a source (z, log-SNR) and gives a prediction at every later z.
+
+    Attributes:
+        substeps: of the way along it, where nobody says how many.
+    """
+
+    substeps: ClassVar[int] = SUBSTEPS
+    z: Images
+    log_snr: Batch
+
+    @abstractmethod
+    def at(self, z: Images, log_snr: Batch) -> Prediction:
+        """The prediction at a z whose log-SNR is not below the source's."""
+
+    def follow(self, log_snr_end: Batch, start: tuple[Images, Batch] | None = None, steps: int | None = None) -> Images:
+        """z at the end of the way along the policy, from its source or from a later start (z, log-SNR).
+
+        `steps` steps (`substeps` where None) of equal angle h by the midpoint rule, z - 2 sin(h / 2) v at the middle
+        of a DDIM step: exact where x and eps stay the same, else of second order.
+        """
+        z, log_snr = start or (self.z, self.log_snr)
+        steps = steps or self.substeps
+        phi = angle(log_snr.double())
+        half = (phi - angle(log_snr_end.double())) / (2 * steps)
+        for step in range(steps):
+            at, middle = (log_snr_of(phi - (2 * step + number) * half) for number in (0, 1))
+            halfway = self.at(ddim_step(self.at(z, at), middle), middle)
+            z = z - expand(2 * torch.sin(half), z) * halfway.v
+        return z
+
+
 @dataclass(frozen=True)
-class Policy:
+class Policy(PolicyBase):
     """q_source: at each location sum_k weight_k N(x; mean_k, std_k^2).
 
     A location is all of an example but its first axis: a pixel with its channels, or a whole point.
@@ -63,18 +97,3 @@ class Policy:
         log_weights = self.log_weights - 0.5 * (off.shape[2] * spread.log() + seen * square)
         x = (log_weights.softmax(1) * torch.addcmul(self.means, variances * seen, off)).sum(1)
         return interpret("x", x, z=z, log_snr=log_snr)
-
-    def follow(self, log_snr_end: Batch, start: tuple[Images, Batch] | None = None, steps: int = SUBSTEPS) -> Images:
-        """z at the end of the way along the policy, from its source or from a later start (z, log-SNR).
-
-        Steps of equal angle h by the midpoint rule, z - 2 sin(h / 2) v at the middle of a DDIM step: exact where x and
-        eps stay the same, else of second order.
-        """
-        z, log_snr = start or (self.z, self.log_snr)
-        phi = angle(log_snr.double())
-        half = (phi - angle(log_snr_end.double())) / (2 * steps)
-        for step in range(steps):
-            at, middle = (log_snr_of(phi - (2 * step + number) * half) for number in (0, 1))
-            halfway = self.at(ddim_step(self.at(z, at), middle), middle)
-            z = z - expand(2 * torch.sin(half), z) * halfway.v
-        return z

@@ -22,7 +22,7 @@ def shard_module(module: nn.Module, mesh: DeviceMesh) -> None:
     # By default torch keeps the outermost module gathered until a backward pass; a model without one, like an EMA,
     # would not see its updated weights.
     fully_shard(module, mesh=mesh, reshard_after_forward=True)
-    if isinstance(module, Denoiser) and module.components:  # `Denoiser.policy` runs the network outside of `forward`
+    if isinstance(module, Denoiser) and module.gives_policy:  # its network is run outside of `forward`
         register_fsdp_forward_method(module, "run")
 
 

@@ -135,10 +135,10 @@ def evaluate_once(denoise: Denoise, facts: DataFacts, number: int, trainer: Trai
 
 def examples(facts: DataFacts, number: int, device: str) -> Batch:
     """Examples and conditions of the data's shapes."""
-    x, text = torch.zeros(number, *facts.shape, device=device), facts.text
+    x, embedding = torch.zeros(number, *facts.shape, device=device), facts.embedding
     if facts.degraded is not None:
         return Batch(x, x)
-    label = torch.zeros(number, dtype=torch.long) if text is None else torch.zeros(number, text.tokens, text.features)
+    label = torch.zeros(number, dtype=torch.long) if embedding is None else torch.zeros(number, *embedding)
     return Batch(x, label.to(device))
 
 

@@ -80,8 +80,11 @@ class Evaluator:
             return (
                 f"degraded held-out images in turn, {tensor_digest({'images': self.data.conditions(num_images)})[:12]}"
             )
-        if self.facts.text is None:
+        if self.facts.embedding is None:
             return "classes in turn"
+        if self.facts.state is not None:
+            states = self.data.conditions(min(num_images, len(self.reference.images)))
+            return f"held-out states in turn, {tensor_digest({'states': states})[:12]}"
         digest = tensor_digest({"prompts": self.data.conditions(min(num_images, len(self.reference.images)))})[:12]
         clip = "no CLIP" if self.clip is None else f"CLIP {self.clip.digest[:12]}"
         return f"held-out prompts in turn, {digest}; {clip}; {KID_SUBSETS} KID subsets of {KID_SUBSET_SIZE} or all"

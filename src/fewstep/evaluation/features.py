@@ -235,14 +235,30 @@ class MixtureFeatures(FeatureExtractor):
         return images.float(), log_probability.clamp(min=-30).float()
 
 
+class PointFeatures(FeatureExtractor):
+    """Points that are their own features; all are of one class, so that the inception score is 1."""
+
+    batch_size = 4096
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.name, self.digest = f"points of {dim} coordinates", tensor_digest({"dim": torch.tensor(dim)})
+        self.num_features, self.num_classes = dim, None
+        self.eval()
+
+    def forward(self, images: EvaluationImages) -> tuple[Features, Logits]:
+        return images.float(), torch.zeros(len(images), 1, device=images.device)
+
+
 def build_feature_extractor(
     facts: DataFacts, *, mixture: GaussianMixture | None = None, choice: str = "auto"
 ) -> FeatureExtractor:
     """The feature extractor of a data set.
 
-    Points use their `mixture`, digits and patches their own classifiers. All other images need Inception's weight file
-    in the checkpoints folder of the torch hub, where torch-fidelity has it; or, with the choice "patches", they use
-    the patches classifier instead, under a protocol of its own that compares with no other.
+    Points use their `mixture`, or themselves where states are the conditions; digits and patches their own
+    classifiers. All other images need Inception's weight file in the checkpoints folder of the torch hub, where
+    torch-fidelity has it; or, with the choice "patches", they use the patches classifier instead, under a protocol of
+    its own that compares with no other.
 
     Raises:
         ValueError: points without a mixture, no usable weight file, or a choice that is not one of CHOICES.
@@ -250,6 +266,8 @@ def build_feature_extractor(
     if choice not in CHOICES:
         raise ValueError(f"trainer.features must be one of {', '.join(CHOICES)}, got {choice!r}")
     if not facts.is_image:
+        if facts.state is not None:
+            return PointFeatures(facts.shape[0])
         if mixture is None:
             raise ValueError(
                 f"points are evaluated by their exact mixture, and {facts.name} came without one; pass mixture="

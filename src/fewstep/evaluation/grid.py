@@ -153,8 +153,8 @@ def quality_grid(
 
     def evaluate(candidate: Candidate, steps: int, w: Weight, cell: Cell, independent: Tensor | None) -> QualityRow:
         show(candidate, steps, w, cell.images, classes)
-        # Of the data's own classes, which made labels may not be, and degraded images are not.
-        known = net.num_classes if facts.labels is None and facts.degraded is None else None
+        # Of the data's own classes: made labels may be others, and degraded images are none.
+        known = net.num_classes if facts.num_classes and facts.labels is None else None
         figures = figures_of(
             cell.features,
             classes,

@@ -100,6 +100,8 @@ def export(
     if half and format == "onnx":
         raise ValueError("--half goes with --format diffusers or safetensors: times and w would lose digits in ONNX")
     model = load(path, autoencoder=autoencoder, text_encoder=text_encoder)
+    if format != "safetensors" and model.card.data.state is not None:
+        raise ValueError("a policy, whose conditions are states, opens in fewstep alone; use --format safetensors")
     inputs = dict.fromkeys([*model.denoiser.networks_inputs, *model.denoiser.extra_inputs])
     if format != "safetensors" and inputs:
         raise ValueError(

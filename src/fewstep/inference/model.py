@@ -96,6 +96,13 @@ class Model:
                 return wanted
             self.require_no_images()
         words = not isinstance(wanted, Tensor) and any(isinstance(each, str) for each in wanted)
+        if data.state is not None:
+            if not isinstance(wanted, Tensor) or wanted.shape[1:] != data.embedding or not len(wanted):
+                raise ValueError(
+                    f"this model takes states, not labels or prompts: in Python, a tensor of (count, 1, {data.state}); "
+                    "`python train.py stage=evaluate` runs it in closed loop"
+                )
+            return wanted
         if data.text is None:
             try:
                 labels = torch.as_tensor([] if words else wanted)
@@ -117,7 +124,7 @@ class Model:
             assert self.text_encoder is not None
             different = list(dict.fromkeys(prompts))
             return self.text_encoder.encode(different)[[different.index(prompt) for prompt in prompts]]
-        shape = (data.text.tokens, data.text.features)
+        shape = data.embedding
         if not isinstance(wanted, Tensor) or wanted.shape[1:] != shape or not len(wanted):
             raise ValueError(f"this model takes prompts, not labels: give prompts or embeddings {shape}")
         return wanted

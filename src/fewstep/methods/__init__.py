@@ -8,6 +8,7 @@ from fewstep.methods.ddil import DDIL
 from fewstep.methods.dmd2 import DMD2
 from fewstep.methods.dp_dmd import DPDMD
 from fewstep.methods.ect import EasyConsistency
+from fewstep.methods.em_mixture import EMMixture
 from fewstep.methods.encoder import Encoder
 from fewstep.methods.flow_map import FlowMap
 from fewstep.methods.flow_trajectory import FlowTrajectory
@@ -34,6 +35,7 @@ from fewstep.methods.teacher import Teacher
 from fewstep.methods.tract import Tract
 from fewstep.methods.training import Training
 from fewstep.methods.two_guidances import TwoGuidances
+from fewstep.methods.vdd import VDD
 
 __all__ = [
     "ADD",
@@ -45,9 +47,11 @@ __all__ = [
     "PID",
     "RDD",
     "SFDDM",
+    "VDD",
     "Boot",
     "Consistency",
     "ContinuousConsistency",
+    "EMMixture",
     "EasyConsistency",
     "Encoder",
     "FlowMap",

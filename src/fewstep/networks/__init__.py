@@ -2,11 +2,12 @@
 
 from torch import nn
 
+from fewstep.networks.backbones.experts import MixtureOfExperts
 from fewstep.networks.backbones.mlp import ResidualMLP
 from fewstep.networks.denoiser import Denoiser, Frozen, with_guidance_input, with_inputs
 from fewstep.networks.routed import Routed
 
-NETWORKS = ("ResidualMLP", "UNet", "UNet2D", "TextUNet", "DiT", "Routed")
+NETWORKS = ("ResidualMLP", "UNet", "UNet2D", "TextUNet", "DiT", "Routed", "MixtureOfExperts")
 
 
 def network_class(name: str) -> type[nn.Module]:
@@ -17,8 +18,9 @@ def network_class(name: str) -> type[nn.Module]:
     """
     if name not in NETWORKS:
         raise ValueError(f"network must be one of {', '.join(NETWORKS)}, got {name!r}; is the file made by fewstep?")
-    if name in ("ResidualMLP", "Routed"):
-        return ResidualMLP if name == "ResidualMLP" else Routed
+    quick = {"ResidualMLP": ResidualMLP, "Routed": Routed, "MixtureOfExperts": MixtureOfExperts}
+    if name in quick:
+        return quick[name]
     from fewstep.networks.backbones import dit, text_unet, unet, unet2d  # diffusers takes seconds to import
 
     return {"UNet": unet.UNet, "UNet2D": unet2d.UNet2D, "TextUNet": text_unet.TextUNet, "DiT": dit.DiT}[name]
@@ -34,6 +36,7 @@ __all__ = [
     "NETWORKS",
     "Denoiser",
     "Frozen",
+    "MixtureOfExperts",
     "ResidualMLP",
     "Routed",
     "network_class",

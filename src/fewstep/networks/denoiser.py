@@ -6,11 +6,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.forward_ad import unpack_dual
+from torch.nn import functional
 
 from fewstep.diffusion.betas import BetaSchedule
+from fewstep.diffusion.experts import ExpertPolicy, Experts
 from fewstep.diffusion.flow_map import log_snr_of
 from fewstep.diffusion.guidance import Guided, weights_of_both
-from fewstep.diffusion.policy import Policy
+from fewstep.diffusion.policy import Policy, PolicyBase
 from fewstep.diffusion.prediction import (
     KINDS,
     Clipped,
@@ -26,6 +28,7 @@ from fewstep.diffusion.schedule import Batch, Images, expand, network_time, sigm
 from fewstep.networks.inputs import W2, Scalars, W, check_extra
 
 NOISE = 0.1  # in the last layer of a new policy, whose components would else learn the same
+LEAST_STD = 1e-4  # of an expert (VDD)
 EPS_FLOOR = -8.0  # log-SNR, alpha = 0.018
 
 
@@ -35,8 +38,8 @@ class Denoiser(nn.Module):
     The network keeps its constructor's arguments in `arguments`, which is how a model file describes it. `extra` is
     given to networks with extra inputs alone; see `ScalarInputs`.
 
-    A network with `components` gives a policy. Its prediction, like a flow map's, is the one whose DDIM step lands at
-    END where the policy leads: END is an input of the denoiser, though none of the network.
+    A network with `components` or `experts` gives a policy. Its prediction, like a flow map's, is the one whose DDIM
+    step lands at END where the policy leads: END is an input of the denoiser, though none of the network.
 
     Args:
         prediction: how its output reads.
@@ -80,7 +83,7 @@ class Denoiser(nn.Module):
     def extra_inputs(self) -> tuple[str, ...]:
         """The names of the scalar inputs other than time, w and a second w."""
         own = (name for name in self.networks_inputs if name != W2)
-        return (*own, *((END,) if self.components else ()))
+        return (*own, *((END,) if self.gives_policy else ()))
 
     @property
     def networks_inputs(self) -> tuple[str, ...]:
@@ -91,6 +94,16 @@ class Denoiser(nn.Module):
     def components(self) -> int:
         """Gaussians at each location of the policy that the network gives; 0 where it gives a prediction."""
         return int(arguments_of(self.network).get("components", 0))
+
+    @property
+    def experts(self) -> int:
+        """Gaussians of the mixture that the network gives of the condition alone; 0 for every other network."""
+        return int(arguments_of(self.network).get("experts", 0))
+
+    @property
+    def gives_policy(self) -> bool:
+        """Whether one evaluation says all of a segment."""
+        return bool(self.components or self.experts)
 
     def forward(
         self, z: Images, log_snr: Batch, label: Condition, w: Weights | None = None, *, extra: Scalars | None = None
@@ -105,10 +118,12 @@ class Denoiser(nn.Module):
             ValueError: `extra` is not of the network's extra inputs.
         """
         check_extra(extra, self.extra_inputs)
-        if self.components:
+        if self.gives_policy:
             assert extra is not None, "checked above"
             end = log_snr_of(extra[END].double() * torch.pi / 2)
-            landed = self.policy(z, log_snr, label, w).follow(end)
+            mixture = self.mixture(z, label, w) if self.experts else None
+            given: PolicyBase = ExpertPolicy(z, log_snr, mixture) if mixture else self.policy(z, log_snr, label, w)
+            landed = given.follow(end)
             return invert_ddim(z=z, z_next=landed, log_snr=log_snr, log_snr_next=end)
         prediction = self.predict(z, log_snr, label, w if self.has_guidance_input else None, extra)
         self.count(prediction.v)
@@ -120,6 +135,21 @@ class Denoiser(nn.Module):
             return network_time(log_snr)
         timestep = self.native_schedule.timestep(self.known(log_snr).double())
         return timestep / 1000  # float64: 1000 times it is whole again
+
+    def mixture(self, x: Images, label: Condition, w: Weights | None) -> Experts:
+        """The mixture of experts given the condition, of a network with `experts`; of x only the shape counts.
+
+        A deviation, on the diagonal of a factor, is softplus of its output, and at least LEAST_STD.
+        """
+        output = self.run(x, x.new_zeros(len(x)), label, w if self.has_guidance_input else None, None).to(x.dtype)
+        self.count(output)
+        dim = x[0].numel()
+        logits, means, raw = output.split((1, dim, dim * (dim + 1) // 2), dim=2)
+        row, column = torch.tril_indices(dim, dim, device=x.device)
+        entries = torch.where(row == column, functional.softplus(raw) + LEAST_STD, raw)
+        factors = x.new_zeros(*raw.shape[:2], dim, dim)
+        factors[:, :, row, column] = entries
+        return Experts(means, factors, logits[..., 0].log_softmax(1))
 
     def policy(self, z: Images, log_snr: Batch, label: Condition, w: Weights | None) -> Policy:
         """The policy for the segment that begins at z, of a network with `components`.

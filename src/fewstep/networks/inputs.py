@@ -93,6 +93,22 @@ def scalar_inputs(
     return ScalarInputs(guidance_input, extra_inputs, dim=dim, num_features=num_features)
 
 
+def condition_embedding(num_classes: int, features: int, dim: int) -> nn.Module:
+    """The embedding of a condition: of a class or "no class", or of a state of so many features, given as one token.
+
+    Raises:
+        ValueError: both classes and features, or a negative number of features.
+    """
+    if features < 0 or (features and num_classes):
+        raise ValueError(
+            f"a network's condition is a class or a state of at least one feature, got num_classes={num_classes} and "
+            f"features={features}"
+        )
+    if not features:
+        return nn.Embedding(num_classes + 1, dim)
+    return nn.Sequential(nn.Flatten(), nn.Linear(features, dim), nn.SiLU(), nn.Linear(dim, dim))
+
+
 def plain_arguments(values: Mapping[str, Any]) -> dict[str, Any]:
     """A constructor's arguments, its `locals()` before anything else, in plain JSON: what a model file records."""
     return json.loads(json.dumps({name: value for name, value in values.items() if name not in ("self", "__class__")}))

@@ -128,6 +128,8 @@ def build_network(settings: Settings, facts: DataFacts, *, guidance_input: bool 
     given: dict[str, Any] = {"shape": list(facts.shape), "num_classes": facts.num_classes}
     if facts.text is not None:
         given |= {"tokens": facts.text.tokens, "features": facts.text.features}
+    if facts.state is not None:
+        given["features"] = facts.state
     if guidance_input:
         given["guidance_input"] = True
     network = instantiate(model["network"], _convert_="all", **given)

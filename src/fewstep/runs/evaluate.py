@@ -22,6 +22,7 @@ from fewstep.artifacts.model_file import ModelCard, load_model
 from fewstep.artifacts.pictures import picture, save_png
 from fewstep.artifacts.quality_file import QualityRow
 from fewstep.artifacts.run_folder import PROVENANCE, QUALITY
+from fewstep.data.control import ControlData
 from fewstep.diffusion.guidance import Weight, log_snr_interval, weight_in_words
 from fewstep.diffusion.hybrid import FirstSteps
 from fewstep.diffusion.mixture import GaussianMixture
@@ -35,6 +36,7 @@ from fewstep.evaluation.protocol import Protocol
 from fewstep.inference.model import Model
 from fewstep.networks import Frozen
 from fewstep.reports.report import write_report
+from fewstep.runs.rollouts import write_rollouts
 from fewstep.runs.trace import write_traces
 from fewstep.system.files import sha256_of, tensor_digest, write_json
 from fewstep.system.hardware import cpu_name, peak_gpu_memory, peak_memory
@@ -217,6 +219,10 @@ def evaluate(
         write_report(folder)
 
     on_main_process(write)
+    if isinstance(data := evaluator.data, ControlData):
+        labels = labels_of(models)
+        judged = {labels[path]: model for path, model in models.items()}
+        on_main_process(lambda: write_rollouts(judged, plan, data, folder))
     return rows
 
 

@@ -277,5 +277,5 @@ def held_out_examples(settings: Settings, evaluator: Evaluator, most: int = 1000
     """The first held-out examples; of latents, whose held-out part is images, training ones."""
     count = min(most, settings.trainer.max_images or most)
     data = build_data(settings, count, "examples")
-    x, label = data.batch(0) if evaluator.facts.latent or evaluator.facts.text else data.reference()
+    x, label = data.batch(0) if evaluator.facts.latent or evaluator.facts.embedding else data.reference()
     return x[:count], label[:count]

@@ -85,9 +85,15 @@ class DistillationModule(lightning.LightningModule):
         self._recent: deque[StepRecord] = deque(maxlen=CHECK_EVERY)
 
     def list_weights(self) -> None:
-        """Find the trained weights of each role, again once they are sharded: walking the modules takes time."""
+        """Find the trained weights of each role, again once they are sharded: walking the modules takes time.
+
+        A role may be a part of the student, like its gates; what it has, the student's own role has not.
+        """
         beside = {role: [*module.parameters()] for role, module in self.trained.items()}
-        self.weights: dict[str, list[nn.Parameter]] = {STUDENT: self.method.weights(self.student), **beside}
+        others = {weight for weights in beside.values() for weight in weights}
+        self._averaged = self.method.weights(self.student)
+        own = [weight for weight in self._averaged if weight not in others]
+        self.weights: dict[str, list[nn.Parameter]] = {STUDENT: own, **beside}
         for average in self.nets.averages.values():
             average.list_weights()
 
@@ -98,7 +104,8 @@ class DistillationModule(lightning.LightningModule):
         self._template = (deepcopy(self.student).to("meta"),)
         mesh = self.device_mesh["data_parallel"]
         averaged = [average.network for average in self.nets.averages.values()]
-        for module in (self.student, *averaged, *self.trained.values(), *denoisers_in(self.nets.teacher)):
+        # A role that is a part of the student is sharded before the whole.
+        for module in (*self.trained.values(), self.student, *averaged, *denoisers_in(self.nets.teacher)):
             shard_module(module, mesh)
         self.list_weights()
 
@@ -171,7 +178,7 @@ class DistillationModule(lightning.LightningModule):
         super().optimizer_step(*step, **named)
         if STUDENT in moving:
             for average in self.nets.averages.values():
-                average.update(self.weights[STUDENT], self.student_updates)
+                average.update(self._averaged, self.student_updates)
             self.student_updates += 1
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:

@@ -4,15 +4,16 @@ from collections.abc import Sequence
 from math import prod
 
 import torch
-from jaxtyping import Int
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional
 
+from fewstep.diffusion.prediction import Condition
 from fewstep.diffusion.schedule import Images
 from fewstep.networks.inputs import (
     Outputs,
     Scalar,
     Scalars,
+    condition_embedding,
     outputs_of,
     plain_arguments,
     scalar_inputs,
@@ -27,6 +28,7 @@ class ResidualMLP(nn.Module):
     Args:
         shape: shape of one example, (D,) or (C, H, W); flattened inside.
         num_classes: labels are 0..num_classes - 1, and num_classes means "no class".
+        features: of a state that is the condition in the place of a class, where all zeros mean none; see `DataFacts`.
         width, num_blocks, embedding_dim: size; embedding_dim even and at least 4.
         dropout: in [0, 1), inside each block.
         guidance_input, extra_inputs: see `ScalarInputs`. components: of a policy, see `outputs_of`.
@@ -47,6 +49,7 @@ class ResidualMLP(nn.Module):
         guidance_input: bool = False,
         extra_inputs: Sequence[str] = (),
         components: int = 0,
+        features: int = 0,
     ) -> None:
         super().__init__()
         self.arguments = plain_arguments(locals())
@@ -64,7 +67,7 @@ class ResidualMLP(nn.Module):
         self.time = nn.Sequential(
             nn.Linear(embedding_dim, embedding_dim), nn.SiLU(), nn.Linear(embedding_dim, embedding_dim)
         )
-        self.label = nn.Embedding(num_classes + 1, embedding_dim)
+        self.label = condition_embedding(num_classes, features, embedding_dim)
         self.modulation = nn.Linear(embedding_dim, 2 * num_blocks * width)
         self.inward = nn.Linear(prod(shape), width)
         self.norms = nn.ModuleList(nn.LayerNorm(width, elementwise_affine=False) for _ in range(num_blocks))
@@ -74,7 +77,7 @@ class ResidualMLP(nn.Module):
         self.outward = nn.Sequential(nn.LayerNorm(width), zeroed(nn.Linear(width, prod(shape) * self.outputs)))
 
     def forward(
-        self, z: Images, time: Scalar, label: Int[Tensor, "batch"], w: Scalar | None, extra: Scalars | None = None
+        self, z: Images, time: Scalar, label: Condition, w: Scalar | None, extra: Scalars | None = None
     ) -> Outputs:
         features = sinusoid(time, self.embedding_dim)
         if self.guidance_projection is not None:
