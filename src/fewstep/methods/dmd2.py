@@ -35,7 +35,7 @@ class DMD2(FakeScore):
     densities, by which the gradient of the reverse KL becomes that of another `divergence` (f-distill, Xu et al. 2025,
     2502.15681): the move is weighted by `divergence_weight`, of mean 1 in each tenth of t.
 
-    With `guidance_t_max` the schedule is decoupled (Liu et al. 2025, decoupled DMD). The direction of matching has the
+    With `guidance_t_max` the schedule is decoupled (Decoupled DMD, 2025). The direction of matching has the
     teacher at w = 0, at any level; that of guidance, from the teacher at w = 0 to the teacher at w, has a level of its
     own, cleaner than the one that the student predicts from and at most `guidance_t_max`. Each is normalised by itself.
 

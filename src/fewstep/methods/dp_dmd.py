@@ -70,7 +70,8 @@ class DPDMD(DMD2):
     ) -> Prediction:
         """The last prediction of the student's sampling, whose first has no gradient."""
         eps = draws.normal()
-        first, *others = (nets.schedule.log_snr(t).expand(len(eps)) for t in phase.sampling.grid().to(eps.device))
+        times = (torch.full((len(eps),), t, dtype=torch.float64, device=eps.device) for t in self.levels)
+        first, *others = map(nets.schedule.log_snr, times)
         with torch.no_grad():
             prediction = nets.student(eps, first, label, w)
         for log_snr in others:
