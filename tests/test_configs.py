@@ -24,7 +24,7 @@ CONF = ROOT / "conf"
 METHODS = (
     *("progressive", "tract", "consistency", "dmd2", "encoder"),
     *("lcm", "ect", "ict", "scm", "meanflow", "flow_map", "boot", "pid", "freeflow", "single_fold", "sfddm", "ddil"),
-    *("knowledge_distillation", "reflow", "rdd", "o2mkd", "pi_flow"),
+    *("knowledge_distillation", "reflow", "rdd", "o2mkd", "pi_flow", "add", "ladd"),
 )
 TRAINED = ("teacher", "guidance", *METHODS)
 STAGES = ("pipeline", *TRAINED, "evaluate")

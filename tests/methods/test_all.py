@@ -51,6 +51,11 @@ WITHOUT_CLOSED_FORM = (
     "guidance with features",
     "sfddm with features",
     "rdd",
+    "add",
+    "ladd",
+    "progressive with judge",
+    "consistency with judge",
+    "knowledge_distillation with judge",
     "dmd2 with critic",
     "dmd2 at other states",
 )  # of what is trained beside the student
