@@ -263,6 +263,12 @@ def test_bad_judges_are_refused_when_the_method_is_built(changes: dict[str, Any]
         _ = small("progressive", **changes).roles
 
 
+@pytest.mark.parametrize("name", ["sfddm with features", "guidance with features"])
+def test_features_and_a_judge_would_read_the_same_call(name: str) -> None:
+    with pytest.raises(ValueError, match="each read the teacher's latest call"):
+        small(name, judge={"weight": 0.1})
+
+
 def test_methods_that_need_a_judge_say_so() -> None:
     with pytest.raises(ValueError, match=r"stage\.judge must be given"):
         small("ladd", judge=None)
