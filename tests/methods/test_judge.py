@@ -210,7 +210,7 @@ def test_the_judge_is_added_to_the_methods_own_loss_by_its_weight() -> None:
         made = module(small("progressive with judge", judge={"weight": weight}))
         given = batch()
         draws = Draws.begin(given.x, "s", 0)
-        errors.append(made.method.losses(given, made.nets, draws, step=0, phase=made.phase)[STUDENT].error)
+        errors.append(made.method.losses(given, made.nets, draws, step=0, phase=made.phase)[STUDENT].error.detach())
     torch.testing.assert_close(errors[2] - errors[0], 2 * (errors[1] - errors[0]), rtol=1e-4, atol=1e-6)
     assert float((errors[1] - errors[0]).abs().min()) > 0
 
