@@ -291,8 +291,8 @@ def test_a_critic_that_cannot_tell_has_a_loss_of_log_4_and_one_that_can_has_less
     made = module(method_of("dmd2 with critic", critic_weight=0.5, gan_weight=2.0))
     critic = made.trained[CRITIC]
     assert isinstance(critic, Critic)
-    nn.init.zeros_(critic.head[2].weight)
-    nn.init.zeros_(critic.head[2].bias)
+    nn.init.zeros_(critic.heads[0][2].weight)
+    nn.init.zeros_(critic.heads[0][2].bias)
     found = losses_of(made, step)
     torch.testing.assert_close(found[CRITIC].error, torch.full((32,), 0.5 * log(4)))
     if step == 2:  # where the student moves too, and the pull is 0: fake score and teacher are the same

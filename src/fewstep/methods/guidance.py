@@ -53,6 +53,11 @@ class Guidance(StudentSettings, Regression):
             )
         self.guidance(None)
         log_snr_interval(CosineSchedule(), self.guidance_interval)  # refuses what is no interval
+        if self.feature_matching and self.judge is not None:
+            raise ValueError(
+                "stage.feature_matching and stage.judge each read the teacher's latest call, and there is but one; use "
+                "stage.feature_matching=0 or stage.judge=null"
+            )
         for role in self.roles:
             self.training.of_role(role)
 

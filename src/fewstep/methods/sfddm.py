@@ -51,6 +51,11 @@ class SFDDM(GuidedStudentSettings, Regression):
                 "stage.num_steps must be at least 1 and stage.features at least 0, got "
                 f"{self.num_steps} and {self.features}"
             )
+        if self.features and self.judge is not None:
+            raise ValueError(
+                "stage.features and stage.judge each read the teacher's latest call, and there is but one; use "
+                "stage.features=0 or stage.judge=null"
+            )
         for role in self.roles:
             self.training.of_role(role)
 

@@ -62,6 +62,8 @@ def build_method(stage: Mapping[str, Any]) -> Method:
             f"stage.training.roles.{unknown[0]} is of no network that this method trains, which are "
             f"{', '.join(sorted(known))}"
         )
+    for role in made.roles:
+        made.training.of_role(role)  # refuses one without settings
     return made
 
 
