@@ -5,7 +5,8 @@
 The argument is the folder of `python train.py sweeps=methods`, whose students are judged as they are: nothing is
 trained. Each seed has other students and other noise, and ratios to the teacher are of the same seed, w and noise.
 Intervals are Student's over the seeds; of one seed, those of its images. The teacher's samples may come from another
-run, so that speeds are not among the figures: those are in quality.json. What is judged already is kept, so that an interrupted command goes on.
+run, so that speeds are not among the figures: those are in quality.json. What is judged already is kept, so that an
+interrupted command goes on.
 """
 
 import argparse
