@@ -6,8 +6,7 @@ from importlib.metadata import version
 # A compiler of CUDA without a GPU is no news, and torch warns of it in each process.
 logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
 
-from fewstep.inference.base import Base  # noqa: E402
-from fewstep.inference.model import Model, load  # noqa: E402
+from fewstep.inference.model import Base, Model, load  # noqa: E402
 from fewstep.inference.tasks import edit, inpaint, interpolate, transfer  # noqa: E402
 
 __version__ = version("fewstep")

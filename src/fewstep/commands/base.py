@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from fewstep.inference.base import Base
-    from fewstep.inference.model import Model
+    from fewstep.inference.model import Base, Model
 
 BaseFile = Annotated[
     Path | None,
