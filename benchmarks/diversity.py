@@ -4,7 +4,9 @@
 
 The argument is the folder of `python train.py sweeps=methods`, whose students are judged as they are: nothing is
 trained. Each seed has other students and other noise, and ratios to the teacher are of the same seed, w and noise.
-Intervals are Student's over the seeds. What is judged already is kept, so that an interrupted command goes on.
+Intervals are Student's over the seeds; of one seed, those of its images. The teacher's samples may come from another
+run, so that speeds are not among the figures: those are in quality.json. What is judged already is kept, so that an
+interrupted command goes on.
 """
 
 import argparse
@@ -29,7 +31,7 @@ from fewstep.runs.build import data_of
 from fewstep.runs.evaluate import candidates_of, protocol_of, with_ancestors, with_hybrids
 from fewstep.system.files import sha256_of, write_json
 
-FIGURES = ("fid", "recall", "diversity", "vendi", "accuracy", "energy_distance", "energy_floor", "images_per_second")
+FIGURES = ("fid", "recall", "diversity", "vendi", "accuracy", "energy_distance", "energy_floor")
 RATIOS = ("recall", "diversity", "vendi")  # of which those to the teacher's are given too
 
 Row = dict[str, Any]

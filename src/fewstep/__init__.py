@@ -7,8 +7,7 @@ from importlib.metadata import version
 logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
 
 from fewstep.inference.adapters import with_adapters  # noqa: E402
-from fewstep.inference.base import Base  # noqa: E402
-from fewstep.inference.model import Model, load  # noqa: E402
+from fewstep.inference.model import Base, Model, load  # noqa: E402
 from fewstep.inference.super_resolution import upscale  # noqa: E402
 from fewstep.inference.tasks import edit, inpaint, interpolate, transfer  # noqa: E402
 

@@ -14,6 +14,7 @@ from fewstep.data.facts import DataFacts
 from fewstep.diffusion.prediction import Condition
 from fewstep.system.files import atomic_write
 
+FILM_COLUMNS = 8
 VISIBLE = 48  # pixels: images smaller than this are enlarged to about it
 
 
@@ -65,14 +66,13 @@ def picture(images: Tensor, labels: Condition, facts: DataFacts, num_columns: in
     return scatter(images, labels, low=facts.low, high=facts.high, pixels=480)
 
 
-def film(frames: Tensor, labels: Condition, facts: DataFacts, most: int = 8) -> Image.Image:
+def film(frames: Tensor, labels: Condition, facts: DataFacts) -> Image.Image:
     """The images of each step in columns, an image a row; of points a scatter plot a step.
 
     Args:
-        frames: (steps, count, ...), as `picture` takes them.
-        most: columns; of more steps every few, with the first and the last.
+        frames: (steps, count, ...), as `picture` takes them; of many steps those of `shown_steps`.
     """
-    shown = frames[shown_steps(len(frames), most)]
+    shown = frames[shown_steps(len(frames))]
     if facts.is_image:
         return image_grid(shown.transpose(0, 1).flatten(0, 1), len(shown))
     plots = [scatter(points, labels, low=facts.low, high=facts.high) for points in shown]
@@ -82,9 +82,9 @@ def film(frames: Tensor, labels: Condition, facts: DataFacts, most: int = 8) -> 
     return strip
 
 
-def shown_steps(count: int, most: int = 8) -> list[int]:
-    """The steps that `film` shows."""
-    columns = min(count, most)
+def shown_steps(count: int) -> list[int]:
+    """The steps that `film` shows: all, or FILM_COLUMNS at even distances with the first and the last."""
+    columns = min(count, FILM_COLUMNS)
     return [round(number * (count - 1) / max(1, columns - 1)) for number in range(columns)]
 
 

@@ -15,6 +15,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from fewstep.commands import adapt, data, tasks
+from fewstep.commands.base import BaseFile, BaseLevel, BaseSteps, BaseWeight, opened_base
 from fewstep.commands.check import check
 from fewstep.commands.collect import collect
 from fewstep.commands.dashboard import dashboard
@@ -67,19 +68,10 @@ def sample(
         str | None,
         typer.Option(help="deterministic, stochastic, ancestral or renoise; default: the model's own."),
     ] = None,
-    base: Annotated[
-        Path | None,
-        typer.Option(metavar="TEACHER", help="A model that takes the first steps, for the diversity of its samples."),
-    ] = None,
-    base_steps: Annotated[
-        int | None, typer.Option(help="Steps of the base, in place of the first of MODEL's [1].")
-    ] = None,
-    base_w: Annotated[
-        float | None, typer.Option(help="Guidance weight of the base [0, the most diverse: one evaluation a step].")
-    ] = None,
-    base_level: Annotated[
-        int | None, typer.Option(help="Steps of MODEL that those of the base stand in for [1].")
-    ] = None,
+    base: BaseFile = None,
+    base_steps: BaseSteps = None,
+    base_w: BaseWeight = None,
+    base_level: BaseLevel = None,
     adapter: adapt.Adapters = None,
     autoencoder: tasks.AutoencoderFolder = None,
     text_encoder: tasks.TextEncoderFolder = None,
@@ -103,7 +95,7 @@ def sample(
         loaded = fewstep.with_adapters(loaded, [adapt.with_strength(each, 1.0) for each in adapter])
     labels = loaded.condition(requested)
     w = tasks.chosen_w(loaded, w)
-    first = tasks.opened_base(base, base_steps, base_w, base_level)
+    first = opened_base(base, base_steps, base_w, base_level)
     start = time.perf_counter()
     prompts = [str(each) for each in requested] if prompt else None
     if out.suffix == ".npz":

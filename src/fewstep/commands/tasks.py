@@ -11,7 +11,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from fewstep.diffusion.prediction import Condition
-    from fewstep.inference.base import Base
     from fewstep.inference.image_io import LoadedImages
     from fewstep.inference.model import Model
 
@@ -58,27 +57,6 @@ AutoencoderFolder = Annotated[
     typer.Option(help="Folder of a latent model's autoencoder, if it has moved."),
 ]
 TextEncoderFolder = Annotated[Path | None, typer.Option(help="Folder of a text model's encoder, if it has moved.")]
-
-
-def opened_base(file: Path | None, steps: int | None, w: float | None, level: int | None) -> "Base | None":
-    """The base of a sample, None for none; refuses settings of a base that there is not."""
-    given = {"steps": steps, "w": w, "level": level}
-    given = {name: value for name, value in given.items() if value is not None}
-    if file is None:
-        if given:
-            raise ValueError(f"--base-{next(iter(given))} is of a base, and there is none: give --base TEACHER too")
-        return None
-    import fewstep
-
-    return fewstep.Base(opened_model(file, "--base"), **given)
-
-
-def opened_model(path: Path, option: str) -> "Model":
-    """The model file, or the only one of the run folder, that an option names."""
-    import fewstep
-    from fewstep.artifacts.lineage import only_model
-
-    return fewstep.load(only_model(path, option) if path.is_dir() else path)
 
 
 def edit(

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fewstep.commands import tasks
+from fewstep.commands.base import opened_model
 from fewstep.commands.models import OUTPUTS, ModelFile, Outputs
 
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ def beside_teacher(
     own = candidates_of_model(model, model.card.label, plan, None)[0]
     if teacher is None and model.card.sampling.guidance == "two_evaluations":
         return [(own, steps)]
-    models = with_ancestors([path]) if teacher is None else {teacher: tasks.opened_model(teacher, "--teacher")}
+    models = with_ancestors([path]) if teacher is None else {teacher: opened_model(teacher, "--teacher")}
     if other := next((each for each in models.values() if each.card.data != model.card.data), None):
         raise ValueError(f"the teacher must make {model.card.data.name} too, and makes {other.card.data.name}")
     first = candidates_of(models, plan, exact)[0]

@@ -1,7 +1,7 @@
 """DT-visualisation: what a sampler predicts at every step, and how far that is from what it ends with.
 
-A step's predicted x is the image that the model has in mind there (Gandikota & Bau 2025): near the final one as soon as
-the layout is decided, in a student's first step, in about a teacher's first third.
+A step's predicted x is the image that the model has in mind there. Gandikota & Bau 2025 find its layout decided in a
+distilled student's first step, and in about the first third of a teacher's.
 """
 
 from collections.abc import Callable, Sequence

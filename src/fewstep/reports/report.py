@@ -51,7 +51,7 @@ def write_report(run: Path) -> Path:
         )
     reference, models = references(rows), names_in_order(rows)
     colour = charts.colours(models)
-    runs, curves = _runs(provenance), read_curves(run / TRACE)
+    runs = _runs(provenance)
     weights = sorted({row.weight for row in rows})
     found = (seen(run / folder, stage, colour.get(stage, charts.INK)) for folder, stage in runs.items())
     content = {
@@ -77,9 +77,7 @@ def write_report(run: Path) -> Path:
             (w, charts.fid_against_steps([row for row in rows if row.weight == w], reference.get(w), colour))
             for w in weights
         ],
-        "traces": [(curve, _embed(run / FILMS / f"{curve.name}.png", FILM_BYTES // len(curves))) for curve in curves],
-        "trace_colour": colours_of(curves),
-        "trace_charts": [distance_chart(curves, distance) for distance in DISTANCES if curves],
+        **_traces(run),
         "fid_inception": _fid_inception(rows, list(reference.values()), colour),
         "speeds": speed_table(rows),
         "losses": [
@@ -95,6 +93,16 @@ def write_report(run: Path) -> Path:
     }
     write_page(run / REPORT, "report.html", content)
     return run / REPORT
+
+
+def _traces(run: Path) -> dict[str, Any]:
+    """What the page shows of trace.json: each curve with its film, the charts, and the colours in them."""
+    curves = read_curves(run / TRACE)
+    return {
+        "traces": [(curve, _embed(run / FILMS / f"{curve.name}.png", FILM_BYTES // len(curves))) for curve in curves],
+        "trace_charts": [distance_chart(curves, distance) for distance in DISTANCES if curves],
+        "trace_colour": colours_of(curves),
+    }
 
 
 Cell = tuple[str, int, int] | None

@@ -64,9 +64,9 @@ def trace_picture(curves: Sequence[Curve], films: Sequence[Image.Image]) -> Imag
         steps = shown_steps(len(curve.times))
         for column, step in enumerate(steps):
             place = (column + 0.5) / len(steps)
-            axes.text(place, 1.01, f"t = {curve.times[step]:.3g}", transform=axes.transAxes, ha="center", size=7)
+            axes.text(place, 1.01, f"t = {curve.times[step]:.2f}", transform=axes.transAxes, ha="center", size=7)
     for number, distance in enumerate(DISTANCES):
-        axes = figure.add_axes((0.06 + 0.5 * number, BELOW / total, 0.42, CHART / total))
+        axes = figure.add_axes((0.07 + 0.5 * number, BELOW / total, 0.41, CHART / total))
         draw_distances(axes, curves, distance)
         axes.legend(fontsize=7, frameon=False)
     canvas.draw()

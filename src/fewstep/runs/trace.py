@@ -17,7 +17,7 @@ from fewstep.evaluation.trace import Trace, traces_of, with_several_steps
 from fewstep.reports.traces import trace_picture
 from fewstep.system.files import write_json
 from fewstep.tracking.names import TRACE_PICTURE
-from fewstep.tracking.tracker import log_picture
+from fewstep.tracking.tracker import log_picture, trackers
 
 
 def write_traces(
@@ -50,7 +50,8 @@ def write_traces(
     films = films_of(found, labels, evaluator)
     for trace, own in zip(found, films, strict=True):
         save_png(own, folder / FILMS / f"{trace.curve.name}.png")
-    log_picture(loggers, TRACE_PICTURE, trace_picture([trace.curve for trace in found], films), images=0)
+    if any(trackers(loggers)):
+        log_picture(loggers, TRACE_PICTURE, trace_picture([trace.curve for trace in found], films), images=0)
 
 
 def films_of(traces: Sequence[Trace], labels: Condition, evaluator: Evaluator) -> list[Image.Image]:
