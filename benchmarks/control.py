@@ -3,9 +3,10 @@
     python benchmarks/control.py --teacher T --guided G --student MODEL-8 --student MODEL-4 --student MODEL-1 \
         --adapters outputs/control --out benchmarks/results/control_digits.json --picture docs/control.png
 
-Adapters are trained where they are missing below --adapters, by the defaults of `fewstep adapt train`. The effect is
-what a figure of the samples changes by from strength 0, with the same noise: slant as measured on the images, the class as the shipped classifier's probability. Its interval is over seeds of
-sampling, not over trainings. Every model is sampled at w = 1.
+Adapters that are missing below --adapters are trained, by the defaults of `fewstep adapt train`; those that are there
+are measured as they are, and a row says how many images its adapter has seen. The effect is what a figure of samples
+changes by from strength 0, with the same noise: slant as measured on the images, the class as the shipped classifier's
+probability. Its interval is over seeds of sampling, not over trainings. Every model is sampled at w = 1.
 """
 
 from collections.abc import Callable
