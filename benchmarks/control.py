@@ -69,12 +69,11 @@ def from_to(model: Model) -> Lesson:
     return concept(model, FROM, TO, [], eta=1.0, seed=0)
 
 
-ALL, TEACHER, STUDENT_4, STUDENT_1 = tuple(range(10)), 0, 3, 4
+ALL, TEACHER, STUDENT_1 = tuple(range(10)), 0, 4
 CONTROLS = (
     Control("slant", TEACHER, along("slant"), ALL, (1.0, -1.0), slant),
     Control(f"{FROM} to {TO}", TEACHER, from_to, (FROM,), (1.0,), lambda x: probability(x, TO)),
     Control(f"{FROM} to {TO}", STUDENT_1, from_to, (FROM,), (1.0,), lambda x: probability(x, TO)),
-    Control(f"{FROM} to {TO}", STUDENT_4, from_to, (FROM,), (1.0,), lambda x: probability(x, TO)),
 )
 
 
