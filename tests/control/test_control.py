@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, inject_adapter_in_model
-from running import Commands, files_below
+from running import ROOT, Commands, files_below
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -431,3 +431,12 @@ def test_an_interrupted_training_goes_on_to_the_same_adapter(
     assert train(halves) == 0
     assert seen == [*range(8)]
     assert whole.read_bytes() == halves.read_bytes()
+
+
+def test_the_published_table_is_that_of_the_results() -> None:
+    rows = json.loads((ROOT / "benchmarks/results/control_digits.json").read_text())["rows"]
+    cells = {f"{row['effect']:.3f} ({row['low']:.3f} to {row['high']:.3f})" for row in rows}
+    table = (ROOT / "docs/control.md").read_text().partition("<!-- table")[2].partition("<!-- end -->")[0]
+    published = [cell for line in table.splitlines() for cell in line.split(" | ")[1:] if "(" in cell]
+    assert len(published) == len(rows)
+    assert {cell.removesuffix(" |") for cell in published} == cells

@@ -18,7 +18,7 @@ from fewstep.inference.model import Model
 from fewstep.methods.training import Training
 from fewstep.runs.build import data_of
 
-NUM_SAMPLES = 1024  # of the model, at which a concept is learnt
+NUM_SAMPLES = 2048  # of the model, at which a concept is learnt
 MOST_IMAGES = 10_000  # of a data set, for an attribute
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from fewstep.artifacts.adapter_file import AdapterCard, save_adapter_file
+from fewstep.artifacts.run_folder import DAMAGED, LAST, PREVIOUS
 from fewstep.control.examples import Examples
 from fewstep.control.lessons import Lesson
 from fewstep.inference.model import Model
@@ -19,7 +20,7 @@ from fewstep.networks import Frozen
 from fewstep.networks.adapter import adapter_tensors, with_adapter
 from fewstep.networks.low_rank import set_strength
 from fewstep.runs.build import guidance_of
-from fewstep.system.files import remove, sha256_of, tensor_digest
+from fewstep.system.files import sha256_of, tensor_digest
 from fewstep.system.seeds import reseed, seed_for
 from fewstep.training.loop import fit, quiet_lightning
 from fewstep.training.module import DistillationModule
@@ -120,7 +121,10 @@ def train_adapter(model: Model, path: Path, lesson: Lesson, plan: AdapterPlan, o
     fit(module, data, folder, trainer_settings(), parent_sha256=card.base_sha256, loggers=[], watchers=[])
     set_strength(student, 1.0)
     save_adapter_file(out, adapter_tensors(student), card)
-    remove(folder)
+    for name in (LAST, PREVIOUS, DAMAGED):
+        (folder / name).unlink(missing_ok=True)
+    if not any(folder.iterdir()):  # else it holds something of the user's
+        folder.rmdir()
     return card
 
 
