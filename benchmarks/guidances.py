@@ -23,6 +23,14 @@ from fewstep.data.digits_styled import STYLES
 from fewstep.evaluation.images import evaluation_tensor
 from fewstep.system.files import write_json
 
+COMMANDS = (
+    "python train.py dataset=digits_styled stage=teacher",
+    "python train.py dataset=digits_styled stage=two_guidances stage.training.images=250000",
+    "python train.py dataset=digits_styled stage=evaluate stage.num_images=600 stage.teacher_steps=[16] "
+    "stage.guided_steps=[16] stage.models=[STUDENT]",
+    "python benchmarks/guidances.py EVALUATION --student STUDENT --picture docs/guidances.png --out "
+    "benchmarks/results/guidances_digits.json",
+)
 FIGURES = ("fid", "accuracy", "style_accuracy", "recall", "diversity", "same_noise_rmse")
 WEIGHTS, DIGITS, STEPS, MARGIN = (0.0, 1.0, 2.0), (0, 2, 3, 5, 8), 16, 18  # of the picture; pixels
 
@@ -84,7 +92,7 @@ def main(
     write_json(
         out,
         {
-            "command": "see docs/guidances.md",
+            "commands": COMMANDS,
             "machine": machine(),
             "protocol": json.loads((evaluations[0] / "provenance.json").read_text())["protocol"],
             "cells": [*cells.values()],

@@ -24,7 +24,7 @@ CONF = ROOT / "conf"
 METHODS = (
     *("progressive", "tract", "consistency", "dmd2", "encoder"),
     *("lcm", "ect", "ict", "scm", "meanflow", "flow_map", "boot", "pid", "freeflow", "single_fold", "sfddm", "ddil"),
-    *("knowledge_distillation", "reflow", "rdd", "o2mkd", "pi_flow"),
+    *("knowledge_distillation", "reflow", "rdd", "o2mkd", "pi_flow", "two_guidances"),
 )
 TRAINED = ("teacher", "guidance", *METHODS)
 STAGES = ("pipeline", *TRAINED, "evaluate")
@@ -148,7 +148,8 @@ def test_help_shows_the_methods(commands: Commands):
 
 @pytest.mark.parametrize("recipe", options("recipe"))
 def test_a_recipe_is_taken_by_its_stage_and_by_the_pipeline(recipe):
-    dataset, stage = recipe.split("_")
+    dataset = max((name for name in options("dataset") if recipe.startswith(f"{name}_")), key=len)
+    stage = recipe.removeprefix(f"{dataset}_")
     with_recipe = config_of(f"dataset={dataset}", f"stage={stage}")
     without = config_of(f"dataset={dataset}", f"stage={stage}", "~recipe")
     assert with_recipe.stage != without.stage
