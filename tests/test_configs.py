@@ -25,7 +25,7 @@ METHODS = (
     *("progressive", "tract", "consistency", "dmd2", "encoder"),
     *("lcm", "ect", "ict", "scm", "meanflow", "flow_map", "boot", "pid", "freeflow", "single_fold", "sfddm", "ddil"),
     *("knowledge_distillation", "reflow", "rdd", "o2mkd", "pi_flow", "dp_dmd", "sid", "add", "ladd"),
-    *("flow_trajectory", "noise_aware_judge", "vdd", "em_mixture"),
+    *("flow_trajectory", "noise_aware_judge", "vdd", "em_mixture", "two_guidances"),
 )
 TRAINED = ("teacher", "guidance", *METHODS)
 STAGES = ("pipeline", *TRAINED, "evaluate")

@@ -271,7 +271,7 @@ def test_a_missing_fact_is_refused(path: Path, key: str) -> None:
         ("network", "UNet", "channels|unexpected keyword"),
         ("format", 3, "another version of fewstep"),
         ("prediction", "score", "one of x, eps, v, got 'score'"),
-        ("sampling.guidance", "outside", "one of two_evaluations, input, none"),
+        ("sampling.guidance", "outside", "one of two_evaluations, three_evaluations, input, none"),
         ("sampling.guidance", "two_evaluations", "others have none"),
         ("sampling.sampler", "euler", "one of deterministic, stochastic"),
         ("sampling.direction", "sideways", "one of decode, encode"),

@@ -44,3 +44,17 @@ def test_the_table_of_students_at_the_teachers_cost_is_that_of_its_leaderboard()
         for w, ratio in zip((0.0, 1.0, 2.0, 4.0), ratios, strict=True):
             own = [cells[model, int(steps), w][f"fid_ratio{end}"] for end in ("", "_low", "_high")]
             assert ratio == "{:.2f} ({:.2f} to {:.2f})".format(*own), (model, w)
+
+
+def test_the_table_of_two_guidances_is_that_of_its_figures() -> None:
+    cells = json.loads((ROOT / "benchmarks/results/guidances_digits.json").read_text())["cells"]
+    found = {(cell["w"], cell["w2"], cell["stage"]): cell for cell in cells if cell.get("teacher_share", 1.0) == 1}
+    rows = re.findall(r"^\| ([012]) \| ([012]) \| (.+) \|$", (ROOT / "docs/guidances.md").read_text(), re.MULTILINE)
+    assert len(rows) == 9
+    for w, w2, figures in rows:
+        both = [found[float(w), float(w2), stage] for stage in ("teacher", "two_guidances")]
+        half = [(high - low) / 2 for low, high in (cell["fid_interval"] for cell in both)]
+        expected = [f"{cell['fid']:.2f} ± {own:.2f}" for cell, own in zip(both, half, strict=True)]
+        expected += [f"{100 * cell[name]:.1f} %" for name in ("accuracy", "style_accuracy") for cell in both]
+        expected += [f"{cell['recall']:.2f}" for cell in both] + [f"{both[1]['same_noise_rmse']:.3f}"]
+        assert figures.split(" | ") == expected, (w, w2)
