@@ -26,6 +26,12 @@ def check_settings(settings: list[str] | None) -> list[str] | None:
     return settings
 
 
+def check_suffix(out: Path, suffix: str) -> None:
+    """Raise a ValueError if --out is a file of another kind."""
+    if out.suffix != suffix:
+        raise ValueError(f"--out must end in {suffix}, got {out}")
+
+
 DataSettings = Annotated[
     list[str] | None,
     typer.Argument(
@@ -51,8 +57,7 @@ def check(
     Example: fewstep data check imagefolder size=32 --root ~/birds --out birds.png
     """
     picture_file = out or Path(f"{name}.png")
-    if picture_file.suffix != ".png":
-        raise ValueError(f"--out must end in .png, got {picture_file}")
+    check_suffix(picture_file, ".png")
     from fewstep.artifacts.pictures import picture, save_png
     from fewstep.evaluation.images import evaluation_tensor
     from fewstep.runs.build import data_of
@@ -94,8 +99,7 @@ def label(
     from fewstep.runs.build import data_of
     from fewstep.system.files import sha256_of
 
-    if out.suffix != ".safetensors":
-        raise ValueError(f"--out must end in .safetensors, got {out}")
+    check_suffix(out, ".safetensors")
     source = pixels_of(data_of(name, settings or [], batch_size=batch_size), "fewstep data label")
     if not 2 <= clusters <= len(source.labels) or images < max(batch_size, clusters):
         raise ValueError(
@@ -121,8 +125,8 @@ def label(
     )
     save_labels(out, about, found)
     save_clusters(out.with_suffix(".png"), source, found[TRAINING])
-    sizes = found[TRAINING].bincount(minlength=clusters)
-    typer.echo(f"{out}: {clusters} clusters of {int(sizes.min())} to {int(sizes.max())} images, by {about.by}")
+    least, *_, most = sorted(found[TRAINING].bincount(minlength=clusters).tolist())
+    typer.echo(f"{out}: {clusters} clusters of {least} to {most} images, by {about.by}")
     if source.facts.num_classes > 1:
         for split, own in ((TRAINING, source.labels), (HELD_OUT, source.reference().label)):
             purity, information = agreement(found[split], own)
