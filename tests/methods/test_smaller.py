@@ -30,7 +30,14 @@ TEACHERS = {
         **IMAGES, config={"num_layers": 4, "num_attention_heads": 2, "attention_head_dim": 4}, guidance_dim=8
     ),
 }
+ATTENDING = {
+    "dit": TEACHERS["dit"],
+    "attending": lambda: UNet(
+        **IMAGES, channels=[8, 16], num_blocks=1, attention=[False, True], head_dim=8, norm_groups=4, guidance_dim=8
+    ),
+}
 CHANGES = {
+    "attending": {"channels": [8], "attention": [True]},
     "mlp": {"width": 8, "num_blocks": 1},
     "unet": {"channels": [8], "attention": [False]},
     "dit": {"config": {"num_layers": 2, "num_attention_heads": 1}},
@@ -44,7 +51,7 @@ def guided_of(teacher: Denoiser, changes: dict) -> Denoiser:
 
 def teacher_of(kind: str) -> Denoiser:
     torch.manual_seed(0)
-    network = TEACHERS[kind]()
+    network = {**TEACHERS, **ATTENDING}[kind]()
     for parameter in network.parameters():  # what is zero at first would hide mistakes
         parameter.data.add_(0.1 * torch.randn(parameter.shape))
     return Denoiser(network)
@@ -198,12 +205,15 @@ def test_unet2d_has_a_middle():
     assert isinstance(middle(network), nn.Module)
 
 
-@pytest.mark.parametrize("kind", ["unet", "dit"])
+NEAREST = {"dit": "transformer.transformer_blocks.2.attn1", "attending": "unet.down_blocks.1.attentions.0"}
+
+
+@pytest.mark.parametrize("kind", ATTENDING)
 def test_attention_is_what_its_last_layer_gives(kind):
     """Of a U-Net, whose layer adds its input itself, as of a DiT: by a hook of this test on the layer inside."""
     teacher = teacher_of(kind)
     watched = MiddleAttention(teacher)
-    layer = next(each for each in middle(teacher.network).modules() if hasattr(each, "to_q"))
+    layer = teacher.network.get_submodule(NEAREST[kind])
     seen: list[Any] = []
     layer.get_submodule("to_out.0").register_forward_hook(lambda module, inputs, output: seen.append(output))
     x, label = batch_for(teacher)
@@ -214,7 +224,7 @@ def test_attention_is_what_its_last_layer_gives(kind):
     torch.testing.assert_close(found.flatten(1, -2), seen[0], atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("kind", ["unet", "dit"])
+@pytest.mark.parametrize("kind", ATTENDING)
 def test_attention_is_matched_beside_features_each_by_its_own_projection(kind):
     teacher = teacher_of(kind)
     student, weights = guided_of(teacher, CHANGES[kind]), {"feature_matching": 0.5, "attention_matching": 2.0}
@@ -223,8 +233,8 @@ def test_attention_is_matched_beside_features_each_by_its_own_projection(kind):
     assert made.method.roles == ("student", PROJECTION, ATTENTION)
     found = losses_of(made, batch_for(teacher))
     found[ATTENTION].error.mean().backward()
-    attends = next(each for each in middle(student.network).modules() if hasattr(each, "to_q"))
-    gradient = attends.get_parameter("to_q.weight").grad
+    attends = {"dit": NEAREST["dit"].replace("2", "1"), "attending": "unet.down_blocks.0.attentions.0"}[kind]
+    gradient = student.network.get_submodule(attends).get_parameter("to_q.weight").grad
     assert gradient is not None
     assert gradient.abs().max() > 0
     matching = made.nets.trained[ATTENTION]
@@ -235,7 +245,7 @@ def test_attention_is_matched_beside_features_each_by_its_own_projection(kind):
 
 def test_attention_that_is_not_there_or_does_not_compare_is_one_line():
     mlp = teacher_of("mlp")
-    with pytest.raises(ValueError, match=r"attention_matching .* ResidualMLP does not .* use 0"):
+    with pytest.raises(ValueError, match=r"ResidualMLP has none; use attention_matching=0"):
         FeatureMatching.between(guided_of(mlp, {}), Guided(Frozen(mlp), 3), "a", ATTENTION)
     dit = teacher_of("dit")
     coarse = guided_of(dit, {"config": {"patch_size": 4}})

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from fewstep.data.batches import ImagesInMemory
+    from fewstep.data.make_labels import Assign, Features
 
 app = typer.Typer(no_args_is_help=True, help="Look at data sets, and label them.")
 COLUMNS, SHOWN = 8, 64
@@ -23,6 +24,12 @@ def check_settings(settings: list[str] | None) -> list[str] | None:
         if "=" not in setting:
             raise ValueError(f"settings must be KEY=VALUE, like size=32, got {setting!r}")
     return settings
+
+
+def check_suffix(out: Path, suffix: str) -> None:
+    """Raise a ValueError if --out is a file of another kind."""
+    if out.suffix != suffix:
+        raise ValueError(f"--out must end in {suffix}, got {out}")
 
 
 DataSettings = Annotated[
@@ -50,8 +57,7 @@ def check(
     Example: fewstep data check imagefolder size=32 --root ~/birds --out birds.png
     """
     picture_file = out or Path(f"{name}.png")
-    if picture_file.suffix != ".png":
-        raise ValueError(f"--out must end in .png, got {picture_file}")
+    check_suffix(picture_file, ".png")
     from fewstep.artifacts.pictures import picture, save_png
     from fewstep.evaluation.images import evaluation_tensor
     from fewstep.runs.build import data_of
@@ -85,17 +91,15 @@ def label(
     Example: fewstep data label digits outputs/digits/teacher/TIME --clusters 10 --out data/labels.safetensors
     """
     import torch
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from fewstep.artifacts.model_file import load_model
     from fewstep.data.batches import source_digest
     from fewstep.data.labels import HELD_OUT, OWN, TRAINING, LabelCard, pixels_of, save_labels
-    from fewstep.data.make_labels import SHARE, Features, agreement, kmeans_of, labels_of, prototypes_of
+    from fewstep.data.make_labels import SHARE, Features, agreement, kmeans_of, labels_of
     from fewstep.runs.build import data_of
     from fewstep.system.files import sha256_of
 
-    if out.suffix != ".safetensors":
-        raise ValueError(f"--out must end in .safetensors, got {out}")
+    check_suffix(out, ".safetensors")
     source = pixels_of(data_of(name, settings or [], batch_size=batch_size), "fewstep data label")
     if not 2 <= clusters <= len(source.labels) or images < max(batch_size, clusters):
         raise ValueError(
@@ -106,14 +110,8 @@ def label(
     if (card.data.name, card.data.shape) != (source.facts.name, source.facts.shape):
         raise ValueError(f"{model} makes {card.data.name} {card.data.shape}, and {name} is {source.facts.shape}")
     features = Features.of(denoiser, f"{seed}/labels", "cuda" if torch.cuda.is_available() else "cpu")
-    if kmeans:
-        assign = kmeans_of(source, features, clusters, images)
-    else:
-        columns = (TextColumn("prototypes"), BarColumn(), MofNCompleteColumn(), TextColumn("images"))
-        with Progress(*columns, TimeRemainingColumn()) as progress:
-            task = progress.add_task("", total=images // batch_size * batch_size)
-            assign = prototypes_of(source, features, clusters, images, lambda count: progress.advance(task, count))
-    found = labels_of(source, features, assign)
+    make = kmeans_of if kmeans else prototypes_with_progress
+    found = labels_of(source, features, make(source, features, clusters, images))
     about = LabelCard(
         data=source.facts.name,
         source=source_digest(source),
@@ -127,12 +125,24 @@ def label(
     )
     save_labels(out, about, found)
     save_clusters(out.with_suffix(".png"), source, found[TRAINING])
-    sizes = found[TRAINING].bincount(minlength=clusters)
-    typer.echo(f"{out}: {clusters} clusters of {int(sizes.min())} to {int(sizes.max())} images, by {about.by}")
+    least, *_, most = sorted(found[TRAINING].bincount(minlength=clusters).tolist())
+    typer.echo(f"{out}: {clusters} clusters of {least} to {most} images, by {about.by}")
     if source.facts.num_classes > 1:
         for split, own in ((TRAINING, source.labels), (HELD_OUT, source.reference().label)):
             purity, information = agreement(found[split], own)
             typer.echo(f"{split.replace('_', ' ')}, beside its own labels: purity {purity:.3f}, NMI {information:.3f}")
+
+
+def prototypes_with_progress(source: "ImagesInMemory", features: "Features", clusters: int, images: int) -> "Assign":
+    """`prototypes_of`, showing how far it is."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from fewstep.data.make_labels import prototypes_of
+
+    columns = (TextColumn("prototypes"), BarColumn(), MofNCompleteColumn(), TextColumn("images"))
+    with Progress(*columns, TimeRemainingColumn()) as progress:
+        task = progress.add_task("", total=images // source.batch_size * source.batch_size)
+        return prototypes_of(source, features, clusters, images, lambda count: progress.advance(task, count))
 
 
 def save_clusters(path: Path, source: "ImagesInMemory", labels: "Tensor") -> None:

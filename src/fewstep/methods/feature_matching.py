@@ -23,7 +23,7 @@ WATCHED: dict[str, type[MiddleFeatures]] = {PROJECTION: MiddleFeatures, ATTENTIO
 class FeatureMatching(nn.Module):
     """Error of the student's features: |P f_student - f_teacher|^2 / |f_teacher|^2, P a matrix learned beside it.
 
-    The features are those of the middle, or what the self-attention there adds to them, which Lee et al. 2023
+    The features are those of the middle, or what the self-attention nearest to it adds, which Lee et al. 2023
     (2312.04005) found to be worth the most in distilling smaller U-Nets. Of a guided teacher, which is called on a
     doubled batch, the conditional half counts. P acts on channels and is no part of the model.
     """

@@ -24,8 +24,8 @@ class Guidance(StudentSettings, Regression):
     Args:
         w_min, w_max, w_draw, w_values: see `GuidanceRange`.
         guidance_interval: (low, high), the times t between which the teacher is guided; None is all of them.
-        feature_matching, attention_matching: weights of the errors of the student's features and attention in the
-            middle of the network, see `FeatureMatching`; 0 is none.
+        feature_matching, attention_matching: weights of the errors of the student's features in the middle and
+            of the attention nearest to it, see `FeatureMatching`; 0 is none.
         The rest: see `Method` and `StudentSettings`.
 
     Raises:

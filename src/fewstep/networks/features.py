@@ -61,18 +61,22 @@ class BlockFeatures(MiddleFeatures):
 
 
 class MiddleAttention(MiddleFeatures):
-    """What the first self-attention in the middle of a denoiser's network adds to its input.
+    """What the self-attention nearest to the middle of a denoiser's network adds to its input.
+
+    It is the first one in the middle; of a U-Net without one there the last one on the way down.
 
     Raises:
-        ValueError: the network does not attend there.
+        ValueError: the network does not attend.
     """
 
     def _watch(self, denoiser: Denoiser) -> None:
-        layers = [each for each in middle(denoiser.network).modules() if hasattr(each, "to_q")]  # diffusers' Attention
+        network = denoiser.network
+        down = network.get_submodule("unet.down_blocks") if hasattr(network, "unet") else nn.ModuleList()
+        layers = [*attention_in(middle(network)), *reversed(attention_in(down))]
         if not layers:
             raise ValueError(
-                f"attention_matching needs a network that attends in its middle, and {type(denoiser.network).__name__} "
-                "does not as it is; use 0, or another model="
+                f"attention_matching needs a network with attention, and this {type(network).__name__} has none; use "
+                "attention_matching=0, or another model="
             )
         layers[0].register_forward_hook(self._keep)
 
@@ -110,6 +114,11 @@ def require_one_network(denoiser: Denoiser) -> None:
         raise ValueError(
             "features must be of one network, and this model has several; leave them out, or use another parent"
         )
+
+
+def attention_in(module: nn.Module) -> list[nn.Module]:
+    """diffusers' layers of attention inside a module, in their order."""
+    return [each for each in module.modules() if hasattr(each, "to_q")]
 
 
 @torch.no_grad()
