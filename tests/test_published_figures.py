@@ -44,3 +44,20 @@ def test_the_table_of_students_at_the_teachers_cost_is_that_of_its_leaderboard()
         for w, ratio in zip((0.0, 1.0, 2.0, 4.0), ratios, strict=True):
             own = [cells[model, int(steps), w][f"fid_ratio{end}"] for end in ("", "_low", "_high")]
             assert ratio == "{:.2f} ({:.2f} to {:.2f})".format(*own), (model, w)
+
+
+def test_the_table_of_super_resolution_is_that_of_its_benchmark() -> None:
+    rows = json.loads((ROOT / "benchmarks/results/super_resolution.json").read_text())["rows"]
+    text = (ROOT / "docs/super_resolution.md").read_text()
+    shown = re.findall(
+        r"^\| x(\d) \| (\w+) \| (\d+) \| ([^|]+) \| ([^|]+) \| ([^|]+) \| ([^|]+) \| ([\d.]+) \|$", text, re.M
+    )
+    assert len(shown) == len(rows)
+    for row, (scale, model, steps, *figures, milliseconds) in zip(rows, shown, strict=True):
+        assert (row["scale"], row["model"], row["steps"]) == (int(scale), model, int(steps))
+        for (name, digits), figure in zip(
+            {"psnr": 2, "ssim": 3, "feature_distance": 3, "fid": 2}.items(), figures, strict=True
+        ):
+            low, high = row["intervals"][name]
+            assert figure == f"{row[name]:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})", (model, steps, name)
+        assert milliseconds == f"{row['ms_cpu']:.1f}"
