@@ -58,3 +58,20 @@ def test_the_table_of_two_guidances_is_that_of_its_figures() -> None:
         expected += [f"{100 * cell[name]:.1f} %" for name in ("accuracy", "style_accuracy") for cell in both]
         expected += [f"{cell['recall']:.2f}" for cell in both] + [f"{both[1]['same_noise_rmse']:.3f}"]
         assert figures.split(" | ") == expected, (w, w2)
+
+
+def test_the_table_of_super_resolution_is_that_of_its_benchmark() -> None:
+    rows = json.loads((ROOT / "benchmarks/results/super_resolution.json").read_text())["rows"]
+    text = (ROOT / "docs/super_resolution.md").read_text()
+    shown = re.findall(
+        r"^\| x(\d) \| (\w+) \| (\d+) \| ([^|]+) \| ([^|]+) \| ([^|]+) \| ([^|]+) \| ([\d.]+) \|$", text, re.M
+    )
+    assert len(shown) == len(rows)
+    for row, (scale, model, steps, *figures, milliseconds) in zip(rows, shown, strict=True):
+        assert (row["scale"], row["model"], row["steps"]) == (int(scale), model, int(steps))
+        for (name, digits), figure in zip(
+            {"psnr": 2, "ssim": 3, "feature_distance": 3, "fid": 2}.items(), figures, strict=True
+        ):
+            low, high = row["intervals"][name]
+            assert figure == f"{row[name]:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})", (model, steps, name)
+        assert milliseconds == f"{row['ms_cpu']:.1f}"
