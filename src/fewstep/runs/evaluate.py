@@ -218,11 +218,11 @@ def evaluate(
         log_quality(loggers, rows)
         write_report(folder)
 
-    on_main_process(write)
-    if isinstance(data := evaluator.data, ControlData):
-        labels = labels_of(models)
-        judged = {labels[path]: model for path, model in models.items()}
+    if isinstance(data := evaluator.data, ControlData):  # before the report, which says that a run is finished
+        names = labels_of(models)
+        judged = [(names[path], model) for path, model in models.items()]
         on_main_process(lambda: write_rollouts(judged, plan, data, folder))
+    on_main_process(write)
     return rows
 
 

@@ -1,6 +1,6 @@
 """Evaluate models in closed loop, where their data have a task: policies.json, and a picture of the paths."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from fewstep.artifacts.paths_picture import PathsPanel, paths_picture
@@ -13,17 +13,18 @@ from fewstep.inference.model import Model
 from fewstep.system.files import write_json
 
 
-def write_rollouts(models: Mapping[str, Model], plan: EvaluationPlan, data: ControlData, folder: Path) -> None:
+def write_rollouts(models: Sequence[tuple[str, Model]], plan: EvaluationPlan, data: ControlData, folder: Path) -> None:
     """Run each model at its numbers of steps and the plan's w, from the same starts; the expert beside them.
 
     Args:
-        models: by their label. plan: of the grid, whose steps, w and seed count.
+        models: with their labels; they are moved to the CPU, where the simulator is.
+        plan: of the grid, whose steps, w and seed count.
     """
     expert = data.expert(plan.seed)
     found = [(policy_row(expert, data.num_ways, model="expert", seed=plan.seed), expert)]
-    for label, model in models.items():
+    for label, model in models:
         if not model.card.encodes:
-            found += rollouts_of(label, model, plan, data)
+            found += rollouts_of(label, model.to("cpu"), plan, data)
     write_json(folder / POLICIES, [row.as_dict() for row, _ in found])
     panels = [PathsPanel(title(row), episodes.paths, episodes.success, episodes.way) for row, episodes in found]
     save_png(paths_picture(panels, data.discs), folder / PATHS)
