@@ -192,9 +192,3 @@ def test_distribution_matching_of_two_levels_matches_what_both_make_together(gui
     model = learnt("dmd2", guided, 400, rate=1e-3, levels=[1.0, 0.5], fake_updates=3)
     both = (renoised(1.0), renoised(1.0, 0.5))
     assert distance(*both, model=model) < 0.6 * distance(*both, model=guided)
-
-
-def test_distribution_matching_level_by_level_matches_each(guided: Denoiser) -> None:
-    model = learnt("dmd2", guided, 400, rate=1e-3, levels=[1.0, 0.5], fake_updates=3, fake_sees_level=True)
-    for sampling in (renoised(1.0), renoised(1.0, 0.5)):
-        assert distance(sampling, model=model) < 0.6 * distance(sampling, model=guided)
