@@ -81,7 +81,7 @@ def test_hybrids_stand_behind_students_of_two_steps_or_more() -> None:
     found = with_hybrids([teacher, guided, student, renoising, one], plan)
     assert [(each.name, each.steps) for each in found if each.first] == [("tract + base", (4,)), ("lcm + base", (4, 2))]
     assert [each.name for each in found if not each.first] == ["teacher", "guided", "tract", "lcm", "pid"]
-    hybrid = found[4]
+    hybrid = found[5]
     assert (hybrid.nfe(4), hybrid.nfe(2), student.nfe(4), teacher.nfe(64)) == (6, 4, 4, 128)
     strong = with_hybrids([teacher, student], replace(plan, base_w=1.0))[2]
     assert strong.nfe(4) == 9
