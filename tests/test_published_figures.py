@@ -21,7 +21,7 @@ def test_the_readmes_table_is_that_of_the_leaderboard() -> None:
 def test_the_table_of_all_methods_is_that_of_the_leaderboard() -> None:
     board = json.loads((ROOT / "benchmarks/results/leaderboard_digits.json").read_text())
     cells = {(cell["model"], cell["steps"], cell["w"]): cell for cell in board["cells"]}
-    text = (ROOT / "docs/methods.md").read_text().partition("## Leaderboard")[2]
+    text = (ROOT / "docs/methods.md").read_text().partition("## Leaderboard\n")[2].partition("## Leaderboard of")[0]
     rows = re.findall(r"^\| `?([\w ]+?)`? \| (\d+) \| ([\d.]+) \| ([\d.±| ]+) \|$", text, re.MULTILINE)
     assert {model for model, *_ in rows} >= {*board["swept"]["method"]}
     for name, steps, ratio, figures in rows:
@@ -75,3 +75,20 @@ def test_the_table_of_super_resolution_is_that_of_its_benchmark() -> None:
             low, high = row["intervals"][name]
             assert figure == f"{row[name]:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})", (model, steps, name)
         assert milliseconds == f"{row['ms_cpu']:.1f}"
+
+
+def test_the_table_of_the_mixture_is_that_of_its_leaderboard() -> None:
+    board = json.loads((ROOT / "benchmarks/results/leaderboard_mixture.json").read_text())
+    cells = {(cell["model"], cell["steps"]): cell for cell in board["cells"] if cell["w"] == "mean"}
+    text = (ROOT / "docs/methods.md").read_text().partition("## Leaderboard of the exact mixture")[2]
+    rows = re.findall(r"^\| `?([\w ]+?)`? \| (\d+) \| ([^|]+) \| ([^|]+) \| ([^|]+) \|$", text, re.MULTILINE)
+    assert {model for model, *_ in rows} >= {*board["swept"]["method"]}
+    for name, steps, *figures in rows:
+        cell = cells[{"guided teacher": "teacher", "guided student": "guided"}.get(name, name), int(steps)]
+        half = (cell["exact_rmse_high"] - cell["exact_rmse_low"]) / 2
+        progressive = cells.get(("progressive", int(steps)))
+        assert figures == [
+            f"{cell['exact_rmse']:.3f} ± {half:.3f}",
+            "–" if progressive is None else f"{cell['exact_rmse'] / progressive['exact_rmse']:.2f}",
+            f"{1000 * (cell['energy_distance'] - cell['energy_floor']):.1f}",
+        ], (name, steps)
