@@ -26,9 +26,11 @@ from fewstep.artifacts.quality_file import read_rows
 from fewstep.artifacts.run_folder import QUALITY
 from fewstep.evaluation.candidate import Candidate
 from fewstep.evaluation.evaluator import Evaluator
-from fewstep.evaluation.grid import EvaluationPlan, quality_grid
+from fewstep.evaluation.grid import quality_grid
+from fewstep.evaluation.plan import EvaluationPlan
 from fewstep.runs.build import data_of
-from fewstep.runs.evaluate import candidates_of, protocol_of, with_ancestors, with_hybrids
+from fewstep.runs.candidates import candidates_of, with_hybrids
+from fewstep.runs.evaluate import protocol_of, with_ancestors
 from fewstep.system.files import sha256_of, write_json
 
 FIGURES = ("fid", "recall", "diversity", "vendi", "accuracy", "energy_distance", "energy_floor")

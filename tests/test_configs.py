@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from running import ROOT, Commands, config_of
 
 from fewstep.diffusion.schedule import CosineSchedule
-from fewstep.evaluation.grid import EvaluationPlan
+from fewstep.evaluation.plan import EvaluationPlan
 from fewstep.methods import Training
 from fewstep.runs.build import build_method
 from fewstep.runs.config import Settings

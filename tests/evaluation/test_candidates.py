@@ -12,11 +12,11 @@ from fewstep.diffusion.betas import BetaSchedule
 from fewstep.diffusion.guidance import Guided
 from fewstep.diffusion.sampling import Sampling
 from fewstep.diffusion.schedule import CosineSchedule
-from fewstep.evaluation.grid import EvaluationPlan
+from fewstep.evaluation.plan import EvaluationPlan
 from fewstep.inference.model import Model
 from fewstep.networks import Denoiser
 from fewstep.networks.backbones.mlp import ResidualMLP
-from fewstep.runs.evaluate import candidates_of, labels_of, with_hybrids
+from fewstep.runs.candidates import candidates_of, labels_of, with_hybrids
 
 FACTS = DataFacts(name="points", shape=(2,), num_classes=3, low=-2.0, high=2.0)
 PLAN = EvaluationPlan(num_images=4, w=(1.0,), baselines=())

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fewstep.commands.models import OUTPUTS, ModelFile, Outputs
-from fewstep.commands.tasks import AutoencoderFolder, Label, Prompt, TextEncoderFolder, condition, one_of
+from fewstep.commands.requests import one_of
+from fewstep.commands.tasks import AutoencoderFolder, Label, Prompt, TextEncoderFolder, condition
 
 if TYPE_CHECKING:
     from fewstep import Model

@@ -15,7 +15,6 @@ from typing import Annotated, NoReturn
 import typer
 
 from fewstep.commands import adapt, data, tasks
-from fewstep.commands.base import BaseFile, BaseLevel, BaseSteps, BaseWeight, opened_base
 from fewstep.commands.check import check
 from fewstep.commands.collect import collect
 from fewstep.commands.dashboard import dashboard
@@ -24,6 +23,7 @@ from fewstep.commands.latents import latents
 from fewstep.commands.methods import methods
 from fewstep.commands.models import OUTPUTS, ModelFile, Outputs
 from fewstep.commands.play import play
+from fewstep.commands.sample import sample
 from fewstep.commands.trace import trace
 from fewstep.commands.upscale import upscale
 from fewstep.commands.wandb_sweep import wandb_sweep
@@ -45,73 +45,7 @@ app = typer.Typer(
 )
 
 
-@app.command()
-def sample(
-    model: ModelFile,
-    out: tasks.Out,
-    steps: tasks.Steps = None,
-    w: tasks.Weight = None,
-    w2: Annotated[
-        float | None,
-        typer.Option(help="Guidance weight of the style, of a model with one for class and style; default: --w."),
-    ] = None,
-    label: Annotated[int | None, typer.Option(help="Class of every image; default: all classes in turn.")] = None,
-    style: Annotated[
-        int | None, typer.Option(help="Style of every image, for data with styles; default: any, or all in turn.")
-    ] = None,
-    prompt: Annotated[
-        list[str] | None, typer.Option(help="What a model of text shall make; repeat for several, taken in turn.")
-    ] = None,
-    num: Annotated[int, typer.Option(help="Number of images.")] = 64,
-    seed: Annotated[int, typer.Option(help="Image i depends on (seed, i) alone.")] = 0,
-    sampler: Annotated[
-        str | None,
-        typer.Option(help="deterministic, stochastic, ancestral or renoise; default: the model's own."),
-    ] = None,
-    base: BaseFile = None,
-    base_steps: BaseSteps = None,
-    base_w: BaseWeight = None,
-    base_level: BaseLevel = None,
-    adapter: adapt.Adapters = None,
-    autoencoder: tasks.AutoencoderFolder = None,
-    text_encoder: tasks.TextEncoderFolder = None,
-    outputs: Outputs = OUTPUTS,
-) -> None:
-    """Draw images; with --base, diversity distillation: the first steps by another model, the rest by this one.
-
-    Example: fewstep sample outputs/digits/progressive/TIME/model-4.safetensors --w 2 --label 3 --out threes.png
-    """
-    if num < 1:
-        raise ValueError(f"--num must be at least 1, got {num}")
-    import time
-
-    import fewstep
-    from fewstep.commands.images import save_batches, save_images
-
-    loaded = fewstep.load(model, autoencoder=autoencoder, text_encoder=text_encoder)
-    label = tasks.label_of(loaded, label, style)
-    requested = tasks.requested_conditions(loaded, label, prompt or [], num)
-    if adapter:
-        loaded = fewstep.with_adapters(loaded, [adapt.with_strength(each, 1.0) for each in adapter])
-    labels = loaded.condition(requested)
-    w = tasks.chosen_w(loaded, w)
-    first = opened_base(base, base_steps, base_w, base_level)
-    start = time.perf_counter()
-    prompts = [str(each) for each in requested] if prompt else None
-    if out.suffix == ".npz":
-        batches = loaded.batches(labels, steps=steps, w=w, w2=w2, seed=seed, sampler=sampler, base=first)
-        save_batches(batches, num, loaded.card.data.pixels, out, labels=prompts or labels.tolist())
-        seconds = time.perf_counter() - start
-    else:
-        x = loaded.sample(labels, steps=steps, w=w, w2=w2, seed=seed, sampler=sampler, base=first)
-        seconds = time.perf_counter() - start
-        save_images(x, labels, loaded.card.data.pixels, out, prompts=prompts)
-    used = loaded.default_steps if steps is None else steps
-    words = f"{used - (first.level if first else 0)} steps of {loaded.evaluations_per_step} evaluation(s)"
-    if first is not None:
-        own = f"{first.steps} step(s) of the base, {first.first_steps.evaluations} evaluation(s) at w = {first.w:g}"
-        words = f"{own}, then {words}"
-    typer.echo(f"{out}: {num} images, {words}, {tasks.guidance_words(loaded, w, w2)}, {num / seconds:,.0f} images/s")
+app.command()(sample)
 
 
 @app.command()
@@ -132,7 +66,7 @@ def evaluate(
     import fewstep
     from fewstep.data.digits import DigitsData
     from fewstep.evaluation.evaluator import Evaluator
-    from fewstep.evaluation.grid import EvaluationPlan
+    from fewstep.evaluation.plan import EvaluationPlan
     from fewstep.runs.evaluate import evaluate as evaluate_models
 
     card = fewstep.load(model).card
@@ -184,7 +118,8 @@ def info(model: ModelFile, outputs: Outputs = OUTPUTS) -> None:
     typer.echo(json.dumps(about, indent=2))
 
 
-OF_MODELS = (tasks.edit, tasks.inpaint, tasks.transfer, tasks.interpolate, trace, check, export, latents, play, upscale)
+TASKS = (tasks.edit, tasks.inpaint, tasks.transfer, tasks.interpolate, upscale)
+OF_MODELS = (*TASKS, trace, check, export, latents, play)
 OF_RUNS = (methods, collect, wandb_sweep, dashboard)
 for command in (*OF_MODELS, *OF_RUNS):
     app.command()(command)

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fewstep.commands import requests
 from fewstep.commands.models import OUTPUTS, ModelFile, Outputs
 
 if TYPE_CHECKING:
@@ -85,8 +86,8 @@ def edit(
     from fewstep.diffusion.edit import steps_for
 
     loaded, given = opened(model, images, autoencoder, text_encoder)
-    wanted = condition(loaded, one_of(label, prompt), given, "--label")
-    w = chosen_w(loaded, w)
+    wanted = condition(loaded, requests.one_of(label, prompt), given, "--label")
+    w = requests.chosen_w(loaded, w)
     x = fewstep.edit(loaded, given.images, wanted, strength=strength, steps=steps, w=w, seed=seed)
     taken = steps_for(strength, loaded.card.sampling.grid(loaded.default_steps if steps is None else steps))
     write(x, wanted, loaded, w, f"{taken} x {loaded.evaluations_per_step}", out)
@@ -121,8 +122,8 @@ def inpaint(
 
     loaded, given = opened(model, images, autoencoder, text_encoder)
     missing = read_mask(mask, given.sizes, loaded.card.data.pixels)
-    wanted = condition(loaded, one_of(label, prompt), given, "--label")
-    w = chosen_w(loaded, w)
+    wanted = condition(loaded, requests.one_of(label, prompt), given, "--label")
+    w = requests.chosen_w(loaded, w)
     x = fewstep.inpaint(loaded, given.images, missing, wanted, steps=steps, w=w, seed=seed)
     taken = loaded.default_steps if steps is None else steps
     write(x, wanted, loaded, w, f"{taken} x {loaded.evaluations_per_step}", out)
@@ -156,7 +157,7 @@ def transfer(
 
     loaded, given = opened(model, images, autoencoder, text_encoder)
     wanted = condition(loaded, target, given, "--to")
-    w = chosen_w(loaded, w)
+    w = requests.chosen_w(loaded, w)
     x = fewstep.transfer(
         loaded,
         given.images,
@@ -209,7 +210,7 @@ def interpolate(
     start_is = condition(loaded, source, given, "--from")
     other = target if target is not None or end.labels is not None else source
     end_is = condition(loaded, other, end, "--to")
-    w = chosen_w(loaded, w)
+    w = requests.chosen_w(loaded, w)
     x = fewstep.interpolate(
         loaded,
         given.images,
@@ -248,13 +249,6 @@ def encoder_of(path: Path | None, model: "Model") -> "Model | None":
     return path and fewstep.load(path, autoencoder=model.autoencoder_folder, text_encoder=model.text_encoder_folder)
 
 
-def one_of(label: int | None, prompt: str | None) -> int | str | None:
-    """The label or the prompt, whichever was typed; raises a ValueError for both."""
-    if label is not None and prompt is not None:
-        raise ValueError(f"--label and --prompt exclude each other, got {label} and {prompt!r}")
-    return label if prompt is None else prompt
-
-
 def condition(model: "Model", typed: int | str | None, given: "LoadedImages", option: str) -> "Condition":
     """One condition for each image: the class or prompt that was typed, or the labels of the images' file.
 
@@ -279,7 +273,7 @@ def condition(model: "Model", typed: int | str | None, given: "LoadedImages", op
         number = int(typed)
     except ValueError:
         raise ValueError(f"{option} must be a class {classes} of {data.name}, got {typed!r}") from None
-    return model.condition([styled_label(model, number)] * count)
+    return model.condition([requests.styled_label(model, number)] * count)
 
 
 def both_ways(model: "Model", encoder: "Model | None", steps: int | None, encode_steps: int | None) -> str:
@@ -288,63 +282,6 @@ def both_ways(model: "Model", encoder: "Model | None", steps: int | None, encode
     there = encoding.default_steps if encode_steps is None else encode_steps
     back = model.default_steps if steps is None else steps
     return f"{there} x {encoding.evaluations_per_step} + {back} x {model.evaluations_per_step}"
-
-
-def requested_conditions(model: "Model", label: int | None, prompts: list[str], num: int) -> list[int] | list[str]:
-    """`num` classes or prompts, in turn; refuses a label and prompts, and neither for a model of text."""
-    if prompts and one_of(label, prompts[0]):
-        return [prompts[number % len(prompts)] for number in range(num)]
-    if model.card.data.text is not None and label is None:
-        raise ValueError("this model takes prompts: give --prompt 'a photograph of a temple'")
-    model.require_no_images()
-    # No class of a model that takes states is one, and `Model.condition` says so.
-    return [number % max(1, model.card.data.num_conditions) if label is None else label for number in range(num)]
-
-
-def chosen_w(model: "Model", w: float | None) -> float:
-    """The guidance weight that was typed, or the model's default; refused for a model without guidance."""
-    if w is not None and model.card.sampling.guidance == "none":
-        raise ValueError(f"this model was made without guidance and takes no w, got --w {w:g}; leave it out")
-    return model.default_w if w is None else w
-
-
-def label_of(model: "Model", label: int | None, style: int | None) -> int | None:
-    """The label of the class and the style that were typed; None where no class was.
-
-    Raises:
-        ValueError: a style without a class, or see `styled_label`.
-    """
-    if label is not None:
-        return styled_label(model, label, style)
-    if style is not None:
-        raise ValueError(f"--style needs --label NUMBER, the class, got style {style} alone")
-    return None
-
-
-def styled_label(model: "Model", number: int, style: int | None = None) -> int:
-    """The label of a class and a style, of any style where none is given; the class itself for data without styles.
-
-    Raises:
-        ValueError: a style for data without styles, or a class or a style that there is not.
-    """
-    data, styles = model.card.data, model.card.data.styles
-    if styles is None:
-        if style is not None:
-            raise ValueError(f"--style is of data with styles, and {data.name} has none, got {style}")
-        return number
-    if not 0 <= number < styles.num_classes:
-        raise ValueError(f"the class must be in 0..{styles.num_classes - 1} for {data.name}, got {number}")
-    if style is not None and not 0 <= style < styles.num_styles:
-        raise ValueError(f"the style must be in 0..{styles.num_styles - 1} for {data.name}, got {style}")
-    return number + styles.num_classes * (styles.num_styles if style is None else style)
-
-
-def guidance_words(model: "Model", w: float, w2: float | None = None) -> str:
-    """The guidance of samples, in both conventions."""
-    if model.card.has_two_weights:
-        second = w if w2 is None else w2
-        return f"w = {w:g} of the class and {second:g} of the style (scales {1 + w:g} and {1 + second:g})"
-    return "no guidance" if model.card.sampling.guidance == "none" else f"w = {w:g} (guidance_scale {1 + w:g})"
 
 
 def write(
@@ -360,4 +297,4 @@ def write(
     from fewstep.commands.images import save_images
 
     save_images(x, wanted, model.card.data.pixels, out, columns=columns)
-    typer.echo(f"{out}: {len(x)} images, {evaluations} evaluations each, {guidance_words(model, w)}")
+    typer.echo(f"{out}: {len(x)} images, {evaluations} evaluations each, {requests.guidance_words(model, w)}")

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fewstep.commands import tasks
+from fewstep.commands import requests, tasks
 from fewstep.commands.base import opened_model
 from fewstep.commands.models import OUTPUTS, ModelFile, Outputs
 
@@ -56,10 +56,10 @@ def trace(
     from fewstep.runs.build import data_of
 
     loaded = fewstep.load(model)
-    facts, w = loaded.card.data, tasks.chosen_w(loaded, w)
+    facts, w = loaded.card.data, requests.chosen_w(loaded, w)
     steps = loaded.default_steps if steps is None else steps
     loaded.check_request(steps, w)
-    requested = tasks.requested_conditions(loaded, label, prompt or [], num)
+    requested = requests.requested_conditions(loaded, label, prompt or [], num)
     condition = loaded.condition(requested)
     exact = None if facts.is_image else data_of(facts.name, [], 1).exact
     asked = beside_teacher(model, loaded, teacher, steps, teacher_steps, exact)
@@ -88,8 +88,9 @@ def beside_teacher(
     Raises:
         ValueError: there is no teacher, or it makes other data, or an ancestor is gone or changed.
     """
-    from fewstep.evaluation.grid import EvaluationPlan
-    from fewstep.runs.evaluate import candidates_of, candidates_of_model, with_ancestors
+    from fewstep.evaluation.plan import EvaluationPlan
+    from fewstep.runs.candidates import candidates_of, candidates_of_model
+    from fewstep.runs.evaluate import with_ancestors
 
     plan = EvaluationPlan(teacher_steps=(teacher_steps,), guided_steps=(steps,), baselines=())
     own = candidates_of_model(model, model.card.label, plan, None)[0]

@@ -22,13 +22,14 @@ from fewstep.estimate.trial import Trial, seconds_per_evaluation, seconds_per_ju
 from fewstep.evaluation.candidate import Candidate
 from fewstep.evaluation.evaluator import Evaluator
 from fewstep.evaluation.features import INCEPTION_WEIGHTS
-from fewstep.evaluation.grid import EvaluationPlan
+from fewstep.evaluation.plan import EvaluationPlan
 from fewstep.inference.model import Model
 from fewstep.methods.base import Method, Phase
 from fewstep.networks.memory import denoisers_in
 from fewstep.runs.build import build_evaluator, build_plan, evaluation_budget, phase_training
+from fewstep.runs.candidates import candidates_of
 from fewstep.runs.config import EVALUATE, EXACT, PIPELINE, Settings
-from fewstep.runs.evaluate import candidates_of, check_models, with_ancestors
+from fewstep.runs.evaluate import check_models, with_ancestors
 from fewstep.runs.pairs import Making
 from fewstep.runs.parent import find_parent, method_of, open_evaluator
 from fewstep.runs.pipeline import Chain, accepts, check_pipeline, models_to_judge, more_models, trained_stages

@@ -1,9 +1,8 @@
 """The grid of quality over steps and w: teacher and students from the same noise, under one protocol."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
-from itertools import chain, product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +15,7 @@ from fewstep.data.facts import DataFacts
 from fewstep.diffusion.guidance import Guided, GuidedTwice, Weight, shared_weight
 from fewstep.diffusion.mixture import GaussianMixture
 from fewstep.diffusion.prediction import Condition
-from fewstep.diffusion.sampler import BEGINS_AT_IMAGE, SAMPLERS, TOLD_THE_END, integrate, sample
+from fewstep.diffusion.sampler import SAMPLERS, integrate, sample
 from fewstep.diffusion.sampling import require_styles
 from fewstep.diffusion.schedule import Schedule
 from fewstep.diffusion.styles import Styles
@@ -28,7 +27,8 @@ from fewstep.evaluation.features import FeatureExtractor
 from fewstep.evaluation.images import EvaluationImages, evaluation_tensor
 from fewstep.evaluation.intervals import Interval, interval, rms_influence, share_interval
 from fewstep.evaluation.kept import kept
-from fewstep.evaluation.metrics import figures_of
+from fewstep.evaluation.metrics import Figures, figures_of
+from fewstep.evaluation.plan import EvaluationPlan
 from fewstep.evaluation.protocol import Protocol
 from fewstep.evaluation.restoration import restoration_figures
 from fewstep.evaluation.statistics import Features, ReferenceStatistics
@@ -37,68 +37,6 @@ from fewstep.system.seeds import fresh_noise, seed_for, starting_noise
 
 EXACT_STEPS = 256  # of the Runge-Kutta integrator, whose error is then below 1e-6
 INDEPENDENT_STEPS = 64  # where only the distribution counts: its root mean squared error is below 1e-5
-
-
-@dataclass(frozen=True)
-class EvaluationPlan:
-    """The settings of a grid.
-
-    Args:
-        num_images: per cell. w: guidance weights.
-        w2: of models with a weight for the class and one for the style: w is of the class, these are of the style, and
-            each is combined with each; empty for all others.
-        teacher_steps: same_noise_rmse compares with the first. guided_steps: of the guided student.
-        baselines: other samplers of both at `baseline_steps`, of SOLVERS or SAMPLERS (dpmsolver++, unipc, ancestral).
-        batch_size: images sampled at a time. seed: of the starting noise.
-        base_steps: of the teacher, in place of the first step of each few-step student of two steps or more, which is
-            then judged so too, as "NAME + base"; 0: not. base_w: the teacher's guidance weight in them.
-        trace_images: whose predicted x is drawn at every step, beside its distance to the final image; 0: none.
-
-    Raises:
-        ValueError: an empty list, or a value outside its range.
-    """
-
-    num_images: int = 2000
-    w: tuple[float, ...] = (0.0, 1.0, 2.0, 4.0)
-    teacher_steps: tuple[int, ...] = (64, 16, 8, 4, 2, 1)
-    guided_steps: tuple[int, ...] = (64, 16, 8, 4, 2, 1)
-    baselines: tuple[str, ...] = ("dpmsolver++", "unipc")
-    baseline_steps: tuple[int, ...] = (8, 4, 2, 1)
-    batch_size: int = 500
-    seed: int = 0
-    base_steps: int = 0
-    base_w: float = 0.0
-    trace_images: int = 8
-    w2: tuple[float, ...] = ()
-
-    def __post_init__(self) -> None:
-        if self.num_images < 1 or self.batch_size < 1:
-            raise ValueError(
-                f"evaluation needs num_images and batch_size of at least 1, got {self.num_images} and {self.batch_size}"
-            )
-        if not self.w or not all(0 <= w < float("inf") for w in (*self.w, *self.w2)):
-            given = " and ".join(f"[{', '.join(f'{w:g}' for w in own)}]" for own in (self.w, self.w2) if own)
-            raise ValueError(f"evaluation needs guidance weights w >= 0, got {given or []}")
-        steps = (self.teacher_steps, self.guided_steps, self.baseline_steps)
-        if not self.teacher_steps or min(*chain(*steps), 1) < 1:
-            raise ValueError(f"evaluation needs steps of at least 1, got {' and '.join(str(list(s)) for s in steps)}")
-        if min(self.base_steps, self.trace_images) < 0 or not 0 <= self.base_w < float("inf"):
-            given = f"{self.base_steps}, {self.base_w:g} and {self.trace_images}"
-            raise ValueError(f"evaluation needs base_steps, base_w and trace_images of at least 0, got {given}")
-        of_students = ("deterministic", *TOLD_THE_END, *BEGINS_AT_IMAGE)
-        allowed = [*(name for name in SAMPLERS if name not in of_students), *SOLVERS]
-        if unknown := [name for name in self.baselines if name not in allowed]:
-            raise ValueError(f"evaluation's baselines must be of {', '.join(allowed)}, got {unknown[0]!r}")
-
-    @property
-    def weights(self) -> tuple[Weight, ...]:
-        """The weights of the grid, one or two for each of its cells."""
-        return tuple(product(self.w, self.w2)) if self.w2 else self.w
-
-    @property
-    def no_guidance(self) -> Weight:
-        """The weight of a model that is not guided."""
-        return (0.0, 0.0) if self.w2 else 0.0
 
 
 Show = Callable[[Candidate, int, Weight, EvaluationImages, Int[Tensor, "count"]], None]
@@ -140,12 +78,8 @@ def quality_grid(
     Raises:
         ValueError: fewer images than processes.
     """
-    if plan.num_images < world_size():
-        raise ValueError(
-            f"each process makes a share of the images, got num_images={plan.num_images} for {world_size()} of them"
-        )
     classes = torch.zeros(len(labels), dtype=torch.long) if labels.is_floating_point() else labels
-    share = CellSampler(plan, facts, labels, device, partial(kept, folder, protocol.id))
+    share = CellSampler(plan, facts, labels, device, partial(kept, folder, protocol.id))  # refuses too few images
 
     def extract(x: Tensor) -> tuple[EvaluationImages, Features]:
         images = evaluation_tensor(decode(x.to(device)).cpu(), facts.pixels)
@@ -153,16 +87,7 @@ def quality_grid(
 
     def evaluate(candidate: Candidate, steps: int, w: Weight, cell: Cell, independent: Tensor | None) -> QualityRow:
         show(candidate, steps, w, cell.images, classes)
-        # Of the data's own classes: made labels may be others, and degraded images are none.
-        known = net.num_classes if facts.num_classes and facts.labels is None else None
-        figures = figures_of(
-            cell.features,
-            classes,
-            reference_statistics,
-            known,
-            classes=facts.styles and facts.styles.class_of(classes),
-            kid=facts.text is not None,
-        )
+        figures = figures_within(facts, net, cell.features, classes, reference_statistics)
         intervals = dict(figures.intervals)
         row = asdict(figures) | style_figures(cell.images, classes, facts.styles, measured_styles, intervals)
         restored = {} if originals is None else restoration_figures(cell.images, originals)
@@ -194,6 +119,25 @@ class Cell(NamedTuple):
     features: Features
     errors: Mapping[str, Float[Tensor, "count"]]
     seconds: float
+
+
+def figures_within(
+    facts: DataFacts,
+    net: FeatureExtractor,
+    features: Features,
+    classes: Int[Tensor, "count"],
+    reference: ReferenceStatistics,
+) -> Figures:
+    """The figures of samples against the reference, by the conditions that the data have."""
+    return figures_of(
+        features,
+        classes,
+        reference,
+        # Of the data's own classes: made labels may be others, and degraded images are none.
+        net.num_classes if facts.num_classes and facts.labels is None else None,
+        classes=facts.styles and facts.styles.class_of(classes),
+        kid=facts.text is not None,
+    )
 
 
 def style_figures(
@@ -266,11 +210,18 @@ class CellSampler:
 
     Args:
         keep: key, draw -> samples, seconds; see `kept`.
+
+    Raises:
+        ValueError: fewer images than processes.
     """
 
     def __init__(
         self, plan: EvaluationPlan, facts: DataFacts, labels: Condition, device: torch.device | str, keep: Keep
     ) -> None:
+        if plan.num_images < world_size():
+            raise ValueError(
+                f"each process makes a share of the images, got num_images={plan.num_images} for {world_size()} of them"
+            )
         self.plan, self.facts, self.device, self.keep = plan, facts, device, keep
         share = local_slice(plan.num_images)
         self.start, count = share.start, share.stop - share.start

@@ -100,19 +100,8 @@ def export(
     if half and format == "onnx":
         raise ValueError("--half goes with --format diffusers or safetensors: times and w would lose digits in ONNX")
     model = load(path, autoencoder=autoencoder, text_encoder=text_encoder)
-    if format != "safetensors" and model.card.data.state is not None:
-        raise ValueError("a policy, whose conditions are states, opens in fewstep alone; use --format safetensors")
-    inputs = dict.fromkeys([*model.denoiser.networks_inputs, *model.denoiser.extra_inputs])
-    if format != "safetensors" and inputs:
-        raise ValueError(
-            f"a network with inputs beside w ({', '.join(inputs)}) opens in fewstep alone; use --format safetensors"
-        )
-    if format != "safetensors" and model.card.data.degraded is not None:
-        raise ValueError("a model that restores images opens in fewstep alone; use --format safetensors")
-    if format != "safetensors" and isinstance(model.denoiser.network, Routed):
-        raise ValueError(
-            "several networks, of which each has its times or classes, open in fewstep alone; use --format safetensors"
-        )
+    if format != "safetensors" and (what := only_ours(model)):
+        raise ValueError(f"{what} fewstep alone; use --format safetensors")
     with new_folder(folder) as temporary:
         match format:
             case "diffusers":
@@ -133,6 +122,20 @@ def export(
         (temporary / CARD).write_text(json.dumps(described(path), indent=1) + "\n")
         (temporary / README).write_text(readme(path, model, format, half, licence, difference))
     return difference
+
+
+def only_ours(model: Model) -> str | None:
+    """Why no other library can open a model, as the beginning of a message; None where one can."""
+    inputs = dict.fromkeys([*model.denoiser.networks_inputs, *model.denoiser.extra_inputs])
+    if model.card.data.state is not None:
+        return "a policy, whose conditions are states, opens in"
+    if inputs:
+        return f"a network with inputs beside w ({', '.join(inputs)}) opens in"
+    if model.card.data.degraded is not None:
+        return "a model that restores images opens in"
+    if isinstance(model.denoiser.network, Routed):
+        return "several networks, of which each has its times or classes, open in"
+    return None
 
 
 def write_safetensors(temporary: Path, folder: Path, model: Model, path: Path, half: bool) -> float:

@@ -1,7 +1,7 @@
 """A trained model, ready to sample: `fewstep.load(PATH).sample(labels_or_prompts, steps=4, w=2.0, seed=0)`."""
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +16,7 @@ from fewstep.diffusion.guidance import Weight, shared_weight
 from fewstep.diffusion.hybrid import FirstSteps
 from fewstep.diffusion.prediction import Condition, Denoise
 from fewstep.diffusion.sampler import BEGINS_AT_IMAGE, END, SAMPLERS, TOLD_THE_END, sample
+from fewstep.inference.conditions import Requested, condition_of, require_no_images
 from fewstep.networks import Denoiser, Frozen
 from fewstep.networks.memory import compile_calls
 from fewstep.system.seeds import fresh_noise, starting_noise
@@ -27,9 +28,6 @@ if TYPE_CHECKING:
 DEFAULT_TEACHER_STEPS = 64
 MOST_STEPS = 100_000  # a hundred times any teacher's
 MOST_W = 1e4  # hundreds of times any published; far above it float32 overflows, and a sound model seems to diverge
-
-Requested = Condition | Sequence[int] | Sequence[str]
-"""What is asked for: classes, prompts, or embeddings of prompts."""
 
 
 @dataclass(frozen=True)
@@ -85,49 +83,7 @@ class Model:
             ValueError: no class of the data, an empty prompt, prompts for a model of classes or the other way round, or
                 embeddings of another shape.
         """
-        data = self.card.data
-        if data.degraded is not None:
-            if (
-                isinstance(wanted, Tensor)
-                and wanted.is_floating_point()
-                and wanted.shape[1:] == data.shape
-                and len(wanted)
-            ):
-                return wanted
-            self.require_no_images()
-        words = not isinstance(wanted, Tensor) and any(isinstance(each, str) for each in wanted)
-        if data.state is not None:
-            if not isinstance(wanted, Tensor) or wanted.shape[1:] != data.embedding or not len(wanted):
-                raise ValueError(
-                    f"this model takes states, not labels or prompts: in Python, a tensor of (count, 1, {data.state}); "
-                    "`python train.py stage=evaluate` runs it in closed loop"
-                )
-            return wanted
-        if data.text is None:
-            try:
-                labels = torch.as_tensor([] if words else wanted)
-                good = labels.ndim == 1 and len(labels) > 0 and not labels.is_floating_point()
-                good = good and 0 <= int(labels.min()) <= int(labels.max()) < data.num_classes
-            except (RuntimeError, TypeError, ValueError):  # past 64 bits, or no numbers at all
-                labels, good = torch.empty(0), False
-            if not good:
-                got = ", ".join(dict.fromkeys(map(str, wanted.tolist() if isinstance(wanted, Tensor) else wanted)))
-                raise ValueError(
-                    f"labels must be whole numbers in 0..{data.num_classes - 1} for {data.name}, not prompts, and at "
-                    f"least one, got [{got:.80}]"
-                )
-            return labels.long()
-        if words:
-            from fewstep.networks.frozen.text_encoder import require_prompts
-
-            prompts = require_prompts([str(each) for each in wanted])
-            assert self.text_encoder is not None
-            different = list(dict.fromkeys(prompts))
-            return self.text_encoder.encode(different)[[different.index(prompt) for prompt in prompts]]
-        shape = data.embedding
-        if not isinstance(wanted, Tensor) or wanted.shape[1:] != shape or not len(wanted):
-            raise ValueError(f"this model takes prompts, not labels: give prompts or embeddings {shape}")
-        return wanted
+        return condition_of(wanted, self.card.data, lambda: self.text_encoder)
 
     def require_no_images(self) -> None:
         """Refuse a model whose conditions are degraded images, where classes or prompts are asked for.
@@ -135,11 +91,7 @@ class Model:
         Raises:
             ValueError: it is one.
         """
-        if self.card.data.degraded is not None:
-            raise ValueError(
-                f"this model takes degraded images {self.card.data.shape}, not labels or prompts; use `fewstep upscale "
-                "MODEL small.png --out large.png`"
-            )
+        require_no_images(self.card.data)
 
     @property
     def denoise(self) -> Denoise:

@@ -11,10 +11,9 @@ from typing import Any
 from markupsafe import Markup
 from PIL import Image
 
-from fewstep.artifacts.quality_file import TEACHER, QualityRow, names_in_order, read_provenance, read_rows
+from fewstep.artifacts.quality_file import TEACHER, QualityRow, Weight, names_in_order, read_provenance, read_rows
 from fewstep.artifacts.run_folder import QUALITY, REPORT
 from fewstep.artifacts.trace_file import FILMS, TRACE, read_curves
-from fewstep.diffusion.guidance import Weight
 from fewstep.reports import charts
 from fewstep.reports.diagnostics import seen
 from fewstep.reports.page import write_page
@@ -56,17 +55,7 @@ def write_report(run: Path) -> Path:
     found = (seen(run / folder, stage, colour.get(stage, charts.INK)) for folder, stage in runs.items())
     content = {
         "run": "/".join(run.resolve().parts[-3:]),
-        "rows_by_w": [
-            (
-                w,
-                [
-                    (row, fid_ratio(row, reference), fid_ratio_half_width(row, reference))
-                    for row in rows
-                    if row.weight == w
-                ],
-            )
-            for w in weights
-        ],
+        "rows_by_w": [(w, _with_ratios([row for row in rows if row.weight == w], reference)) for w in weights],
         "headline": headline(rows),
         "models": models,
         "samplers": sorted({row.sampler for row in rows}),
@@ -93,6 +82,13 @@ def write_report(run: Path) -> Path:
     }
     write_page(run / REPORT, "report.html", content)
     return run / REPORT
+
+
+def _with_ratios(
+    rows: Sequence[QualityRow], reference: dict[Weight, QualityRow]
+) -> list[tuple[QualityRow, float | None, float | None]]:
+    """Each row with its FID over the teacher's, and half the width of that ratio's interval."""
+    return [(row, fid_ratio(row, reference), fid_ratio_half_width(row, reference)) for row in rows]
 
 
 def _traces(run: Path) -> dict[str, Any]:

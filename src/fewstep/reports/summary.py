@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from statistics import median
 
-from fewstep.artifacts.quality_file import TEACHER, QualityRow, names_in_order
-from fewstep.diffusion.guidance import Weight
+from fewstep.artifacts.quality_file import TEACHER, QualityRow, Weight, names_in_order
 
 WITHIN = 1.10  # the headline's student: the fewest steps with at most this FID ratio at every w
 

@@ -10,7 +10,6 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import get_class, instantiate
 from omegaconf import OmegaConf
 
-from fewstep.artifacts.lineage import PARENTS, Compatibility
 from fewstep.artifacts.model_file import ModelCard
 from fewstep.data.batches import Data
 from fewstep.data.facts import DataFacts
@@ -19,18 +18,18 @@ from fewstep.diffusion.betas import BetaSchedule
 from fewstep.diffusion.guidance import log_snr_interval
 from fewstep.diffusion.prediction import Clipped, Denoise
 from fewstep.diffusion.sampler import END
-from fewstep.diffusion.sampling import GuidanceKind, Sampling
+from fewstep.diffusion.sampling import Sampling
 from fewstep.diffusion.schedule import CosineSchedule
 from fewstep.distributed.collectives import main_process_first
 from fewstep.evaluation.evaluator import Evaluator
-from fewstep.evaluation.grid import EvaluationPlan
-from fewstep.methods.base import Method, Parent, Phase, StudentSettings
+from fewstep.evaluation.plan import EvaluationPlan
+from fewstep.methods.base import Method, Phase, StudentSettings
 from fewstep.methods.guidance_range import GuidanceRange
 from fewstep.methods.readings import check_student_at_noise, check_teacher_at_noise
 from fewstep.methods.training import RoleTraining, Training
 from fewstep.networks import Denoiser, Frozen, with_guidance_input
 from fewstep.networks.adapter import with_adapter
-from fewstep.networks.denoiser import arguments_of, with_components, with_inputs, without_inputs
+from fewstep.networks.denoiser import with_components, with_inputs
 from fewstep.networks.inputs import W2
 from fewstep.networks.memory import checkpoint_gradients, to_channels_last
 from fewstep.networks.smaller import smaller_student
@@ -295,69 +294,3 @@ def guidance_of(card: ModelCard) -> GuidanceRange | None:
         return None
     second = None if card.w2_min is None or card.w2_max is None else GuidanceRange(card.w2_min, card.w2_max)
     return GuidanceRange(card.w_min, card.w_max, card.w_draw, card.w_values, second)
-
-
-def compatibility_of(
-    settings: Settings, parent: Parent, facts: DataFacts | None, *, named: bool = False, preferred: bool = False
-) -> Compatibility:
-    """Whether a model can be a method's parent: what it makes, how it is sampled, its network and its schedule.
-
-    A student is copied as it is: where its file was named, its network need not be that of the settings. A model with
-    a native schedule, foreign or of text, brings its own network and prediction, which its student copies.
-
-    Args:
-        facts: of the data, None to take the parent's.
-        named: whether the user named the file. preferred: take the first of the method's kinds of parent alone.
-    """
-    if facts is None:
-        ours = None
-    else:
-        with torch.device("meta"):  # what is compared is its description
-            ours = build_network(settings, facts)
-    kinds = parent.guidance[:1] if preferred else parent.guidance
-
-    def reason(denoiser: Denoiser, card: ModelCard) -> str | None:
-        if card.data.name != settings.dataset_name or (facts is not None and card.data != facts):
-            return f"it makes {card.data.title}, this run {facts.title if facts else settings.dataset_name}"
-        if problem := sampling_problem(card, kinds, parent.continues):
-            return problem
-        return network_problem(settings, denoiser, card, ours, named=named)
-
-    return reason
-
-
-def sampling_problem(card: ModelCard, kinds: tuple[GuidanceKind, ...], continues: Sampling | None) -> str | None:
-    """Why a model is not sampled as a parent must be, or None."""
-    own = card.sampling
-    if own == continues or (own.times is None and own.direction == "decode" and own.guidance in kinds):
-        return None
-    chain = f"sampler {own.sampler}, guidance {own.guidance}, direction {own.direction}"
-    steps = "" if own.times is None else f" of {len(own.times)} steps"
-    needed = " or a ".join(PARENTS[kind].title for kind in kinds)
-    if continues is not None and continues.times is not None:
-        needed += (
-            f", or a student of {len(continues.times)} steps of its own chain (sampler {continues.sampler}, guidance "
-            f"{continues.guidance}), where it begins"
-        )
-    return f"it is a {card.label} model{steps} ({chain}), and this stage needs a {needed}"
-
-
-def network_problem(
-    settings: Settings, denoiser: Denoiser, card: ModelCard, ours: Denoiser | None, *, named: bool
-) -> str | None:
-    """Why a model's network or schedule is not that of the settings, or None."""
-    network = denoiser.network
-    is_teacher = card.sampling.is_combined and card.sampling.times is None
-    native = card.native_schedule is not None
-    if ours is not None and not native:
-        if card.prediction != ours.prediction and is_teacher:
-            return f"it predicts {card.prediction}, model.prediction is {ours.prediction}"
-        same_arguments = without_inputs(arguments_of(network)) == without_inputs(arguments_of(ours.network))
-        same = type(network) is type(ours.network) and same_arguments
-        if not same and not (named and not is_teacher):
-            hint = "" if is_teacher else "; a smaller student is taken where teacher=PATH names it"
-            return f"its network is another than model= says, and a student copies its teacher's{hint}"
-    schedule = schedule_of(settings, denoiser)
-    if card.schedule != schedule and not (native and is_teacher):
-        return f"its schedule is {card.schedule}, this run's {schedule}"
-    return None

@@ -7,7 +7,8 @@ from fewstep.artifacts.lineage import find_newest, resolve_parent
 from fewstep.distributed.collectives import on_main_process
 from fewstep.evaluation.evaluator import Evaluator
 from fewstep.methods.base import Method
-from fewstep.runs.build import build_evaluator, build_method, compatibility_of
+from fewstep.runs.build import build_evaluator, build_method
+from fewstep.runs.compatibility import compatibility_of
 from fewstep.runs.config import EXACT, NO_TEACHER, Settings
 from fewstep.teachers.imported import imported, is_foreign
 

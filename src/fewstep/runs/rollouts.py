@@ -7,7 +7,7 @@ from fewstep.artifacts.paths_picture import PathsPanel, paths_picture
 from fewstep.artifacts.pictures import save_png
 from fewstep.artifacts.run_folder import PATHS, POLICIES
 from fewstep.data.control import ControlData, Episodes
-from fewstep.evaluation.grid import EvaluationPlan
+from fewstep.evaluation.plan import EvaluationPlan
 from fewstep.evaluation.rollouts import ModelPolicy, PolicyRow, policy_row, seconds_for_one
 from fewstep.inference.model import Model
 from fewstep.system.files import write_json

@@ -12,7 +12,7 @@ from fewstep.artifacts.trace_file import FILMS, TRACE
 from fewstep.diffusion.prediction import Condition
 from fewstep.evaluation.candidate import Candidate
 from fewstep.evaluation.evaluator import Evaluator
-from fewstep.evaluation.grid import EvaluationPlan
+from fewstep.evaluation.plan import EvaluationPlan
 from fewstep.evaluation.trace import Trace, traces_of, with_several_steps
 from fewstep.reports.traces import trace_picture
 from fewstep.system.files import write_json
