@@ -24,7 +24,7 @@ from fewstep.diffusion.guidance import Weight, weight_in_words
 from fewstep.distributed.collectives import on_main_process, rank
 from fewstep.evaluation.candidate import Candidate
 from fewstep.evaluation.evaluator import Evaluator
-from fewstep.evaluation.grid import quality_grid
+from fewstep.evaluation.grid import Clip, quality_grid
 from fewstep.evaluation.images import EvaluationImages
 from fewstep.evaluation.plan import EvaluationPlan
 from fewstep.evaluation.protocol import Protocol
@@ -93,7 +93,6 @@ def evaluate(
     digests = {path: sha256_of(path) for path in models} if samples is not None else {}
     candidates = candidates_of(models, plan, evaluator.exact, device, digests)
     protocol = protocol_of(evaluator, plan, candidates[0])
-    prompts = evaluator.data.prompts(plan.num_images) or []
     cells = quality_grid(
         candidates,
         plan,
@@ -103,7 +102,7 @@ def evaluate(
         protocol=protocol,
         labels=evaluator.data.conditions(plan.num_images),
         decode=evaluator.data.decode,
-        clip_score=evaluator.clip and partial(evaluator.clip, prompts=prompts, device=device),
+        clip_score=clip_of(evaluator, plan, device),
         measured_styles=evaluator.data.measured_styles,
         exact=evaluator.exact,
         originals=evaluator.originals(plan.num_images),
@@ -138,6 +137,12 @@ def protocol_of(evaluator: Evaluator, plan: EvaluationPlan, first: Candidate) ->
         labels=evaluator.labels(plan.num_images),
         comparison=f"{first.model}, ddim, {first.steps[0]} steps",
     )
+
+
+def clip_of(evaluator: Evaluator, plan: EvaluationPlan, device: str) -> Clip | None:
+    """The CLIP score of a cell's images with the plan's prompts, where there are both."""
+    prompts = evaluator.data.prompts(plan.num_images) or []
+    return evaluator.clip and partial(evaluator.clip, prompts=prompts, device=device)
 
 
 def checked_models(paths: Sequence[Path], plan: EvaluationPlan, evaluator: Evaluator) -> dict[Path, Model]:
