@@ -86,8 +86,7 @@ def evaluate(
             are encoders.
     """
     models = checked_models(paths, plan, evaluator)
-    device = "cuda" if accelerator == "gpu" else "cpu"
-    evaluator.net.to(device)
+    evaluator.net.to(device := "cuda" if accelerator == "gpu" else "cpu")
     for model in models.values() if compiled else ():
         model.to(device).compile()
     digests = {path: sha256_of(path) for path in models} if samples is not None else {}
