@@ -219,9 +219,10 @@ def test_every_method_has_its_row_in_the_table_of_papers(method: type[Method]) -
     file = Path(inspect.getfile(method)).name
     rows = [line for line in table.splitlines() if line.startswith(f"| [`{method.__name__}`]({file})")]
     assert len(rows) == 1
+    assert method.paper
     papers = re.findall(r"\d{4}\.\d{5}", method.paper)
-    assert papers
     assert all(f"https://arxiv.org/abs/{paper}" in rows[0] for paper in papers)
+    assert papers or method.paper.split(" (")[0] in rows[0]  # of a paper that is not there
     assert method.certainty
 
 

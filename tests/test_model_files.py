@@ -266,7 +266,11 @@ def test_a_missing_fact_is_refused(path: Path, key: str) -> None:
 @pytest.mark.parametrize(
     ("where", "value", "rule"),
     [
-        ("network", "os.system", "one of ResidualMLP, UNet, UNet2D, TextUNet, DiT, Routed, got 'os.system'"),
+        (
+            "network",
+            "os.system",
+            "TextUNet, DiT, Routed, MixtureOfExperts, got 'os.system'",
+        ),
         ("network", ["ResidualMLP"], "one of ResidualMLP, UNet"),
         ("network", "UNet", "channels|unexpected keyword"),
         ("format", 3, "another version of fewstep"),

@@ -71,7 +71,7 @@ def test_two_evaluations_are_guided_and_one_is_not() -> None:
     [
         (
             {"sampler": "euler"},
-            "sampler must be one of deterministic, stochastic, ancestral, renoise, flow_map, policy, got 'euler'",
+            "must be one of deterministic, stochastic, ancestral, renoise, flow_map, restore, policy, got 'euler'",
         ),
         ({"guidance": "cfg"}, "guidance must be one of two_evaluations, three_evaluations, input, none, got 'cfg'"),
         ({"direction": "up"}, "direction must be one of decode, encode, got 'up'"),

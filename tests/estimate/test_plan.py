@@ -131,9 +131,9 @@ def test_an_evaluation_counts_cells_and_evaluations(untimed: Plan) -> None:
     cells = 2 * (2 + 4 + 1 + 4 + 2)
     assert f"the evaluation has {cells} cells of 10 images" in found.notes
     assert found.rows[-1].images == 10 * cells
-    # ten images, and four that warm up at the fewest steps: teacher and unipc of it, the same of the guided student
+    # ten images, and four that warm up in one step: teacher and unipc of it, the same of the guided student
     teacher = 2 * ((4 + 1 + 15) * 10 + (1 + 1) * 4)
-    students = (2 + 15) * 10 + (2 + 1) * 4 + (2 * 10 + 2 * 4) + (10 + 4)
+    students = (2 + 15) * 10 + (1 + 1) * 4 + (2 * 10 + 4) + (10 + 4)
     assert found.rows[-1].seconds == pytest.approx(2 * (teacher + students) * EVALUATION)
 
 

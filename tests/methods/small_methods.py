@@ -87,6 +87,8 @@ ROLES = {
     for role in ("fake", "critic", "projection", "attention", "weighting", "head", "gates")
 }
 
+# Where hinge does not reach its corners, a critic's last bias has no gradient, and an interruption nothing to lose.
+SOFTPLUS = {"weight": 0.1, "form": "softplus"}
 LEVELS = {"levels": [1.0, 0.75, 0.5, 0.25]}
 EXPERTS = {"experts": 3, "width": 8, "num_blocks": 1}
 LADDER = {"ladder": [8, 4, 2], "few_steps": 2, "few_steps_factor": 2.0}
@@ -139,16 +141,16 @@ SMALL: dict[str, tuple[type[Method], dict[str, Any]]] = {
         LEVELS | {"num_levels": 8, "states": {"data": 0.2, "teacher": 0.5, "student": 0.3, "warmup": 0.0}},
     ),
     "dmd2 at other states": (DMD2, LEVELS | STATES | {"fake_updates": 3}),
-    "add": (ADD, LEVELS | {"judge": {"weight": 0.5, "r1": 0.1}}),
-    "ladd": (LADD, LEVELS | {"num_pairs": 64, "teacher_steps": 4, "judge": {"weight": 0.5}}),
-    "progressive with judge": (Progressive, LADDER | {"judge": {"weight": 0.1}}),
+    "add": (ADD, LEVELS | {"judge": SOFTPLUS | {"r1": 0.1}}),
+    "ladd": (LADD, LEVELS | {"num_pairs": 64, "teacher_steps": 4, "judge": SOFTPLUS}),
+    "progressive with judge": (Progressive, LADDER | {"judge": SOFTPLUS}),
     "consistency with judge": (
         Consistency,
         LEVELS | {"num_levels": 8, "judge": {"weight": 0.1, "real": "data", "form": "softplus"}},
     ),
     "knowledge_distillation with judge": (
         KnowledgeDistillation,
-        {"num_pairs": 64, "teacher_steps": 4, "judge": {"weight": 0.1}},
+        {"num_pairs": 64, "teacher_steps": 4, "judge": SOFTPLUS},
     ),
     "dmd2 with critic": (DMD2, LEVELS | {"fake_updates": 3, "gan_weight": 0.1}),
     "dmd2 of another divergence": (DMD2, LEVELS | {"fake_updates": 3, "gan_weight": 0.1, "divergence": "js"}),

@@ -206,7 +206,7 @@ def test_a_critic_that_cannot_tell_makes_all_divergences_the_same_and_another_do
             for weight in made.trained.parameters():
                 weight.add_(0.1)
         if blind:
-            nn.init.zeros_(made.trained[CRITIC].head[2].weight)  # pyright: ignore
+            nn.init.zeros_(made.trained[CRITIC].heads[0][2].weight)  # pyright: ignore
         given = batch()
         draws = Draws.begin(given.x, made.stream, 2)
         return made.method.losses(given, made.nets, draws, step=2, phase=made.phase)["student"].error

@@ -220,7 +220,7 @@ def test_at_the_start_the_loss_is_the_squared_error_of_what_is_sampled() -> None
 def test_a_judge_that_cannot_tell_costs_log_two_for_each_side() -> None:
     own = method("noise_aware_judge", gan_weight=0.25)
     made, batch = module(own), cast(Batch, Degraded(own).rows(0))
-    head = made.nets.trained["critic"].get_submodule("head.head.2")
+    head = made.nets.trained["critic"].get_submodule("head.heads.0.2")
     with torch.no_grad():
         for weight in head.parameters():
             weight.zero_()

@@ -117,10 +117,10 @@ def student_of_two_weights() -> Denoiser:
 
 
 def follows(name: str) -> bool:
-    """Whether the method distils a guided student, and not through pairs."""
+    """Whether the method distils a guided student, and not through pairs; of policies there are no styles."""
     kind, _ = SMALL[name]
     parent = small(name).parent()
-    return parent is not None and "input" in parent.guidance and not issubclass(kind, FromPairs)
+    return name != "vdd" and parent is not None and "input" in parent.guidance and not issubclass(kind, FromPairs)
 
 
 def made_for(name: str) -> Any:

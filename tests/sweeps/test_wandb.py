@@ -73,7 +73,7 @@ def test_what_an_agent_runs_is_composed_as_a_job(preset: str, commands: Commands
     if preset == "smaller_student":
         assert guidance["student"] == settings.values["model"]["smaller"]["shallow"]
     if preset == "methods":
-        assert settings.stages == ("teacher", "guidance", "dmd2", "evaluate")
+        assert settings.stages == ("teacher", "guidance", "ladd", "evaluate")
 
 
 def filled(piece: str, made: dict[str, list[str]]) -> list[str]:

@@ -169,7 +169,7 @@ def load_model(path: Path) -> tuple[Denoiser, ModelCard]:
         FileNotFoundError: there is no such file.
         ValueError: a pickle, a file that is not a fewstep model, or a damaged one.
     """
-    description, tensors = read_described(path, KEY, "a model")
+    description, tensors = read_described(path, KEY, "a model", "`fewstep info MODEL` shows one")
     try:
         written = description.pop(CHECKSUM, None)  # files of before it was have none
         found = written and checksum(description, tensors)
@@ -238,17 +238,19 @@ def described_part(constructor: type[T], described: Any, name: str) -> T:
     return build(constructor, described, f"its {name}")
 
 
-def read_described(path: Path, key: str, what: str) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+def read_described(
+    path: Path, key: str, what: str, hint: str = "give another path"
+) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     """The JSON below `key` and the tensors of a file, after the checks that tell what else it may be.
 
     Args:
-        what: it should be, for messages: "a model".
+        what: it should be, for messages: "a model". hint: what to do where there is no file.
 
     Raises:
         FileNotFoundError, ValueError: see `load_model`.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"{what} must be a file, and there is none at {path}; give another path")
+        raise FileNotFoundError(f"{what} must be a file, and there is none at {path}; {hint}")
     with path.open("rb") as file:
         start = file.read(9)
     # The first 8 bytes of safetensors are a length, which may look like a pickle's first two; then comes "{".

@@ -6,12 +6,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from fewstep.diffusion.prediction import Condition, Prediction
+from fewstep.diffusion.prediction import Condition, Prediction, Weights
 from fewstep.networks import Denoiser
 from fewstep.networks.features import MiddleFeatures, block_features
 
 CRITIC = "critic"  # the role of what tells samples from real ones
-Maps = Float[Tensor, "batch places channels"]
+Maps = Float[Tensor, "batch _ _"]  # places and channels of one block
 Logits = Float[Tensor, "batch heads"]
 
 
@@ -40,7 +40,7 @@ class Critic(nn.Module):
         """The features of the denoiser's latest call, once, a map for each head."""
         return [flat(each.take()) for each in self.judged[1]]
 
-    def features(self, noised: Prediction, label: Condition, w: Float[Tensor, "batch"] | None) -> list[Maps]:
+    def features(self, noised: Prediction, label: Condition, w: Weights | None) -> list[Maps]:
         """The features of noised data, in a call of their own."""
         denoiser = self.judged[0]
         if (device := noised.z.device) != next(denoiser.parameters()).device:

@@ -34,7 +34,7 @@ class DPDMD(DMD2):
             settings of samples of several levels.
     """
 
-    paper: ClassVar[str] = "DP-DMD 2026"
+    paper: ClassVar[str] = "Wu et al. 2026 (2602.03139)"
     certainty: ClassVar[str] = (
         "sure: read in the authors' code; the teacher ends at the student's own level, the first step has noise of its "
         "own, and w as an input are ours"
@@ -87,7 +87,7 @@ class DPDMD(DMD2):
     def first_step(self, nets: Networks, draws: Draws, label: Condition, w: Weights) -> Loss:
         """The error of the step from noise of its own to the second level, where the teacher's steps end."""
         assert nets.teacher is not None, "a student has a teacher"
-        start, end = (torch.full_like(w, level, dtype=torch.float64) for level in self.levels[:2])
+        start, end = (torch.full((len(w),), level, dtype=torch.float64, device=w.device) for level in self.levels[:2])
         target = folded(
             nets.teacher,
             draws.normal(),

@@ -9,12 +9,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from fewstep.diffusion.loss import GUIDANCE_WEIGHTS
-from fewstep.diffusion.prediction import Condition, Denoise, diffuse
+from fewstep.diffusion.prediction import Condition, Denoise, Weights, diffuse
 from fewstep.diffusion.schedule import Images, Schedule
 from fewstep.methods.critic import CRITIC, Critic
 from fewstep.methods.draws import Draws, standard_normal
-from fewstep.methods.losses import ADVERSARIAL, Loss, Verdict, frozen, gradient_penalty
+from fewstep.methods.losses import ADVERSARIAL, Loss, Verdict, frozen, gradient_penalty, weighted_over_w
 from fewstep.methods.training import STUDENT
 from fewstep.networks.features import network_of
 from fewstep.system.seeds import reseed, seed_for
@@ -75,7 +74,7 @@ class Judge:
         critic: nn.Module,
         schedule: Schedule,
         label: Condition,
-        w: Float[Tensor, "batch"] | None,
+        w: Weights | None,
         draws: Draws,
     ) -> tuple[Float[Tensor, "batch"], Loss]:
         """The student's error for its x, `weight` times, and the critic's loss.
@@ -152,6 +151,5 @@ class JudgeSettings:
         error, critic = self.judge_term.losses(
             x, real.detach(), critic=trained[CRITIC], schedule=schedule, label=label, w=own.w, draws=draws
         )
-        if own.w is not None:
-            error = error * GUIDANCE_WEIGHTS[guidance_weight](own.w)
+        error = weighted_over_w(error, guidance_weight, own.w)
         return {**losses, STUDENT: replace(own, error=own.error + error), CRITIC: critic}

@@ -11,7 +11,7 @@ from torch import Tensor
 from fewstep.data.batch import Pairs
 from fewstep.diffusion.prediction import diffuse
 from fewstep.methods.add import one_of
-from fewstep.methods.base import Networks, Phase, Times
+from fewstep.methods.base import GuidedStudentSettings, Networks, Phase, Times
 from fewstep.methods.consistency import renoising
 from fewstep.methods.draws import Draws
 from fewstep.methods.from_pairs import FromPairs
@@ -20,7 +20,7 @@ from fewstep.methods.training import STUDENT
 
 
 @dataclass(frozen=True, kw_only=True)
-class LADD(FromPairs):
+class LADD(GuidedStudentSettings, FromPairs):
     """Latent adversarial diffusion distillation (Sauer et al. 2024, 2403.12015).
 
     Samples of the guided teacher, noised to one of the student's levels, become its x in one evaluation; the judge,

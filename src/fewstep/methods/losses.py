@@ -56,10 +56,14 @@ def regress(
 ) -> Loss:
     """The distance to a fixed target, weighted over the noise and over w as `training` says."""
     error = weighted_error(prediction, target, WEIGHTS[training.weight], metric)
-    if w is not None:
-        total = w if w.ndim == 1 else w.sum(1)  # of two weights, as the guided target grows with both
-        error = error * GUIDANCE_WEIGHTS[training.guidance_weight](total)
-    return Loss(error, t, w)
+    return Loss(weighted_over_w(error, training.guidance_weight, w), t, w)
+
+
+def weighted_over_w(error: Float[Tensor, "batch"], weight: str, w: Weights | None) -> Float[Tensor, "batch"]:
+    """The error times one of GUIDANCE_WEIGHTS; of two weights w their sum, as the guided target grows with both."""
+    if w is None:
+        return error
+    return error * GUIDANCE_WEIGHTS[weight](w if w.ndim == 1 else w.sum(1))
 
 
 def pull(x: Images, direction: Images, *, t: Float[Tensor, "batch"], w: Weights | None) -> Loss:
