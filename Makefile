@@ -11,7 +11,7 @@ test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow and not integration"
 
 test-slow: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "slow and not integration"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist worksteal -m "slow and not integration"
 
 # A one-machine SLURM, a headless Chromium, kills at random moments; each skipped, with the reason, where it cannot run.
 test-integration: setup
