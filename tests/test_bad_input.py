@@ -20,6 +20,8 @@ pytest_plugins = ("running",)
 pytestmark = pytest.mark.usefixtures("as_users_run")
 
 METHODS = dict(composed_methods())
+PARENTS = {name: method.parent() for name, method in METHODS.items()}
+FROM_GUIDED = sorted(n for n, parent in PARENTS.items() if parent and {"input", "two_evaluations"} & {*parent.guidance})
 
 
 @pytest.fixture(scope="module")
@@ -152,7 +154,7 @@ def refused(tmp_path: Path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", sorted(name for name, method in METHODS.items() if method.parent() is not None))
+@pytest.mark.parametrize("name", FROM_GUIDED)
 def test_every_method_refuses_what_none_can_do(refused, chain, name):
     """Weights outside its parent's range, a student that is no network, levels and steps that do not fall."""
     stage = config_of(f"stage={name}").stage

@@ -140,9 +140,7 @@ def test_errors_are_one_line(commands: Commands, student: Path, tmp_path: Path) 
 @pytest.mark.usefixtures("as_users_run")
 def test_a_chain_whose_stage_has_no_parent_is_refused_before_it_trains(commands: Commands, tmp_path: Path) -> None:
     settings = ("dataset=patches_sr", "trainer=debug", "logger=csv", f"outputs={tmp_path}")
-    commands.train(*settings).is_one_error(
-        "stage=guidance needs a teacher", "stages=[teacher,flow_trajectory,evaluate]"
-    )
+    commands.train(*settings).is_one_error("stage=guidance needs a teacher", "[teacher,flow_trajectory,evaluate]")
     commands.train(*settings, "stage=dmd2").is_one_error("this stage needs a guided student")
     assert not list(tmp_path.glob("**/*.safetensors"))
 

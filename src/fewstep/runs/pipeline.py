@@ -143,7 +143,6 @@ def check_pipeline(settings: Settings) -> None:
     if chain.teacher is None:
         check_parents(settings)
         check_readings(settings)
-        check_kinds(settings)
     for stage in trained_stages(settings):
         own = settings.of_stage(stage, settings.teacher)
         method = method_of(own)
@@ -158,10 +157,10 @@ def check_pipeline(settings: Settings) -> None:
 
 
 def check_parents(settings: Settings) -> None:
-    """Refuse a chain from a new teacher on in which a stage has no parent.
+    """Refuse a chain from a new teacher on, one of whose stages cannot follow from any of those before it.
 
     Raises:
-        ValueError: names the stage, and what it needs.
+        ValueError: names the stage, what it needs, and how the models before it are guided.
     """
     made: list[Sampling] = []
     for stage in trained_stages(settings):
@@ -169,9 +168,11 @@ def check_parents(settings: Settings) -> None:
         parent = method.parent()
         if made and parent is not None and not any(accepts(parent, sampling) for sampling in made):
             needed = " or a ".join(PARENTS[kind].title for kind in parent.guidance)
+            given = ", ".join(dict.fromkeys(PARENTS[sampling.guidance].title for sampling in made))
             raise ValueError(
-                f"stage={stage} needs a {needed}, and no stage before it in stage.stages makes one; for "
-                "super-resolution use stage.stages=[teacher,flow_trajectory,evaluate]"
+                f"stage={stage} needs a {needed}, and the stages before it make a {given}; change stage.stages: for "
+                "super-resolution it is [teacher,flow_trajectory,evaluate], for a class and a style "
+                "[teacher,two_guidances,evaluate]"
             )
         if made or parent is None:
             made += [phase.sampling for phase in method.phases()]
@@ -192,26 +193,6 @@ def check_readings(settings: Settings) -> None:
                 check_teacher_at_noise(method, phase, kind, settings.schedule)
             kind = (method.prediction if isinstance(method, StudentSettings) else None) or kind
             check_student_at_noise(method, phase, kind, settings.schedule)
-
-
-def check_kinds(settings: Settings) -> None:
-    """Refuse a chain from a new teacher one of whose stages cannot follow from any of those before it.
-
-    Raises:
-        ValueError: names the stage, and how the models before it are guided.
-    """
-    made: list[Sampling] = []
-    for stage in trained_stages(settings):
-        method = method_of(settings.of_stage(stage))
-        parent = method.parent()
-        if parent is not None and made and not any(accepts(parent, sampling) for sampling in made):
-            needed = " or a ".join(PARENTS[kind].title for kind in parent.guidance)
-            given = ", ".join(dict.fromkeys(PARENTS[sampling.guidance].title for sampling in made))
-            raise ValueError(
-                f"stage={stage} needs a {needed}, and the stages before it make a {given}; change stage.stages, which "
-                "for a class and a style is [teacher,two_guidances,evaluate] with method=two_guidances"
-            )
-        made += [phase.sampling for phase in method.phases()]
 
 
 def run_evaluate(settings: Settings) -> None:
