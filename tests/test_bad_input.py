@@ -161,6 +161,7 @@ def test_every_method_refuses_what_none_can_do(refused, chain, name):
     wanted = METHODS[name].parent()
     takes_w = wanted is not None and wanted.guidance[0] == "input"
     own = (f"stage={name}", f"teacher={chain['guided' if takes_w else 'teacher']}")
+    assert {"w_max", "student"} & {*stage}  # so that there is something to refuse
     if "w_max" in stage and takes_w:
         refused(*own, "stage.w_min=0", "stage.w_max=9", words=("parent's range [0, 4]", "0 and 9"))
     if "student" in stage:

@@ -156,6 +156,24 @@ def test_a_non_finite_loss_of_another_role_names_it(role: str) -> None:
     assert caught.value.step == 1
 
 
+def test_all_roles_that_are_not_finite_are_named() -> None:
+    """The student's loss goes through the critic, whose divergence it shares in the same step."""
+    made = module(small("dmd2 with critic"))
+    with torch.no_grad():
+        next(made.trained["critic"].parameters()).fill_(torch.nan)
+    with at_step(2):  # where the student moves
+        made.training_step(batch(), 0)
+        with pytest.raises(NonFiniteLossError) as caught:
+            made.check_finite()
+    message = str(caught.value)
+    assert "\n" not in message
+    assert message.startswith("the loss must stay finite, got nan in stage dmd2 with critic")
+    assert (
+        "; nor is that of the critic network finite, stage.training.roles.critic.learning_rate (now 0.002); " in message
+    )
+    assert message.endswith("lower stage.training.learning_rate (now 0.003)")
+
+
 def test_a_non_finite_gradient_counts_as_one() -> None:
     """A finite loss can have an infinite gradient, which would spoil the weights before the next loss is seen."""
     made = teacher()

@@ -49,7 +49,7 @@ def trace(
     import torch
 
     import fewstep
-    from fewstep.artifacts.pictures import film, save_png
+    from fewstep.artifacts.pictures import film, save_png, shown_steps
     from fewstep.evaluation.features import build_feature_extractor
     from fewstep.evaluation.trace import traces_of
     from fewstep.reports.traces import trace_picture
@@ -70,7 +70,8 @@ def trace(
     save_png(trace_picture(curves, [film(own.frames, classes, facts.pixels) for own in found]), out)
     for curve in curves:
         typer.echo(f"{curve.name}, w = {curve.w:g}")
-        for t, rmse, features in zip(curve.times, curve.rmse, curve.features, strict=True):
+        for step in shown_steps(len(curve.times)):
+            t, rmse, features = curve.times[step], curve.rmse[step], curve.features[step]
             typer.echo(f"  t = {t:.3f}: RMSE {rmse:.3f}, feature distance {features:.3f}")
     typer.echo(f"{out}: {num} images at every step; distances are to the final image, 1: to another one in features")
 
@@ -94,7 +95,7 @@ def beside_teacher(
 
     plan = EvaluationPlan(teacher_steps=(teacher_steps,), guided_steps=(steps,), baselines=())
     own = candidates_of_model(model, model.card.label, plan, None)[0]
-    if teacher is None and model.card.sampling.guidance == "two_evaluations":
+    if teacher is None and model.card.sampling.is_combined:
         return [(own, steps)]
     models = with_ancestors([path]) if teacher is None else {teacher: opened_model(teacher, "--teacher")}
     if other := next((each for each in models.values() if each.card.data != model.card.data), None):

@@ -35,7 +35,7 @@ def rollouts_of(
 ) -> Iterator[tuple[PolicyRow, Episodes]]:
     """A model's rows and episodes."""
     card, sampling = model.card, model.card.sampling
-    steps = sampling.steps or (plan.teacher_steps if sampling.guidance == "two_evaluations" else plan.guided_steps)
+    steps = sampling.steps or (plan.teacher_steps if sampling.is_combined else plan.guided_steps)
     for w in (0.0,) if sampling.guidance == "none" else plan.w:
         for number in sorted(steps, reverse=True):
             policy = ModelPolicy(

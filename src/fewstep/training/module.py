@@ -204,7 +204,7 @@ class DistillationModule(lightning.LightningModule):
         """Look at the losses and gradients of the recent steps, in one wait for the device.
 
         Raises:
-            NonFiniteLossError: one is infinite or NaN; names the role, the step, and t and w of the example of the
+            NonFiniteLossError: one is infinite or NaN; names the roles, the step, and t and w of the example of the
                 largest error.
         """
         recent = list(self._recent)
@@ -216,8 +216,8 @@ class DistillationModule(lightning.LightningModule):
             return
         record = recent[good.tolist().index(False)]
         finite = {role: all_reduce_and(torch.isfinite(record.total(role)).cpu()[None]) for role in record.losses}
-        role = next((role for role, good in finite.items() if not bool(good)), STUDENT)
-        raise non_finite(record, role, self.method.name, self.training_plan)
+        roles = [role for role, good in finite.items() if not bool(good)] or [STUDENT]
+        raise non_finite(record, roles, self.method.name, self.training_plan)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         plan = self.training_plan
@@ -233,19 +233,29 @@ def words(w: Tensor) -> str:
     return " and ".join(f"{value:.4f}" for value in w.reshape(-1).tolist())
 
 
-def non_finite(record: StepRecord, role: str, stage: str, training: Training) -> NonFiniteLossError:
-    """The error of a step whose loss was not finite. Called by all processes."""
+def non_finite(record: StepRecord, roles: list[str], stage: str, training: Training) -> NonFiniteLossError:
+    """The error of a step in which the losses of `roles` were not finite. Called by all processes.
+
+    Roles see each other's output, so where one diverges others may follow in the same step: all are named.
+    """
+    role, *others = roles
     loss = record.losses[role]
     error, t = all_gather_rows(loss.error), all_gather_rows(loss.t)
     w = None if loss.w is None else all_gather_rows(loss.w)
     worst = int(error.nan_to_num(nan=inf).argmax())
     place = f"t = {float(t[worst]):.4f}" + (f", w = {words(w[worst])}" if w is not None else "")
     norm = f" (gradient norm {float(record.gradient_norms[role])})" if role in record.gradient_norms else ""
-    setting = "learning_rate" if role == STUDENT else f"roles.{role}.learning_rate"
     whose = "" if role == STUDENT else f" of the {role} network"
+    also = "".join(f"nor is that of the {each} network finite, {rate(each, training)}; " for each in others)
     refusal = NonFiniteLossError(
         f"the loss{whose} must stay finite, got {float(error[worst])}{norm} in stage {stage} at step {record.step}, "
-        f"{place}; lower stage.training.{setting} (now {training.of_role(role).learning_rate:g})"
+        f"{place}; {also}lower {rate(role, training)}"
     )
     refusal.step = record.step
     return refusal
+
+
+def rate(role: str, training: Training) -> str:
+    """The setting of a role's learning rate, and its value."""
+    setting = "learning_rate" if role == STUDENT else f"roles.{role}.learning_rate"
+    return f"stage.training.{setting} (now {training.of_role(role).learning_rate:g})"
