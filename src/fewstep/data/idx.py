@@ -125,7 +125,7 @@ class FashionMnistData(IdxData):
 
     dataset = "fashion_mnist"
     places = ("data/fashion_mnist", "/usr/share/datasets/fashion-mnist", "data/FashionMNIST/raw")
-    advice = "install Debian's dataset-fashion-mnist, or put its four IDX files there (github.com/zalandoresearch/fashion-mnist)"
+    advice = "install Debian's dataset-fashion-mnist, or put the four files there (zalandoresearch/fashion-mnist on GitHub)"
 
 
 class MnistData(IdxData):
