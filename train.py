@@ -41,8 +41,10 @@ def checked_run(config: DictConfig) -> None:
             on_main_process(lambda: plan(settings))
         else:
             from fewstep.runs.pipeline import run
+            from fewstep.system.threads import considerate_threads
 
-            run(settings)
+            with considerate_threads():
+                run(settings)
 
 
 def main() -> None:

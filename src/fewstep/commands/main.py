@@ -68,6 +68,7 @@ def evaluate(
     from fewstep.evaluation.evaluator import Evaluator
     from fewstep.evaluation.plan import EvaluationPlan
     from fewstep.runs.evaluate import evaluate as evaluate_models
+    from fewstep.system.threads import considerate_threads
 
     card = fewstep.load(model).card
     if card.encodes:
@@ -80,7 +81,8 @@ def evaluate(
         )
     plan = EvaluationPlan(num_images=num_images, seed=seed, w=tuple(w or EvaluationPlan.w))
     folder = out or model.with_name(f"{model.stem}-quality")
-    evaluate_models([model], plan, Evaluator.of(DigitsData(batch_size=1, stream="facts")), folder, [])
+    with considerate_threads():
+        evaluate_models([model], plan, Evaluator.of(DigitsData(batch_size=1, stream="facts")), folder, [])
     typer.echo(f"{folder / 'quality.json'}, {folder / 'report.html'}")
 
 
