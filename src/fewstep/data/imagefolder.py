@@ -1,11 +1,13 @@
 """Any folder or zip of images, a sub-folder for each class."""
 
 from pathlib import Path
+from typing import Literal
 
 from fewstep.data.cache import Source, cached, stored_key
 from fewstep.data.facts import DataFacts
 from fewstep.data.generate import generate_imagefolder, generated_folder
-from fewstep.data.imagefiles import HELD_OUT, image_source
+from fewstep.data.image_sizes import AUTO, fitting_size
+from fewstep.data.imagefiles import HELD_OUT, ImageFiles, image_source
 from fewstep.data.split import SplitImages, missing_data_error
 
 
@@ -14,7 +16,7 @@ class ImageFolderData(SplitImages):
 
     Args:
         root: a folder or a zip. cache: folder for the converted images, by default ROOT.SIZE.cache.
-        size: of the squares, in pixels.
+        size: of the squares, in pixels; auto: see `fitting_size`.
         hold_out_every: N holds out every N-th image of each class, where there is no folder val.
         strict: refuse a damaged image instead of skipping it with a warning.
         flip: mirror training images at random.
@@ -34,7 +36,7 @@ class ImageFolderData(SplitImages):
         self,
         *,
         root: str,
-        size: int,
+        size: int | Literal["auto"],
         batch_size: int,
         stream: str,
         cache: str | None = None,
@@ -47,6 +49,10 @@ class ImageFolderData(SplitImages):
         place = Path(root)
         if generated and not place.exists():
             place = generated_folder(place, self.dataset, self.generate)
+        if size == AUTO:
+            if not place.exists():
+                raise missing_data_error(self.dataset, place, self.advice)
+            size = fitting_size(ImageFiles(place))
         folder = Path(cache) if cache else place.with_name(place.name + self.cache_suffix.format(size=size))
         if not place.exists() and stored_key(folder) is None:
             raise missing_data_error(self.dataset, place, self.advice)
