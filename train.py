@@ -38,7 +38,7 @@ def checked_run(config: DictConfig) -> None:
         if settings.values["plan"]:
             from fewstep.estimate.plan import plan
 
-            on_main_process(lambda: plan(settings))
+            on_main_process(lambda: plan(settings, composed.overrides.task))
         else:
             from fewstep.runs.pipeline import run
             from fewstep.system.threads import considerate_threads

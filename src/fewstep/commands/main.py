@@ -51,38 +51,40 @@ app.command()(sample)
 @app.command()
 def evaluate(
     model: ModelFile,
+    settings: data.DataSettings = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder for quality.json and report.html; default: MODEL-quality.")
     ] = None,
     num_images: Annotated[int, typer.Option(help="Images per cell of the grid.")] = 2000,
     w: Annotated[list[float] | None, typer.Option(help="Guidance weight; repeat for several [0 1 2 4].")] = None,
     seed: Annotated[int, typer.Option(help="Of the starting noise.")] = 0,
+    features: Annotated[
+        str, typer.Option(help="Feature extractor: auto, own or a file; see trainer.features.")
+    ] = "auto",
     outputs: Outputs = OUTPUTS,
 ) -> None:
     """Judge a model beside those it was made from: FID, inception score, precision, recall, accuracy, diversity.
 
+    The data are found as its run had them; settings of conf/dataset change that, as root=PATH.
+
     Example: fewstep evaluate outputs/digits/progressive/TIME/model-4.safetensors
     """
     import fewstep
-    from fewstep.data.digits import DigitsData
     from fewstep.evaluation.evaluator import Evaluator
     from fewstep.evaluation.plan import EvaluationPlan
+    from fewstep.runs.build import REFERENCE_CACHE
     from fewstep.runs.evaluate import evaluate as evaluate_models
+    from fewstep.runs.model_data import data_of_model
     from fewstep.system.threads import considerate_threads
 
     card = fewstep.load(model).card
     if card.encodes:
         raise ValueError("an encoder makes no samples to judge; what it is worth is in the cycle.json of its run")
-    facts = card.data
-    if facts.name != DigitsData.facts.name:
-        raise ValueError(
-            f"fewstep evaluate knows the data set digits, and this model makes {facts.name}; use "
-            f"`python train.py stage=evaluate dataset={facts.name} teacher={model}`"
-        )
     plan = EvaluationPlan(num_images=num_images, seed=seed, w=tuple(w or EvaluationPlan.w))
     folder = out or model.with_name(f"{model.stem}-quality")
+    evaluator = Evaluator.of(data_of_model(model, card.data, settings or []), features, outputs / REFERENCE_CACHE)
     with considerate_threads():
-        evaluate_models([model], plan, Evaluator.of(DigitsData(batch_size=1, stream="facts")), folder, [])
+        evaluate_models([model], plan, evaluator, folder, [])
     typer.echo(f"{folder / 'quality.json'}, {folder / 'report.html'}")
 
 

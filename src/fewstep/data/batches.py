@@ -41,6 +41,11 @@ class Data(lightning.LightningDataModule):
         self.batch_size = batch_size
         self.stream = stream
 
+    @property
+    def num_examples(self) -> int | None:
+        """Number of training examples; None where it is not known, or there is no end of them."""
+        return None
+
     @abstractmethod
     def batch(self, step: int) -> Batch:
         """The training batch of that step, the same on every call."""
@@ -160,6 +165,10 @@ class ImagesInMemory(Data):
         super().__init__(batch_size=batch_size, stream=stream)
         self.images, self.labels, self.flip = images, labels, flip
         self._order: tuple[int, Tensor] | None = None
+
+    @property
+    def num_examples(self) -> int:
+        return len(self.labels)
 
     def _epoch_order(self, epoch: int) -> Tensor:
         if self._order is None or self._order[0] != epoch:

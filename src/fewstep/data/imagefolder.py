@@ -1,12 +1,14 @@
 """Any folder or zip of images, a sub-folder for each class."""
 
 from pathlib import Path
+from typing import Literal
 
 from fewstep.data.cache import MANIFEST, OUTDATED, Source, cached, stored_key
 from fewstep.data.decode import WHITE, check_background
 from fewstep.data.facts import DataFacts
 from fewstep.data.generate import generate_imagefolder, generated_folder
-from fewstep.data.imagefiles import HELD_OUT, image_source
+from fewstep.data.image_sizes import AUTO, fitting_size
+from fewstep.data.imagefiles import HELD_OUT, ImageFiles, image_source
 from fewstep.data.split import SplitImages, missing_data_error
 
 
@@ -15,7 +17,7 @@ class ImageFolderData(SplitImages):
 
     Args:
         root: a folder or a zip. cache: folder for the converted images, by default ROOT.SIZE.cache.
-        size: of the squares, in pixels.
+        size: of the squares, in pixels; auto: see `fitting_size`.
         hold_out_every: N holds out every N-th image of each class, where there is no folder val.
         strict: refuse a damaged image instead of skipping it with a warning.
         background: that transparent images are put on: white, black or "#rrggbb".
@@ -37,7 +39,7 @@ class ImageFolderData(SplitImages):
         self,
         *,
         root: str,
-        size: int,
+        size: int | Literal["auto"],
         batch_size: int,
         stream: str,
         cache: str | None = None,
@@ -53,6 +55,10 @@ class ImageFolderData(SplitImages):
         place = Path(root)
         if generated and not place.exists():
             place = generated_folder(place, self.dataset, self.generate)
+        if size == AUTO:
+            if not place.exists():
+                raise missing_data_error(self.dataset, place, self.advice)
+            size = fitting_size(ImageFiles(place))
         folder = Path(cache) if cache else place.with_name(place.name + self.cache_suffix.format(size=size))
         if not place.exists() and stored_key(folder) is None:
             if (folder / MANIFEST).is_file():

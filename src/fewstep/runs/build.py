@@ -39,7 +39,7 @@ from fewstep.system.seeds import seed_for
 from fewstep.system.validation import build, checked
 from fewstep.training.settings import TrainerSettings
 
-REFERENCE_CACHE = ".reference"  # below outputs: features of reference images, where they took long to compute
+REFERENCE_CACHE = ".reference"  # below outputs: trained feature extractors, and features that took long to compute
 AnySchedule = CosineSchedule | BetaSchedule
 
 
@@ -111,15 +111,21 @@ def data_of(name: str, settings: Sequence[str], batch_size: int) -> Data:
     Raises:
         ValueError: there is no folder conf, neither beside the source nor here; see also `build_data`.
     """
+    return data_from(dataset_settings(name, settings), batch_size, "data")
+
+
+def dataset_settings(name: str, settings: Sequence[str]) -> dict[str, Any]:
+    """Those of conf/dataset/NAME.yaml with `settings` of it changed."""
     with initialize_config_dir(str(conf_folder()), version_base="1.3"):
         config = compose("config", [f"dataset={name}", *(f"dataset.{setting}" for setting in settings)])
-    return data_from(cast(dict[str, Any], OmegaConf.to_container(config.dataset, resolve=True)), batch_size, "data")
+    return cast(dict[str, Any], OmegaConf.to_container(config.dataset, resolve=True))
 
 
 def build_evaluator(settings: Settings) -> Evaluator:
-    """What judges samples of the data set; files that the data set converts are there when the other ranks look."""
+    """What judges samples of the data set; what the main process converts or trains is there when the others look."""
     data = main_process_first(lambda: build_data(settings, 1, "facts"))
-    return Evaluator.of(data, settings.trainer.features, settings.outputs / REFERENCE_CACHE)
+    cache = settings.outputs / REFERENCE_CACHE
+    return main_process_first(lambda: Evaluator.of(data, settings.trainer.features, cache))
 
 
 def build_network(settings: Settings, facts: DataFacts, *, guidance_input: bool = False) -> Denoiser:

@@ -10,6 +10,7 @@ from fewstep.artifacts.run_folder import QUALITY, REPORT, RunFolder
 from fewstep.diffusion.sampling import Sampling
 from fewstep.methods.base import Method, Parent, StudentSettings
 from fewstep.methods.readings import check_student_at_noise, check_teacher_at_noise
+from fewstep.runs.automatic import announced
 from fewstep.runs.build import build_data, build_evaluator, build_exact_teacher, build_plan
 from fewstep.runs.config import EVALUATE, EXACT, NO_TEACHER, PIPELINE, Settings
 from fewstep.runs.evaluate import evaluate
@@ -28,6 +29,7 @@ def run(settings: Settings) -> None:
         ValueError, OSError: one line that says what to change.
     """
     quiet_lightning()
+    settings = announced(settings)
     if settings.name == PIPELINE:
         run_pipeline(settings)
     elif settings.name == EVALUATE:
