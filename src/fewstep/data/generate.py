@@ -76,3 +76,14 @@ def generated_folder(root: Path, name: str, generate: Callable[[Path], None]) ->
             shutil.rmtree(unfinished, ignore_errors=True)
     print(f"{root} is not there, so dataset={name} is tried on a few generated files: {folder}", flush=True)
     return folder
+
+
+def generate_idx(folder: Path, *, num_train: int = 300, num_test: int = 60) -> None:
+    """The four files of Fashion-MNIST, shortened: a header, then bytes."""
+    folder.mkdir(parents=True)
+    for number, (split, count) in enumerate({"train": num_train, "t10k": num_test}.items()):
+        labels = np.arange(count, dtype=np.uint8) % 10
+        images = pictures(labels.astype(np.int64), 28, number)[:, 0]
+        for kind, values in (("images-idx3", images), ("labels-idx1", labels)):
+            sizes = b"".join(size.to_bytes(4, "big") for size in values.shape)
+            (folder / f"{split}-{kind}-ubyte").write_bytes(bytes((0, 0, 8, values.ndim)) + sizes + values.tobytes())
