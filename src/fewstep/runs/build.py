@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 from fewstep.artifacts.model_file import ModelCard
 from fewstep.data.batches import Data
 from fewstep.data.facts import DataFacts
+from fewstep.data.identify import identify
 from fewstep.data.labels import LABEL_FILES, OWN, relabelled
 from fewstep.diffusion.betas import BetaSchedule
 from fewstep.diffusion.guidance import log_snr_interval
@@ -36,7 +37,7 @@ from fewstep.networks.inputs import W2
 from fewstep.networks.memory import checkpoint_gradients, to_channels_last
 from fewstep.networks.smaller import smaller_student
 from fewstep.runs.config import Settings
-from fewstep.runs.overrides import conf_folder
+from fewstep.runs.overrides import conf_folder, path_named
 from fewstep.system.seeds import seed_for
 from fewstep.system.validation import build, checked
 from fewstep.training.settings import TrainerSettings
@@ -114,8 +115,11 @@ def data_of(name: str, settings: Sequence[str], batch_size: int) -> Data:
     """The data set of conf/dataset/NAME.yaml by its name alone, with `settings` of it changed, like "size=32".
 
     Raises:
-        ValueError: there is no folder conf, neither beside the source nor here; see also `build_data`.
+        ValueError: there is no folder conf, neither beside the source nor here, or `name` is that of files; see also
+            `build_data`.
     """
+    if (path := path_named(name)) is not None:
+        raise identify(path).error(path, command="fewstep data check")
     with initialize_config_dir(str(conf_folder()), version_base="1.3"):
         config = compose("config", [f"dataset={name}", *(f"dataset.{setting}" for setting in settings)])
     return data_from(cast(dict[str, Any], OmegaConf.to_container(config.dataset, resolve=True)), batch_size, "data")
