@@ -3,9 +3,9 @@
     decode(data: bytes | Path, background: str = "white") -> Decoded(image, notes)
     flatten(image: PIL.Image.Image, background: str = "white") -> Decoded(image, notes)     # one that is open already
 
-`image` has 8 bits a channel, no alpha and no rotation left: of mode "L" where all its pixels are grey, whatever the mode
-of the file, else "RGB". `notes` say in words what was changed, to be counted: "transparent on white", "rotated". Both
-raise a ValueError, and no other error, for a file that cannot be read whole. `check_background` checks the setting.
+`image` has 8 bits a channel, no alpha and no rotation left: of mode "L" where all its pixels are grey, whatever the
+file's, else "RGB". `notes` say in words what was changed, to be counted: "transparent on white", "rotated". `decode`
+raises a ValueError, and no other error, for what cannot be read whole. `check_background` checks the setting.
 """
 
 import re
@@ -22,6 +22,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")  # no other is opened: P
 SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 WHITE, BLACK = "white", "black"
 # A PNG's transparent colour is stored in the bits of the file, and Pillow has scaled the pixels to 8.
+TURNED = range(2, 9)  # the orientations of EXIF that are not upright
 SCALED_BITS = {"L;2": 85, "L;4": 17}
 Pixels = UInt8[np.ndarray, "*batch channels height width"]
 
@@ -98,12 +99,18 @@ def raw_mode_of(image: Image.Image) -> str:
 
 def turned(image: Image.Image) -> tuple[Image.Image, bool]:
     """The image as its EXIF says it is to be shown, and whether that changed it; damaged EXIF says nothing."""
-    image.load()
+    before = orientation(image)
+    image.load()  # turns a TIFF
+    is_turned = orientation(image) in TURNED
+    return ImageOps.exif_transpose(image) if is_turned else image, is_turned or before in TURNED
+
+
+def orientation(image: Image.Image) -> int:
+    """The orientation that the EXIF says, 1 (none) where it is damaged."""
     try:
-        is_turned = image.getexif().get(ExifTags.Base.Orientation, 1) in range(2, 9)
-        return (ImageOps.exif_transpose(image), True) if is_turned else (image, False)
+        return image.getexif().get(ExifTags.Base.Orientation, 1)
     except Exception:  # of any type, and the pixels are there
-        return image, False
+        return 1
 
 
 def alpha_of(image: Image.Image, raw_mode: str) -> Image.Image | None:
@@ -136,7 +143,7 @@ def eight_bits(image: Image.Image) -> Image.Image:
 
 
 def is_grey(image: Image.Image) -> bool:
-    """Whether all pixels of an L or RGB image are grey; a few are looked at first, since most images of colour show it."""
+    """Whether all pixels of an L or RGB image are grey; a few are looked at first, where most colour images show it."""
     if image.mode == "L":
         return True
     few = image.resize((min(image.width, 16), min(image.height, 16)), Image.Resampling.NEAREST)
