@@ -11,7 +11,6 @@ from torch import Tensor
 from fewstep.diffusion.prediction import Denoise, Prediction
 from fewstep.methods.draws import Draws
 
-
 PAIRS = ("knowledge_distillation", "reflow", "ladd", "knowledge_distillation with judge")  # made before the training
 
 

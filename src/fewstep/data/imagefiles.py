@@ -3,23 +3,28 @@
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 from zipfile import BadZipFile, ZipFile
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Int, UInt8
 from PIL import Image
 
 from fewstep.data import decode as decoder
 from fewstep.data.cache import PART_BYTES, TRAIN, Chunk, Part, Source
 from fewstep.data.decode import SUFFIXES, check_background, decode
+from fewstep.data.label_table import read_label_table
+from fewstep.data.labels import OWN
 
 CHUNK = 512
 HELD_OUT = "val"
+TABLES = (".csv", ".tsv")
+UNLABELLED = "unlabelled"  # class of files in no folder, where that is no error
 
 
 class ImageFile(NamedTuple):
@@ -96,8 +101,88 @@ class Labelled(NamedTuple):
     label: int
 
 
+@dataclass(frozen=True)
+class Decoding:
+    """How image files become squares.
+
+    Args:
+        size: of the squares, in pixels. strict: refuse damaged files instead of leaving them out.
+        background: that transparent images are put on. channels: 1, 3, or auto, see `Source.auto_channels`.
+
+    Raises:
+        ValueError: a setting outside its range.
+    """
+
+    size: int
+    strict: bool
+    background: str
+    channels: str | int
+
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise ValueError(f"dataset.size must be at least 1, got {self.size}")
+        if self.channels not in ("auto", 1, 3):
+            raise ValueError(f"dataset.channels must be auto, 1 or 3, got {self.channels!r}")
+        if len(set(check_background(self.background))) > 1 and self.channels == 1:
+            raise ValueError(
+                f"dataset.channels=1 needs a grey dataset.background, got {self.background!r}; use channels=auto"
+            )
+
+    @property
+    def key(self) -> str:
+        """Changes with all that changes pixels."""
+        return f"decoder {decoder.VERSION} {self.background} {self.channels} adm crop {self.size} {self.strict}"
+
+    @property
+    def per_part(self) -> int:
+        """Images in a part of a cache."""
+        return max(1, PART_BYTES // (3 * self.size * self.size))
+
+    def source(self, parts: Mapping[str, Sequence[Part]], classes: Sequence[str]) -> Source:
+        """The source of a cache of such squares."""
+        shape = (1 if self.channels == 1 else 3, self.size, self.size)
+        return Source(parts, shape, classes, self.background, self.channels == "auto")
+
+    def made(self, shape: tuple[int, ...]) -> bool:
+        """Whether images of that shape are such squares."""
+        return shape in [(count, self.size, self.size) for count in (1, 3) if self.channels in ("auto", count)]
+
+    def chunk(
+        self, names: Sequence[str], labels: Int[np.ndarray, "count"], read: Callable[[int], bytes], place: Path
+    ) -> Chunk:
+        """Images decoded in threads; damaged ones are left out.
+
+        Args:
+            names: of the files in `place`, for messages. read: the bytes of the file of that number.
+
+        Raises:
+            ValueError: one is damaged, and `strict` is true.
+        """
+
+        def load(number: int) -> tuple[UInt8[np.ndarray, "3 size size"], tuple[str, ...]] | None:
+            try:
+                return decoded_square(read(number), self.size, self.background)
+            except Exception as error:  # of any type: a zip may be damaged too
+                if self.strict:
+                    raise ValueError(
+                        f"{place}: {names[number]} is damaged or no image ({error}); replace it, or set "
+                        "dataset.strict=false to leave such files out"
+                    ) from error
+                return None
+
+        with ThreadPoolExecutor() as pool:
+            loaded = list(pool.map(load, range(len(names))))
+        good = [each for each in loaded if each is not None]
+        return Chunk(
+            np.stack([image for image, _ in good]) if good else np.empty((0, 3, self.size, self.size), np.uint8),
+            labels[[each is not None for each in loaded]],
+            skipped=[name for name, each in zip(names, loaded, strict=True) if each is None],
+            notes=[note for _, notes in good for note in notes],
+        )
+
+
 def split_by_class(
-    files: Sequence[ImageFile], root: Path, hold_out_every: int
+    files: Sequence[ImageFile], root: Path, hold_out_every: int, labels: str = OWN
 ) -> tuple[list[str], list[Labelled], list[Labelled]]:
     """The class names, the training files and the held-out files.
 
@@ -105,29 +190,30 @@ def split_by_class(
     `hold_out_every`-th file of each class is. Labels number the sorted class names. A single folder around everything
     is ignored.
 
+    Args:
+        labels: own, the folders; a table, whose classes count, and whose files alone are used; with any other, none
+            or made from features, files may be in no class folder.
+
     Raises:
-        ValueError: a file is in no class folder, a class of val/ is not in train/, or hold_out_every is below 2.
+        ValueError: a file is in no class folder, a class of val/ is not in train/, or hold_out_every is below 2; or see
+            `read_label_table`.
     """
     if hold_out_every < 2:
         raise ValueError(f"dataset.hold_out_every must be at least 2, got {hold_out_every}")
-    names = [PurePosixPath(file.name).parts for file in files]
-    # One folder around everything, as zips often have.
-    while len({parts[0] for parts in names}) == 1 and all(len(parts) > 2 for parts in names) and names[0][0] != "train":
-        names = [parts[1:] for parts in names]
-    splits: dict[str, list[tuple[str, ImageFile]]] = {"train": [], HELD_OUT: []}
-    for parts, file in zip(names, files, strict=True):
-        split, rest = (parts[0], parts[1:]) if parts[0] in splits and len(parts) > 2 else ("train", parts)
-        if len(rest) < 2:
-            raise ValueError(f"{root} must have a folder for each class, and {file.name} is in none; move it into one")
-        splits[split].append((rest[0], file))
-    classes = sorted({name for name, _ in splits["train"]})
+    splits: dict[str, list[tuple[str, ImageFile]]] = {TRAIN: [], HELD_OUT: []}
+    for (split, name), file in zip(splits_and_classes(files, root, labels), files, strict=True):
+        if name is not None:
+            splits[split].append((name, file))
+    names = {name for name, _ in splits[TRAIN]}
+    by_number = Path(labels).suffix in TABLES and all(name.isdecimal() for name in names)
+    classes = sorted(names, key=int if by_number else None)
     unknown = sorted({name for name, _ in splits[HELD_OUT]} - set(classes))
     if unknown:
         raise ValueError(f"{root}/{HELD_OUT} has the class {unknown[0]}, which is not among those to train on; add it")
     label = {name: number for number, name in enumerate(classes)}
     train, held_out = ([Labelled(file, label[name]) for name, file in splits[split]] for split in splits)
     if not held_out:
-        most = max(Counter(name for name, _ in splits["train"]).values())
+        most = max(Counter(name for name, _ in splits[TRAIN]).values())
         if most < hold_out_every:
             fewer = f"set dataset.hold_out_every to at most {most}" if most > 1 else "add images"
             raise ValueError(
@@ -142,75 +228,67 @@ def split_by_class(
     return classes, train, held_out
 
 
-def image_source(
-    root: Path, *, size: int, hold_out_every: int, strict: bool, background: str, channels: str | int
-) -> Source:
-    """The images of a folder or zip, cropped to squares of `size` pixels, as the source of a cache.
-
-    Args:
-        background: that transparent images are put on. channels: 1, 3, or auto, see `Source.auto_channels`.
+def splits_and_classes(files: Sequence[ImageFile], root: Path, labels: str) -> list[tuple[str, str | None]]:
+    """The split of each file, and its class; None for a file that a table of labels leaves out.
 
     Raises:
-        ValueError: a setting outside its range, or files that fit no class.
+        ValueError: a file is in no class folder, where these are the labels.
     """
-    if size < 1:
-        raise ValueError(f"dataset.size must be at least 1, got {size}")
-    if channels not in ("auto", 1, 3):
-        raise ValueError(f"dataset.channels must be auto, 1 or 3, got {channels!r}")
-    if channels == 1 and len(set(check_background(background))) > 1:
-        raise ValueError(f"dataset.channels=1 needs a grey dataset.background, got {background!r}; use channels=auto")
+    names = [PurePosixPath(file.name).parts for file in files]
+    # One folder around everything, as zips often have.
+    while len({parts[0] for parts in names}) == 1 and all(len(parts) > 2 for parts in names) and names[0][0] != TRAIN:
+        names = [parts[1:] for parts in names]
+
+    def split(least: int) -> list[tuple[str, tuple[str, ...]]]:
+        is_split = [parts[0] in (TRAIN, HELD_OUT) and len(parts) > least for parts in names]
+        return [(parts[0], parts[1:]) if own else (TRAIN, parts) for parts, own in zip(names, is_split, strict=True)]
+
+    if Path(labels).suffix in TABLES:
+        inside = root / labels
+        path = inside if inside.is_file() and not Path(labels).is_file() else Path(labels).expanduser()
+        table = read_label_table(path, [file.name for file in files])
+        return [(each, table.get(file.name)) for (each, _), file in zip(split(1), files, strict=True)]
+    by_folder = split(2)
+    stranger = next((file for (_, rest), file in zip(by_folder, files, strict=True) if len(rest) < 2), None)
+    has_flat_split = labels != OWN and any(len(parts) == 2 and parts[0] in (TRAIN, HELD_OUT) for parts in names)
+    if stranger is None and not has_flat_split:
+        return [(each, rest[0]) for each, rest in by_folder]
+    if stranger is not None and labels == OWN:
+        raise ValueError(
+            f"{root} must have a folder for each class, and {stranger.name} is in none; move it into one, or say "
+            "dataset.labels=FILE.csv, a table of file,label, or dataset.labels=none (guidance is off then)"
+        )
+    return [(each, UNLABELLED) for each, _ in split(1)]
+
+
+def image_source(root: Path, decoding: Decoding, *, hold_out_every: int, labels: str = OWN) -> Source:
+    """The images of a folder or zip, cropped to squares, as the source of a cache.
+
+    Raises:
+        ValueError: files that fit no class, see `split_by_class`.
+    """
     files = ImageFiles(root)
-    classes, train, held_out = split_by_class(files.files, root, hold_out_every)
-    per_part = max(1, PART_BYTES // (3 * size * size))
+    classes, train, held_out = split_by_class(files.files, root, hold_out_every, labels)
 
     def parts(split: str, examples: Sequence[Labelled]) -> list[Part]:
         found = []
-        for start in range(0, len(examples), per_part):
-            chosen = examples[start : start + per_part]  # their repr is part of the key of every cache
-            settings = f"decoder {decoder.VERSION} {background} {channels} adm crop {size} {strict}"
-            key = hashlib.sha256(f"{settings} {chosen}".encode()).hexdigest()
-            chunks = partial(read_chunks, files, chosen, size, strict, background)
-            found.append(Part(f"{split}-{start // per_part:05d}", key, len(chosen), chunks))
+        for start in range(0, len(examples), decoding.per_part):
+            chosen = examples[start : start + decoding.per_part]  # their repr is part of the key of every cache
+            key = hashlib.sha256(f"{decoding.key} {chosen}".encode()).hexdigest()
+            chunks = partial(read_chunks, files, chosen, decoding)
+            found.append(Part(f"{split}-{start // decoding.per_part:05d}", key, len(chosen), chunks))
         return found
 
-    splits = {TRAIN: parts(TRAIN, train), HELD_OUT: parts(HELD_OUT, held_out)}
-    is_auto = channels == "auto"
-    return Source(splits, (1 if channels == 1 else 3, size, size), classes, background, is_auto)
+    return decoding.source({TRAIN: parts(TRAIN, train), HELD_OUT: parts(HELD_OUT, held_out)}, classes)
 
 
-def read_chunks(
-    files: ImageFiles, examples: Sequence[Labelled], size: int, strict: bool, background: str
-) -> Iterator[Chunk]:
-    """The images in chunks, decoded in threads; damaged files are skipped.
-
-    Raises:
-        ValueError: a file is damaged, and `strict` is true.
-    """
-
-    def load(example: Labelled) -> tuple[UInt8[np.ndarray, "3 size size"], tuple[str, ...]] | None:
-        try:
-            return decoded_square(files.read(example.file.name), size, background)
-        except Exception as error:  # of any type: a zip may be damaged too
-            if strict:
-                raise ValueError(
-                    f"{files.root}: {example.file.name} is damaged or no image ({error}); replace it, or set "
-                    "dataset.strict=false to leave such files out"
-                ) from error
-            return None
-
-    with ThreadPoolExecutor() as pool:
-        for start in range(0, len(examples), CHUNK):
-            chosen = examples[start : start + CHUNK]
-            loaded = list(zip(chosen, pool.map(load, chosen), strict=True))
-            good = [(*decoded, example.label) for example, decoded in loaded if decoded is not None]
-            images = np.stack([image for image, _, _ in good]) if good else np.empty((0, 3, size, size), np.uint8)
-            labels = np.array([label for _, _, label in good], np.int64)
-            yield Chunk(
-                images,
-                labels,
-                skipped=[example.file.name for example, decoded in loaded if decoded is None],
-                notes=[note for _, notes, _ in good for note in notes],
-            )
+def read_chunks(files: ImageFiles, examples: Sequence[Labelled], decoding: Decoding) -> Iterator[Chunk]:
+    """The images in chunks; see `Decoding.chunk`."""
+    for start in range(0, len(examples), CHUNK):
+        chosen = examples[start : start + CHUNK]
+        names = [example.file.name for example in chosen]
+        labels = np.array([example.label for example in chosen], np.int64)
+        yield decoding.chunk(names, labels, lambda number, names=names: files.read(names[number]), files.root)
 
 
 def centre_crop(image: Image.Image, size: int) -> UInt8[np.ndarray, "3 size size"]:

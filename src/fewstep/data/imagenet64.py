@@ -15,7 +15,7 @@ import numpy as np
 from fewstep.data.cache import Chunk, Part, Source
 from fewstep.data.decode import WHITE
 from fewstep.data.generate import generate_imagenet64
-from fewstep.data.imagefiles import HELD_OUT
+from fewstep.data.imagefiles import HELD_OUT, Decoding
 from fewstep.data.imagefolder import ImageFolderData
 
 SIZE, CLASSES = 64, 1000
@@ -151,12 +151,10 @@ class ImageNet64Data(ImageFolderData):
             generated=generated,
         )
 
-    def source(
-        self, root: Path, size: int, hold_out_every: int, strict: bool, background: str, channels: str | int
-    ) -> Source:
-        if any(root.glob("*_data*.npz")):
-            return replace(npz_source(root), background=background)
-        return super().source(root, size, hold_out_every, strict, background, channels)
+    def source(self, place: Path, decoding: Decoding, hold_out_every: int, labels: str) -> Source:
+        if any(place.glob("*_data*.npz")):
+            return replace(npz_source(place), background=decoding.background)
+        return super().source(place, decoding, hold_out_every, labels)
 
     def check(self) -> list[str]:
         counts = {"train": len(self.labels), HELD_OUT: len(self.held_out.labels)}

@@ -21,7 +21,7 @@ from fewstep.runs.build import (
     build_student,
     build_teacher,
     clip_bounds,
-    guidance_of,
+    inherited_guidance,
     schedule_of,
 )
 from fewstep.runs.config import Settings
@@ -75,7 +75,7 @@ def build_module(
         denoiser = build_fresh_student(settings, job.source, guidance_input=wants_w)
         teacher = None if method.parent() is None else build_exact_teacher(settings, method, job.source)
     else:
-        denoiser, guidance = fresh_copy(parent.denoiser), guidance_of(parent.card)
+        denoiser, guidance = fresh_copy(parent.denoiser), inherited_guidance(parent.card, phase)
         teacher = build_teacher(settings, method, phase, denoiser, parent.card.sampling, job.facts)
     own = method.guidance(guidance)
     student = build_student(settings, method, phase, denoiser, own, is_first=is_first, stream=STREAM)

@@ -40,6 +40,11 @@ class Parent:
     continues: Sampling | None = None
 
     @property
+    def accepted(self) -> tuple[GuidanceKind, ...]:
+        """Those, and where a guided student may be one, a model without guidance: it stands for one at w = 0 alone."""
+        return (*self.guidance, "none") if "input" in self.guidance else self.guidance
+
+    @property
     def teacher(self) -> Sampling | None:
         """How a teacher that may be the parent is sampled; None where only a student may."""
         kinds = (Sampling(guidance=kind) for kind in self.guidance)
@@ -150,6 +155,26 @@ class Method(ABC):
         if self.parent() is None:
             return self
         raise ValueError(f"stage={self.name} needs a teacher, and teacher=none says there is none; use teacher=null")
+
+    @property
+    def needs_labels(self) -> bool:
+        """Whether the parent must be guided by several evaluations, which takes labels."""
+        parent = self.parent()
+        return parent is not None and "none" not in parent.accepted
+
+    def without_labels(self) -> "Method":
+        """The same method for data without labels, where no model is guided.
+
+        Raises:
+            ValueError: it needs them.
+        """
+        if not self.needs_labels:
+            return self
+        raise ValueError(
+            f"stage={self.name} needs a guided teacher, guidance needs labels, and dataset.labels=none says there are "
+            "none; leave the stage out (a teacher without guidance is distilled as it is: stage=progressive and most "
+            "others), or make labels of clusters with `fewstep data label` (docs/self_labelled.md)"
+        )
 
     @abstractmethod
     def phases(self) -> Sequence[Phase]:

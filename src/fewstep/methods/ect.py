@@ -62,7 +62,7 @@ class TunedConsistency(GuidedStudentSettings, Method):
         """The two levels of each example when this share of the training is done."""
 
     def parent(self) -> Parent:
-        return Parent(guidance=("input", "two_evaluations") if self.hop == "teacher" else ("two_evaluations",))
+        return Parent(guidance=("input", "two_evaluations") if self.hop == "teacher" else ("two_evaluations", "none"))
 
     def phases(self) -> tuple[Phase, ...]:
         return (Phase(renoising(self.levels, "input" if self.hop == "teacher" else "none")),)

@@ -3,6 +3,8 @@
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from inspect import signature
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -13,7 +15,8 @@ from omegaconf import OmegaConf
 from fewstep.artifacts.model_file import ModelCard
 from fewstep.data.batches import Data
 from fewstep.data.facts import DataFacts
-from fewstep.data.labels import OWN, relabelled
+from fewstep.data.identify import identify
+from fewstep.data.labels import LABEL_FILES, OWN, relabelled
 from fewstep.diffusion.betas import BetaSchedule
 from fewstep.diffusion.guidance import log_snr_interval
 from fewstep.diffusion.prediction import Clipped, Denoise
@@ -34,7 +37,7 @@ from fewstep.networks.inputs import W2
 from fewstep.networks.memory import checkpoint_gradients, to_channels_last
 from fewstep.networks.smaller import smaller_student
 from fewstep.runs.config import Settings
-from fewstep.runs.overrides import conf_folder
+from fewstep.runs.overrides import conf_folder, path_named
 from fewstep.system.seeds import seed_for
 from fewstep.system.validation import build, checked
 from fewstep.training.settings import TrainerSettings
@@ -100,17 +103,23 @@ def build_data(settings: Settings, batch_size: int, stream: str) -> Data:
 
 def data_from(dataset: Mapping[str, Any], batch_size: int, stream: str) -> Data:
     """The data set of the group's settings; see `build_data`."""
+    constructor, labels = get_class(dataset["_target_"]), checked(dataset.get("labels", OWN), str, "dataset.labels")
     values = {key: value for key, value in dataset.items() if key not in ("name", "_target_", "labels")}
-    data = build(get_class(dataset["_target_"]), values | {"batch_size": batch_size, "stream": stream}, "dataset")
-    return relabelled(data, checked(dataset.get("labels", OWN), str, "dataset.labels"))
+    if reads_labels := "labels" in signature(constructor).parameters:
+        values["labels"] = labels
+    data = build(constructor, values | {"batch_size": batch_size, "stream": stream}, "dataset")
+    return data if reads_labels and Path(labels).suffix in LABEL_FILES else relabelled(data, labels)
 
 
 def data_of(name: str, settings: Sequence[str], batch_size: int) -> Data:
     """The data set of conf/dataset/NAME.yaml by its name alone, with `settings` of it changed, like "size=32".
 
     Raises:
-        ValueError: there is no folder conf, neither beside the source nor here; see also `build_data`.
+        ValueError: there is no folder conf, neither beside the source nor here, or `name` is that of files; see also
+            `build_data`.
     """
+    if (path := path_named(name)) is not None:
+        raise identify(path).error(path, command="fewstep data check")
     return data_from(dataset_settings(name, settings), batch_size, "data")
 
 
@@ -292,6 +301,13 @@ def evaluation_budget(
     of_all = method.training.evaluations / sum(each.budget for each in method.phases()) - spent / phase.budget
     training = replace(method.training, images=max(method.training.batch_size, round(of_all / per_image)))
     return phase_training(training, phase, trainer)
+
+
+def inherited_guidance(card: ModelCard, phase: Phase) -> GuidanceRange | None:
+    """The weights that a phase's student has from its parent: of a model without guidance w = 0, where it takes w."""
+    if phase.sampling.guidance == "input" and card.sampling.guidance == "none":
+        return GuidanceRange(0.0, 0.0)
+    return guidance_of(card)
 
 
 def guidance_of(card: ModelCard) -> GuidanceRange | None:

@@ -5,6 +5,7 @@ import torch
 from fewstep.artifacts.lineage import PARENTS, Compatibility
 from fewstep.artifacts.model_file import ModelCard
 from fewstep.data.facts import DataFacts
+from fewstep.data.labels import NONE
 from fewstep.diffusion.sampling import GuidanceKind, Sampling
 from fewstep.methods.base import Parent
 from fewstep.networks import Denoiser
@@ -23,14 +24,16 @@ def compatibility_of(
 
     Args:
         facts: of the data, None to take the parent's.
-        named: whether the user named the file. preferred: take the first of the method's kinds of parent alone.
+        named: whether the user named the file. preferred: take the first of the method's kinds of parent alone; of data
+            without labels, a model without guidance too.
     """
     if facts is None:
         ours = None
     else:
         with torch.device("meta"):  # what is compared is its description
             ours = build_network(settings, facts)
-    kinds = parent.guidance[:1] if preferred else parent.guidance
+    has_labels = facts is None or facts.labels != NONE
+    kinds = parent.guidance[:1] if preferred and has_labels else parent.accepted
 
     def reason(denoiser: Denoiser, card: ModelCard) -> str | None:
         if card.data.name != settings.dataset_name or (facts is not None and card.data != facts):

@@ -122,6 +122,11 @@ class Settings:
         return self.values["dataset"]["name"]
 
     @property
+    def labels(self) -> str | None:
+        """dataset.labels: own, none or a file; None for data that cannot have others."""
+        return self.values["dataset"].get("labels")
+
+    @property
     def teacher(self) -> str | None:
         return self.values["teacher"]
 

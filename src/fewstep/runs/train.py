@@ -36,7 +36,7 @@ from fewstep.runs.build import (
     build_teacher,
     clip_bounds,
     evaluation_budget,
-    guidance_of,
+    inherited_guidance,
     phase_training,
     schedule_of,
 )
@@ -192,7 +192,7 @@ def networks_of(
         denoiser, card, inherited = fresh, None, None
     else:
         denoiser, card = load_model(parent)
-        inherited = guidance_of(card)
+        inherited = inherited_guidance(card, phase)
         teacher = build_teacher(settings, method, phase, denoiser, card.sampling, job.facts)
     guidance = method.guidance(inherited)
     student = build_student(settings, method, phase, denoiser, guidance, is_first=is_first, stream=stream)
