@@ -5,7 +5,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fewstep.commands.files import check_file
 from fewstep.commands.models import OUTPUTS, ModelFile, Outputs
+from fewstep.commands.requests import check_seed
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,12 +26,6 @@ def check_settings(settings: list[str] | None) -> list[str] | None:
         if "=" not in setting:
             raise ValueError(f"settings must be KEY=VALUE, like size=32, got {setting!r}")
     return settings
-
-
-def check_suffix(out: Path, suffix: str) -> None:
-    """Raise a ValueError if --out is a file of another kind."""
-    if out.suffix != suffix:
-        raise ValueError(f"--out must end in {suffix}, got {out}")
 
 
 DataSettings = Annotated[
@@ -57,7 +53,7 @@ def check(
     Example: fewstep data check imagefolder size=32 --root ~/birds --out birds.png
     """
     picture_file = out or Path(f"{name}.png")
-    check_suffix(picture_file, ".png")
+    check_file(picture_file, ".png")
     from fewstep.artifacts.pictures import picture, save_png
     from fewstep.evaluation.images import evaluation_tensor
     from fewstep.runs.build import data_of
@@ -83,7 +79,7 @@ def label(
         int, typer.Option(help="That prototypes are trained on; k-means looks at most at so many.")
     ] = 300_000,
     batch_size: Annotated[int, typer.Option(help="Images that are balanced over the clusters at a time.")] = 256,
-    seed: Annotated[int, typer.Option(help="Of the noise and of the first prototypes.")] = 0,
+    seed: Annotated[int, typer.Option(callback=check_seed, help="Of the noise and of the first prototypes.")] = 0,
     outputs: Outputs = OUTPUTS,
 ) -> None:
     """Label the images of a data set by clusters of a teacher's features: guidance without classes.
@@ -99,7 +95,7 @@ def label(
     from fewstep.runs.build import data_of
     from fewstep.system.files import sha256_of
 
-    check_suffix(out, ".safetensors")
+    check_file(out, ".safetensors")
     source = pixels_of(data_of(name, settings or [], batch_size=batch_size), "fewstep data label")
     if not 2 <= clusters <= len(source.labels) or images < max(batch_size, clusters):
         raise ValueError(

@@ -19,6 +19,7 @@ from fewstep.commands.check import check
 from fewstep.commands.collect import collect
 from fewstep.commands.dashboard import dashboard
 from fewstep.commands.export import export
+from fewstep.commands.files import check_folder
 from fewstep.commands.latents import latents
 from fewstep.commands.methods import methods
 from fewstep.commands.models import OUTPUTS, ModelFile, Outputs
@@ -29,6 +30,7 @@ from fewstep.commands.upscale import upscale
 from fewstep.commands.wandb_sweep import wandb_sweep
 from fewstep.distributed.launch import is_silent_rank, is_worker_process
 from fewstep.system.files import is_out_of_memory
+from fewstep.system.limits import require_count
 from fewstep.system.signals import Stopped
 
 EXIT_BAD_INPUT = 2
@@ -52,17 +54,19 @@ app.command()(sample)
 def evaluate(
     model: ModelFile,
     out: Annotated[
-        Path | None, typer.Option(help="Folder for quality.json and report.html; default: MODEL-quality.")
+        Path | None,
+        typer.Option(callback=check_folder, help="Folder for quality.json and report.html; default: MODEL-quality."),
     ] = None,
     num_images: Annotated[int, typer.Option(help="Images per cell of the grid.")] = 2000,
     w: Annotated[list[float] | None, typer.Option(help="Guidance weight; repeat for several [0 1 2 4].")] = None,
-    seed: Annotated[int, typer.Option(help="Of the starting noise.")] = 0,
+    seed: tasks.Seed = 0,
     outputs: Outputs = OUTPUTS,
 ) -> None:
     """Judge a model beside those it was made from: FID, inception score, precision, recall, accuracy, diversity.
 
     Example: fewstep evaluate outputs/digits/progressive/TIME/model-4.safetensors
     """
+    require_count(num_images, "--num-images")
     import fewstep
     from fewstep.data.digits import DigitsData
     from fewstep.evaluation.evaluator import Evaluator

@@ -11,6 +11,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from fewstep.diffusion.schedule import CosineSchedule
+from fewstep.system.limits import require_seed
 from fewstep.system.validation import build, checked
 from fewstep.training.settings import TrainerSettings
 
@@ -115,6 +116,8 @@ class Settings:
                 f"stage.{SEEDS}.{unknown[0]} is of no stage of this pipeline, which are "
                 f"{', '.join(self.composed_stages)}"
             )
+        for stage, seed in seeds.items():
+            require_seed(seed, f"stage.{SEEDS}.{stage}")
         return seeds
 
     @property
@@ -159,6 +162,7 @@ def check_top(values: Mapping[str, Any]) -> None:
             raise ValueError(f"{group} must be one of its options or a group of settings, got {values.get(group)!r}")
     for key, hint in TOP.items():
         checked(values[key], hint, key)
+    require_seed(values["seed"])
     checked(values["stage"].get("name"), str, "stage.name")
     checked(values["dataset"].get("name"), str, "dataset.name")
     for key, value in values["logger"].items():
