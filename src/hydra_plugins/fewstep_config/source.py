@@ -8,14 +8,19 @@ stage/NAME.yaml at stage.NAME. So the few lines that would say it for each metho
     recipe/method/DATASET/NAME  the recipe of the data set for the chosen method, at stage.NAME
 """
 
+import copyreg
 import re
 from pathlib import Path
 
 from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.config_store import ConfigStore
 from hydra.core.object_type import ObjectType
 from hydra.plugins.config_source import ConfigLoadError, ConfigResult, ConfigSource
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import OmegaConf
+
+# Hydra deep-copies its search path, and so this singleton, a hundred times for `--help`: a second of processor time.
+copyreg.pickle(ConfigStore, lambda store: (ConfigStore.instance, ()))
 
 SCHEME = "fewstep-config"
 MAIN = "main"  # Hydra's name of the folder that the program gives
