@@ -22,6 +22,7 @@ from fewstep.diffusion.sampling import Sampling
 from fewstep.diffusion.schedule import CosineSchedule
 from fewstep.networks import Denoiser, network_class
 from fewstep.networks.denoiser import arguments_of
+from fewstep.networks.own import OwnNetwork
 from fewstep.system.files import atomic_write, tensor_digest
 from fewstep.system.validation import build
 
@@ -162,12 +163,16 @@ def checksum(description: dict[str, Any], tensors: dict[str, torch.Tensor]) -> s
     return sha256((json.dumps(description, sort_keys=True) + tensor_digest(tensors)).encode()).hexdigest()
 
 
-def load_model(path: Path) -> tuple[Denoiser, ModelCard]:
+def load_model(path: Path, network: torch.nn.Module | None = None) -> tuple[Denoiser, ModelCard]:
     """The network in eval mode on the CPU, and its card.
+
+    Args:
+        network: of the user's own, which gets the weights, where the file's is one.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: a pickle, a file that is not a fewstep model, or a damaged one.
+        ValueError: a pickle, a file that is not a fewstep model, or a damaged one; or a network of the user's own that
+            is not given, or has other weights.
     """
     description, tensors = read_described(path, KEY, "a model", "`fewstep info MODEL` shows one")
     try:
@@ -180,14 +185,14 @@ def load_model(path: Path) -> tuple[Denoiser, ModelCard]:
         card = described_card(description)
         if (list(card.data.shape), card.data.num_classes) != (arguments["shape"], arguments["num_classes"]):
             raise ValueError(f"its network does not make {card.data}")
-        network = described_network(name, arguments, tensors)
+        made = described_network(name, arguments, tensors, network)
         if written != found:
             raise ValueError(
                 "it is damaged, its checksum is not that of what it holds; once it is deleted, the same command makes "
                 "it again"
             )
         # a file of `fewstep export --half` holds float16, which is for keeping, not for computing
-        return Denoiser(network.float(), card.prediction, card.native_schedule).eval(), card
+        return Denoiser(made.float(), card.prediction, card.native_schedule).eval(), card
     except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, ArithmeticError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(
@@ -195,8 +200,26 @@ def load_model(path: Path) -> tuple[Denoiser, ModelCard]:
         ) from error
 
 
-def described_network(name: str, arguments: dict[str, Any], tensors: dict[str, torch.Tensor]) -> torch.nn.Module:
-    """Build the network `name` of the fixed list with these weights; raises for an unknown name or other weights."""
+def described_network(
+    name: str, arguments: dict[str, Any], tensors: dict[str, torch.Tensor], own: torch.nn.Module | None = None
+) -> torch.nn.Module:
+    """Build the network `name` of the fixed list with these weights, or give them to the user's own.
+
+    Raises:
+        ValueError, RuntimeError: an unknown name or other weights, or one's own where the file's is of the list, or the
+            other way round.
+    """
+    if (name == OwnNetwork.__name__) != (own is not None):
+        kind = str(arguments.get("name")) if own is None else name
+        if not kind.isidentifier():
+            raise ValueError("its network has no name")
+        advice = "load it without network=" if own is not None else f"fewstep.load(PATH, network={kind}(...)) loads it"
+        whose = "of fewstep's own" if own is not None else "of its maker's code, which no file is trusted to name"
+        raise ValueError(f"its network, {kind}, is {whose}; {advice}")
+    if own is not None:
+        network = OwnNetwork(own, **arguments)
+        network.load_state_dict(tensors)
+        return network
     if (blocks := most_blocks(arguments)) > len(tensors):
         raise ValueError(f"{blocks} blocks are more than the {len(tensors)} tensors it holds")
     with torch.device("meta"):  # shapes only: a file cannot make us allocate more than it holds

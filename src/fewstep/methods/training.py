@@ -123,7 +123,7 @@ class Training:
     def learning_rate_scale(self, step: int) -> float:
         """Linear warm-up times `decay`."""
         warm_up = min(1.0, (step + 1) * self.batch_size / max(1, self.warmup_images))
-        return warm_up * self.decay(step / self.num_steps)
+        return warm_up * self.decay(min(1.0, step / self.num_steps))
 
     def of_role(self, role: str) -> RoleTraining:
         """The settings of one trained network.
