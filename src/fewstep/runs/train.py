@@ -131,7 +131,7 @@ def train_phase(
     build = partial(DistillationModule, method=method, phase=phase, nets=nets, stream=stream)
     module = build(training=training)
     ancestors = () if card is None or parent is None else lineage_of(parent, card, job.folder)
-    making = Making.of(module, job.facts, settings.trainer)
+    making = Making.of(module, job.facts, settings.trainer.max_images)
     data = training_data(job, module, making, ancestors)
     if method.training.evaluations is not None:
         rows = data.rows(0)

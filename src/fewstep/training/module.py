@@ -231,7 +231,7 @@ class DistillationModule(lightning.LightningModule):
         if self.scaler is not None and self.scaler.get_scale() < LEAST_SCALE:
             raise NonFiniteLossError(
                 f"the gradients of stage {self.method.name} overflow half precision at every scale of the loss, at "
-                f"step {recent[-1].step}; use trainer.precision=bf16-mixed, or lower {rate(STUDENT, self.training_plan)}"
+                f"step {recent[-1].step}; use precision bf16-mixed, or lower {rate(STUDENT, self.training_plan)}"
             )
         good = all_reduce_and(torch.isfinite(torch.stack([record.sum for record in recent])).cpu())
         if bool(good.all()):
@@ -245,10 +245,8 @@ class DistillationModule(lightning.LightningModule):
         plan = self.training_plan
         groups = [{"params": weights, **plan.group(role)} for role, weights in self.weights.items()]
         # A fused optimiser divides by the loss's scale in its own step, and gradients would be clipped before that.
-        plain = (
-            {"fused": False} if self.scaler is not None and "fused" in getattr(plan.optimizer, "keywords", ()) else {}
-        )
-        optimizer = plan.optimizer(groups, lr=plan.learning_rate, **plain)
+        fused = self.scaler is None or "fused" not in getattr(plan.optimizer, "keywords", ())
+        optimizer = plan.optimizer(groups, lr=plan.learning_rate, **({} if fused else {"fused": False}))
         # A plain function, of which LambdaLR puts nothing into checkpoints.
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: plan.learning_rate_scale(step))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

@@ -65,9 +65,8 @@ class TrainerSettings:
             )
         if self.precision == "16-mixed" and (self.accelerator != "gpu" or self.strategy == "fsdp"):
             raise ValueError(
-                "trainer.precision=16-mixed needs a GPU and replicated networks: torch scales the loss of neither a CPU "
-                f"nor sharded gradients, got trainer.accelerator={self.accelerator} and "
-                f"trainer.strategy={self.strategy}; use bf16-mixed"
+                "trainer.precision=16-mixed scales the loss, on a GPU and of replicated networks alone, got "
+                f"trainer.accelerator={self.accelerator} and trainer.strategy={self.strategy}; use bf16-mixed"
             )
         if self.accumulate_grad_batches < 1 or (self.max_steps is not None and self.max_steps < 1):
             raise ValueError(
