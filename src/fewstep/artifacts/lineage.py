@@ -95,19 +95,26 @@ def find_newest(outputs: Path, dataset: str, kind: GuidanceKind, compatibility: 
     )
 
 
-def find_newest_students(outputs: Path, dataset: str) -> list[Path]:
-    """The few-step students of the newest run that has finished them, most steps first.
-
-    Raises:
-        ValueError: there is none.
-    """
+def student_runs(outputs: Path, dataset: str) -> Iterator[list[Path]]:
+    """The few-step students of each run that has finished them, newest first, each run's by most steps first."""
     for folder in run_folders(outputs, dataset):
         models = models_in_folder(folder)
         if not models or not all((folder / product).is_file() for product in products_of(folder)):
             continue
         card = load_model(models[-1])[1]
         if card.sampling.times is not None and not card.encodes:
-            return models
+            yield models
+
+
+def find_newest_students(outputs: Path, dataset: str) -> list[Path]:
+    """The few-step students of the newest run that has finished them, most steps first.
+
+    Raises:
+        ValueError: there is none.
+    """
+    found = next(student_runs(outputs, dataset), None)
+    if found is not None:
+        return found
     raise ValueError(
         f"evaluation needs finished few-step students below {outputs / dataset}, and there are none; make some with "
         f"`python train.py stage=progressive dataset={dataset}` or name a model or folder with teacher=PATH"

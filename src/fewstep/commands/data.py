@@ -1,5 +1,7 @@
 """Commands on data sets: fewstep data check, fewstep data label."""
 
+import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -47,6 +49,7 @@ def check(
     settings: DataSettings = None,
     root: Annotated[Path | None, typer.Option(help="Where the files are; default: data/NAME.")] = None,
     out: Annotated[Path | None, typer.Option(help="PNG with a grid of examples; default: NAME.png.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Facts and findings as JSON.")] = False,
 ) -> None:
     """Verify files, counts, shapes, checksums and the balance of the classes; write a picture of 64 training examples.
 
@@ -59,12 +62,18 @@ def check(
     from fewstep.runs.build import data_of
 
     opened = data_of(name, [*(settings or []), *([f"root={root}"] if root else [])], batch_size=SHOWN)
+    found = []
     for line in opened.check():
-        typer.echo(line)
+        found.append(line)
+        if not as_json:
+            typer.echo(line)
     x, labels = opened.preview()
     facts = opened.facts.pixels
     save_png(picture(evaluation_tensor(x, facts), labels, facts, COLUMNS), picture_file)
-    typer.echo(f"{picture_file}: {len(x)} training examples")
+    if as_json:
+        typer.echo(json.dumps({"facts": asdict(opened.facts), "found": found, "picture": str(picture_file)}, indent=1))
+    else:
+        typer.echo(f"{picture_file}: {len(x)} training examples")
 
 
 @app.command()

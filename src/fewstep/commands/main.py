@@ -15,6 +15,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from fewstep.commands import adapt, data, tasks
+from fewstep.commands.catalogue import models
 from fewstep.commands.check import check
 from fewstep.commands.collect import collect
 from fewstep.commands.dashboard import dashboard
@@ -38,7 +39,6 @@ PROGRAM = "fewstep"
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     help="Sample, judge and inspect few-step guided diffusion models.\n\n"
@@ -102,7 +102,11 @@ def report(
 
 
 @app.command()
-def info(model: ModelFile, outputs: Outputs = OUTPUTS) -> None:
+def info(
+    model: ModelFile,
+    outputs: Outputs = OUTPUTS,
+    as_json: Annotated[bool, typer.Option("--json", hidden=True, help="As it is anyway.")] = True,
+) -> None:
     """Show a model file's description as JSON: data, network, sampling, guidance, ancestors.
 
     Example: fewstep info outputs/digits/progressive/TIME/model-4.safetensors
@@ -124,7 +128,7 @@ def info(model: ModelFile, outputs: Outputs = OUTPUTS) -> None:
 
 TASKS = (tasks.edit, tasks.inpaint, tasks.transfer, tasks.interpolate, upscale)
 OF_MODELS = (*TASKS, trace, check, export, latents, play)
-OF_RUNS = (methods, collect, wandb_sweep, dashboard)
+OF_RUNS = (methods, models, collect, wandb_sweep, dashboard)
 for command in (*OF_MODELS, *OF_RUNS):
     app.command()(command)
 app.add_typer(data.app, name="data")

@@ -27,7 +27,10 @@ IMAGES_HELP = "PNG, JPG or other formats of Pillow, or the .npz of fewstep sampl
 ImageFiles = Annotated[list[Path], typer.Argument(metavar="IMAGE...", help=IMAGES_HELP)]
 OUT_HELP = "FILE.png (one image as it is, several as a grid) or FILE.npz (images uint8 NHWC, labels or prompts)."
 Out = Annotated[Path, typer.Option(callback=check_out, help=OUT_HELP)]
-Steps = Annotated[int | None, typer.Option(help="Steps of the sampler; default: those the model was made for, or 64.")]
+Steps = Annotated[  # eager, so that they are there when MODEL=latest is looked for
+    int | None,
+    typer.Option(is_eager=True, help="Steps of the sampler; default: those the model was made for, or 64."),
+]
 Weight = Annotated[
     float | None,
     typer.Option(

@@ -266,7 +266,7 @@ def with_components(denoiser: Denoiser, components: int) -> Denoiser:
     """
     arguments = arguments_of(denoiser.network)
     if "components" not in arguments:
-        name = type(denoiser.network).__name__
+        name = arguments.get("name", type(denoiser.network).__name__)
         raise ValueError(f"a {name} gives no policy; use a parent of one network, like a guided student")
     network = type(denoiser.network)(**arguments | {"components": components})
     new, old = network.state_dict(), denoiser.network.state_dict()

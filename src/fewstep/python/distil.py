@@ -9,13 +9,19 @@ from typing import Any
 import lightning
 import torch
 
-from fewstep.data.batches import Data
+from fewstep.artifacts.lineage import sampling_problem
+from fewstep.data.batch import Batch, as_batch
+from fewstep.data.batches import Data, check_examples
 from fewstep.data.facts import DataFacts
+from fewstep.data.noise import NoiseData
 from fewstep.diffusion.prediction import PredictionKind
 from fewstep.inference.model import Model
 from fewstep.methods.base import Method
+from fewstep.methods.guidance import Guidance
 from fewstep.python.module import Distillation
-from fewstep.python.teachers import Teacher, opened
+from fewstep.python.teachers import Teacher, opened, without_guidance
+from fewstep.runs.pairs import Making, open_pairs
+from fewstep.system.files import tensor_digest
 from fewstep.system.limits import require_seed
 from fewstep.system.seeds import seed_for
 from fewstep.training.callbacks.progress import Progress
@@ -142,10 +148,9 @@ def fit(module: Distillation, loader: Any, trainer: Mapping[str, Any]) -> None:
         made = lightning.Trainer(**given)
     except (TypeError, lightning.pytorch.utilities.exceptions.MisconfigurationException) as error:
         raise ValueError(f"trainer= must be arguments of lightning.Trainer: {error}") from error
-    if isinstance(loader, Data):
-        made.fit(module, datamodule=loader)
-    else:
-        made.fit(module, loader)
+    if isinstance(loader, list | tuple):  # which Lightning would take for several loaders
+        loader = torch.utils.data.DataLoader(loader, batch_size=None)
+    made.fit(module, loader)
 
 
 def as_list(callbacks: Any) -> list[Any]:

@@ -2,13 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, cast
 
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import get_class, instantiate
 from lightning.pytorch.callbacks import Callback, Checkpoint
-from lightning.pytorch.profilers import Profiler
+from lightning.pytorch.profilers import AdvancedProfiler, Profiler, PyTorchProfiler, SimpleProfiler
 from omegaconf import OmegaConf
 
 from fewstep.data.batches import Data
@@ -227,14 +228,17 @@ def build_callbacks(trainer: TrainerSettings) -> list[Callback]:
     return made
 
 
-def build_profiler(trainer: TrainerSettings) -> Profiler | str | None:
-    """The profiler that trainer.profiler names.
+def build_profiler(trainer: TrainerSettings, folder: Path) -> Profiler | None:
+    """The profiler that trainer.profiler names, which writes to `folder`.
 
     Raises:
         ValueError: it is none.
     """
-    if not isinstance(trainer.profiler, Mapping):
-        return trainer.profiler
+    if isinstance(trainer.profiler, str):
+        kinds = {"simple": SimpleProfiler, "advanced": AdvancedProfiler, "pytorch": PyTorchProfiler}
+        return kinds[trainer.profiler](dirpath=folder, filename="profile")
+    if trainer.profiler is None:
+        return None
     if not isinstance(made := instantiate(dict(trainer.profiler), _convert_="all"), Profiler):
         raise ValueError(f"trainer.profiler must be a profiler of Lightning by its _target_, got {type(made).__name__}")
     return made

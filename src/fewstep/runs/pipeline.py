@@ -16,7 +16,6 @@ from fewstep.runs.build import (
     build_evaluator,
     build_exact_teacher,
     build_plan,
-    build_profiler,
 )
 from fewstep.runs.config import EVALUATE, EXACT, NO_TEACHER, PIPELINE, Settings
 from fewstep.runs.evaluate import evaluate
@@ -36,7 +35,6 @@ def run(settings: Settings) -> None:
     """
     quiet_lightning()
     build_callbacks(settings.trainer)  # refused now, not at the first phase
-    build_profiler(settings.trainer)
     for note in settings.trainer.notes:
         print(f"note: {note}", flush=True)
     if settings.name == PIPELINE:

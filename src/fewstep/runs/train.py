@@ -148,7 +148,7 @@ def train_phase(
         loggers=loggers,
         watchers=[*watchers_of(job, module, images_before), *build_callbacks(settings.trainer)],
         images_before=images_before,
-        profiler=build_profiler(settings.trainer),
+        profiler=build_profiler(settings.trainer, job.folder),
     )
     save_student(file, module, card_of(job, module, card, ancestors), parent)
 

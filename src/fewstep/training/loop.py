@@ -11,6 +11,7 @@ import torch
 from lightning import Callback, Trainer
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.profilers import PassThroughProfiler, Profiler
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from fewstep.artifacts.run_folder import LAST
 from fewstep.data.batches import Data
@@ -56,7 +57,7 @@ def fit(
     loggers: Sequence[Logger],
     watchers: Sequence[Callback],
     images_before: int = 0,
-    profiler: Profiler | str | None = None,
+    profiler: Profiler | None = None,
 ) -> None:
     """Train a phase to its budget; it goes on from a last.ckpt in `folder` of the same stage, phase and parent.
 
@@ -75,7 +76,10 @@ def fit(
     settings.check_batch(training.batch_size)
     origin = f"{module.stream} from {parent_sha256}"
     resume = on_main_process(lambda: checkpoint_to_resume(last, origin))
-    trainer, stop = build_trainer(module, folder, settings, origin, loggers, watchers, images_before, profiler)
+    try:
+        trainer, stop = build_trainer(module, folder, settings, origin, loggers, watchers, images_before, profiler)
+    except MisconfigurationException as error:  # of trainer.callbacks: a progress bar of Lightning's
+        raise ValueError(f"trainer.callbacks do not go with the run's own: {error}") from error
     if settings.compile:
         compile_calls(module.student, module.nets.teacher, *module.trained.values())
     try:
@@ -94,7 +98,7 @@ def build_trainer(
     loggers: Sequence[Logger],
     watchers: Sequence[Callback],
     images_before: int,
-    profiler: Profiler | str | None,
+    profiler: Profiler | None,
 ) -> tuple[Trainer, StopOnSignal]:
     """Lightning's Trainer with our callbacks, and the one that answers signals."""
     training, last, steps = module.training_plan, folder / LAST, module.phase.num_steps

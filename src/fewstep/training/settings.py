@@ -11,7 +11,7 @@ from fewstep.distributed.collectives import require_divisible_batch, world_size
 
 ACCELERATORS = ("cpu", "gpu")
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")  # weights in 32 bits: an average's small steps are lost in 16
-PROFILERS = ("simple", "advanced", "pytorch", "xla")
+PROFILERS = ("simple", "advanced", "pytorch")
 STRATEGIES = ("auto", "ddp", "fsdp")
 AUTO = "auto"
 
