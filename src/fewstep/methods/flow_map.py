@@ -31,9 +31,6 @@ class FlowMapStudent(GuidedStudentSettings, Method):
     def most_steps(self) -> int:
         """The most steps that it is sampled with, uniformly; every divisor is another number."""
 
-    def with_steps(self, num_steps: int) -> "AnyStepStudent":
-        return replace(self, num_steps=num_steps)
-
     def phases(self) -> tuple[Phase, ...]:
         return (Phase(Sampling.uniform(self.most_steps, sampler="flow_map", guidance="input")),)
 
@@ -58,6 +55,9 @@ class AnyStepStudent(FlowMapStudent):
         super().__post_init__()
         if self.num_steps < 1:
             raise ValueError(f"stage.num_steps must be at least 1, got {self.num_steps}")
+
+    def with_steps(self, num_steps: int) -> "AnyStepStudent":
+        return replace(self, num_steps=num_steps)
 
     @property
     def most_steps(self) -> int:

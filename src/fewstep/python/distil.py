@@ -4,10 +4,12 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from torch.utils.data import DataLoader
 
 from fewstep.artifacts.lineage import sampling_problem
 from fewstep.data.batch import Batch, as_batch
@@ -146,10 +148,10 @@ def fit(module: Distillation, loader: Any, trainer: Mapping[str, Any]) -> None:
     given["callbacks"] = [show, *as_list(trainer.get("callbacks"))]
     try:
         made = lightning.Trainer(**given)
-    except (TypeError, lightning.pytorch.utilities.exceptions.MisconfigurationException) as error:
+    except (TypeError, MisconfigurationException) as error:
         raise ValueError(f"trainer= must be arguments of lightning.Trainer: {error}") from error
     if isinstance(loader, list | tuple):  # which Lightning would take for several loaders
-        loader = torch.utils.data.DataLoader(loader, batch_size=None)
+        loader = DataLoader(cast(Any, loader), batch_size=None)
     made.fit(module, loader)
 
 

@@ -1,5 +1,6 @@
 """MLflow: the same names, x-axis, pictures and table as W&B; its failures never stop training."""
 
+import logging
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -78,7 +79,7 @@ class MLflowRun(MLFlowLogger, RemoteTracker):  # pyright: ignore[reportIncompati
         self.attempt(lambda: self.experiment.set_tag(self.run_id, f"alert.{known(title)}", text))
 
     @rank_zero_only
-    def finalize(self, status: str) -> None:
+    def finalize(self, status: str = "success") -> None:
         """Nothing: the next phase of the stage logs on."""
 
     @rank_zero_only
@@ -109,11 +110,13 @@ def start_mlflow(
         project: None for that of MLFLOW_EXPERIMENT_NAME, or else PROJECT.
         The rest: see `start_wandb`.
     """
+    for name in ("mlflow", "lightning.pytorch.loggers.mlflow"):  # a new database and a new experiment are no news
+        logging.getLogger(name).setLevel(logging.ERROR)
     outputs = folder.resolve().parents[2]
     uri, identity = os.environ.get("MLFLOW_TRACKING_URI"), run_id(folder)
     project = project or os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT)
     try:
-        from mlflow.tracking import MlflowClient
+        from mlflow.tracking import MlflowClient  # pyright: ignore[reportMissingImports]
 
         local = uri or f"sqlite:///{outputs / DATABASE}"
         client = MlflowClient(local)

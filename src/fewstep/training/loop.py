@@ -9,9 +9,9 @@ from pathlib import Path
 
 import torch
 from lightning import Callback, Trainer
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.profilers import PassThroughProfiler, Profiler
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from fewstep.artifacts.run_folder import LAST
 from fewstep.data.batches import Data
