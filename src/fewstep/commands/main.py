@@ -15,10 +15,12 @@ from typing import Annotated, NoReturn
 import typer
 
 from fewstep.commands import adapt, data, tasks
+from fewstep.commands.catalogue import models
 from fewstep.commands.check import check
 from fewstep.commands.collect import collect
 from fewstep.commands.dashboard import dashboard
 from fewstep.commands.export import export
+from fewstep.commands.files import check_folder
 from fewstep.commands.latents import latents
 from fewstep.commands.methods import methods
 from fewstep.commands.models import OUTPUTS, ModelFile, Outputs
@@ -29,6 +31,7 @@ from fewstep.commands.upscale import upscale
 from fewstep.commands.wandb_sweep import wandb_sweep
 from fewstep.distributed.launch import is_silent_rank, is_worker_process
 from fewstep.system.files import is_out_of_memory
+from fewstep.system.limits import require_count
 from fewstep.system.signals import Stopped
 
 EXIT_BAD_INPUT = 2
@@ -36,7 +39,6 @@ PROGRAM = "fewstep"
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     help="Sample, judge and inspect few-step guided diffusion models.\n\n"
@@ -53,11 +55,12 @@ def evaluate(
     model: ModelFile,
     settings: data.DataSettings = None,
     out: Annotated[
-        Path | None, typer.Option(help="Folder for quality.json and report.html; default: MODEL-quality.")
+        Path | None,
+        typer.Option(callback=check_folder, help="Folder for quality.json and report.html; default: MODEL-quality."),
     ] = None,
     num_images: Annotated[int, typer.Option(help="Images per cell of the grid.")] = 2000,
     w: Annotated[list[float] | None, typer.Option(help="Guidance weight; repeat for several [0 1 2 4].")] = None,
-    seed: Annotated[int, typer.Option(help="Of the starting noise.")] = 0,
+    seed: tasks.Seed = 0,
     features: Annotated[
         str, typer.Option(help="Feature extractor: auto, own or a file; see trainer.features.")
     ] = "auto",
@@ -69,6 +72,7 @@ def evaluate(
 
     Example: fewstep evaluate outputs/digits/progressive/TIME/model-4.safetensors
     """
+    require_count(num_images, "--num-images")
     import fewstep
     from fewstep.evaluation.evaluator import Evaluator
     from fewstep.evaluation.plan import EvaluationPlan
@@ -102,7 +106,11 @@ def report(
 
 
 @app.command()
-def info(model: ModelFile, outputs: Outputs = OUTPUTS) -> None:
+def info(
+    model: ModelFile,
+    outputs: Outputs = OUTPUTS,
+    as_json: Annotated[bool, typer.Option("--json", hidden=True, help="As it is anyway.")] = True,
+) -> None:
     """Show a model file's description as JSON: data, network, sampling, guidance, ancestors.
 
     Example: fewstep info outputs/digits/progressive/TIME/model-4.safetensors
@@ -124,7 +132,7 @@ def info(model: ModelFile, outputs: Outputs = OUTPUTS) -> None:
 
 TASKS = (tasks.edit, tasks.inpaint, tasks.transfer, tasks.interpolate, upscale)
 OF_MODELS = (*TASKS, trace, check, export, latents, play)
-OF_RUNS = (methods, collect, wandb_sweep, dashboard)
+OF_RUNS = (methods, models, collect, wandb_sweep, dashboard)
 for command in (*OF_MODELS, *OF_RUNS):
     app.command()(command)
 app.add_typer(data.app, name="data")

@@ -7,7 +7,9 @@ import typer
 
 from fewstep.commands import requests, tasks
 from fewstep.commands.base import opened_model
+from fewstep.commands.files import check_file
 from fewstep.commands.models import OUTPUTS, ModelFile, Outputs
+from fewstep.system.limits import MOST_SHOWN, require_count
 
 if TYPE_CHECKING:
     from fewstep.diffusion.mixture import GaussianMixture
@@ -17,9 +19,7 @@ if TYPE_CHECKING:
 
 def check_png(out: Path) -> Path:
     """Refuse a file to write that is no .png."""
-    if out.suffix != ".png":
-        raise ValueError(f"--out of a trace must end in .png, got {out}")
-    return out
+    return check_file(out, ".png")
 
 
 def trace(
@@ -44,8 +44,7 @@ def trace(
 
     Example: fewstep trace outputs/digits/progressive/TIME/model-4.safetensors --w 2 --out trace.png
     """
-    if num < 2:
-        raise ValueError(f"--num must be at least 2: the distance of two images is the unit of the chart, got {num}")
+    require_count(num, "--num", least=2, most=MOST_SHOWN)  # the distance of two images is the unit of the chart
     import torch
 
     import fewstep

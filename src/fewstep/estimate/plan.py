@@ -237,7 +237,7 @@ class Planner:
         with shapes_only(machine.device):
             module = build(training)
             found = footprint_of(module, job.facts, rows, job.settings.trainer)
-            making = Making.of(module, job.facts, job.settings.trainer)
+            making = Making.of(module, job.facts, job.settings.trainer.max_images)
             if job.method.training.evaluations is not None:
                 per_image = module.evaluations_per_image(training_examples(module, job.facts, 2, machine.device))
                 spent = making.evaluations
