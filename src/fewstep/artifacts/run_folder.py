@@ -38,7 +38,7 @@ def rung_file(num_steps: int) -> str:
 
 # Settings of how and where, not of what is trained: a run resumes when they change.
 NOT_THE_EXPERIMENT = ("name", "outputs", "resume", "plan", "logger", "samples")
-NOT_OF_THE_TRAINER = ("devices", "num_nodes", "strategy", "checkpoint_seconds")
+NOT_OF_THE_TRAINER = ("devices", "num_nodes", "strategy", "checkpoint_seconds", "profiler")
 
 
 @dataclass(frozen=True)

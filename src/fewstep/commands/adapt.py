@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fewstep.commands.files import check_file
 from fewstep.commands.models import OUTPUTS, ModelFile, Outputs
-from fewstep.commands.requests import one_of
+from fewstep.commands.requests import check_seed, one_of
 from fewstep.commands.tasks import AutoencoderFolder, Label, Prompt, TextEncoderFolder, condition
 
 if TYPE_CHECKING:
@@ -16,14 +17,11 @@ if TYPE_CHECKING:
     from fewstep.control.lessons import Lesson
 
 app = typer.Typer(no_args_is_help=True, help="Control a model by adapters: sliders and styles, trained once.")
-PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
 
 
 def check_safetensors(out: Path) -> Path:
     """Refuse a file to write that is not .safetensors."""
-    if out.suffix != ".safetensors":
-        raise ValueError(f"--out must end in .safetensors, got {out}")
-    return out
+    return check_file(out, ".safetensors")
 
 
 Out = Annotated[Path, typer.Option(callback=check_safetensors, help="FILE.safetensors.")]
@@ -73,7 +71,7 @@ def train(
     budget: Annotated[int, typer.Option(help="Images seen in training.")] = 32_000,
     batch_size: Annotated[int, typer.Option(help="Images of a step.")] = 64,
     learning_rate: Annotated[float, typer.Option(help="Of AdamW, falling to 0.")] = 2e-3,
-    seed: Annotated[int, typer.Option(help="Of all random numbers.")] = 0,
+    seed: Annotated[int, typer.Option(callback=check_seed, help="Of all random numbers.")] = 0,
     autoencoder: AutoencoderFolder = None,
     text_encoder: TextEncoderFolder = None,
     outputs: Outputs = OUTPUTS,
@@ -159,14 +157,11 @@ def files_of(examples: list[Path]) -> list[Path]:
     Raises:
         ValueError: a folder without images.
     """
+    from fewstep.data.imagefiles import ImageFiles
+
     files: list[Path] = []
     for path in examples:
-        inside = (
-            sorted(each for each in path.rglob("*") if each.suffix.lower() in PICTURES) if path.is_dir() else [path]
-        )
-        if not inside:
-            raise ValueError(f"--examples {path} must hold images ({' '.join(PICTURES)}), and holds none")
-        files += inside
+        files += [path / file.name for file in ImageFiles(path).files] if path.is_dir() else [path]
     return files
 
 

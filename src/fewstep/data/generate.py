@@ -63,6 +63,25 @@ def generate_imagefolder(folder: Path, *, num_classes: int = 4, per_class: int =
             Image.fromarray(image.transpose(1, 2, 0)[:height, :width]).save(class_folder / f"{number:03d}.png")
 
 
+def generate_arrays(folder: Path, *, num_classes: int = 4, per_class: int = 40) -> None:
+    """images.npy, uint8 N H W C of 32 pixels, and labels.npy."""
+    folder.mkdir(parents=True)
+    labels = np.arange(num_classes * per_class) % num_classes
+    np.save(folder / "images.npy", pictures(labels, 32, SEED).transpose(0, 2, 3, 1))
+    np.save(folder / "labels.npy", labels)
+
+
+def generate_huggingface(folder: Path, *, num_classes: int = 4, per_class: int = 40) -> None:
+    """What Dataset.save_to_disk makes, of images and classes."""
+    from datasets import ClassLabel, Dataset, Features  # pyright: ignore[reportMissingImports]
+    from datasets import Image as ImageFeature  # pyright: ignore[reportMissingImports]
+
+    labels = np.arange(num_classes * per_class) % num_classes
+    images = [Image.fromarray(image) for image in pictures(labels, 80, SEED).transpose(0, 2, 3, 1)]
+    features = Features(image=ImageFeature(), label=ClassLabel(num_classes=num_classes))
+    Dataset.from_dict({"image": images, "label": labels}, features=features).save_to_disk(folder)
+
+
 @cache
 def generated_folder(root: Path, name: str, generate: Callable[[Path], None]) -> Path:
     """The folder ROOT.generated, filled by `generate` if it does not exist; prints once per process that it is used."""
@@ -76,3 +95,14 @@ def generated_folder(root: Path, name: str, generate: Callable[[Path], None]) ->
             shutil.rmtree(unfinished, ignore_errors=True)
     print(f"{root} is not there, so dataset={name} is tried on a few generated files: {folder}", flush=True)
     return folder
+
+
+def generate_idx(folder: Path, *, num_train: int = 300, num_test: int = 60) -> None:
+    """The four files of Fashion-MNIST, shortened: a header, then bytes."""
+    folder.mkdir(parents=True)
+    for number, (split, count) in enumerate({"train": num_train, "t10k": num_test}.items()):
+        labels = np.arange(count, dtype=np.uint8) % 10
+        images = pictures(labels.astype(np.int64), 28, number)[:, 0]
+        for kind, values in (("images-idx3", images), ("labels-idx1", labels)):
+            sizes = b"".join(size.to_bytes(4, "big") for size in values.shape)
+            (folder / f"{split}-{kind}-ubyte").write_bytes(bytes((0, 0, 8, values.ndim)) + sizes + values.tobytes())

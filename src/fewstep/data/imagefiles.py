@@ -3,23 +3,28 @@
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
-from io import BytesIO
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 from zipfile import BadZipFile, ZipFile
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Int, UInt8
 from PIL import Image
 
-from fewstep.data.cache import PART_BYTES, Chunk, Part, Source
+from fewstep.data import decode as decoder
+from fewstep.data.cache import PART_BYTES, TRAIN, Chunk, Part, Source
+from fewstep.data.decode import SUFFIXES, check_background, decode
+from fewstep.data.label_table import read_label_table
+from fewstep.data.labels import OWN
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".ppm", ".tif", ".tiff")
 CHUNK = 512
 HELD_OUT = "val"
+TABLES = (".csv", ".tsv")
+UNLABELLED = "unlabelled"  # class of files in no folder, where that is no error
 
 
 class ImageFile(NamedTuple):
@@ -38,9 +43,8 @@ class ImageFiles:
         self.root, self._zip = root, None
         if root.is_dir():
             found = [
-                ImageFile(path.relative_to(root).as_posix(), stamp(path.stat()))
-                for folder, _, names in os.walk(root, followlinks=True)
-                for path in (Path(folder, name) for name in names)
+                ImageFile(path.relative_to(root).as_posix(), stamp)
+                for path, stamp in files_below(root)
                 if is_image(path.relative_to(root))
             ]
         else:
@@ -65,8 +69,26 @@ class ImageFiles:
         return (self.root / name).read_bytes() if self._zip is None else self._zip.read(name)
 
 
-def stamp(stat: os.stat_result) -> tuple[int, int]:
-    return stat.st_size, stat.st_mtime_ns
+def files_below(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[tuple[Path, tuple[int, int]]]:
+    """The files below a folder, and size and modification time of each; a link that leads nowhere has (0, 0).
+
+    Links to folders are followed, but not back into one of those `above`, which would never end.
+    """
+    real = folder.resolve()
+    if real in above:
+        return
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            path = folder / entry.name
+            try:
+                stat = entry.stat()
+            except OSError:
+                yield path, (0, 0)
+                continue
+            if entry.is_dir():
+                yield from files_below(path, (*above, real))
+            elif entry.is_file():  # no pipe, which would be waited for
+                yield path, (stat.st_size, stat.st_mtime_ns)
 
 
 def is_image(path: Path | PurePosixPath) -> bool:
@@ -79,8 +101,88 @@ class Labelled(NamedTuple):
     label: int
 
 
+@dataclass(frozen=True)
+class Decoding:
+    """How image files become squares.
+
+    Args:
+        size: of the squares, in pixels. strict: refuse damaged files instead of leaving them out.
+        background: that transparent images are put on. channels: 1, 3, or auto, see `Source.auto_channels`.
+
+    Raises:
+        ValueError: a setting outside its range.
+    """
+
+    size: int
+    strict: bool
+    background: str
+    channels: str | int
+
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise ValueError(f"dataset.size must be at least 1, got {self.size}")
+        if self.channels not in ("auto", 1, 3):
+            raise ValueError(f"dataset.channels must be auto, 1 or 3, got {self.channels!r}")
+        if len(set(check_background(self.background))) > 1 and self.channels == 1:
+            raise ValueError(
+                f"dataset.channels=1 needs a grey dataset.background, got {self.background!r}; use channels=auto"
+            )
+
+    @property
+    def key(self) -> str:
+        """Changes with all that changes pixels."""
+        return f"decoder {decoder.VERSION} {self.background} {self.channels} adm crop {self.size} {self.strict}"
+
+    @property
+    def per_part(self) -> int:
+        """Images in a part of a cache."""
+        return max(1, PART_BYTES // (3 * self.size * self.size))
+
+    def source(self, parts: Mapping[str, Sequence[Part]], classes: Sequence[str]) -> Source:
+        """The source of a cache of such squares."""
+        shape = (1 if self.channels == 1 else 3, self.size, self.size)
+        return Source(parts, shape, classes, self.background, self.channels == "auto")
+
+    def made(self, shape: tuple[int, ...]) -> bool:
+        """Whether images of that shape are such squares."""
+        return shape in [(count, self.size, self.size) for count in (1, 3) if self.channels in ("auto", count)]
+
+    def chunk(
+        self, names: Sequence[str], labels: Int[np.ndarray, "count"], read: Callable[[int], bytes], place: Path
+    ) -> Chunk:
+        """Images decoded in threads; damaged ones are left out.
+
+        Args:
+            names: of the files in `place`, for messages. read: the bytes of the file of that number.
+
+        Raises:
+            ValueError: one is damaged, and `strict` is true.
+        """
+
+        def load(number: int) -> tuple[UInt8[np.ndarray, "3 size size"], tuple[str, ...]] | None:
+            try:
+                return decoded_square(read(number), self.size, self.background)
+            except Exception as error:  # of any type: a zip may be damaged too
+                if self.strict:
+                    raise ValueError(
+                        f"{place}: {names[number]} is damaged or no image ({error}); replace it, or set "
+                        "dataset.strict=false to leave such files out"
+                    ) from error
+                return None
+
+        with ThreadPoolExecutor() as pool:
+            loaded = list(pool.map(load, range(len(names))))
+        good = [each for each in loaded if each is not None]
+        return Chunk(
+            np.stack([image for image, _ in good]) if good else np.empty((0, 3, self.size, self.size), np.uint8),
+            labels[[each is not None for each in loaded]],
+            skipped=[name for name, each in zip(names, loaded, strict=True) if each is None],
+            notes=[note for _, notes in good for note in notes],
+        )
+
+
 def split_by_class(
-    files: Sequence[ImageFile], root: Path, hold_out_every: int
+    files: Sequence[ImageFile], root: Path, hold_out_every: int, labels: str = OWN
 ) -> tuple[list[str], list[Labelled], list[Labelled]]:
     """The class names, the training files and the held-out files.
 
@@ -88,28 +190,36 @@ def split_by_class(
     `hold_out_every`-th file of each class is. Labels number the sorted class names. A single folder around everything
     is ignored.
 
+    Args:
+        labels: own, the folders; a table, whose classes count, and whose files alone are used; with any other, none
+            or made from features, files may be in no class folder.
+
     Raises:
-        ValueError: a file is in no class folder, a class of val/ is not in train/, or hold_out_every is below 2.
+        ValueError: a file is in no class folder, a class of val/ is not in train/, or hold_out_every is below 2; or see
+            `read_label_table`.
     """
     if hold_out_every < 2:
         raise ValueError(f"dataset.hold_out_every must be at least 2, got {hold_out_every}")
-    names = [PurePosixPath(file.name).parts for file in files]
-    # One folder around everything, as zips often have.
-    while len({parts[0] for parts in names}) == 1 and all(len(parts) > 2 for parts in names) and names[0][0] != "train":
-        names = [parts[1:] for parts in names]
-    splits: dict[str, list[tuple[str, ImageFile]]] = {"train": [], HELD_OUT: []}
-    for parts, file in zip(names, files, strict=True):
-        split, rest = (parts[0], parts[1:]) if parts[0] in splits and len(parts) > 2 else ("train", parts)
-        if len(rest) < 2:
-            raise ValueError(f"{root} must have a folder for each class, and {file.name} is in none; move it into one")
-        splits[split].append((rest[0], file))
-    classes = sorted({name for name, _ in splits["train"]})
+    splits: dict[str, list[tuple[str, ImageFile]]] = {TRAIN: [], HELD_OUT: []}
+    for (split, name), file in zip(splits_and_classes(files, root, labels), files, strict=True):
+        if name is not None:
+            splits[split].append((name, file))
+    names = {name for name, _ in splits[TRAIN]}
+    by_number = Path(labels).suffix in TABLES and all(name.isdecimal() for name in names)
+    classes = sorted(names, key=int if by_number else None)
     unknown = sorted({name for name, _ in splits[HELD_OUT]} - set(classes))
     if unknown:
         raise ValueError(f"{root}/{HELD_OUT} has the class {unknown[0]}, which is not among those to train on; add it")
     label = {name: number for number, name in enumerate(classes)}
     train, held_out = ([Labelled(file, label[name]) for name, file in splits[split]] for split in splits)
     if not held_out:
+        most = max(Counter(name for name, _ in splits[TRAIN]).values())
+        if most < hold_out_every:
+            fewer = f"set dataset.hold_out_every to at most {most}" if most > 1 else "add images"
+            raise ValueError(
+                f"{root} has at most {most} image(s) of a class, so that none is the {hold_out_every}th, to be "
+                f"held out for figures; {fewer}, or a folder {HELD_OUT}/CLASS"
+            )
         counts: Counter[int] = Counter()
         examples, train = train, []
         for example in examples:
@@ -118,87 +228,88 @@ def split_by_class(
     return classes, train, held_out
 
 
-def image_source(root: Path, *, size: int, hold_out_every: int, strict: bool) -> Source:
-    """The images of a folder or zip, cropped to squares of `size` pixels, as the source of a cache."""
-    if size < 1:
-        raise ValueError(f"dataset.size must be at least 1, got {size}")
+def splits_and_classes(files: Sequence[ImageFile], root: Path, labels: str) -> list[tuple[str, str | None]]:
+    """The split of each file, and its class; None for a file that a table of labels leaves out.
+
+    Raises:
+        ValueError: a file is in no class folder, where these are the labels.
+    """
+    names = [PurePosixPath(file.name).parts for file in files]
+    # One folder around everything, as zips often have.
+    while len({parts[0] for parts in names}) == 1 and all(len(parts) > 2 for parts in names) and names[0][0] != TRAIN:
+        names = [parts[1:] for parts in names]
+
+    def split(least: int) -> list[tuple[str, tuple[str, ...]]]:
+        is_split = [parts[0] in (TRAIN, HELD_OUT) and len(parts) > least for parts in names]
+        return [(parts[0], parts[1:]) if own else (TRAIN, parts) for parts, own in zip(names, is_split, strict=True)]
+
+    if Path(labels).suffix in TABLES:
+        inside = root / labels
+        path = inside if inside.is_file() and not Path(labels).is_file() else Path(labels).expanduser()
+        table = read_label_table(path, [file.name for file in files])
+        return [(each, table.get(file.name)) for (each, _), file in zip(split(1), files, strict=True)]
+    by_folder = split(2)
+    stranger = next((file for (_, rest), file in zip(by_folder, files, strict=True) if len(rest) < 2), None)
+    has_flat_split = labels != OWN and any(len(parts) == 2 and parts[0] in (TRAIN, HELD_OUT) for parts in names)
+    if stranger is None and not has_flat_split:
+        return [(each, rest[0]) for each, rest in by_folder]
+    if stranger is not None and labels == OWN:
+        raise ValueError(
+            f"{root} must have a folder for each class, and {stranger.name} is in none; move it into one, or say "
+            "dataset.labels=FILE.csv, a table of file,label, or dataset.labels=none (guidance is off then)"
+        )
+    return [(each, UNLABELLED) for each, _ in split(1)]
+
+
+def image_source(root: Path, decoding: Decoding, *, hold_out_every: int, labels: str = OWN) -> Source:
+    """The images of a folder or zip, cropped to squares, as the source of a cache.
+
+    Raises:
+        ValueError: files that fit no class, see `split_by_class`.
+    """
     files = ImageFiles(root)
-    classes, train, held_out = split_by_class(files.files, root, hold_out_every)
-    per_part = max(1, PART_BYTES // (3 * size * size))
+    classes, train, held_out = split_by_class(files.files, root, hold_out_every, labels)
 
     def parts(split: str, examples: Sequence[Labelled]) -> list[Part]:
         found = []
-        for start in range(0, len(examples), per_part):
-            chosen = examples[start : start + per_part]  # their repr is part of the key of every cache
-            key = hashlib.sha256(f"adm crop {size} {strict} {chosen}".encode()).hexdigest()
-            chunks = partial(read_chunks, files, chosen, size, strict)
-            found.append(Part(f"{split}-{start // per_part:05d}", key, len(chosen), chunks))
+        for start in range(0, len(examples), decoding.per_part):
+            chosen = examples[start : start + decoding.per_part]  # their repr is part of the key of every cache
+            key = hashlib.sha256(f"{decoding.key} {chosen}".encode()).hexdigest()
+            chunks = partial(read_chunks, files, chosen, decoding)
+            found.append(Part(f"{split}-{start // decoding.per_part:05d}", key, len(chosen), chunks))
         return found
 
-    return Source({"train": parts("train", train), HELD_OUT: parts(HELD_OUT, held_out)}, (3, size, size), classes)
+    return decoding.source({TRAIN: parts(TRAIN, train), HELD_OUT: parts(HELD_OUT, held_out)}, classes)
 
 
-def read_chunks(files: ImageFiles, examples: Sequence[Labelled], size: int, strict: bool) -> Iterator[Chunk]:
-    """The images in chunks, decoded in threads; damaged files are skipped.
-
-    Raises:
-        ValueError: a file is damaged, and `strict` is true.
-    """
-
-    def load(example: Labelled) -> tuple[UInt8[np.ndarray, "3 size size"], str] | None:
-        try:
-            image = Image.open(BytesIO(files.read(example.file.name)))
-            return centre_crop(image, size), image.mode
-        except Exception as error:  # a damaged file raises errors of any type
-            if strict:
-                raise ValueError(
-                    f"{files.root}: {example.file.name} is damaged or no image ({error}); replace it, or set "
-                    "dataset.strict=false to leave such files out"
-                ) from error
-            return None
-
-    with ThreadPoolExecutor() as pool:
-        for start in range(0, len(examples), CHUNK):
-            chosen = examples[start : start + CHUNK]
-            loaded = list(zip(chosen, pool.map(load, chosen), strict=True))
-            good = [(*decoded, example.label) for example, decoded in loaded if decoded is not None]
-            images = np.stack([image for image, _, _ in good]) if good else np.empty((0, 3, size, size), np.uint8)
-            labels = np.array([label for _, _, label in good], np.int64)
-            yield Chunk(
-                images,
-                labels,
-                skipped=[example.file.name for example, decoded in loaded if decoded is None],
-                converted=[mode for _, mode, _ in good if mode != "RGB"],
-            )
+def read_chunks(files: ImageFiles, examples: Sequence[Labelled], decoding: Decoding) -> Iterator[Chunk]:
+    """The images in chunks; see `Decoding.chunk`."""
+    for start in range(0, len(examples), CHUNK):
+        chosen = examples[start : start + CHUNK]
+        names = [example.file.name for example in chosen]
+        labels = np.array([example.label for example in chosen], np.int64)
+        yield decoding.chunk(names, labels, lambda number, names=names: files.read(names[number]), files.root)
 
 
 def centre_crop(image: Image.Image, size: int) -> UInt8[np.ndarray, "3 size size"]:
-    """The central square, by ADM's preprocessing (Dhariwal & Nichol 2021, guided-diffusion's image_datasets).
+    """The central square of a decoded image, by ADM's preprocessing (Dhariwal & Nichol 2021, guided-diffusion).
 
     The image is halved by box averages while its shorter side is at least twice `size`, then resized bicubically to a
-    shorter side of `size` (the longer rounded), then cropped. Grey, palette, transparent and 16-bit images are first
-    converted to 8-bit RGB.
-
-    Raises:
-        ValueError: the pixels are floating-point numbers.
+    shorter side of `size` (the longer rounded), then cropped. Of a grey image the three channels are equal.
     """
-    image = eight_bits(image).convert("RGB")
     while min(image.size) >= 2 * size:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
     scale = size / min(image.size)
     image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
     left, top = (image.width - size) // 2, (image.height - size) // 2
-    return np.asarray(image.crop((left, top, left + size, top + size))).transpose(2, 0, 1)
+    return np.asarray(image.crop((left, top, left + size, top + size)).convert("RGB")).transpose(2, 0, 1)
 
 
-def eight_bits(image: Image.Image) -> Image.Image:
-    """A 16-bit image scaled to 8 bits, which Pillow would clip at 255; others unchanged.
+def decoded_square(data: bytes, size: int, background: str) -> tuple[UInt8[np.ndarray, "3 size size"], tuple[str, ...]]:
+    """The central square of an image file, and what was changed in it, in words.
 
     Raises:
-        ValueError: the pixels are floating-point numbers, whose range is unknown.
+        ValueError: see `decode`.
     """
-    if image.mode == "F":
-        raise ValueError("an image must have pixels of 8 or 16 bits, and one is of mode F; convert it")
-    if not image.mode.startswith("I"):
-        return image
-    return Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8))
+    image, notes = decode(data, background)
+    return centre_crop(image, size), (*notes, "enlarged") if min(image.size) < size else notes

@@ -23,6 +23,7 @@ from fewstep.system.files import atomic_write, tensor_digest
 from fewstep.system.validation import build
 
 OWN, NONE = "own", "none"
+LABEL_FILES = (".csv", ".tsv", ".npy")  # that data sets of files read themselves, as labels of their own
 KEY, CHECKSUM = "fewstep-labels", "checksum"
 TRAINING, HELD_OUT = "training", "held_out"
 
@@ -91,6 +92,10 @@ class Relabelled(Data):
         self._training = copy.copy(source)
         self._training.labels = labels.training
 
+    @property
+    def num_examples(self) -> int:
+        return self.source.num_examples
+
     def batch(self, step: int) -> Batch:
         return self._training.batch(step)
 
@@ -133,11 +138,13 @@ def relabelled(source: Data, labels: str) -> Data:
 
 
 def pixels_of(source: Data, what: str) -> ImagesInMemory:
-    """A data set whose images can have other labels, wanted by `what`.
+    """A data set whose images can have other labels, wanted by `what`; with its own if it has others already.
 
     Raises:
         ValueError: it has latents, prompts or points.
     """
+    if isinstance(source, Relabelled):
+        return source.source
     if not isinstance(source, ImagesInMemory) or source.facts.latent is not None:
         raise ValueError(
             f"{what} needs images of pixels with classes, and {source.facts.name} has none; use labels=own"

@@ -20,13 +20,12 @@ from fewstep.runs.build import (
     build_network,
     build_student,
     build_teacher,
-    clip_bounds,
-    guidance_of,
     schedule_of,
 )
 from fewstep.runs.config import Settings
 from fewstep.runs.train import SNAPSHOT_STEPS, Job
 from fewstep.training.module import DistillationModule
+from fewstep.training.students import clip_bounds, inherited_guidance
 
 STREAM = "plan"
 LARGEST_W = 1000.0  # of a parent that is not there yet: more than any student asks for
@@ -75,7 +74,7 @@ def build_module(
         denoiser = build_fresh_student(settings, job.source, guidance_input=wants_w)
         teacher = None if method.parent() is None else build_exact_teacher(settings, method, job.source)
     else:
-        denoiser, guidance = fresh_copy(parent.denoiser), guidance_of(parent.card)
+        denoiser, guidance = fresh_copy(parent.denoiser), inherited_guidance(parent.card, phase)
         teacher = build_teacher(settings, method, phase, denoiser, parent.card.sampling, job.facts)
     own = method.guidance(guidance)
     student = build_student(settings, method, phase, denoiser, own, is_first=is_first, stream=STREAM)

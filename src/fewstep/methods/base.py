@@ -40,6 +40,11 @@ class Parent:
     continues: Sampling | None = None
 
     @property
+    def accepted(self) -> tuple[GuidanceKind, ...]:
+        """Those, and where a guided student may be one, a model without guidance: it stands for one at w = 0 alone."""
+        return (*self.guidance, "none") if "input" in self.guidance else self.guidance
+
+    @property
     def teacher(self) -> Sampling | None:
         """How a teacher that may be the parent is sampled; None where only a student may."""
         kinds = (Sampling(guidance=kind) for kind in self.guidance)
@@ -112,7 +117,8 @@ class Method(ABC):
         has_dropout: whether the student trains with dropout; off wherever there is a teacher (Salimans & Ho's code).
 
     Args:
-        name: of the stage. training: how the networks are optimised.
+        name: of the stage; the default is the name of the class's file in conf/stage.
+        training: how the networks are optimised.
     """
 
     paper: ClassVar[str] = ""
@@ -120,8 +126,8 @@ class Method(ABC):
     has_dropout: ClassVar[bool] = False
     optional_roles: ClassVar[tuple[str, ...]] = ()
 
-    name: str
-    training: Training
+    name: str = "method"
+    training: Training = field(default_factory=Training)
 
     @property
     def inputs(self) -> Literal["data", "noise", "pairs"]:
@@ -151,9 +157,42 @@ class Method(ABC):
             return self
         raise ValueError(f"stage={self.name} needs a teacher, and teacher=none says there is none; use teacher=null")
 
+    @property
+    def needs_labels(self) -> bool:
+        """Whether the parent must be guided by several evaluations, which takes labels."""
+        parent = self.parent()
+        return parent is not None and "none" not in parent.accepted
+
+    def without_labels(self) -> "Method":
+        """The same method for data without labels, where no model is guided.
+
+        Raises:
+            ValueError: it needs them.
+        """
+        if not self.needs_labels:
+            return self
+        raise ValueError(
+            f"stage={self.name} needs a guided teacher, guidance needs labels, and dataset.labels=none says there are "
+            "none; leave the stage out (a teacher without guidance is distilled as it is: stage=progressive and most "
+            "others), or make labels of clusters with `fewstep data label` (docs/self_labelled.md)"
+        )
+
     @abstractmethod
     def phases(self) -> Sequence[Phase]:
         """The trainings, one after the other; each student is the next phase's parent."""
+
+    def with_steps(self, num_steps: int) -> "Method":
+        """The same method, one of whose phases makes a student of so many steps.
+
+        Raises:
+            ValueError: it makes none.
+        """
+        made = sorted({number for phase in self.phases() for number in phase.sampling.steps})
+        if made and num_steps not in made:
+            raise ValueError(
+                f"this {type(self).__name__} makes students of {', '.join(map(str, made))} steps, got steps={num_steps}"
+            )
+        return self
 
     def guidance(self, parent: GuidanceRange | None) -> GuidanceRange | None:
         """The weights that the student is trained at, given its parent's; None for one without a w input.

@@ -1,6 +1,6 @@
 """A classifier-free guided teacher, in continuous time."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 from fewstep.diffusion.guidance import nulls
@@ -20,7 +20,7 @@ class Teacher(Regression):
     Args:
         label_dropout: share of labels replaced by "no class", in [0, 1].
         guided_by: two_evaluations; or three_evaluations, of data whose labels are of a class and a style, some of them
-            of any style (`Styles`).
+            of any style (`Styles`); or none, of data without labels.
         The rest: see `Method`.
 
     Raises:
@@ -31,8 +31,9 @@ class Teacher(Regression):
     certainty: ClassVar[str] = "sure: read in public code"
     has_dropout: ClassVar[bool] = True
 
-    label_dropout: float
-    guided_by: Literal["two_evaluations", "three_evaluations"] = "two_evaluations"
+    name: str = "teacher"
+    label_dropout: float = 0.1
+    guided_by: Literal["two_evaluations", "three_evaluations", "none"] = "two_evaluations"
 
     def __post_init__(self) -> None:
         if not 0 <= self.label_dropout <= 1:
@@ -40,6 +41,10 @@ class Teacher(Regression):
 
     def phases(self) -> tuple[Phase, ...]:
         return (Phase(Sampling(guidance=self.guided_by if self.label_dropout else "none")),)
+
+    def without_labels(self) -> "Teacher":
+        """Not guided; the null condition is trained nevertheless, since labels can be made of its features."""
+        return replace(self, guided_by="none")
 
     def guidance(self, parent: GuidanceRange | None) -> None:
         return None

@@ -50,7 +50,7 @@ def candidates_of(
             continue
         model.to(device)
         for name, grid, most in (("w", plan.w, card.w_max), ("w2", plan.w2, card.w2_max)):
-            if most is not None and grid and max(grid) > most:
+            if most and grid and max(grid) > most:  # of one made for w = 0 alone no other is evaluated
                 warnings.warn(
                     f"the grid's {name} goes to {max(grid):g}, and a student was made for {name} to {most:g}",
                     stacklevel=3,
@@ -91,7 +91,7 @@ def candidates_of_model(
 ) -> list[Candidate]:
     """One model, at the step counts that it was made for, or at the plan's with the baselines beside it."""
     card, sampling = model.card, model.card.sampling
-    weights = (plan.no_guidance,) if sampling.guidance == "none" else None
+    weights = (plan.no_guidance,) if sampling.guidance == "none" or card.w_max == 0 else None
     if sampling.times is not None:
         steps = tuple(sorted(sampling.steps, reverse=True))
         return [Candidate(label, model.denoise, sampling.evaluations, card.schedule, steps, sampling, None, weights)]

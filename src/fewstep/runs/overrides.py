@@ -18,6 +18,7 @@ NEEDED = {  # what a launcher or sweeper needs: the package, and the extra that 
 }
 
 
+OWN_DATA = "imagefolder"  # whose recipes are those of all data of one's own: they fit any data and machine
 RENAMED = {"stage.until": "stage.stages, a list like [teacher,guidance]"}
 
 
@@ -27,9 +28,11 @@ def hydra_arguments(arguments: Sequence[str]) -> list[str]:
     Hydra's parser takes no settings after a flag that came after settings.
 
     Raises:
-        ValueError: a launcher or sweeper is asked for whose package is not installed, or the recipe of a pipeline.
+        ValueError: a launcher or sweeper is asked for whose package is not installed, or the recipe of a pipeline, or
+            files where a data set is named.
     """
     read = [hydra_override(argument) for argument in arguments]
+    refuse_paths(read)
     for argument in read:
         package, extra = NEEDED.get(argument.replace("hydra/", ""), ("", ""))
         if package and not is_installed(package):
@@ -43,6 +46,31 @@ def hydra_arguments(arguments: Sequence[str]) -> list[str]:
     has_preset = any(a.startswith("sweeps=") and a not in ("sweeps=null", "sweeps=") for a in read)
     has_mode = any(a.startswith(("-", "hydra.mode=")) and not a.startswith("--config-dir") for a in read)
     return flags_first([*read, "--multirun"] if has_preset and not has_mode else read)
+
+
+def refuse_paths(arguments: Sequence[str]) -> None:
+    """Refuse files in the place of a data set's name.
+
+    Raises:
+        ValueError: says what they probably are, and the line to type.
+    """
+    for argument in arguments:
+        key, _, value = argument.partition("=")
+        if key == "dataset" and (path := path_named(value)) is not None:
+            from fewstep.data.identify import identify
+
+            raise identify(path).error(path, command="python train.py", name="dataset=", prefix="dataset.")
+
+
+def path_named(value: str) -> Path | None:
+    """The file or folder that is named where a data set should be; None for what can be the name of one."""
+    plain = value.strip("\"'")
+    path = Path(plain).expanduser()
+    is_name = re.fullmatch(r"\w[\w-]*(,\w[\w-]*)*", plain) is not None  # or several, of a sweep
+    if not plain or (is_name and not path.exists()):
+        return None
+    known = (Path(__file__).parents[3] / "conf" / "dataset", Path("conf/dataset"))
+    return None if is_name and any((folder / f"{plain}.yaml").is_file() for folder in known) else path
 
 
 def flags_first(arguments: Sequence[str]) -> list[str]:
@@ -86,7 +114,7 @@ def require_known_recipe(overrides: Sequence[str], conf: Sequence[Path]) -> None
     """
     named = [o.removeprefix("recipe=") for o in overrides if o.startswith("recipe=")]
     known = sorted({file.stem for folder in conf for file in (folder / "recipe").glob("*.yaml")})
-    if named and named[-1] not in known:
+    if named and named[-1] not in known and not named[-1].startswith(f"{OWN_DATA}_"):
         raise ValueError(f"recipe must be one of {', '.join(known)}, got {named[-1]}; ~recipe is none")
 
 

@@ -4,6 +4,7 @@ import warnings
 from pathlib import Path
 
 from fewstep.artifacts.lineage import find_newest, resolve_parent
+from fewstep.data.labels import NONE
 from fewstep.distributed.collectives import on_main_process
 from fewstep.evaluation.evaluator import Evaluator
 from fewstep.methods.base import Method
@@ -14,12 +15,14 @@ from fewstep.teachers.imported import imported, is_foreign
 
 
 def method_of(settings: Settings) -> Method:
-    """The method of a stage, as it is with the teacher that the settings say.
+    """The method of a stage, as it is with the teacher and the labels that the settings say.
 
     Raises:
-        ValueError: see `build_method`; or it needs a teacher and teacher=none.
+        ValueError: see `build_method`; or it needs a teacher and teacher=none, or labels and dataset.labels=none.
     """
     method = build_method(settings.stage)
+    if settings.labels == NONE:
+        method = method.without_labels()
     return method.without_teacher() if settings.teacher == NO_TEACHER else method
 
 
@@ -72,7 +75,8 @@ def find_parent(settings: Settings, method: Method, evaluator: Evaluator | None)
     facts = None if evaluator is None else evaluator.facts
     if teacher in (None, EXACT):
         reason = compatibility_of(settings, wanted, facts, preferred=True)
-        return on_main_process(lambda: find_newest(outputs, settings.dataset_name, wanted.guidance[0], reason))
+        kind = "none" if settings.labels == NONE else wanted.guidance[0]
+        return on_main_process(lambda: find_newest(outputs, settings.dataset_name, kind, reason))
     reason = compatibility_of(settings, wanted, facts, named=True)
 
     def named() -> Path:

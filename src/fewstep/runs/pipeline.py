@@ -7,10 +7,20 @@ from pathlib import Path
 from fewstep.artifacts.lineage import PARENTS, find_newest_students, models_in_folder, only_model
 from fewstep.artifacts.model_file import load_model
 from fewstep.artifacts.run_folder import QUALITY, REPORT, RunFolder
+from fewstep.data.labels import NONE
 from fewstep.diffusion.sampling import Sampling
+from fewstep.distributed.collectives import on_main_process
 from fewstep.methods.base import Method, Parent, StudentSettings
 from fewstep.methods.readings import check_student_at_noise, check_teacher_at_noise
-from fewstep.runs.build import build_data, build_evaluator, build_exact_teacher, build_plan
+from fewstep.runs.automatic import announced
+from fewstep.runs.build import (
+    build_callbacks,
+    build_data,
+    build_evaluator,
+    build_exact_teacher,
+    build_method,
+    build_plan,
+)
 from fewstep.runs.config import EVALUATE, EXACT, NO_TEACHER, PIPELINE, Settings
 from fewstep.runs.evaluate import evaluate
 from fewstep.runs.folders import loggers_of, open_folder
@@ -28,6 +38,10 @@ def run(settings: Settings) -> None:
         ValueError, OSError: one line that says what to change.
     """
     quiet_lightning()
+    settings = announced(settings)
+    build_callbacks(settings.trainer)  # refused now, not at the first phase
+    for note in settings.trainer.notes:
+        print(f"note: {note}", flush=True)
     if settings.name == PIPELINE:
         run_pipeline(settings)
     elif settings.name == EVALUATE:
@@ -91,13 +105,18 @@ class Chain:
 
 def accepts(parent: Parent, sampling: Sampling) -> bool:
     """Whether a model that is sampled so can be such a parent."""
-    same = sampling.times is None and sampling.direction == "decode" and sampling.guidance in parent.guidance
+    same = sampling.times is None and sampling.direction == "decode" and sampling.guidance in parent.accepted
     return same or sampling == parent.continues
 
 
 def trained_stages(settings: Settings) -> list[str]:
-    """A pipeline's stages but the evaluation; with teacher=none those that need no teacher and are none."""
+    """A pipeline's stages but the evaluation; with teacher=none those that need no teacher and are none.
+
+    Of data without labels those before the last that need them are left out: there is nothing to guide by.
+    """
     stages = [stage for stage in settings.stages if stage != EVALUATE]
+    if settings.labels == NONE:
+        stages = [s for s in stages if s == stages[-1] or not build_method(settings.of_stage(s).stage).needs_labels]
     if settings.teacher != NO_TEACHER:
         return stages
     return [stage for stage in stages if method_named(settings.of_stage(stage)).parent() is not None][-1:]
@@ -111,6 +130,9 @@ def method_named(settings: Settings) -> Method:
 def run_pipeline(settings: Settings) -> None:
     """The stages of `stage.stages`, each in its own folder, named by the pipeline's time; an evaluation judges all."""
     check_pipeline(settings)
+    if settings.labels == NONE and (left_out := [*{*settings.stages} - {*trained_stages(settings), EVALUATE}]):
+        words = f"dataset.labels=none: nothing to guide by, so without stage {', '.join(sorted(left_out))}"
+        on_main_process(lambda: print(words, flush=True))
     judged = EVALUATE in settings.stages
     with open_folder(settings, [QUALITY, REPORT]) as folder:
         if folder.finished and settings.run_name is not None:
