@@ -38,11 +38,13 @@ def checked_run(config: DictConfig) -> None:
         if settings.values["plan"]:
             from fewstep.estimate.plan import plan
 
-            on_main_process(lambda: plan(settings))
+            on_main_process(lambda: plan(settings, composed.overrides.task))
         else:
             from fewstep.runs.pipeline import run
+            from fewstep.system.threads import considerate_threads
 
-            run(settings)
+            with considerate_threads():
+                run(settings)
 
 
 def main() -> None:

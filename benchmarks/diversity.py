@@ -18,20 +18,16 @@ from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from judged import TEACHER_STEPS, WEIGHTS, Students
 from measure import machine
-from methods import STEPS, TEACHER_STEPS, WEIGHTS, interval
 
-from fewstep.artifacts.lineage import models_in_folder
 from fewstep.artifacts.quality_file import read_rows
 from fewstep.artifacts.run_folder import QUALITY
 from fewstep.evaluation.candidate import Candidate
-from fewstep.evaluation.evaluator import Evaluator
-from fewstep.evaluation.grid import quality_grid
 from fewstep.evaluation.plan import EvaluationPlan
-from fewstep.runs.build import data_of
-from fewstep.runs.candidates import candidates_of, with_hybrids
-from fewstep.runs.evaluate import protocol_of, with_ancestors
-from fewstep.system.files import sha256_of, write_json
+from fewstep.runs.candidates import with_hybrids
+from fewstep.sweeps.results import Spread
+from fewstep.system.files import write_json
 
 FIGURES = ("fid", "recall", "diversity", "vendi", "accuracy", "energy_distance", "energy_floor")
 RATIOS = ("recall", "diversity", "vendi")  # of which those to the teacher's are given too
@@ -57,24 +53,12 @@ class Seed:
 
     def __init__(self, given: argparse.Namespace, seed: int) -> None:
         self.given, self.seed = given, seed
-        self.data = data_of(given.dataset, [], batch_size=1)
-        self.evaluator = Evaluator.of(self.data)
-        files = [
-            path
-            for method in given.methods
-            for path in models_in_folder(given.sweep / given.dataset / method / f"seed={seed},method={method}")
-        ]
-        if not files:
-            raise SystemExit(f"{given.sweep} has no students of seed {seed}")
-        models = with_ancestors(files)
+        self.models = Students(given.sweep, given.dataset, given.methods, seed)
         self.plan = EvaluationPlan(
             w=given.w, teacher_steps=(TEACHER_STEPS,), guided_steps=(), baselines=(), seed=seed, num_images=given.images
         )
-        digests = {path: sha256_of(path) for path in models}
-        self.teacher, *others = candidates_of(models, self.plan, self.evaluator.exact, digests=digests)
-        chosen = [replace(each, steps=tuple(n for n in each.steps if n in STEPS)) for each in others]
-        self.students = [each for each in chosen if each.steps]
-        self.protocol = protocol_of(self.evaluator, self.plan, self.teacher)
+        self.teacher, self.students = self.models.candidates(self.plan)
+        self.protocol = self.models.protocol(self.plan, self.teacher)
 
     def hybrids(self, base: Base) -> list[Candidate]:
         plan = replace(self.plan, base_steps=base.steps, base_w=base.w)
@@ -90,21 +74,8 @@ class Seed:
         """Their rows, kept in a file."""
         if (file := self.file(name)).is_file():
             return json.loads(file.read_text())
-        cells = quality_grid(
-            [self.teacher, *candidates],
-            self.plan,
-            facts=self.evaluator.facts,
-            net=self.evaluator.net,
-            reference_statistics=self.evaluator.reference_statistics,
-            protocol=self.protocol,
-            labels=self.data.conditions(self.plan.num_images),
-            exact=self.evaluator.exact,
-            folder=self.given.outputs / "samples",
-        )
-        rows = []
-        for row in cells:
-            print(f"seed {self.seed}: {row.name}, {row.steps} steps, w = {row.w:g}", flush=True)
-            rows.append(row.as_dict())
+        judged = self.models.judge([self.teacher, *candidates], self.plan, self.given.outputs / "samples")
+        rows = [row.as_dict() for row in judged]
         write_json(file, rows)
         return rows
 
@@ -155,12 +126,10 @@ def cells_of(seeds: list[dict[tuple[Key, float], Row]]) -> list[Row]:
 
 def spread(values: list[float | None]) -> dict[str, float | int | None] | None:
     """Mean and half the width of its interval, None of a single seed, and how many are known; None of none."""
-    known = [value for value in values if value is not None]
-    if not known:
+    if (found := Spread.of(values)) is None:
         return None
-    found = interval(known) if len(known) > 1 else {"mean": known[0], "interval": None}
-    rounded = {name: value if value is None else float(f"{value:.6g}") for name, value in found.items()}
-    return rounded | {"seeds": len(known)}
+    half = None if found.interval is None else float(f"{found.interval[1] - found.mean:.6g}")
+    return {"mean": float(f"{found.mean:.6g}"), "interval": half, "seeds": found.count}
 
 
 def main() -> None:

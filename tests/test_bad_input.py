@@ -64,6 +64,8 @@ def train(commands: Commands, tmp_path: Path):
             ["ladder must be a list of whole numbers", "[4.5, 2.25]"],
         ),
         (["seed=abc"], ["seed must be a whole number", "'abc'"]),
+        (["seed=-1"], ["seed must be a whole number from 0", "-1"]),
+        (["seed=" + "1" * 23], ["seed must be a whole number", "1" * 23]),
         (["trainer.precision=16-mixed"], ["trainer.precision one of 32-true, bf16-mixed", "16-mixed"]),
         (["stage=teacher", "stage.training.weight=heavy"], ["snr_plus_one", "'heavy'"]),
         (["stage=teacher", "model.prediction=z"], ["x, eps, v", "'z'"]),

@@ -108,6 +108,7 @@ def test_what_an_encoder_leaves(encoder):
         "diagnostics.jsonl",
         "metrics.csv",
         "products.json",
+        "threads.json",
         *(f"model-{n}.safetensors" for n in (2, 1)),
     }
     card = fewstep.load(encoder / "model-1.safetensors").card

@@ -351,7 +351,15 @@ def test_help_of_the_whole(commands):
         (["trace", "MODEL", "--out", "a.npz"], [".png", "a.npz"]),
         (["trace", "MODEL", "--out", "a.png", "--num", "1"], ["--num must be at least 2", "1"]),
         (["trace", "MODEL", "--out", "a.png", "--teacher", "none"], ["none"]),
-        (["evaluate", "MODEL", "--num-images", "0"], ["num_images", "at least 1", "0"]),
+        (["sample", "MODEL", "--out", "."], ["--out must end in .png or .npz", "."]),
+        (["sample", "none", "--out", "a.npz", "--num", "99999999999"], ["--num must be", "10,000,000", "99999999999"]),
+        (["sample", "none", "--out", "a.png", "--num", "10001"], ["--num of a picture", "10,000", "10001"]),
+        (["sample", "none", "--out", "a.png", "--seed", "-1"], ["--seed must be a whole number from 0", "-1"]),
+        (["sample", "none", "--out", "a.png", "--seed", "1" * 23], ["--seed must be a whole number", "1" * 23]),
+        (["sample", "MODEL", "--out", "a.png", "--label", "9" * 30], ["0..9", "digits", "9" * 30]),
+        (["evaluate", "MODEL", "--num-images", "0"], ["--num-images must be at least 1", "0"]),
+        (["evaluate", "none", "--num-images", "99999999999"], ["--num-images", "10,000,000", "99999999999"]),
+        (["evaluate", "none", "--out", __file__], ["--out must be a folder", "is a file"]),
         (["evaluate", "MODEL", "--w", "-1"], ["w >= 0", "[-1]"]),
         (["evaluate", "none.safetensors"], ["none.safetensors"]),
         (["info", "none.safetensors"], ["none.safetensors"]),
@@ -366,6 +374,15 @@ def test_mistakes_are_one_line(commands, chain, tmp_path, monkeypatch, arguments
     filled = [models.get(argument, argument) for argument in arguments]
     commands.fewstep(*filled).is_one_error(*words)
     assert files_below(tmp_path) == []
+
+
+def test_a_folder_is_not_replaced_by_a_picture(commands, chain, tmp_path):
+    (tmp_path / "all.png").mkdir()
+    (tmp_path / "all.png" / "kept.txt").write_text("mine")
+    result = commands.fewstep("sample", chain["1"], "--out", tmp_path / "all.png")
+    result.is_one_error("--out must be a file", "is a folder")
+    assert files_below(tmp_path) == ["all.png/kept.txt"]
+    assert commands.fewstep("sample", chain["1"], "--num", "1", "--out", tmp_path / "A.PNG").status == 0
 
 
 def test_the_default_w_is_one_that_the_model_was_made_for(commands, chain, tmp_path):

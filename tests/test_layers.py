@@ -59,6 +59,7 @@ MAY_IMPORT = {
     "reports": {"artifacts", "data.facts", "diagnostics", "system", "tracking"},
     "control": {*LIBRARY, "runs"},
     "estimate": {*LIBRARY, "runs"},
+    "python": {*LIBRARY, "runs"},
     "runs": {*LIBRARY},
 }
 OUTSIDE_OF_DIFFUSION = {"torch", "jaxtyping"}

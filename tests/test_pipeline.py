@@ -77,6 +77,7 @@ def test_what_a_pipeline_leaves(digits):
         expected = {
             "config.yaml",
             "products.json",
+            "threads.json",
             "diagnostics.jsonl",
             "last.ckpt",
             "metrics.csv",
@@ -92,7 +93,7 @@ def test_what_a_pipeline_leaves(digits):
             assert all(
                 bool(tensor.isfinite().all()) for tensor in load_file(runs[stage] / f"{name}.safetensors").values()
             )
-    judged = {"config.yaml", "products.json", "quality.json", "provenance.json", "report.html", ".lock"}
+    judged = {"config.yaml", "products.json", "threads.json", "quality.json", "provenance.json", "report.html", ".lock"}
     judged |= {"trace.json", *(f"samples/trace/{name}.png" for name in ("teacher, 8 steps", "progressive, 2 steps"))}
     assert set(files_below(runs["pipeline"])) == judged | {
         f"samples/same-noise/{row['model']}{'-unipc' * (row['sampler'] == 'unipc')}-{row['steps']}-w{row['w']:g}.png"

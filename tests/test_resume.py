@@ -14,8 +14,9 @@ from running import TINY, files_below, run_as_composed, train_as_typed
 from safetensors.torch import load_file
 
 from fewstep import load
-from fewstep.runs import pipeline
+from fewstep.runs import folders, pipeline
 from fewstep.runs.config import Settings
+from fewstep.system.threads import number_of_threads
 from fewstep.tracking.names import IMAGES_PER_SECOND, PEAK_MEMORY
 from fewstep.training.callbacks.training_log import TrainingLog
 from fewstep.training.checkpointing import SaveCheckpoint, read_checkpoint
@@ -94,9 +95,9 @@ def test_a_pipeline_killed_in_every_stage_ends_as_an_undisturbed_one(tmp_path):
     before: dict[str, tuple[str, dict[str, int]]] = {}
 
     for stage, first_kept in (("teacher", None), ("guidance", None), ("progressive", "model-4.safetensors")):
-        folders = lambda stage=stage: list((killed / "digits" / stage).glob("*/"))  # noqa: E731
+        found = lambda stage=stage: list((killed / "digits" / stage).glob("*/"))  # noqa: E731
 
-        def in_training(folders=folders, first_kept=first_kept) -> bool:
+        def in_training(folders=found, first_kept=first_kept) -> bool:
             # A checkpoint of some steps; on a ladder, of a rung after the first.
             return any(
                 (folder / "metrics.csv").is_file()
@@ -107,7 +108,7 @@ def test_a_pipeline_killed_in_every_stage_ends_as_an_undisturbed_one(tmp_path):
             )
 
         kill_when(in_training, settings)
-        (folder,) = folders()
+        (folder,) = found()
         # Between the two renames of a save there is the one before alone.
         saved = next(file for file in (folder / "last.ckpt", folder / "previous.ckpt") if file.exists())
         checkpoint = read_checkpoint(saved)
@@ -175,12 +176,12 @@ def interrupted_teacher(monkeypatch: pytest.MonkeyPatch, outputs: Path, *setting
 @pytest.fixture(scope="module")
 def undisturbed(as_users_run, tmp_path_factory) -> dict[float, Path]:
     """Folders of undisturbed teachers, by dropout."""
-    folders = {}
+    made = {}
     for dropout in (0.0, 0.3):
         outputs = tmp_path_factory.mktemp("undisturbed")
         teacher(outputs, f"model.network.dropout={dropout}")
-        folders[dropout] = folder_of(outputs)
-    return folders
+        made[dropout] = folder_of(outputs)
+    return made
 
 
 def test_what_must_be_equal_is_not_trivial(undisturbed):
@@ -223,6 +224,23 @@ def test_interrupted_twice(tmp_path, monkeypatch, undisturbed):
     for step in (5, 11):
         interrupted_teacher(monkeypatch, tmp_path, step=step)
     teacher(tmp_path)
+    assert_same_models(tmp_path, undisturbed[0.0])
+
+
+def test_it_goes_on_with_the_threads_that_it_began_with(tmp_path, monkeypatch, undisturbed, capsys):
+    """Sums that two threads divide round otherwise than those of one."""
+    interrupted_teacher(monkeypatch, tmp_path)
+    began, seen = torch.get_num_threads(), []
+    counted = TrainingLog.on_train_batch_end
+    monkeypatch.setattr(
+        TrainingLog, "on_train_batch_end", lambda *a: (seen.append(torch.get_num_threads()), counted(*a))[1]
+    )
+    monkeypatch.setattr(folders, "cores", lambda: began + 1)
+    with number_of_threads(began + 1):
+        teacher(tmp_path)
+        assert torch.get_num_threads() == began + 1
+    assert {*seen} == {began}
+    assert f"{began} thread(s), as the run began with and not {began + 1}" in capsys.readouterr().out
     assert_same_models(tmp_path, undisturbed[0.0])
 
 

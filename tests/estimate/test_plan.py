@@ -47,7 +47,7 @@ def test_batches_that_do_not_divide_are_refused(commands: Commands, tmp_path: Pa
 
 
 def test_counts_and_files_are_those_of_a_run(tmp_path: Path) -> None:
-    settings = ("stage=teacher", *FAST)
+    settings = ("stage=teacher", "trainer.channels_last=true", *FAST)  # as trainer=gpu has it
     (row,) = planned(tmp_path / "plan", *settings).rows
     run_as_composed(*TINY, *settings, f"outputs={tmp_path / 'outputs'}")
     (folder,) = (tmp_path / "outputs" / "digits" / "teacher").iterdir()

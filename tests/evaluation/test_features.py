@@ -9,12 +9,12 @@ from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorIncepti
 from fewstep.data.digits import DigitsSplit
 from fewstep.data.facts import DataFacts
 from fewstep.diffusion.mixture import GaussianMixture
+from fewstep.evaluation.extractors import build_feature_extractor
 from fewstep.evaluation.features import (
     DIGITS_WEIGHTS,
     DigitsFeatures,
     InceptionFeatures,
     MixtureFeatures,
-    build_feature_extractor,
 )
 
 DIGITS = DataFacts("digits", (1, 8, 8), 10, -1.0, 1.0)

@@ -9,7 +9,8 @@ from safetensors import safe_open
 
 from fewstep.data.facts import DataFacts
 from fewstep.data.patches import load_patches
-from fewstep.evaluation.features import PATCHES_WEIGHTS, PatchesFeatures, build_feature_extractor
+from fewstep.evaluation.extractors import build_feature_extractor
+from fewstep.evaluation.features import PATCHES_WEIGHTS, PatchesFeatures
 from fewstep.evaluation.images import Reference
 from fewstep.evaluation.protocol import Protocol
 
@@ -71,7 +72,7 @@ def test_it_is_used_for_patches_and_replaces_inception_by_choice_only() -> None:
     assert isinstance(other, PatchesFeatures)
     assert other.num_classes is None
     assert other(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))[1].shape == (1, 72)
-    with pytest.raises(ValueError, match=r"one of auto, patches, got 'vgg'"):
+    with pytest.raises(ValueError, match=r"must be auto, own, patches or a file .* got 'vgg'"):
         build_feature_extractor(COLOUR, choice="vgg")
 
 

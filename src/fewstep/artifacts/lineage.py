@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from fewstep.artifacts.model_file import Ancestor, ModelCard, load_model
 from fewstep.artifacts.run_folder import CONFIG, MODEL, made_at, products_of, rung_file
-from fewstep.diffusion.sampling import GuidanceKind
+from fewstep.diffusion.sampling import GuidanceKind, Sampling
 from fewstep.networks import Denoiser
 from fewstep.system.files import sha256_of
 
@@ -28,6 +28,22 @@ PARENTS: dict[GuidanceKind, ParentKind] = {
     "input": ParentKind("guided student", "guidance"),
     "none": ParentKind("model without guidance", "teacher"),
 }
+
+
+def sampling_problem(card: ModelCard, kinds: tuple[GuidanceKind, ...], continues: Sampling | None) -> str | None:
+    """Why a model is not sampled as a parent must be, or None."""
+    own = card.sampling
+    if own == continues or (own.times is None and own.direction == "decode" and own.guidance in kinds):
+        return None
+    chain = f"sampler {own.sampler}, guidance {own.guidance}, direction {own.direction}"
+    steps = "" if own.times is None else f" of {len(own.times)} steps"
+    needed = " or a ".join(PARENTS[kind].title for kind in kinds)
+    if continues is not None and continues.times is not None:
+        needed += (
+            f", or a student of {len(continues.times)} steps of its own chain (sampler {continues.sampler}, guidance "
+            f"{continues.guidance}), where it begins"
+        )
+    return f"it is a {card.label} model{steps} ({chain}), and this stage needs a {needed}"
 
 
 def models_in_folder(folder: Path) -> list[Path]:
@@ -79,19 +95,26 @@ def find_newest(outputs: Path, dataset: str, kind: GuidanceKind, compatibility: 
     )
 
 
-def find_newest_students(outputs: Path, dataset: str) -> list[Path]:
-    """The few-step students of the newest run that has finished them, most steps first.
-
-    Raises:
-        ValueError: there is none.
-    """
+def student_runs(outputs: Path, dataset: str) -> Iterator[list[Path]]:
+    """The few-step students of each run that has finished them, newest first, each run's by most steps first."""
     for folder in run_folders(outputs, dataset):
         models = models_in_folder(folder)
         if not models or not all((folder / product).is_file() for product in products_of(folder)):
             continue
         card = load_model(models[-1])[1]
         if card.sampling.times is not None and not card.encodes:
-            return models
+            yield models
+
+
+def find_newest_students(outputs: Path, dataset: str) -> list[Path]:
+    """The few-step students of the newest run that has finished them, most steps first.
+
+    Raises:
+        ValueError: there is none.
+    """
+    found = next(student_runs(outputs, dataset), None)
+    if found is not None:
+        return found
     raise ValueError(
         f"evaluation needs finished few-step students below {outputs / dataset}, and there are none; make some with "
         f"`python train.py stage=progressive dataset={dataset}` or name a model or folder with teacher=PATH"

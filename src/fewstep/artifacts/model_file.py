@@ -22,17 +22,24 @@ from fewstep.diffusion.sampling import Sampling
 from fewstep.diffusion.schedule import CosineSchedule
 from fewstep.networks import Denoiser, network_class
 from fewstep.networks.denoiser import arguments_of
+from fewstep.networks.own import OwnNetwork
 from fewstep.system.files import atomic_write, tensor_digest
 from fewstep.system.validation import build
 
 FORMAT = 2
 KEY = "fewstep"
 T = TypeVar("T")
+# What a description of wrong values raises here, in torch or in a network's constructor.
+UNREADABLE = (KeyError, TypeError, ValueError, RuntimeError, AttributeError, ArithmeticError)
 CHECKSUM = "checksum"
 SCHEDULES: dict[str, type[CosineSchedule] | type[BetaSchedule]] = {
     c.__name__: c for c in (CosineSchedule, BetaSchedule)
 }
 BLOCKS = ("num_blocks", "num_layers", "layers_per_block", "transformer_layers_per_block")  # of networks' arguments
+
+
+class OwnNetworkError(ValueError):
+    """A file of a network of its maker's own, without it; or another network than the file's."""
 
 
 @dataclass(frozen=True)
@@ -162,41 +169,91 @@ def checksum(description: dict[str, Any], tensors: dict[str, torch.Tensor]) -> s
     return sha256((json.dumps(description, sort_keys=True) + tensor_digest(tensors)).encode()).hexdigest()
 
 
-def load_model(path: Path) -> tuple[Denoiser, ModelCard]:
+def load_model(path: Path, network: torch.nn.Module | None = None) -> tuple[Denoiser, ModelCard]:
     """The network in eval mode on the CPU, and its card.
+
+    Args:
+        network: of the user's own, which gets the weights, where the file's is one.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: a pickle, a file that is not a fewstep model, or a damaged one.
+        ValueError: a pickle, a file that is not a fewstep model, or a damaged one; or a network of the user's own that
+            is not given, or has other weights.
     """
     description, tensors = read_described(path, KEY, "a model", "`fewstep info MODEL` shows one")
     try:
         written = description.pop(CHECKSUM, None)  # files of before it was have none
         found = written and checksum(description, tensors)
-        if (number := description.pop("format")) not in (1, FORMAT):
-            raise ValueError("its format is of another version of fewstep")
-        description = from_format_1(description) if number == 1 else description
-        name, arguments = description.pop("network"), description.pop("arguments")
-        card = described_card(description)
+        name, arguments, card = described_model(description)
         if (list(card.data.shape), card.data.num_classes) != (arguments["shape"], arguments["num_classes"]):
             raise ValueError(f"its network does not make {card.data}")
-        network = described_network(name, arguments, tensors)
+        made = described_network(name, arguments, tensors, network)
         if written != found:
             raise ValueError(
                 "it is damaged, its checksum is not that of what it holds; once it is deleted, the same command makes "
                 "it again"
             )
         # a file of `fewstep export --half` holds float16, which is for keeping, not for computing
-        return Denoiser(network.float(), card.prediction, card.native_schedule).eval(), card
-    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, ArithmeticError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(
-            f"{path} is not a model that this fewstep can read: {reason}; make it again or ask its maker"
-        ) from error
+        return Denoiser(made.float(), card.prediction, card.native_schedule).eval(), card
+    except OwnNetworkError as error:
+        raise ValueError(f"{path}: {error}") from error
+    except UNREADABLE as error:
+        raise unreadable(path, error) from error
 
 
-def described_network(name: str, arguments: dict[str, Any], tensors: dict[str, torch.Tensor]) -> torch.nn.Module:
-    """Build the network `name` of the fixed list with these weights; raises for an unknown name or other weights."""
+def read_card(path: Path) -> ModelCard:
+    """The card of a model file alone, quickly: the weights are not read, and the checksum is not compared.
+
+    Raises:
+        FileNotFoundError, ValueError: see `load_model`.
+    """
+    description, _ = read_described(path, KEY, "a model", with_tensors=False)
+    description.pop(CHECKSUM, None)
+    try:
+        return described_model(description)[2]
+    except UNREADABLE as error:
+        raise unreadable(path, error) from error
+
+
+def unreadable(path: Path, error: Exception) -> ValueError:
+    """The error of a model file whose description or weights are none."""
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return ValueError(f"{path} is not a model that this fewstep can read: {reason}; make it again or ask its maker")
+
+
+def described_model(description: dict[str, Any]) -> tuple[str, dict[str, Any], ModelCard]:
+    """The name and arguments of the network, and the card, of a file's JSON; raises one of UNREADABLE."""
+    if (number := description.pop("format")) not in (1, FORMAT):
+        raise ValueError("its format is of another version of fewstep")
+    description = from_format_1(description) if number == 1 else description
+    name, arguments = description.pop("network"), description.pop("arguments")
+    return name, arguments, described_card(description)
+
+
+def described_network(
+    name: str, arguments: dict[str, Any], tensors: dict[str, torch.Tensor], own: torch.nn.Module | None = None
+) -> torch.nn.Module:
+    """Build the network `name` of the fixed list with these weights, or give them to the user's own.
+
+    Raises:
+        ValueError, RuntimeError: an unknown name or other weights, or one's own where the file's is of the list, or the
+            other way round.
+    """
+    if (name == OwnNetwork.__name__) != (own is not None):
+        kind = str(arguments.get("name")) if own is None else name
+        if not kind.isidentifier():
+            raise ValueError("its network has no name")
+        advice = "load it without network=" if own is not None else f"fewstep.load(PATH, network={kind}(...)) loads it"
+        whose = "of fewstep's own" if own is not None else "of its maker's code, which no file is trusted to name"
+        raise OwnNetworkError(f"its network, {kind}, is {whose}; {advice}")
+    if own is not None:
+        network = OwnNetwork(own, **arguments)
+        try:
+            network.load_state_dict(tensors)
+        except RuntimeError as error:
+            reason = " ".join(" ".join(str(error).splitlines()[1:3]).split())
+            raise OwnNetworkError(f"its network is made with other arguments than network=: {reason}") from error
+        return network
     if (blocks := most_blocks(arguments)) > len(tensors):
         raise ValueError(f"{blocks} blocks are more than the {len(tensors)} tensors it holds")
     with torch.device("meta"):  # shapes only: a file cannot make us allocate more than it holds
@@ -239,12 +296,13 @@ def described_part(constructor: type[T], described: Any, name: str) -> T:
 
 
 def read_described(
-    path: Path, key: str, what: str, hint: str = "give another path"
+    path: Path, key: str, what: str, hint: str = "give another path", *, with_tensors: bool = True
 ) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     """The JSON below `key` and the tensors of a file, after the checks that tell what else it may be.
 
     Args:
         what: it should be, for messages: "a model". hint: what to do where there is no file.
+        with_tensors: read them too; else there are none.
 
     Raises:
         FileNotFoundError, ValueError: see `load_model`.
@@ -262,7 +320,7 @@ def read_described(
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (safe_open is no dict)
+            tensors = {key: file.get_tensor(key) for key in (file.keys() if with_tensors else ())}
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} is truncated, damaged or no safetensors file ({error}); make it again") from error
     if key not in metadata:

@@ -12,7 +12,8 @@ from typing import Any
 import yaml
 from filelock import FileLock, Timeout
 
-from fewstep.system.files import atomic_write, remove
+from fewstep.system.files import atomic_write, remove, write_json
+from fewstep.system.validation import checked
 
 CONFIG = "config.yaml"
 MODEL = "model.safetensors"
@@ -25,6 +26,7 @@ PROVENANCE = "provenance.json"  # of the figures: protocol, models, machine
 POLICIES, PATHS = "policies.json", "policies.png"  # of models in closed loop, where samples are actions
 REPORT = "report.html"
 PRODUCTS = "products.json"  # the names of the files that a finished run has
+THREADS = "threads.json"  # of torch in each process, and processes: sums of another division round otherwise
 TIME = "%Y-%m-%d_%H-%M-%S"  # names of folders
 TIME_LENGTH = 19
 
@@ -36,7 +38,7 @@ def rung_file(num_steps: int) -> str:
 
 # Settings of how and where, not of what is trained: a run resumes when they change.
 NOT_THE_EXPERIMENT = ("name", "outputs", "resume", "plan", "logger", "samples")
-NOT_OF_THE_TRAINER = ("devices", "num_nodes", "strategy", "checkpoint_seconds")
+NOT_OF_THE_TRAINER = ("devices", "num_nodes", "strategy", "checkpoint_seconds", "profiler")
 
 
 @dataclass(frozen=True)
@@ -179,7 +181,7 @@ def made_at(folder: Path) -> tuple[datetime, str]:
 
 def made_anything(folder: Path) -> bool:
     """Whether `folder` holds more than a run's settings."""
-    return any(file.is_file() and file.name not in (CONFIG, PRODUCTS, LOCK) for file in folder.rglob("*"))
+    return any(file.is_file() and file.name not in (CONFIG, PRODUCTS, THREADS, LOCK) for file in folder.rglob("*"))
 
 
 def products_of(folder: Path) -> list[str]:
@@ -220,3 +222,26 @@ def flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
             yield from flat(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
+
+
+def threads_of_run(folder: Path, threads: int, processes: int, most: int) -> int:
+    """The threads of each process that the run in `folder` began with; a new one begins with `threads`, as is noted.
+
+    Args:
+        most: that there are cores for; a run from a larger machine goes on with `threads`, as does one whose number of
+            processes has changed.
+
+    Raises:
+        ValueError: the note is damaged.
+    """
+    file, now = folder / THREADS, {"threads": threads, "processes": processes}
+    try:
+        began = checked(json.loads(file.read_text()), dict[str, int], THREADS) if file.is_file() else {}
+    except ValueError as error:
+        raise ValueError(
+            f"{file} is damaged ({error}); delete it, and the run goes on with {threads} threads"
+        ) from None
+    if began.get("processes") == processes and 1 <= began.get("threads", 0) <= most:
+        return began["threads"]
+    write_json(file, now)
+    return threads

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fewstep.commands.files import check_file
 from fewstep.commands.models import OUTPUTS, ModelFile, Outputs
-from fewstep.commands.requests import one_of
+from fewstep.commands.requests import check_seed, one_of
 from fewstep.commands.tasks import AutoencoderFolder, Label, Prompt, TextEncoderFolder, condition
 
 if TYPE_CHECKING:
@@ -20,9 +21,7 @@ app = typer.Typer(no_args_is_help=True, help="Control a model by adapters: slide
 
 def check_safetensors(out: Path) -> Path:
     """Refuse a file to write that is not .safetensors."""
-    if out.suffix != ".safetensors":
-        raise ValueError(f"--out must end in .safetensors, got {out}")
-    return out
+    return check_file(out, ".safetensors")
 
 
 Out = Annotated[Path, typer.Option(callback=check_safetensors, help="FILE.safetensors.")]
@@ -72,7 +71,7 @@ def train(
     budget: Annotated[int, typer.Option(help="Images seen in training.")] = 32_000,
     batch_size: Annotated[int, typer.Option(help="Images of a step.")] = 64,
     learning_rate: Annotated[float, typer.Option(help="Of AdamW, falling to 0.")] = 2e-3,
-    seed: Annotated[int, typer.Option(help="Of all random numbers.")] = 0,
+    seed: Annotated[int, typer.Option(callback=check_seed, help="Of all random numbers.")] = 0,
     autoencoder: AutoencoderFolder = None,
     text_encoder: TextEncoderFolder = None,
     outputs: Outputs = OUTPUTS,

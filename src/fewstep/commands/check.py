@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fewstep.commands.data import DataSettings
+from fewstep.system.limits import require_count
 
 if TYPE_CHECKING:
     from fewstep.teachers.checking import Findings
@@ -30,8 +31,7 @@ def check(
 
     Example: fewstep check FOLDER --dataset cifar10
     """
-    if num < 16:
-        raise ValueError(f"--num must be at least 16, got {num}: fewer examples say too little")
+    require_count(num, "--num", least=16)  # fewer examples say too little
     from fewstep.artifacts.model_file import load_model
     from fewstep.artifacts.quality_file import TEACHER
     from fewstep.networks import Frozen

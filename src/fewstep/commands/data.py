@@ -1,11 +1,15 @@
 """Commands on data sets: fewstep data check, fewstep data label."""
 
+import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fewstep.commands.files import check_file
 from fewstep.commands.models import OUTPUTS, ModelFile, Outputs
+from fewstep.commands.requests import check_seed
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,12 +28,6 @@ def check_settings(settings: list[str] | None) -> list[str] | None:
         if "=" not in setting:
             raise ValueError(f"settings must be KEY=VALUE, like size=32, got {setting!r}")
     return settings
-
-
-def check_suffix(out: Path, suffix: str) -> None:
-    """Raise a ValueError if --out is a file of another kind."""
-    if out.suffix != suffix:
-        raise ValueError(f"--out must end in {suffix}, got {out}")
 
 
 DataSettings = Annotated[
@@ -51,24 +49,31 @@ def check(
     settings: DataSettings = None,
     root: Annotated[Path | None, typer.Option(help="Where the files are; default: data/NAME.")] = None,
     out: Annotated[Path | None, typer.Option(help="PNG with a grid of examples; default: NAME.png.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Facts and findings as JSON.")] = False,
 ) -> None:
     """Verify files, counts, shapes, checksums and the balance of the classes; write a picture of 64 training examples.
 
     Example: fewstep data check imagefolder size=32 --root ~/birds --out birds.png
     """
     picture_file = out or Path(f"{name}.png")
-    check_suffix(picture_file, ".png")
+    check_file(picture_file, ".png")
     from fewstep.artifacts.pictures import picture, save_png
     from fewstep.evaluation.images import evaluation_tensor
     from fewstep.runs.build import data_of
 
     opened = data_of(name, [*(settings or []), *([f"root={root}"] if root else [])], batch_size=SHOWN)
+    found = []
     for line in opened.check():
-        typer.echo(line)
+        found.append(line)
+        if not as_json:
+            typer.echo(line)
     x, labels = opened.preview()
     facts = opened.facts.pixels
     save_png(picture(evaluation_tensor(x, facts), labels, facts, COLUMNS), picture_file)
-    typer.echo(f"{picture_file}: {len(x)} training examples")
+    if as_json:
+        typer.echo(json.dumps({"facts": asdict(opened.facts), "found": found, "picture": str(picture_file)}, indent=1))
+    else:
+        typer.echo(f"{picture_file}: {len(x)} training examples")
 
 
 @app.command()
@@ -83,7 +88,7 @@ def label(
         int, typer.Option(help="That prototypes are trained on; k-means looks at most at so many.")
     ] = 300_000,
     batch_size: Annotated[int, typer.Option(help="Images that are balanced over the clusters at a time.")] = 256,
-    seed: Annotated[int, typer.Option(help="Of the noise and of the first prototypes.")] = 0,
+    seed: Annotated[int, typer.Option(callback=check_seed, help="Of the noise and of the first prototypes.")] = 0,
     outputs: Outputs = OUTPUTS,
 ) -> None:
     """Label the images of a data set by clusters of a teacher's features: guidance without classes.
@@ -99,7 +104,7 @@ def label(
     from fewstep.runs.build import data_of
     from fewstep.system.files import sha256_of
 
-    check_suffix(out, ".safetensors")
+    check_file(out, ".safetensors")
     source = pixels_of(data_of(name, settings or [], batch_size=batch_size), "fewstep data label")
     if not 2 <= clusters <= len(source.labels) or images < max(batch_size, clusters):
         raise ValueError(

@@ -32,7 +32,7 @@ def save_images(
         condition: classes, or embeddings of prompts, which are not written. facts: of the images.
         columns: of a picture of several; default: as many as the data have in a row.
     """
-    if out.suffix == ".npz":
+    if out.suffix.lower() == ".npz":
         classes = None if condition.is_floating_point() else condition.tolist()
         save_batches(iter([x]), len(x), facts, out, labels=prompts or classes)
         return

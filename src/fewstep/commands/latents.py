@@ -6,12 +6,15 @@ from typing import Annotated
 import typer
 
 from fewstep.commands.data import DataSettings
+from fewstep.commands.files import check_folder
 
 
 def latents(
     dataset: Annotated[str, typer.Argument(metavar="DATASET", help="As in dataset=NAME: one of conf/dataset.")],
     autoencoder: Annotated[Path, typer.Option(help="Local folder of an AutoencoderKL, or of a pipeline with vae/.")],
-    out: Annotated[Path, typer.Option(help="Folder for the latents; dataset=latents looks in data/latents.")],
+    out: Annotated[
+        Path, typer.Option(callback=check_folder, help="Folder for the latents; dataset=latents looks in data/latents.")
+    ],
     settings: DataSettings = None,
     num: Annotated[int | None, typer.Option(help="Only so many images, evenly spaced; default: all.")] = None,
     batch_size: Annotated[int, typer.Option(help="Images encoded at a time.")] = 64,

@@ -15,10 +15,12 @@ from typing import Annotated, NoReturn
 import typer
 
 from fewstep.commands import adapt, data, tasks
+from fewstep.commands.catalogue import models
 from fewstep.commands.check import check
 from fewstep.commands.collect import collect
 from fewstep.commands.dashboard import dashboard
 from fewstep.commands.export import export
+from fewstep.commands.files import check_folder
 from fewstep.commands.latents import latents
 from fewstep.commands.methods import methods
 from fewstep.commands.models import OUTPUTS, ModelFile, Outputs
@@ -29,6 +31,7 @@ from fewstep.commands.upscale import upscale
 from fewstep.commands.wandb_sweep import wandb_sweep
 from fewstep.distributed.launch import is_silent_rank, is_worker_process
 from fewstep.system.files import is_out_of_memory
+from fewstep.system.limits import require_count
 from fewstep.system.signals import Stopped
 
 EXIT_BAD_INPUT = 2
@@ -36,7 +39,6 @@ PROGRAM = "fewstep"
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     help="Sample, judge and inspect few-step guided diffusion models.\n\n"
@@ -51,36 +53,42 @@ app.command()(sample)
 @app.command()
 def evaluate(
     model: ModelFile,
+    settings: data.DataSettings = None,
     out: Annotated[
-        Path | None, typer.Option(help="Folder for quality.json and report.html; default: MODEL-quality.")
+        Path | None,
+        typer.Option(callback=check_folder, help="Folder for quality.json and report.html; default: MODEL-quality."),
     ] = None,
     num_images: Annotated[int, typer.Option(help="Images per cell of the grid.")] = 2000,
     w: Annotated[list[float] | None, typer.Option(help="Guidance weight; repeat for several [0 1 2 4].")] = None,
-    seed: Annotated[int, typer.Option(help="Of the starting noise.")] = 0,
+    seed: tasks.Seed = 0,
+    features: Annotated[
+        str, typer.Option(help="Feature extractor: auto, own or a file; see trainer.features.")
+    ] = "auto",
     outputs: Outputs = OUTPUTS,
 ) -> None:
     """Judge a model beside those it was made from: FID, inception score, precision, recall, accuracy, diversity.
 
+    The data are found as its run had them; settings of conf/dataset change that, as root=PATH.
+
     Example: fewstep evaluate outputs/digits/progressive/TIME/model-4.safetensors
     """
+    require_count(num_images, "--num-images")
     import fewstep
-    from fewstep.data.digits import DigitsData
     from fewstep.evaluation.evaluator import Evaluator
     from fewstep.evaluation.plan import EvaluationPlan
+    from fewstep.runs.build import REFERENCE_CACHE
     from fewstep.runs.evaluate import evaluate as evaluate_models
+    from fewstep.runs.model_data import data_of_model
+    from fewstep.system.threads import considerate_threads
 
     card = fewstep.load(model).card
     if card.encodes:
         raise ValueError("an encoder makes no samples to judge; what it is worth is in the cycle.json of its run")
-    facts = card.data
-    if facts.name != DigitsData.facts.name:
-        raise ValueError(
-            f"fewstep evaluate knows the data set digits, and this model makes {facts.name}; use "
-            f"`python train.py stage=evaluate dataset={facts.name} teacher={model}`"
-        )
     plan = EvaluationPlan(num_images=num_images, seed=seed, w=tuple(w or EvaluationPlan.w))
     folder = out or model.with_name(f"{model.stem}-quality")
-    evaluate_models([model], plan, Evaluator.of(DigitsData(batch_size=1, stream="facts")), folder, [])
+    evaluator = Evaluator.of(data_of_model(model, card.data, settings or []), features, outputs / REFERENCE_CACHE)
+    with considerate_threads():
+        evaluate_models([model], plan, evaluator, folder, [])
     typer.echo(f"{folder / 'quality.json'}, {folder / 'report.html'}")
 
 
@@ -98,7 +106,11 @@ def report(
 
 
 @app.command()
-def info(model: ModelFile, outputs: Outputs = OUTPUTS) -> None:
+def info(
+    model: ModelFile,
+    outputs: Outputs = OUTPUTS,
+    as_json: Annotated[bool, typer.Option("--json", hidden=True, help="As it is anyway.")] = True,
+) -> None:
     """Show a model file's description as JSON: data, network, sampling, guidance, ancestors.
 
     Example: fewstep info outputs/digits/progressive/TIME/model-4.safetensors
@@ -120,7 +132,7 @@ def info(model: ModelFile, outputs: Outputs = OUTPUTS) -> None:
 
 TASKS = (tasks.edit, tasks.inpaint, tasks.transfer, tasks.interpolate, upscale)
 OF_MODELS = (*TASKS, trace, check, export, latents, play)
-OF_RUNS = (methods, collect, wandb_sweep, dashboard)
+OF_RUNS = (methods, models, collect, wandb_sweep, dashboard)
 for command in (*OF_MODELS, *OF_RUNS):
     app.command()(command)
 app.add_typer(data.app, name="data")

@@ -1,5 +1,6 @@
 """fewstep methods: what can be trained and distilled with."""
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -24,6 +25,7 @@ def methods(
             help="A folder with stage/NAME.yaml of your own, as of train.py --config-dir; repeat for several."
         ),
     ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="The same as JSON.")] = False,
 ) -> None:
     """List the methods: their paper, what they need, how their students are sampled, and how sure we are of them.
 
@@ -39,6 +41,9 @@ def methods(
     from fewstep.runs.methods import composed_methods
 
     rows = [row(name, method) for name, method in composed_methods(config_dir or [])]
+    if as_json:
+        typer.echo(json.dumps([dict(zip(COLUMNS, cells, strict=True)) for cells in rows], indent=1))
+        return
     console = Console()
     if not console.is_terminal:  # of any width: a line for each fact
         for cells in rows:

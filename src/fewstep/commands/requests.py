@@ -2,8 +2,15 @@
 
 from typing import TYPE_CHECKING
 
+from fewstep.system.limits import require_seed
+
 if TYPE_CHECKING:
     from fewstep.inference.model import Model
+
+
+def check_seed(seed: int) -> int:
+    """The seed that was typed; raises a ValueError for one that is none."""
+    return require_seed(seed, "--seed")
 
 
 def one_of(label: int | None, prompt: str | None) -> int | str | None:

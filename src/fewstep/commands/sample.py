@@ -7,6 +7,7 @@ import typer
 from fewstep.commands import adapt, requests, tasks
 from fewstep.commands.base import BaseFile, BaseLevel, BaseSteps, BaseWeight, opened_base
 from fewstep.commands.models import OUTPUTS, ModelFile, Outputs
+from fewstep.system.limits import MOST_IMAGES, MOST_SHOWN, require_count
 
 if TYPE_CHECKING:
     from fewstep import Base, Model
@@ -32,7 +33,7 @@ def sample(
         list[str] | None, typer.Option(help="What a model of text shall make; repeat for several, taken in turn.")
     ] = None,
     num: Annotated[int, typer.Option(help="Number of images.")] = 64,
-    seed: Annotated[int, typer.Option(help="Image i depends on (seed, i) alone.")] = 0,
+    seed: tasks.Seed = 0,
     sampler: Annotated[
         str | None,
         typer.Option(help="deterministic, stochastic, ancestral or renoise; default: the model's own."),
@@ -50,8 +51,8 @@ def sample(
 
     Example: fewstep sample outputs/digits/progressive/TIME/model-4.safetensors --w 2 --label 3 --out threes.png
     """
-    if num < 1:
-        raise ValueError(f"--num must be at least 1, got {num}")
+    as_arrays = out.suffix.lower() == ".npz"
+    require_count(num, "--num" if as_arrays else "--num of a picture", most=MOST_IMAGES if as_arrays else MOST_SHOWN)
     import time
 
     import fewstep
@@ -67,7 +68,7 @@ def sample(
     first = opened_base(base, base_steps, base_w, base_level)
     start = time.perf_counter()
     prompts = [str(each) for each in requested] if prompt else None
-    if out.suffix == ".npz":
+    if as_arrays:
         batches = loaded.batches(labels, steps=steps, w=w, w2=w2, seed=seed, sampler=sampler, base=first)
         save_batches(batches, num, loaded.card.data.pixels, out, labels=prompts or labels.tolist())
         seconds = time.perf_counter() - start

@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fewstep.commands import requests
+from fewstep.commands.files import check_file
 from fewstep.commands.models import OUTPUTS, ModelFile, Outputs
+from fewstep.system.limits import MOST_SHOWN, require_count
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -18,16 +20,17 @@ if TYPE_CHECKING:
 
 def check_out(out: Path) -> Path:
     """Refuse a file to write that is neither .png nor .npz."""
-    if out.suffix not in (".png", ".npz"):
-        raise ValueError(f"--out must end in .png or .npz, got {out}")
-    return out
+    return check_file(out, ".png", ".npz")
 
 
 IMAGES_HELP = "PNG, JPEG, WebP, BMP, GIF, TIFF, or the .npz of fewstep sample; one or several."
 ImageFiles = Annotated[list[Path], typer.Argument(metavar="IMAGE...", help=IMAGES_HELP)]
 OUT_HELP = "FILE.png (one image as it is, several as a grid) or FILE.npz (images uint8 NHWC, labels or prompts)."
 Out = Annotated[Path, typer.Option(callback=check_out, help=OUT_HELP)]
-Steps = Annotated[int | None, typer.Option(help="Steps of the sampler; default: those the model was made for, or 64.")]
+Steps = Annotated[  # eager, so that they are there when MODEL=latest is looked for
+    int | None,
+    typer.Option(is_eager=True, help="Steps of the sampler; default: those the model was made for, or 64."),
+]
 Weight = Annotated[
     float | None,
     typer.Option(
@@ -37,8 +40,13 @@ Weight = Annotated[
 ]
 Label = Annotated[int | None, typer.Option(help="Class that every image shall have; default: the labels of an .npz.")]
 Prompt = Annotated[str | None, typer.Option(help="What to make, for a model of text.")]
-Seed = Annotated[int, typer.Option(help="Image i's noise depends on (seed, i) alone.")]
-AddedNoiseSeed = Annotated[int, typer.Option("--seed", help="Of the noise that the model's sampler adds, if it does.")]
+Seed = Annotated[int, typer.Option(callback=requests.check_seed, help="Image i's noise depends on (seed, i) alone.")]
+AddedNoiseSeed = Annotated[
+    int,
+    typer.Option(
+        "--seed", callback=requests.check_seed, help="Of the noise that the model's sampler adds, if it does."
+    ),
+]
 EncoderFile = Annotated[
     Path | None,
     typer.Option(
@@ -200,6 +208,7 @@ def interpolate(
 
     Example: fewstep interpolate outputs/digits/guidance/TIME/model.safetensors a.png b.png --from 3 --num 8 --out c.png
     """
+    require_count(num, "--num", least=2, most=MOST_SHOWN)
     import torch
 
     import fewstep

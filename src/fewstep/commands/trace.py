@@ -7,7 +7,9 @@ import typer
 
 from fewstep.commands import requests, tasks
 from fewstep.commands.base import opened_model
+from fewstep.commands.files import check_file
 from fewstep.commands.models import OUTPUTS, ModelFile, Outputs
+from fewstep.system.limits import MOST_SHOWN, require_count
 
 if TYPE_CHECKING:
     from fewstep.diffusion.mixture import GaussianMixture
@@ -17,9 +19,7 @@ if TYPE_CHECKING:
 
 def check_png(out: Path) -> Path:
     """Refuse a file to write that is no .png."""
-    if out.suffix != ".png":
-        raise ValueError(f"--out of a trace must end in .png, got {out}")
-    return out
+    return check_file(out, ".png")
 
 
 def trace(
@@ -44,16 +44,16 @@ def trace(
 
     Example: fewstep trace outputs/digits/progressive/TIME/model-4.safetensors --w 2 --out trace.png
     """
-    if num < 2:
-        raise ValueError(f"--num must be at least 2: the distance of two images is the unit of the chart, got {num}")
+    require_count(num, "--num", least=2, most=MOST_SHOWN)  # the distance of two images is the unit of the chart
     import torch
 
     import fewstep
     from fewstep.artifacts.pictures import film, save_png, shown_steps
-    from fewstep.evaluation.features import build_feature_extractor
+    from fewstep.evaluation.extractors import build_feature_extractor
     from fewstep.evaluation.trace import traces_of
     from fewstep.reports.traces import trace_picture
-    from fewstep.runs.build import data_of
+    from fewstep.runs.build import REFERENCE_CACHE
+    from fewstep.runs.model_data import data_of_model
 
     loaded = fewstep.load(model)
     facts, w = loaded.card.data, requests.chosen_w(loaded, w)
@@ -61,9 +61,13 @@ def trace(
     loaded.check_request(steps, w)
     requested = requests.requested_conditions(loaded, label, prompt or [], num)
     condition = loaded.condition(requested)
-    exact = None if facts.is_image else data_of(facts.name, [], 1).exact
+    try:
+        data = data_of_model(model, facts, [])
+    except (ValueError, OSError):
+        data = None  # most feature extractors do without
+    exact = None if data is None else data.exact
     asked = beside_teacher(model, loaded, teacher, steps, teacher_steps, exact)
-    net = build_feature_extractor(facts.pixels, mixture=exact)
+    net = build_feature_extractor(facts.pixels, mixture=exact, data=data, folder=outputs / REFERENCE_CACHE)
     found = traces_of(asked, condition, w=w, seed=seed, facts=facts, net=net, decode=loaded.decode)
     classes = torch.zeros(num, dtype=torch.long) if condition.is_floating_point() else condition
     curves = [own.curve for own in found]

@@ -14,7 +14,7 @@ def upscale(
     image: Annotated[Path, typer.Argument(metavar="IMAGE", help="PNG, JPEG, WebP, BMP, GIF or TIFF, of any size.")],
     out: tasks.Out,
     steps: tasks.Steps = None,
-    seed: Annotated[int, typer.Option(help="Of the noise that a model of many steps begins at.")] = 0,
+    seed: tasks.Seed = 0,
     outputs: Outputs = OUTPUTS,
 ) -> None:
     """Enlarge an image: a model of dataset=patches_sr restores overlapping tiles of it, which are blended.

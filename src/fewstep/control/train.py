@@ -19,12 +19,12 @@ from fewstep.methods.training import Training
 from fewstep.networks import Frozen
 from fewstep.networks.adapter import adapter_tensors, with_adapter
 from fewstep.networks.low_rank import set_strength
-from fewstep.runs.build import guidance_of
 from fewstep.system.files import sha256_of, tensor_digest
 from fewstep.system.seeds import reseed, seed_for
 from fewstep.training.loop import fit, quiet_lightning
 from fewstep.training.module import DistillationModule
 from fewstep.training.settings import TrainerSettings
+from fewstep.training.students import guidance_of
 
 WARM_UP = 0.05  # of the budget
 

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-from fewstep.data.batch import Batch, Pairs
+from fewstep.data.batch import Batch, Pairs, from_uint8, split
 from fewstep.data.facts import DataFacts
 from fewstep.diffusion.mixture import GaussianMixture
 from fewstep.diffusion.prediction import Condition
@@ -40,6 +40,11 @@ class Data(lightning.LightningDataModule):
             raise ValueError(f"stage.training.batch_size must be at least 1, got {batch_size}")
         self.batch_size = batch_size
         self.stream = stream
+
+    @property
+    def num_examples(self) -> int | None:
+        """Number of training examples; None where it is not known, or there is no end of them."""
+        return None
 
     @abstractmethod
     def batch(self, step: int) -> Batch:
@@ -98,7 +103,9 @@ class Data(lightning.LightningDataModule):
     def train_dataloader(self) -> Iterator[Batch | Pairs]:
         # Called after a resumed run has restored its step, so the first batch is the next one.
         assert self.trainer is not None
-        return map(self.rows, range(self.trainer.global_step, int(self.trainer.max_steps)))
+        parts = self.trainer.accumulate_grad_batches
+        batches = map(self.rows, range(self.trainer.global_step, int(self.trainer.max_steps)))
+        return batches if parts == 1 else (part for batch in batches for part in split(batch, parts))
 
 
 def check_examples(facts: DataFacts, name: str, examples: Batch) -> list[str]:
@@ -161,6 +168,10 @@ class ImagesInMemory(Data):
         self.images, self.labels, self.flip = images, labels, flip
         self._order: tuple[int, Tensor] | None = None
 
+    @property
+    def num_examples(self) -> int:
+        return len(self.labels)
+
     def _epoch_order(self, epoch: int) -> Tensor:
         if self._order is None or self._order[0] != epoch:
             generator = torch.Generator().manual_seed(seed_for(self.stream, "order", epoch))
@@ -194,11 +205,6 @@ class ImagesInMemory(Data):
 
     def rows(self, step: int) -> Batch:
         return self.batch(step) if world_size() == 1 else self.selected(step, local_rows)
-
-
-def from_uint8(images: Tensor) -> Float[Tensor, "batch *shape"]:
-    """uint8 in 0..255 to float32 in [-1, 1]."""
-    return images.to(torch.float32, copy=True).div_(127.5).sub_(1)  # in place: one array, not three
 
 
 def source_digest(source: ImagesInMemory) -> str:

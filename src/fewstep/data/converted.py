@@ -49,9 +49,7 @@ class ConvertedImages(SplitImages):
         num_reference: int,
         generated: bool,
     ) -> None:
-        place = Path(root).expanduser()
-        if generated and not place.exists():
-            place = generated_folder(place, self.dataset, self.generate)
+        place = self.located(root, generated)
         folder = Path(cache).expanduser() if cache else place.with_name(place.name + suffix)
         if not place.exists() and stored_key(folder) is None:
             if (folder / MANIFEST).is_file():
@@ -76,6 +74,12 @@ class ConvertedImages(SplitImages):
             num_reference=num_reference,
             class_names=self.cache.classes,
         )
+
+    @classmethod
+    def located(cls, root: str, generated: bool) -> Path:
+        """Where the files are, or those generated in the place of missing ones."""
+        place = Path(root).expanduser()
+        return generated_folder(place, cls.dataset, cls.generate) if generated and not place.exists() else place
 
     def in_words(self) -> list[str]:
         """How the files at `place` were read, a line each."""

@@ -125,9 +125,7 @@ class FashionMnistData(IdxData):
 
     dataset = "fashion_mnist"
     places = ("data/fashion_mnist", "/usr/share/datasets/fashion-mnist", "data/FashionMNIST/raw")
-    advice = (
-        "install Debian's dataset-fashion-mnist, or put the four files there (zalandoresearch/fashion-mnist on GitHub)"
-    )
+    advice = "install Debian's dataset-fashion-mnist, or put the four files of zalandoresearch/fashion-mnist there"
 
 
 class MnistData(IdxData):

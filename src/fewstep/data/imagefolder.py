@@ -1,13 +1,16 @@
 """Any folder or zip of images, a sub-folder for each class."""
 
 from pathlib import Path
+from typing import Literal
 
 from fewstep.data.cache import Source
 from fewstep.data.converted import ConvertedImages
 from fewstep.data.decode import WHITE
 from fewstep.data.generate import generate_imagefolder
-from fewstep.data.imagefiles import Decoding, image_source
+from fewstep.data.image_sizes import AUTO, fitting_size
+from fewstep.data.imagefiles import Decoding, ImageFiles, image_source
 from fewstep.data.labels import OWN
+from fewstep.data.split import missing_data_error
 
 
 class ImageFolderData(ConvertedImages):
@@ -15,7 +18,7 @@ class ImageFolderData(ConvertedImages):
 
     Args:
         root: a folder or a zip. cache: folder for the converted images, by default ROOT.SIZE.cache.
-        size: of the squares, in pixels.
+        size: of the squares, in pixels; auto: see `fitting_size`.
         labels: own, of the folders; a table of files and classes, .csv or .tsv; or those of `data.labels`.
         hold_out_every: N holds out every N-th image of each class, where there is no folder val.
         strict: refuse a damaged image instead of skipping it with a warning.
@@ -38,7 +41,7 @@ class ImageFolderData(ConvertedImages):
         self,
         *,
         root: str,
-        size: int,
+        size: int | Literal["auto"],
         batch_size: int,
         stream: str,
         labels: str = OWN,
@@ -51,6 +54,11 @@ class ImageFolderData(ConvertedImages):
         num_reference: int = 10_000,
         generated: bool = False,
     ) -> None:
+        if size == AUTO:
+            place = self.located(root, generated)
+            if not place.exists():
+                raise missing_data_error(self.dataset, place, self.advice)
+            size = fitting_size(ImageFiles(place))
         decoding = Decoding(size, strict, background, channels)
         super().__init__(
             root=root,

@@ -92,6 +92,10 @@ class Relabelled(Data):
         self._training = copy.copy(source)
         self._training.labels = labels.training
 
+    @property
+    def num_examples(self) -> int:
+        return self.source.num_examples
+
     def batch(self, step: int) -> Batch:
         return self._training.batch(step)
 

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fewstep.data.batch import Batch
+from fewstep.data.batch import Batch, Pairs, split
 from fewstep.data.batches import Data, check_examples, from_uint8
 from fewstep.data.captioned import BOTH, LATENT, Sample, decode_sample, is_sample
 from fewstep.data.decode import WHITE, check_background
@@ -218,11 +218,13 @@ class TextData(Data):
             self._embeddings.clear()
         return stacked
 
-    def train_dataloader(self) -> Iterator[Batch]:
+    def train_dataloader(self) -> Iterator[Batch | Pairs]:
         trainer = self.trainer
         assert trainer is not None
         start, stop, device = trainer.global_step, int(trainer.max_steps), trainer.strategy.root_device
-        return self.batches(start, stop, trainer.global_rank, trainer.world_size, device)
+        batches = self.batches(start, stop, trainer.global_rank, trainer.world_size, device)
+        parts = trainer.accumulate_grad_batches
+        return batches if parts == 1 else (part for batch in batches for part in split(batch, parts))
 
     def batches(
         self, start: int, stop: int, rank: int = 0, world_size: int = 1, device: torch.device | str = "cpu"

@@ -26,6 +26,7 @@ from fewstep.diffusion.schedule import Images
 from fewstep.distributed.collectives import world_size
 from fewstep.methods.training import STUDENT
 from fewstep.system.seeds import fresh_noise, seed_for, starting_noise
+from fewstep.training.checkpointing import ends_step
 from fewstep.training.module import DistillationModule
 
 SEED = 1  # of the samples' starting noise; that of pictures and figures is another
@@ -68,6 +69,8 @@ class Diagnostics(Callback):
     ) -> None:
         assert isinstance(pl_module, DistillationModule)
         step, total = trainer.global_step, pl_module.training_plan.num_steps
+        if not ends_step(trainer, batch_idx):
+            return
         if step * self.count // total > (step - 1) * self.count // total:
             self.measure(trainer, pl_module)
 

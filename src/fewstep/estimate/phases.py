@@ -20,13 +20,12 @@ from fewstep.runs.build import (
     build_network,
     build_student,
     build_teacher,
-    clip_bounds,
-    inherited_guidance,
     schedule_of,
 )
 from fewstep.runs.config import Settings
 from fewstep.runs.train import SNAPSHOT_STEPS, Job
 from fewstep.training.module import DistillationModule
+from fewstep.training.students import clip_bounds, inherited_guidance
 
 STREAM = "plan"
 LARGEST_W = 1000.0  # of a parent that is not there yet: more than any student asks for

@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import partial
 from math import prod
 from pathlib import Path
+from shutil import copyfile
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -16,24 +17,43 @@ from fewstep.artifacts.model_file import load_model
 from fewstep.diffusion.prediction import Denoise
 from fewstep.estimate.machine import Machine
 from fewstep.estimate.phases import Watching, build_module, fresh_parent, shape_of
+from fewstep.estimate.proposal import Proposal, fits, lighter, scaled
 from fewstep.estimate.shapes import footprint_of, shapes_only, size, training_examples
 from fewstep.estimate.table import Estimate, Row, show
-from fewstep.estimate.trial import Trial, seconds_per_evaluation, seconds_per_judged_image, try_phase
+from fewstep.estimate.trial import (
+    Trial,
+    seconds_of_features,
+    seconds_per_evaluation,
+    seconds_per_judged_image,
+    try_phase,
+)
 from fewstep.evaluation.candidate import Candidate
 from fewstep.evaluation.evaluator import Evaluator
+from fewstep.evaluation.extractors import images_to_train_on
 from fewstep.evaluation.features import INCEPTION_WEIGHTS
+from fewstep.evaluation.own_features import file_for, save, untrained
 from fewstep.evaluation.plan import EvaluationPlan
 from fewstep.inference.model import Model
 from fewstep.methods.base import Method, Phase
 from fewstep.networks.memory import denoisers_in
-from fewstep.runs.build import build_evaluator, build_plan, evaluation_budget, phase_training
+from fewstep.runs.automatic import fitted
+from fewstep.runs.build import (
+    REFERENCE_CACHE,
+    build_data,
+    build_evaluator,
+    build_plan,
+    evaluation_budget,
+    phase_training,
+)
 from fewstep.runs.candidates import candidates_of
+from fewstep.runs.composing import composed
 from fewstep.runs.config import EVALUATE, EXACT, PIPELINE, Settings
 from fewstep.runs.evaluate import check_models, with_ancestors
 from fewstep.runs.pairs import Making
 from fewstep.runs.parent import find_parent, method_of, open_evaluator
 from fewstep.runs.pipeline import Chain, accepts, check_pipeline, models_to_judge, more_models, trained_stages
 from fewstep.runs.train import Job, card_of
+from fewstep.system.durations import duration
 from fewstep.system.hardware import free_disk, free_memory, peak_gpu_memory, peak_memory
 from fewstep.teachers.imported import is_foreign
 
@@ -41,18 +61,52 @@ GENERATED = ("cifar10", "imagenet64")  # data sets whose generated files have th
 COPIES = 3  # of all images of a cell, in floats: noise, the first cell's samples and this one's
 
 
-def plan(settings: Settings) -> None:
+def plan(settings: Settings, arguments: Sequence[str]) -> None:
     """Print what the settings would train, how long that takes and what it needs; nothing is written below outputs.
+
+    Where it takes too long or more memory than there is, the command that would fit is printed with its time.
+
+    Args:
+        arguments: of the command, of which the settings are composed.
 
     Raises:
         ValueError, OSError: what a run would raise before it trains.
     """
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    planned, estimate = measured(settings)
+    show(estimate)
+    if not fits(estimate, settings.trainer.accelerator) and (found := proposal(arguments, settings, planned, estimate)):
+        print(found.line, flush=True)
+
+
+def measured(settings: Settings) -> tuple[Settings, Estimate]:
+    """The settings as they are planned, and their estimate."""
     with Console().status("measuring"), TemporaryDirectory(prefix="fewstep-plan-") as folder, warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="lightning")
-        estimate = Planner(settings, Path(folder)).estimate()
-    show(estimate)
+        planner = Planner(settings, Path(folder))
+        estimate = planner.estimate()
+        return planner.settings, estimate
+
+
+def proposal(arguments: Sequence[str], settings: Settings, planned: Settings, estimate: Estimate) -> Proposal | None:
+    """The command that would fit in the place of the one that has this estimate, if there is one.
+
+    Args:
+        settings: composed of `arguments`. planned: the same without `auto`.
+    """
+    own = lighter(arguments)
+    other = None if settings.name == EVALUATE else composed(own).with_values({"plan": settings.values["plan"]})
+    if other is not None and other.values != settings.values:
+        try:
+            lighter_planned, found = measured(other)
+        except ValueError:  # no network of images is for these data
+            return scaled(arguments, planned, estimate)
+        if found.seconds < estimate.seconds:
+            arguments, planned, estimate = own, lighter_planned, found
+    if fits(estimate, settings.trainer.accelerator):
+        return Proposal(tuple(arguments), estimate.seconds)
+    return scaled(arguments, planned, estimate)
 
 
 class Planner:
@@ -83,6 +137,7 @@ class Planner:
             generated = {"root": str(self.folder / data["name"]), "generated": True}
             settings = settings.with_values({"dataset": data | generated})
         try:
+            self.stand_in_for_features(settings)
             evaluator = build_evaluator(settings)
         except (ValueError, OSError) as error:
             if INCEPTION_WEIGHTS not in str(error):
@@ -91,11 +146,25 @@ class Planner:
             settings = replace(settings, trainer=replace(settings.trainer, features="patches"))
             evaluator = build_evaluator(settings)
         self.per_image = seconds_per_judged_image(evaluator)
-        self.opening = self.per_image * len(evaluator.reference.images)
+        self.opening += self.per_image * len(evaluator.reference.images)
         return settings
+
+    def stand_in_for_features(self, settings: Settings) -> None:
+        """Put an untrained feature extractor where a run would keep the one that it trains first."""
+        images = images_to_train_on(build_data(settings, 1, "facts"), settings.trainer.features)
+        if images is None:
+            return
+        kept, here = (file_for(images, outputs / REFERENCE_CACHE) for outputs in (self.outputs, settings.outputs))
+        if kept.is_file():
+            copyfile(kept, here)
+            return
+        save(here, *untrained(images))
+        self.opening = seconds_of_features(images)
+        self.notes.append(f"a feature extractor is trained first, in about {duration(self.opening)}")
 
     def estimate(self) -> Estimate:
         """The rows of all stages in their order."""
+        self.settings, chosen = fitted(self.settings)
         settings, machine = self.settings, self.machine
         if settings.name == PIPELINE:
             self.pipeline()
@@ -112,7 +181,7 @@ class Planner:
             free_device_memory=free_memory("cuda") if machine.device == "cuda" else 0,
             free_disk=free_disk(self.outputs),
             outputs=self.outputs,
-            notes=tuple(dict.fromkeys(self.notes)),
+            notes=tuple(dict.fromkeys([*chosen, *self.notes])),
         )
 
     def pipeline(self) -> None:
@@ -168,7 +237,7 @@ class Planner:
         with shapes_only(machine.device):
             module = build(training)
             found = footprint_of(module, job.facts, rows, job.settings.trainer)
-            making = Making.of(module, job.facts, job.settings.trainer)
+            making = Making.of(module, job.facts, job.settings.trainer.max_images)
             if job.method.training.evaluations is not None:
                 per_image = module.evaluations_per_image(training_examples(module, job.facts, 2, machine.device))
                 spent = making.evaluations

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from lightning import Callback, LightningModule, Trainer
 
-from fewstep.data.batches import Data
+from fewstep.data.batches import Data, ImagesInMemory
 from fewstep.data.facts import DataFacts
 from fewstep.data.noise import NoiseData
 from fewstep.data.pairs import TrialPairs
@@ -20,6 +20,7 @@ from fewstep.estimate.machine import Machine
 from fewstep.estimate.shapes import Footprint, evaluate_once
 from fewstep.estimate.table import How
 from fewstep.evaluation.evaluator import Evaluator
+from fewstep.evaluation.own_features import num_steps, train
 from fewstep.evaluation.statistics import Features
 from fewstep.methods.base import Method
 from fewstep.methods.training import Training
@@ -159,3 +160,10 @@ def seconds_per_judged_image(evaluator: Evaluator) -> float:
     start = perf_counter()
     Features.of(evaluator.net, images)
     return (perf_counter() - start) / len(images)
+
+
+def seconds_of_features(images: ImagesInMemory) -> float:
+    """Seconds of training a feature extractor, by some of its steps."""
+    start = perf_counter()
+    train(images, REPEATS)
+    return (perf_counter() - start) / REPEATS * num_steps(images)

@@ -10,7 +10,8 @@ import torch
 from fewstep.data.batches import Data
 from fewstep.data.facts import DataFacts
 from fewstep.diffusion.mixture import GaussianMixture
-from fewstep.evaluation.features import FeatureExtractor, build_feature_extractor
+from fewstep.evaluation.extractors import build_feature_extractor
+from fewstep.evaluation.features import FeatureExtractor
 from fewstep.evaluation.images import EvaluationImages, Reference, evaluation_tensor
 from fewstep.evaluation.metrics import KID_SUBSET_SIZE, KID_SUBSETS
 from fewstep.evaluation.statistics import ReferenceStatistics
@@ -25,7 +26,7 @@ class Evaluator:
     """All that figures of a data set need.
 
     Args:
-        cache: folder of cached features of references, see `ReferenceStatistics.of`.
+        cache: folder of cached features of references, see `ReferenceStatistics.of`, and of trained extractors.
     """
 
     facts: DataFacts
@@ -41,7 +42,7 @@ class Evaluator:
         held_out, facts = data.reference(), data.evaluation_facts
         return cls(
             facts=data.facts,
-            net=build_feature_extractor(facts, mixture=data.exact, choice=features),
+            net=build_feature_extractor(facts, mixture=data.exact, choice=features, data=data, folder=cache),
             reference=Reference(data.reference_split, evaluation_tensor(held_out.x, facts), held_out.label),
             exact=data.exact,
             data=data,

@@ -1,6 +1,5 @@
 """Feature extractors, from whose features and logits figures are computed: one for each kind of data."""
 
-import warnings
 from abc import ABC, abstractmethod
 from importlib import resources
 from io import BytesIO
@@ -12,7 +11,6 @@ from jaxtyping import Float, UInt8
 from safetensors.torch import load
 from torch import Tensor, nn
 
-from fewstep.data.facts import DataFacts
 from fewstep.diffusion.mixture import GaussianMixture
 from fewstep.evaluation.images import EvaluationImages, tensor_digest
 
@@ -21,7 +19,6 @@ Logits = Float[Tensor, "batch classes"]
 
 DIGITS_WEIGHTS = "digits_classifier.safetensors"
 PATCHES_WEIGHTS = "patches_classifier.safetensors"
-CHOICES = ("auto", "patches")  # of trainer.features
 INCEPTION_WEIGHTS = "weights-inception-2015-12-05-6726825d.pth"
 
 
@@ -74,7 +71,8 @@ class FeatureExtractor(nn.Module, ABC):
         self.digest = tensor_digest(weights)
 
 
-def _require_uint8(images: Tensor, shapes: str, fits: bool) -> None:
+def require_uint8(images: Tensor, shapes: str, fits: bool) -> None:
+    """Raise a ValueError where images are not uint8, or not of these shapes."""
     if images.dtype != torch.uint8 or not fits:
         raise ValueError(
             f"this feature extractor takes uint8 images {shapes}, got {images.dtype} {tuple(images.shape)}; "
@@ -117,7 +115,7 @@ class DigitsFeatures(FeatureExtractor):
         self.requires_grad_(False).eval()
 
     def forward(self, images: EvaluationImages) -> tuple[Features, Logits]:
-        _require_uint8(images, "(B, 1, 8, 8)", images.shape[1:] == (1, 8, 8))
+        require_uint8(images, "(B, 1, 8, 8)", images.shape[1:] == (1, 8, 8))
         features = self.body(pixels(images))
         return features, self.head(features)
 
@@ -165,7 +163,7 @@ class PatchesFeatures(FeatureExtractor):
 
     def forward(self, images: EvaluationImages) -> tuple[Features, Logits]:
         fits = images.ndim == 4 and images.shape[1] in (1, 3) and min(images.shape[2:]) >= 16
-        _require_uint8(images, "(B, 1 or 3, H, W) of 16 pixels or more", fits)
+        require_uint8(images, "(B, 1 or 3, H, W) of 16 pixels or more", fits)
         features = self.body(pixels(images).expand(-1, 3, -1, -1))
         logits = self.head(features)
         photographs, places, _ = logits.split((PHOTOGRAPHS, PLACES, STATES), dim=1)
@@ -190,7 +188,9 @@ class InceptionFeatures(FeatureExtractor):
         if not weights.is_file():
             raise ValueError(
                 f"Inception figures need torch-fidelity's weight file {INCEPTION_WEIGHTS} (pytorch-fid's "
-                f"pt_inception-2015-12-05-6726825d.pth is the same), which is not at {weights}; put it there"
+                f"pt_inception-2015-12-05-6726825d.pth is the same), which is not at {weights}; put it there, or "
+                "choose other features: trainer.features=own trains a small extractor on images of pixels, and "
+                "trainer.features=FILE.safetensors uses one that was"
             )
         try:
             # torch-fidelity unpickles its file, so it gets one written here, of tensors loaded safely.
@@ -209,7 +209,7 @@ class InceptionFeatures(FeatureExtractor):
         self.requires_grad_(False).eval()
 
     def forward(self, images: EvaluationImages) -> tuple[Features, Logits]:
-        _require_uint8(images, "(B, 1 or 3, H, W)", images.ndim == 4 and images.shape[1] in (1, 3))
+        require_uint8(images, "(B, 1 or 3, H, W)", images.ndim == 4 and images.shape[1] in (1, 3))
         return tuple(self.net(images.expand(-1, 3, -1, -1)))
 
 
@@ -248,40 +248,3 @@ class PointFeatures(FeatureExtractor):
 
     def forward(self, images: EvaluationImages) -> tuple[Features, Logits]:
         return images.float(), torch.zeros(len(images), 1, device=images.device)
-
-
-def build_feature_extractor(
-    facts: DataFacts, *, mixture: GaussianMixture | None = None, choice: str = "auto"
-) -> FeatureExtractor:
-    """The feature extractor of a data set.
-
-    Points use their `mixture`, or themselves where states are the conditions; digits and patches their own
-    classifiers. All other images need Inception's weight file in the checkpoints folder of the torch hub, where
-    torch-fidelity has it; or, with the choice "patches", they use the patches classifier instead, under a protocol of
-    its own that compares with no other.
-
-    Raises:
-        ValueError: points without a mixture, no usable weight file, or a choice that is not one of CHOICES.
-    """
-    if choice not in CHOICES:
-        raise ValueError(f"trainer.features must be one of {', '.join(CHOICES)}, got {choice!r}")
-    if not facts.is_image:
-        if facts.state is not None:
-            return PointFeatures(facts.shape[0])
-        if mixture is None:
-            raise ValueError(
-                f"points are evaluated by their exact mixture, and {facts.name} came without one; pass mixture="
-            )
-        return MixtureFeatures(mixture)
-    if facts.name in ("digits", "digits_styled"):
-        return DigitsFeatures()
-    if facts.name in ("patches", "patches_sr"):
-        return PatchesFeatures()
-    if choice == "patches":
-        warnings.warn(
-            f"figures of {facts.name} come from the small patches classifier, as trainer.features says, not from "
-            "Inception: they show that everything runs, and compare with no published figure",
-            stacklevel=2,
-        )
-        return PatchesFeatures(replaces_inception=True)
-    return InceptionFeatures(Path(torch.hub.get_dir(), "checkpoints", INCEPTION_WEIGHTS))

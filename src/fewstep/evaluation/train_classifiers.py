@@ -10,7 +10,7 @@ crops, since held-out crops are in none.
 """
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from fewstep.data.digits import DigitsSplit, load_digits_split
 from fewstep.data.patches import SIZES, STRIPE, Crops, load_patches
+from fewstep.evaluation.classifier import Classifier, changed
 from fewstep.evaluation.features import (
     DIGITS_WEIGHTS,
     PATCHES_WEIGHTS,
@@ -37,28 +38,6 @@ DIGITS_EPOCHS, DIGITS_BATCH, NOISE, SMOOTHING = 60, 128, 0.05, 0.05
 PATCHES_STEPS, PATCHES_BATCH, LIGHT = 420, 64, 0.3
 ROWS, ROW = 6, 71.2  # 427 pixels in six rows
 STRIPES = torch.tensor([0, 1, -1, 2, 3, 4, -1, 5])  # the number of each training stripe
-
-
-class Classifier(nn.Module):
-    """The layers of a feature extractor, with its names of weights, from pixels in [-1, 1] to logits."""
-
-    def __init__(self, body: nn.Module, head: nn.Module) -> None:
-        super().__init__()
-        self.body, self.head = body, head
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.body(x))
-
-    def fit(self, losses: Iterable[Tensor], num_steps: int, learning_rate: float) -> None:
-        """Take a step of AdamW for each loss, each computed with the weights of the step before."""
-        optimizer = torch.optim.AdamW(self.parameters(), learning_rate)
-        decay = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, num_steps)
-        for loss in losses:
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            decay.step()
-        self.eval()
 
 
 def train_digits() -> tuple[Classifier, dict[str, float]]:
@@ -118,13 +97,8 @@ def cell_of(corners: Int[Tensor, "batch 3"], size: int) -> Int[Tensor, "batch"]:
 
 
 def augmented(x: Float[Tensor, "batch 3 height width"], state: Int[Tensor, "batch"]) -> Float[Tensor, "..."]:
-    """Apply random colour gains; where `state` is 1 blur by the mean of 3 x 3 pixels, where it is 2 add noise."""
-    ones = x.new_ones(len(x), 1, 1, 1)
-    gained = (x + 1) * (1 + LIGHT * (2 * torch.rand(len(x), 3, 1, 1) - 1)) - 1
-    noise = ones * (0.02 + 0.15 * torch.rand_like(ones))  # 2 to 21 of 255
-    blurred = nn.functional.avg_pool2d(gained, 3, 1, 1, count_include_pad=False)
-    state = state[:, None, None, None]
-    return torch.where(state == 1, blurred, torch.where(state == 2, gained + noise * torch.randn_like(x), gained))
+    """Apply random colour gains, then `changed`."""
+    return changed((x + 1) * (1 + LIGHT * (2 * torch.rand(len(x), 3, 1, 1) - 1)) - 1, state)
 
 
 def main() -> None:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
-from fewstep.artifacts.model_file import ModelCard, load_model
+from fewstep.artifacts.model_file import ModelCard, load_model, save_model
 from fewstep.diffusion.guidance import Weight, shared_weight
 from fewstep.diffusion.hybrid import FirstSteps
 from fewstep.diffusion.prediction import Condition, Denoise
@@ -19,6 +19,7 @@ from fewstep.diffusion.sampler import BEGINS_AT_IMAGE, END, SAMPLERS, TOLD_THE_E
 from fewstep.inference.conditions import Requested, condition_of, require_no_images
 from fewstep.networks import Denoiser, Frozen
 from fewstep.networks.memory import compile_calls
+from fewstep.system.limits import require_request, require_weight
 from fewstep.system.seeds import fresh_noise, starting_noise
 
 if TYPE_CHECKING:
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
     from fewstep.networks.frozen.text_encoder import TextEncoder
 
 DEFAULT_TEACHER_STEPS = 64
-MOST_STEPS = 100_000  # a hundred times any teacher's
-MOST_W = 1e4  # hundreds of times any published; far above it float32 overflows, and a sound model seems to diverge
 
 
 @dataclass(frozen=True)
@@ -189,7 +188,7 @@ class Model:
         wanted: Requested,
         *,
         steps: int | None = None,
-        w: float = 1.0,
+        w: float | None = None,
         w2: float | None = None,
         seed: int = 0,
         batch_size: int = 500,
@@ -201,7 +200,7 @@ class Model:
         Args:
             wanted: classes, 0..num_classes - 1, or prompts or their embeddings; see `condition`.
             steps: of the sampler, one evaluation each; default: those the model was made for, or 64.
-            w: guidance weight, 0 none; diffusers' guidance_scale is 1 + w.
+            w: guidance weight, 0 none; diffusers' guidance_scale is 1 + w. Default: 1, or the nearest it was made for.
             w2: of the style, for a model with a weight for the class and one for the style; default: w for both.
             seed: image i depends on (seed, i) alone, whatever the batch size.
             sampler: one of `fewstep.diffusion.sampler.SAMPLERS`; default: the one the model was made for.
@@ -220,7 +219,7 @@ class Model:
         wanted: Requested,
         *,
         steps: int | None = None,
-        w: float = 1.0,
+        w: float | None = None,
         w2: float | None = None,
         seed: int = 0,
         batch_size: int = 500,
@@ -234,6 +233,7 @@ class Model:
         """
         labels, card = self.condition(wanted), self.card
         steps = self.default_steps if steps is None else steps
+        w = self.default_w if w is None else w
         weight = self.weight(w, w2)
         self.check_request(steps, w, sampler, w2)
         times, device = card.sampling.grid(steps), next(self.denoiser.parameters()).device
@@ -259,6 +259,10 @@ class Model:
             return self.decode(x.clamp(card.data.low, card.data.high)).cpu()
 
         return map(batch, range(0, len(labels), batch_size))
+
+    def save(self, path: str | Path) -> None:
+        """Write the model's file, whole or not at all: safetensors weights, and a card in JSON."""
+        save_model(Path(path), self.denoiser, self.card)
 
     def compile(self) -> "Model":
         """Have the network's calls compiled, on a GPU into CUDA graphs: for many calls of the same size."""
@@ -310,37 +314,20 @@ class Base:
         return self.first_steps
 
 
-def require_request(steps: int, w: float, name: str = "steps") -> None:
-    """Refuse steps or a guidance weight that no model can follow.
-
-    Raises:
-        ValueError: fewer than one step or more than MOST_STEPS; w negative, above MOST_W, or no number.
-    """
-    if not 1 <= steps <= MOST_STEPS:
-        raise ValueError(f"{name} must be at least 1 and at most {MOST_STEPS}, got {steps}")
-    require_weight(w)
-
-
-def require_weight(w: float, name: str = "w") -> None:
-    """Refuse a guidance weight that no model can follow.
-
-    Raises:
-        ValueError: it is negative, above MOST_W, or no number.
-    """
-    if not 0 <= w <= MOST_W:
-        raise ValueError(
-            f"{name} must be finite and at least 0 (0 is no guidance; diffusers' scale is 1 + w) and at most "
-            f"{MOST_W:g}, got {w:g}"
-        )
-
-
-def load(path: str | Path, *, autoencoder: Path | None = None, text_encoder: Path | None = None) -> Model:
+def load(
+    path: str | Path,
+    *,
+    network: nn.Module | None = None,
+    autoencoder: Path | None = None,
+    text_encoder: Path | None = None,
+) -> Model:
     """Load a model file.
 
     Args:
+        network: for a file of a network of one's own: one of its class, made with the same arguments.
         autoencoder, text_encoder: folders of its companions, where they are not where they were; opened when needed.
 
     Raises:
         FileNotFoundError, ValueError: see `fewstep.artifacts.model_file.load_model`.
     """
-    return Model(*load_model(Path(path)), autoencoder, text_encoder)
+    return Model(*load_model(Path(path), network), autoencoder, text_encoder)

@@ -18,7 +18,8 @@ from torch.nn.functional import max_pool2d
 from fewstep.diffusion import edit as tensors
 from fewstep.diffusion.prediction import Condition
 from fewstep.diffusion.sampler import SAMPLERS, TOLD_THE_END, encode, sample
-from fewstep.inference.model import Model, Requested, require_request
+from fewstep.inference.model import Model, Requested
+from fewstep.system.limits import require_request
 from fewstep.system.seeds import fresh_noise, starting_noise
 
 Pictures = Float[Tensor, "count *image"]

@@ -47,7 +47,8 @@ class ADD(GuidedStudentSettings, JudgeSettings, Method):
     )
     optional_roles: ClassVar[tuple[str, ...]] = (CRITIC,)
 
-    levels: Sequence[float]
+    name: str = "add"
+    levels: Sequence[float] = (1.0, 0.75, 0.5, 0.25)
     distillation: float = 2.5
 
     def __post_init__(self) -> None:

@@ -117,7 +117,8 @@ class Method(ABC):
         has_dropout: whether the student trains with dropout; off wherever there is a teacher (Salimans & Ho's code).
 
     Args:
-        name: of the stage. training: how the networks are optimised.
+        name: of the stage; the default is the name of the class's file in conf/stage.
+        training: how the networks are optimised.
     """
 
     paper: ClassVar[str] = ""
@@ -125,8 +126,8 @@ class Method(ABC):
     has_dropout: ClassVar[bool] = False
     optional_roles: ClassVar[tuple[str, ...]] = ()
 
-    name: str
-    training: Training
+    name: str = "method"
+    training: Training = field(default_factory=Training)
 
     @property
     def inputs(self) -> Literal["data", "noise", "pairs"]:
@@ -179,6 +180,19 @@ class Method(ABC):
     @abstractmethod
     def phases(self) -> Sequence[Phase]:
         """The trainings, one after the other; each student is the next phase's parent."""
+
+    def with_steps(self, num_steps: int) -> "Method":
+        """The same method, one of whose phases makes a student of so many steps.
+
+        Raises:
+            ValueError: it makes none.
+        """
+        made = sorted({number for phase in self.phases() for number in phase.sampling.steps})
+        if made and num_steps not in made:
+            raise ValueError(
+                f"this {type(self).__name__} makes students of {', '.join(map(str, made))} steps, got steps={num_steps}"
+            )
+        return self
 
     def guidance(self, parent: GuidanceRange | None) -> GuidanceRange | None:
         """The weights that the student is trained at, given its parent's; None for one without a w input.

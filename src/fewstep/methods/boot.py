@@ -36,7 +36,8 @@ class Boot(FromNoise):
     paper: ClassVar[str] = "Gu et al. 2023 (2306.05544)"
     certainty: ClassVar[str] = "the objective is sure; N, the weight of the boundary, the optimiser and w are ours"
 
-    num_levels: int
+    name: str = "boot"
+    num_levels: int = 25
     boundary: float = 0.1
 
     def __post_init__(self) -> None:

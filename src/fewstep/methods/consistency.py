@@ -45,8 +45,9 @@ class Consistency(StateSettings, GuidedStudentSettings, Regression):
     paper: ClassVar[str] = "Song et al. 2023 (2303.01469); Song & Dhariwal 2024 (2310.14189)"
     certainty: ClassVar[str] = "sure: read in the authors' code; the schedule and w as an input are ours"
 
-    num_levels: int
-    levels: Sequence[float]
+    name: str = "consistency"
+    num_levels: int = 40
+    levels: Sequence[float] = (1.0, 0.75, 0.5, 0.25)
     metric: Literal["l2", "pseudo_huber"] = "l2"
     self_teacher_decay: float = 0.0
 

@@ -21,3 +21,5 @@ class DDIL(Progressive):
     certainty: ClassVar[str] = (
         "DDIL-style: the idea is sure; priors, warm-up, how a source is chosen and roll-outs without a buffer are ours"
     )
+
+    name: str = "ddil"

@@ -56,6 +56,7 @@ class DMD2(FakeScore):
         "has which levels"
     )
 
+    name: str = "dmd2"
     gan_weight: float = 0.0
     critic_weight: float = 1e-2
     divergence: Divergence = "rkl"

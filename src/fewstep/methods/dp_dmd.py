@@ -40,6 +40,7 @@ class DPDMD(DMD2):
         "own, and w as an input are ours"
     )
 
+    name: str = "dp_dmd"
     teacher_steps: int = 4
     first_weight: float = 0.05
 

@@ -42,7 +42,7 @@ class TunedConsistency(GuidedStudentSettings, Method):
         ValueError: bad sampling levels, a negative c, or weights of a student without w.
     """
 
-    levels: Sequence[float]
+    levels: Sequence[float] = (1.0, 0.75, 0.5, 0.25)
     hop: Literal["teacher", "data"] = "teacher"
     huber: float = 0.0
 
@@ -113,12 +113,13 @@ class EasyConsistency(TunedConsistency):
     paper: ClassVar[str] = "Geng et al. 2024 (2406.14548)"
     certainty: ClassVar[str] = "sure: read in the authors' code, which follows the data; hop=teacher with w is ours"
 
+    name: str = "ect"
     log_mean: float = -1.1
     log_std: float = 2.0
     q: float = 2.0
     k: float = 8.0
     b: float = 1.0
-    stages: int
+    stages: int = 8
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -26,6 +26,8 @@ class EMMixture(ExpertSettings, Method):
     paper: ClassVar[str] = "Jacobs et al. 1991 (10.1162/neco.1991.3.1.79)"
     certainty: ClassVar[str] = "sure: the likelihood; the network is VDD's, and steps of gradients are ours"
 
+    name: str = "em_mixture"
+
     def phases(self) -> tuple[Phase, ...]:
         return (Phase(Sampling.uniform(1, sampler="policy", guidance="none")),)
 

@@ -33,8 +33,9 @@ class Encoder(Progressive):
     paper: ClassVar[str] = "Meng et al. 2023 (2210.03142), encoding"
     certainty: ClassVar[str] = "our reconstruction, from the paper's one sentence"
 
-    w_min: float
-    w_max: float
+    name: str = "encoder"
+    w_min: float = 0.0
+    w_max: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()

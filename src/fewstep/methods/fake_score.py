@@ -50,7 +50,7 @@ class FakeScore(StateSettings, GuidedStudentSettings, Method):
 
     own_source: ClassVar[Source] = "student"
 
-    levels: Sequence[float]
+    levels: Sequence[float] = (1.0, 0.75, 0.5, 0.25)
     fake_updates: int = 5
     t_min: float = 0.02
     t_max: float = 0.98

@@ -1,7 +1,7 @@
 """Flow maps between any two times: what their methods share, and AYF, which holds such a map still along the flow."""
 
 from abc import abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from fewstep.data.batch import Batch
@@ -48,13 +48,16 @@ class AnyStepStudent(FlowMapStudent):
         ValueError: fewer than one step.
     """
 
-    num_steps: int
+    num_steps: int = 8
     derivative: Derivative = "jvp"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.num_steps < 1:
             raise ValueError(f"stage.num_steps must be at least 1, got {self.num_steps}")
+
+    def with_steps(self, num_steps: int) -> "AnyStepStudent":
+        return replace(self, num_steps=num_steps)
 
     @property
     def most_steps(self) -> int:
@@ -90,7 +93,8 @@ class FlowMap(AnyStepStudent):
         "autoguidance are ours, and its adversarial stage is left out"
     )
 
-    tangent_warmup_images: int
+    name: str = "flow_map"
+    tangent_warmup_images: int = 100_000
     most_share: float = 0.99
 
     def __post_init__(self) -> None:

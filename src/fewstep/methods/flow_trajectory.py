@@ -82,8 +82,9 @@ class FlowTrajectory(FromPairs):
         "no attention diversification"
     )
 
-    start: float
-    share_at_start: float
+    name: str = "flow_trajectory"
+    start: float = 0.25
+    share_at_start: float = 0.5
 
     def __post_init__(self) -> None:
         super().__post_init__()

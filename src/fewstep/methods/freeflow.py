@@ -47,7 +47,8 @@ class FreeFlow(FromNoise):
         "times are ours"
     )
 
-    correction: float
+    name: str = "freeflow"
+    correction: float = 1.0
     power: float = 1.0
     derivative: Derivative = "jvp"
 

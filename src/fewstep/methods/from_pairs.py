@@ -36,8 +36,8 @@ class FromPairs(StudentSettings, JudgeSettings, Method):
 
     optional_roles: ClassVar[tuple[str, ...]] = (CRITIC,)
 
-    teacher_steps: int
-    num_pairs: int
+    teacher_steps: int = 16
+    num_pairs: int = 50_000
     store: str | None = None
 
     def __post_init__(self) -> None:

@@ -36,8 +36,9 @@ class Guidance(StudentSettings, Regression):
     optional_roles: ClassVar[tuple[str, ...]] = (PROJECTION, ATTENTION, CRITIC)
     certainty: ClassVar[str] = "sure: the formula; loss weights and draws of w are ours to choose"
 
-    w_min: float
-    w_max: float
+    name: str = "guidance"
+    w_min: float = 0.0
+    w_max: float = 4.0
     w_draw: Draw = "uniform"
     w_values: Sequence[float] | None = None
     guidance_interval: tuple[float, ...] | None = None

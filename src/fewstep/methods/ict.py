@@ -35,9 +35,10 @@ class ImprovedConsistency(TunedConsistency):
         "sure: two independent implementations, which follow the data; hop=teacher with w is ours"
     )
 
+    name: str = "ict"
     huber: float = 0.00054
-    first_levels: int
-    most_levels: int
+    first_levels: int = 10
+    most_levels: int = 1280
     log_mean: float = -1.1
     log_std: float = 2.0
 

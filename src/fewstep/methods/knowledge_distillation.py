@@ -23,5 +23,7 @@ class KnowledgeDistillation(GuidedStudentSettings, FromPairs):
     paper: ClassVar[str] = "Luhman & Luhman 2021 (2101.02388)"
     certainty: ClassVar[str] = "sure: the objective is one line; w as an input, the optimiser and numbers are ours"
 
+    name: str = "knowledge_distillation"
+
     def phases(self) -> tuple[Phase, ...]:
         return (Phase(Sampling.uniform(1, guidance="input"), num_steps=1, teacher_steps=self.teacher_steps),)

@@ -41,7 +41,8 @@ class LADD(GuidedStudentSettings, FromPairs):
         "heads at each place in the place of convolutions, w as an input"
     )
 
-    levels: Sequence[float]
+    name: str = "ladd"
+    levels: Sequence[float] = (1.0, 0.75, 0.5, 0.25)
 
     def __post_init__(self) -> None:
         super().__post_init__()

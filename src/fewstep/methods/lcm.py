@@ -1,5 +1,6 @@
 """Latent consistency: consistency distillation of the guided teacher over every 20th of its timesteps."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -25,6 +26,9 @@ class LatentConsistency(Consistency):
     paper: ClassVar[str] = "Luo et al. 2023 (2310.04378)"
     certainty: ClassVar[str] = "sure: read in the authors' code; w drawn from the guided student's range is ours"
 
+    name: str = "lcm"
+    num_levels: int = 50
+    levels: Sequence[float] = (1.0, 0.76, 0.5, 0.26)
     metric: Literal["l2", "pseudo_huber", "huber"] = "huber"  # pyright: ignore[reportIncompatibleVariableOverride]
     self_teacher_decay: float = 0.95
 

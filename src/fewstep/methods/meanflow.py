@@ -42,6 +42,7 @@ class MeanFlow(AnyStepStudent):
     paper: ClassVar[str] = "Geng et al. 2025 (2505.13447; improved: 2512.02012)"
     certainty: ClassVar[str] = "sure: read in the authors' code; the circular path and the input s for h are ours"
 
+    name: str = "meanflow"
     equal_share: float = 0.5
     logit_mean: float = -0.4
     logit_std: float = 1.0

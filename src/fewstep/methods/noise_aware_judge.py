@@ -62,8 +62,9 @@ class NoiseAwareJudge(StudentSettings, Method):
         "EA-DISTS, one logit an image"
     )
 
-    start: float
-    gan_weight: float
+    name: str = "noise_aware_judge"
+    start: float = 0.25
+    gan_weight: float = 0.005
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -52,7 +52,8 @@ class O2MKD(GuidedStudentSettings, Regression):
     paper: ClassVar[str] = "after One-to-Many Knowledge Distillation 2024 (2410.04191)"
     certainty: ClassVar[str] = "O2MKD-style: of the paper we know the abstract; all but blocks of times is ours"
 
-    num_networks: int
+    name: str = "o2mkd"
+    num_networks: int = 4
     split: Literal["time", "label"] = "time"
     edges: Literal["time", "log_snr"] | Sequence[float] = "time"
     groups: Sequence[Sequence[int]] | None = None

@@ -1,6 +1,6 @@
 """pi-Flow: a network that gives, at the start of a segment, a policy for all of it, imitated on its own states."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -40,8 +40,9 @@ class PiFlow(GuidedStudentSettings, Method):
         "sub-steps, uniform t and w are ours; scheduled mixing and dropout of components are left out"
     )
 
-    num_steps: int
-    components: int
+    name: str = "pi_flow"
+    num_steps: int = 4
+    components: int = 4
     states: int = 2
 
     def __post_init__(self) -> None:
@@ -56,6 +57,9 @@ class PiFlow(GuidedStudentSettings, Method):
                 f"stage.adapter={self.adapter} changes the layers of a teacher by little, and the last one of a policy "
                 "is new; use stage.adapter=null"
             )
+
+    def with_steps(self, num_steps: int) -> "PiFlow":
+        return replace(self, num_steps=num_steps)
 
     def phases(self) -> tuple[Phase, ...]:
         sampling = Sampling.uniform(self.num_steps, sampler="policy", guidance="input")

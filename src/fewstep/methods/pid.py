@@ -34,7 +34,8 @@ class PID(FromNoise):
     paper: ClassVar[str] = "Tee et al. 2024 (2411.08378)"
     certainty: ClassVar[str] = "sure: read in the authors' code; levels uniform in t, the plain square and w are ours"
 
-    num_levels: int
+    name: str = "pid"
+    num_levels: int = 250
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,7 +1,7 @@
 """Progressive distillation: two steps of the teacher into one step of the student, halving by halving."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import ClassVar, Literal
 
@@ -48,9 +48,10 @@ class Progressive(StateSettings, Regression):
     paper: ClassVar[str] = "Salimans & Ho 2022 (2202.00512); Meng et al. 2023, stage two"
     certainty: ClassVar[str] = "sure: deterministic; the stochastic chain is our reconstruction"
 
-    ladder: Sequence[int]
-    few_steps: int
-    few_steps_factor: float
+    name: str = "progressive"
+    ladder: Sequence[int] = (32, 16, 8, 4, 2, 1)
+    few_steps: int = 2
+    few_steps_factor: float = 2.0
     sampler: Literal["deterministic", "stochastic"] = "deterministic"
     variant: Literal["joint", "two_student"] = "joint"
 
@@ -68,6 +69,9 @@ class Progressive(StateSettings, Regression):
     def parent(self) -> Parent:
         first = self.sampling(self.ladder[0])
         return Parent(guidance=(first.guidance,), continues=first)
+
+    def with_steps(self, num_steps: int) -> "Progressive":
+        return replace(self, ladder=(*(rung for rung in self.ladder if rung > num_steps), num_steps))
 
     def phases(self) -> tuple[Phase, ...]:
         return tuple(

@@ -61,6 +61,7 @@ class RDD(Progressive):
         "classifier's, the head's layers, w as an input"
     )
 
+    name: str = "rdd"
     features: float = 1.0
     pixels: float = 0.0
     memory: float = 0.1

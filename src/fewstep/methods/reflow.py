@@ -35,7 +35,8 @@ class Reflow(GuidedStudentSettings, FromPairs):
     paper: ClassVar[str] = "Liu et al. 2022 (2209.03003); one step: Liu et al. 2023 (2309.06380)"
     certainty: ClassVar[str] = "sure: read in the authors' code; the circular path, the squared error and w are ours"
 
-    steps: Sequence[int]
+    name: str = "reflow"
+    steps: Sequence[int] = (8, 4, 1)
 
     def __post_init__(self) -> None:
         super().__post_init__()

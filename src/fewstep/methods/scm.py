@@ -49,10 +49,11 @@ class ContinuousConsistency(GuidedStudentSettings, Method):
     paper: ClassVar[str] = "Lu & Song 2025 (2410.11081)"
     certainty: ClassVar[str] = "sure: read in public code; sigma_d = 1 and w as an input are ours"
 
-    levels: tuple[float, ...]
+    name: str = "scm"
+    levels: tuple[float, ...] = (1.0, 0.75, 0.5, 0.25)
     log_mean: float = -1.0
     log_std: float = 1.4
-    tangent_warmup_images: int
+    tangent_warmup_images: int = 100_000
     derivative: Derivative = "jvp"
 
     def __post_init__(self) -> None:

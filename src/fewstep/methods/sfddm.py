@@ -41,7 +41,8 @@ class SFDDM(GuidedStudentSettings, Regression):
         "sure: read in the authors' code; w, levels that reach t = 1, outputs compared in v and the projection are ours"
     )
 
-    num_steps: int
+    name: str = "sfddm"
+    num_steps: int = 4
     features: float = 1.0
 
     def __post_init__(self) -> None:
@@ -69,6 +70,9 @@ class SFDDM(GuidedStudentSettings, Regression):
 
     def parent(self) -> Parent:
         return Parent(guidance=("input",))
+
+    def with_steps(self, num_steps: int) -> "SFDDM":
+        return replace(self, num_steps=num_steps)
 
     def phases(self) -> tuple[Phase, ...]:
         return (Phase(Sampling.uniform(self.num_steps, guidance="input"), num_steps=self.num_steps),)

@@ -38,6 +38,7 @@ class SiD(FakeScore):
         "sure: the loss was read in the authors' code; levels uniform in t, several of them, and w as an input are ours"
     )
 
+    name: str = "sid"
     alpha: float = 1.2
 
     def __post_init__(self) -> None:

@@ -1,6 +1,6 @@
 """One fold of any ratio: a student's step is several of its teacher's, in one training."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -32,13 +32,17 @@ class SingleFold(GuidedStudentSettings, Regression):
     paper: ClassVar[str] = "after Luhman & Luhman 2021 (2101.02388) and Salimans & Ho 2022 (2202.00512)"
     certainty: ClassVar[str] = "ours: the target of progressive distillation at any ratio"
 
-    num_steps: int
-    fold: int
+    name: str = "single_fold"
+    num_steps: int = 4
+    fold: int = 8
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if min(self.num_steps, self.fold) < 1:
             raise ValueError(f"stage.num_steps and stage.fold must be at least 1, got {self.num_steps} and {self.fold}")
+
+    def with_steps(self, num_steps: int) -> "SingleFold":
+        return replace(self, num_steps=num_steps)
 
     def phases(self) -> tuple[Phase, ...]:
         sampling = Sampling.uniform(self.num_steps, guidance="input")

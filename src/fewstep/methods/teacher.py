@@ -31,7 +31,8 @@ class Teacher(Regression):
     certainty: ClassVar[str] = "sure: read in public code"
     has_dropout: ClassVar[bool] = True
 
-    label_dropout: float
+    name: str = "teacher"
+    label_dropout: float = 0.1
     guided_by: Literal["two_evaluations", "three_evaluations", "none"] = "two_evaluations"
 
     def __post_init__(self) -> None:

@@ -41,7 +41,8 @@ class Tract(GuidedStudentSettings, Regression):
     paper: ClassVar[str] = "Berthelot et al. 2023 (2303.04248)"
     certainty: ClassVar[str] = "sure: read in the authors' code; w as an input is ours"
 
-    time_schedule: Sequence[int]
+    name: str = "tract"
+    time_schedule: Sequence[int] = (64, 8, 1)
     self_teacher_decay: float = 0.5
     few_steps: int = 0
     few_steps_factor: float = 1.0
@@ -61,6 +62,9 @@ class Tract(GuidedStudentSettings, Regression):
 
     def parent(self) -> Parent:
         return Parent(guidance=("input",), continues=Sampling.uniform(self.time_schedule[0], guidance="input"))
+
+    def with_steps(self, num_steps: int) -> "Tract":
+        return replace(self, time_schedule=(*(steps for steps in self.time_schedule if steps > num_steps), num_steps))
 
     def phases(self) -> tuple[Phase, ...]:
         return tuple(

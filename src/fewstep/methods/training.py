@@ -77,13 +77,13 @@ class Training:
         ValueError: a value outside its range.
     """
 
-    images: int
-    batch_size: int
-    learning_rate: float
-    warmup_images: int
-    gradient_clip: float
-    ema_decay: float
-    weight: str
+    images: int = 400_000
+    batch_size: int = 256
+    learning_rate: float = 5e-4
+    warmup_images: int = 10_000
+    gradient_clip: float = 1.0
+    ema_decay: float = 0.999
+    weight: str = "snr_plus_one"
     evaluations: int | None = None
     guidance_weight: str = "uniform"
     optimizer: Callable[..., Optimizer] = field(
@@ -123,7 +123,7 @@ class Training:
     def learning_rate_scale(self, step: int) -> float:
         """Linear warm-up times `decay`."""
         warm_up = min(1.0, (step + 1) * self.batch_size / max(1, self.warmup_images))
-        return warm_up * self.decay(step / self.num_steps)
+        return warm_up * self.decay(min(1.0, step / self.num_steps))
 
     def of_role(self, role: str) -> RoleTraining:
         """The settings of one trained network.

@@ -32,8 +32,9 @@ class TwoGuidances(Guidance):
     paper: ClassVar[str] = "after FADA, Zhong et al. 2024 (2412.16915)"
     certainty: ClassVar[str] = "fada-style: of the paper we know the abstract; the losses and the w inputs are ours"
 
-    w2_min: float
-    w2_max: float
+    name: str = "two_guidances"
+    w2_min: float = 0.0
+    w2_max: float = 4.0
     teacher_share: float = 1.0
 
     def __post_init__(self) -> None:

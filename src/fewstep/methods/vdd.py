@@ -38,9 +38,9 @@ class ExpertSettings:
         ValueError: a size below 1, or a negative spread.
     """
 
-    experts: int
-    width: int
-    num_blocks: int
+    experts: int = 8
+    width: int = 128
+    num_blocks: int = 3
     spread: float = 1.0
 
     def __post_init__(self) -> None:
@@ -93,6 +93,7 @@ class VDD(ExpertSettings, Method):
         "layers are ours"
     )
 
+    name: str = "vdd"
     samples: int = 2
     expert_updates: int = 2
     sigma: Sequence[float] = (0.1, 0.1)

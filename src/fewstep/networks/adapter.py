@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from fewstep.networks.denoiser import Denoiser, arguments_of, without_inputs
+from fewstep.networks.own import OwnNetwork
 from fewstep.system.files import atomic_write
 
 ADAPTERS = ("lora",)
@@ -50,7 +51,9 @@ def with_adapter(denoiser: Denoiser, rank: int, alpha: float) -> Denoiser:
 
 
 def guidance_weights(network: nn.Module) -> set[str]:
-    """The names of the weights that project w and the extra inputs."""
+    """The names of the weights that project w and the extra inputs; of a network of the user's own none are known."""
+    if isinstance(network, OwnNetwork):
+        return set()
     with torch.device("meta"):
         plain = type(network)(**without_inputs(arguments_of(network))).state_dict()
     return {name for name, _ in network.named_parameters() if not is_adapters(name) and without_base(name) not in plain}

@@ -26,6 +26,7 @@ from fewstep.diffusion.prediction import (
 from fewstep.diffusion.sampler import END, invert_ddim
 from fewstep.diffusion.schedule import Batch, Images, expand, network_time, sigma
 from fewstep.networks.inputs import W2, Scalars, W, check_extra
+from fewstep.networks.own import OwnNetwork
 
 NOISE = 0.1  # in the last layer of a new policy, whose components would else learn the same
 LEAST_STD = 1e-4  # of an expert (VDD)
@@ -130,7 +131,12 @@ class Denoiser(nn.Module):
         return prediction
 
     def time_input(self, log_snr: Batch) -> Batch:
-        """The network's input of time: `network_time`, or the native schedule's timestep over 1000."""
+        """The network's input of time: `network_time`, or the native schedule's timestep over 1000.
+
+        A network of the user's own is told the log-SNR itself.
+        """
+        if isinstance(self.network, OwnNetwork):
+            return self.known(log_snr)
         if self.native_schedule is None:
             return network_time(log_snr)
         timestep = self.native_schedule.timestep(self.known(log_snr).double())
@@ -234,7 +240,11 @@ def with_inputs(denoiser: Denoiser, names: Sequence[str]) -> Denoiser:
         names: w, or others; those that the network has already stay as they are.
     """
     extra = [*dict.fromkeys([*denoiser.networks_inputs, *(name for name in names if name != W)])]
-    inputs = {"guidance_input": denoiser.has_guidance_input or W in names, "extra_inputs": extra}
+    guidance_input = denoiser.has_guidance_input or W in names
+    if isinstance(denoiser.network, OwnNetwork):
+        own = denoiser.network.remade(guidance_input=guidance_input, extra_inputs=extra)
+        return Denoiser(own, denoiser.prediction, denoiser.native_schedule)
+    inputs = {"guidance_input": guidance_input, "extra_inputs": extra}
     network = type(denoiser.network)(**arguments_of(denoiser.network) | inputs)
     missing, unexpected = network.load_state_dict(denoiser.network.state_dict(), strict=False)
     new = network.state_dict()
@@ -256,7 +266,7 @@ def with_components(denoiser: Denoiser, components: int) -> Denoiser:
     """
     arguments = arguments_of(denoiser.network)
     if "components" not in arguments:
-        name = type(denoiser.network).__name__
+        name = arguments.get("name", type(denoiser.network).__name__)
         raise ValueError(f"a {name} gives no policy; use a parent of one network, like a guided student")
     network = type(denoiser.network)(**arguments | {"components": components})
     new, old = network.state_dict(), denoiser.network.state_dict()

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from fewstep.diffusion.prediction import Clipped, Denoise
 from fewstep.networks.denoiser import Denoiser, arguments_of
 from fewstep.networks.memory import denoisers_in
+from fewstep.networks.own import OwnNetwork
 from fewstep.networks.routed import Routed
 from fewstep.networks.smaller import blocks, middle
 
@@ -109,7 +110,12 @@ def block_features(denoiser: Denoiser) -> list[BlockFeatures]:
 
 
 def require_one_network(denoiser: Denoiser) -> None:
-    """Refuse a model of several networks, which has no features of each example in one place."""
+    """Refuse a model of several networks or of the user's own, which has no features of each example in one place."""
+    if isinstance(denoiser.network, OwnNetwork):
+        raise ValueError(
+            "features are of the library's networks, in which it knows the blocks, and this one is the user's own; "
+            "use a method or a setting without them"
+        )
     if isinstance(denoiser.network, Routed):
         raise ValueError(
             "features must be of one network, and this model has several; leave them out, or use another parent"

@@ -32,7 +32,9 @@ def to_channels_last(network: nn.Module) -> None:
 
     Activations follow their weights. Weights of any other kind are left as they are.
     """
-    network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  # torch's stubs lack it
+    for weight in network.parameters():
+        if weight.ndim == 4:  # one by one, since Module.to refuses the weights without values of a plan
+            weight.data = weight.data.to(memory_format=torch.channels_last)
 
 
 def compile_calls(*parts: object, graphs: bool = False) -> None:

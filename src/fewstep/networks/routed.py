@@ -15,6 +15,7 @@ from fewstep.diffusion.prediction import Condition
 from fewstep.diffusion.schedule import Images
 from fewstep.networks.denoiser import arguments_of
 from fewstep.networks.inputs import Scalar, Scalars, plain_arguments
+from fewstep.networks.own import OwnNetwork
 
 SHARED = ("shape", "num_classes", "guidance_input", "extra_inputs")  # arguments of the whole and of each network
 
@@ -67,7 +68,13 @@ class Routed(nn.Module):
     def of(
         cls, network: nn.Module, *, edges: Sequence[float] = (), groups: Sequence[Sequence[int]] | None = None
     ) -> "Routed":
-        """Copies of one network with its weights, on those edges or groups."""
+        """Copies of one network with its weights, on those edges or groups.
+
+        Raises:
+            ValueError: it is a network of the user's own.
+        """
+        if isinstance(network, OwnNetwork):
+            raise ValueError("several networks are made of the library's own, and this one is the user's")
         arguments = {**arguments_of(network)}
         shared = {name: arguments.pop(name) for name in SHARED if name in arguments}
         made = cls(network=type(network).__name__, config=arguments, edges=edges, groups=groups, **shared)

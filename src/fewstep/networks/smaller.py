@@ -6,6 +6,7 @@ from typing import Any
 from torch import nn
 
 from fewstep.networks.denoiser import Denoiser, arguments_of
+from fewstep.networks.own import OwnNetwork
 
 
 def smaller_student(teacher: Denoiser, changes: Mapping[str, Any]) -> Denoiser:
@@ -17,6 +18,11 @@ def smaller_student(teacher: Denoiser, changes: Mapping[str, Any]) -> Denoiser:
     Raises:
         ValueError: an argument that the network does not have, or sizes that do not fit each other.
     """
+    if isinstance(teacher.network, OwnNetwork):
+        raise ValueError(
+            f"stage.student makes a smaller network of the library's own, and {type(teacher.network.network).__name__} "
+            "is the user's; leave it out"
+        )
     arguments = arguments_of(teacher.network)
     kind = type(teacher.network)
     allowed = sorted(set(arguments) - {"shape", "num_classes", "guidance_input", "extra_inputs", "components"})

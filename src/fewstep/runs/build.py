@@ -1,6 +1,5 @@
 """The objects of a stage, built from its settings. The only place where classes are found by name."""
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from inspect import signature
@@ -10,40 +9,33 @@ from typing import Any, cast
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import get_class, instantiate
+from lightning.pytorch.callbacks import Callback, Checkpoint
+from lightning.pytorch.profilers import AdvancedProfiler, Profiler, PyTorchProfiler, SimpleProfiler
 from omegaconf import OmegaConf
 
-from fewstep.artifacts.model_file import ModelCard
 from fewstep.data.batches import Data
 from fewstep.data.facts import DataFacts
 from fewstep.data.identify import identify
 from fewstep.data.labels import LABEL_FILES, OWN, relabelled
-from fewstep.diffusion.betas import BetaSchedule
 from fewstep.diffusion.guidance import log_snr_interval
-from fewstep.diffusion.prediction import Clipped, Denoise
-from fewstep.diffusion.sampler import END
+from fewstep.diffusion.prediction import Denoise
 from fewstep.diffusion.sampling import Sampling
-from fewstep.diffusion.schedule import CosineSchedule
 from fewstep.distributed.collectives import main_process_first
 from fewstep.evaluation.evaluator import Evaluator
 from fewstep.evaluation.plan import EvaluationPlan
 from fewstep.methods.base import Method, Phase, StudentSettings
 from fewstep.methods.guidance_range import GuidanceRange
-from fewstep.methods.readings import check_student_at_noise, check_teacher_at_noise
 from fewstep.methods.training import RoleTraining, Training
-from fewstep.networks import Denoiser, Frozen, with_guidance_input
-from fewstep.networks.adapter import with_adapter
-from fewstep.networks.denoiser import with_components, with_inputs
-from fewstep.networks.inputs import W2
-from fewstep.networks.memory import checkpoint_gradients, to_channels_last
-from fewstep.networks.smaller import smaller_student
+from fewstep.networks import Denoiser
+from fewstep.networks.memory import to_channels_last
 from fewstep.runs.config import Settings
 from fewstep.runs.overrides import conf_folder, path_named
 from fewstep.system.seeds import seed_for
 from fewstep.system.validation import build, checked
 from fewstep.training.settings import TrainerSettings
+from fewstep.training.students import AnySchedule, clip_teacher, student_of, teacher_of
 
-REFERENCE_CACHE = ".reference"  # below outputs: features of reference images, where they took long to compute
-AnySchedule = CosineSchedule | BetaSchedule
+REFERENCE_CACHE = ".reference"  # below outputs: trained feature extractors, and features that took long to compute
 
 
 def build_method(stage: Mapping[str, Any]) -> Method:
@@ -120,15 +112,21 @@ def data_of(name: str, settings: Sequence[str], batch_size: int) -> Data:
     """
     if (path := path_named(name)) is not None:
         raise identify(path).error(path, command="fewstep data check")
+    return data_from(dataset_settings(name, settings), batch_size, "data")
+
+
+def dataset_settings(name: str, settings: Sequence[str]) -> dict[str, Any]:
+    """Those of conf/dataset/NAME.yaml with `settings` of it changed."""
     with initialize_config_dir(str(conf_folder()), version_base="1.3"):
         config = compose("config", [f"dataset={name}", *(f"dataset.{setting}" for setting in settings)])
-    return data_from(cast(dict[str, Any], OmegaConf.to_container(config.dataset, resolve=True)), batch_size, "data")
+    return cast(dict[str, Any], OmegaConf.to_container(config.dataset, resolve=True))
 
 
 def build_evaluator(settings: Settings) -> Evaluator:
-    """What judges samples of the data set; files that the data set converts are there when the other ranks look."""
+    """What judges samples of the data set; what the main process converts or trains is there when the others look."""
     data = main_process_first(lambda: build_data(settings, 1, "facts"))
-    return Evaluator.of(data, settings.trainer.features, settings.outputs / REFERENCE_CACHE)
+    cache = settings.outputs / REFERENCE_CACHE
+    return main_process_first(lambda: Evaluator.of(data, settings.trainer.features, cache))
 
 
 def build_network(settings: Settings, facts: DataFacts, *, guidance_input: bool = False) -> Denoiser:
@@ -178,54 +176,28 @@ def build_student(
     is_first: bool,
     stream: str,
 ) -> Denoiser:
-    """A student that starts as its parent, changed as the method's `StudentSettings` say.
-
-    Args:
-        guidance: the weights that it is trained at.
-        is_first: whether it is the method's first phase, whose student may be smaller than its parent.
-        stream: names the random numbers of new weights.
-    """
-    student = copy.deepcopy(parent)
-    if phase.sampling.guidance == "input" and not student.has_guidance_input:
-        student = with_guidance_input(parent)
-    if guidance is not None and guidance.second is not None:
-        student = with_inputs(student, (W2,))
-    if phase.sampling.sampler == "flow_map":
-        student = with_inputs(student, (END,))
-    if phase.components:
-        torch.manual_seed(seed_for(stream, "policy"))
-        student = with_components(student, phase.components)
-    if isinstance(method, StudentSettings):
-        if method.student is not None and is_first:
-            torch.manual_seed(seed_for(settings.seed, settings.name, "init"))
-            student = smaller_student(student, method.student)
-        # Of another reading it starts with its parent's weights but not as its parent: it has more to learn.
-        student = Denoiser(student.network, method.prediction or student.prediction, student.native_schedule)
-    if student.native_schedule is None:
-        check_student_at_noise(method, phase, student.prediction, settings.schedule)
-    if settings.trainer.gradient_checkpointing:
-        checkpoint_gradients(student.network)
-    if settings.trainer.channels_last:
-        to_channels_last(student.network)
-    if isinstance(method, StudentSettings) and method.adapter is not None:
-        torch.manual_seed(seed_for(stream, "adapter"))
-        student = with_adapter(student, method.adapter_rank, method.adapter_alpha)
-    return student
+    """A student that starts as its parent; see `student_of`."""
+    return student_of(
+        method,
+        phase,
+        parent,
+        guidance,
+        settings.schedule,
+        is_first=is_first,
+        stream=stream,
+        init=(settings.seed, settings.name, "init"),
+        gradient_checkpointing=settings.trainer.gradient_checkpointing,
+        channels_last=settings.trainer.channels_last,
+    )
 
 
 def build_teacher(
     settings: Settings, method: Method, phase: Phase, denoiser: Denoiser, sampling: Sampling, facts: DataFacts
 ) -> Denoise:
-    """The frozen parent as the method's teacher; guided by several evaluations where its student shall need but one."""
+    """The frozen parent as the method's teacher; see `teacher_of`."""
     if settings.trainer.channels_last:
         to_channels_last(denoiser.network)
-    if denoiser.native_schedule is None:
-        check_teacher_at_noise(method, phase, denoiser.prediction, settings.schedule)
-    teacher: Denoise = Frozen(denoiser)
-    if not phase.sampling.is_combined:
-        interval = log_snr_interval(schedule_of(settings, denoiser), method.interval)
-        teacher = sampling.guided(teacher, denoiser.null, interval, facts.styles)
-    return clip_teacher(method, teacher, facts)
+    return teacher_of(method, phase, denoiser, sampling, schedule_of(settings, denoiser), facts)
 
 
 def build_exact_teacher(settings: Settings, method: Method, data: Data) -> Denoise:
@@ -254,33 +226,42 @@ def build_exact_teacher(settings: Settings, method: Method, data: Data) -> Denoi
     return clip_teacher(method, teacher, facts)
 
 
-def clip_teacher(method: Method, teacher: Denoise, facts: DataFacts) -> Denoise:
-    """The teacher, its predicted x held inside the data's range where the method asks for it.
+def build_callbacks(trainer: TrainerSettings) -> list[Callback]:
+    """The callbacks that trainer.callbacks names, made anew for each phase.
 
     Raises:
-        ValueError: the range is not known.
+        ValueError: one that cannot be made, or would write checkpoints beside the run's own.
     """
-    bounds = clip_bounds(method, facts)
-    return teacher if bounds is None else Clipped(teacher, *bounds)
+    made = [instantiate(dict(each), _convert_="all") for each in trainer.callbacks]
+    for each in made:
+        if not isinstance(each, Callback) or isinstance(each, Checkpoint):
+            raise ValueError(
+                f"trainer.callbacks must be callbacks of Lightning by their _target_, got {type(each).__name__}; "
+                "checkpoints are the run's own, every trainer.checkpoint_seconds"
+            )
+    return made
 
 
-def clip_bounds(method: Method, facts: DataFacts) -> tuple[float, float] | None:
-    """The data's range where the method's targets are held inside it.
+def build_profiler(trainer: TrainerSettings, folder: Path) -> Profiler | None:
+    """The profiler that trainer.profiler names, which writes to `folder`.
 
     Raises:
-        ValueError: the range is not known.
+        ValueError: it is none.
     """
-    if not (isinstance(method, StudentSettings) and method.clip_target):
+    if isinstance(trainer.profiler, str):
+        kinds = {"simple": SimpleProfiler, "advanced": AdvancedProfiler, "pytorch": PyTorchProfiler}
+        return kinds[trainer.profiler](dirpath=folder, filename="profile")
+    if trainer.profiler is None:
         return None
-    if facts.latent is not None:
-        raise ValueError(f"stage.clip_target needs data of a known range, and latents have none: {facts}; use false")
-    return facts.low, facts.high
+    if not isinstance(made := instantiate(dict(trainer.profiler), _convert_="all"), Profiler):
+        raise ValueError(f"trainer.profiler must be a profiler of Lightning by its _target_, got {type(made).__name__}")
+    return made
 
 
 def phase_training(training: Training, phase: Phase, trainer: TrainerSettings) -> Training:
     """The training of one phase, its budget capped by trainer.max_images."""
     images = round(training.images * phase.budget)
-    images = min(images, trainer.max_images or images)
+    images = trainer.capped(images, training.batch_size)
     return replace(training, images=images, batch_size=min(training.batch_size, images))
 
 
@@ -295,18 +276,3 @@ def evaluation_budget(
     of_all = method.training.evaluations / sum(each.budget for each in method.phases()) - spent / phase.budget
     training = replace(method.training, images=max(method.training.batch_size, round(of_all / per_image)))
     return phase_training(training, phase, trainer)
-
-
-def inherited_guidance(card: ModelCard, phase: Phase) -> GuidanceRange | None:
-    """The weights that a phase's student has from its parent: of a model without guidance w = 0, where it takes w."""
-    if phase.sampling.guidance == "input" and card.sampling.guidance == "none":
-        return GuidanceRange(0.0, 0.0)
-    return guidance_of(card)
-
-
-def guidance_of(card: ModelCard) -> GuidanceRange | None:
-    """The weights that a model was made for."""
-    if card.w_min is None or card.w_max is None:
-        return None
-    second = None if card.w2_min is None or card.w2_max is None else GuidanceRange(card.w2_min, card.w2_max)
-    return GuidanceRange(card.w_min, card.w_max, card.w_draw, card.w_values, second)

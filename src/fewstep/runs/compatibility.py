@@ -2,11 +2,10 @@
 
 import torch
 
-from fewstep.artifacts.lineage import PARENTS, Compatibility
+from fewstep.artifacts.lineage import Compatibility, sampling_problem
 from fewstep.artifacts.model_file import ModelCard
 from fewstep.data.facts import DataFacts
 from fewstep.data.labels import NONE
-from fewstep.diffusion.sampling import GuidanceKind, Sampling
 from fewstep.methods.base import Parent
 from fewstep.networks import Denoiser
 from fewstep.networks.denoiser import arguments_of, without_inputs
@@ -43,22 +42,6 @@ def compatibility_of(
         return network_problem(settings, denoiser, card, ours, named=named)
 
     return reason
-
-
-def sampling_problem(card: ModelCard, kinds: tuple[GuidanceKind, ...], continues: Sampling | None) -> str | None:
-    """Why a model is not sampled as a parent must be, or None."""
-    own = card.sampling
-    if own == continues or (own.times is None and own.direction == "decode" and own.guidance in kinds):
-        return None
-    chain = f"sampler {own.sampler}, guidance {own.guidance}, direction {own.direction}"
-    steps = "" if own.times is None else f" of {len(own.times)} steps"
-    needed = " or a ".join(PARENTS[kind].title for kind in kinds)
-    if continues is not None and continues.times is not None:
-        needed += (
-            f", or a student of {len(continues.times)} steps of its own chain (sampler {continues.sampler}, guidance "
-            f"{continues.guidance}), where it begins"
-        )
-    return f"it is a {card.label} model{steps} ({chain}), and this stage needs a {needed}"
 
 
 def network_problem(

@@ -11,6 +11,8 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from fewstep.diffusion.schedule import CosineSchedule
+from fewstep.runs.overrides import is_installed
+from fewstep.system.limits import require_seed
 from fewstep.system.validation import build, checked
 from fewstep.training.settings import TrainerSettings
 
@@ -115,6 +117,8 @@ class Settings:
                 f"stage.{SEEDS}.{unknown[0]} is of no stage of this pipeline, which are "
                 f"{', '.join(self.composed_stages)}"
             )
+        for stage, seed in seeds.items():
+            require_seed(seed, f"stage.{SEEDS}.{stage}")
         return seeds
 
     @property
@@ -164,10 +168,13 @@ def check_top(values: Mapping[str, Any]) -> None:
             raise ValueError(f"{group} must be one of its options or a group of settings, got {values.get(group)!r}")
     for key, hint in TOP.items():
         checked(values[key], hint, key)
+    require_seed(values["seed"])
     checked(values["stage"].get("name"), str, "stage.name")
     checked(values["dataset"].get("name"), str, "dataset.name")
     for key, value in values["logger"].items():
-        checked(value, bool, f"logger.{key}")
+        checked(value, str | None if key == "project" else bool, f"logger.{key}")
+    if values["logger"].get("mlflow") and not is_installed("mlflow"):
+        raise ValueError("logger=mlflow needs a package that is not installed; pip install 'fewstep[mlflow]' has it")
     for key, value in {"name": values["name"], "dataset.name": values["dataset"]["name"]}.items():
         if value is not None and not re.fullmatch(FOLDER_NAME, str(value)):
             or_null = " or null" if key == "name" else ""

@@ -4,12 +4,15 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+import torch
 from lightning.pytorch.loggers import Logger
 
-from fewstep.artifacts.run_folder import RunFolder, open_run
+from fewstep.artifacts.run_folder import RunFolder, open_run, threads_of_run
 from fewstep.diagnostics.file import logged_rows
-from fewstep.distributed.collectives import on_main_process
+from fewstep.distributed.collectives import on_main_process, world_size
 from fewstep.runs.config import FORCE, Settings
+from fewstep.system.hardware import cores
+from fewstep.system.threads import number_of_threads
 from fewstep.tracking.loggers import started
 
 
@@ -20,7 +23,7 @@ def open_folder(
     name: str | None = None,
     keep: Callable[[Path], bool] = lambda folder: False,
 ) -> Iterator[RunFolder]:
-    """The run folder of these settings, held; see `open_run`."""
+    """The run folder of these settings, held, with the threads that the run began with; see `open_run`."""
     with ExitStack() as stack:
 
         def hold() -> RunFolder:
@@ -40,7 +43,18 @@ def open_folder(
             print(f"{settings.name}: {folder.path}" + (" (finished before)" if folder.finished else ""), flush=True)
             return folder
 
-        yield on_main_process(hold)
+        def threads() -> int:
+            here = torch.get_num_threads()
+            if folder.finished:
+                return here
+            count = threads_of_run(folder.path, here, world_size(), cores())
+            if count != here:
+                print(f"{count} thread(s), as the run began with and not {here}: it ends the same to the last bit")
+            return count
+
+        folder = on_main_process(hold)
+        with number_of_threads(on_main_process(threads)):
+            yield folder
 
 
 @contextmanager

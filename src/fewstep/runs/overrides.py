@@ -18,6 +18,7 @@ NEEDED = {  # what a launcher or sweeper needs: the package, and the extra that 
 }
 
 
+OWN_DATA = "imagefolder"  # whose recipes are those of all data of one's own: they fit any data and machine
 RENAMED = {"stage.until": "stage.stages, a list like [teacher,guidance]"}
 
 
@@ -113,7 +114,7 @@ def require_known_recipe(overrides: Sequence[str], conf: Sequence[Path]) -> None
     """
     named = [o.removeprefix("recipe=") for o in overrides if o.startswith("recipe=")]
     known = sorted({file.stem for folder in conf for file in (folder / "recipe").glob("*.yaml")})
-    if named and named[-1] not in known:
+    if named and named[-1] not in known and not named[-1].startswith(f"{OWN_DATA}_"):
         raise ValueError(f"recipe must be one of {', '.join(known)}, got {named[-1]}; ~recipe is none")
 
 

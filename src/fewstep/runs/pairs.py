@@ -15,7 +15,6 @@ from fewstep.diffusion.sampler import sample
 from fewstep.diffusion.schedule import Images, uniform_times
 from fewstep.methods.from_pairs import FromPairs
 from fewstep.training.module import DistillationModule
-from fewstep.training.settings import TrainerSettings
 
 FOLDER = "pairs"  # below the run's
 SHARE = 0.5  # of a budget in network evaluations: the most that making pairs takes
@@ -29,8 +28,8 @@ class Making:
     evaluations: int = 0
 
     @classmethod
-    def of(cls, module: DistillationModule, facts: DataFacts, trainer: TrainerSettings) -> "Making":
-        """As many pairs as the method wants, its budget pays for and trainer.max_images allows.
+    def of(cls, module: DistillationModule, facts: DataFacts, max_images: int | None) -> "Making":
+        """As many pairs as the method wants, its budget pays for and `max_images` allows.
 
         Raises:
             ValueError: conditions are prompts, or have two guidance weights.
@@ -47,7 +46,7 @@ class Making:
             )
         assert phase.teacher_steps is not None, "a sample takes the teacher some steps"
         per_pair = phase.teacher_steps * evaluations_per_call(module, facts)
-        most, budget = min(method.num_pairs, trainer.max_images or method.num_pairs), method.training.evaluations
+        most, budget = min(method.num_pairs, max_images or method.num_pairs), method.training.evaluations
         if budget is not None and per_pair:
             share = SHARE * budget * phase.budget / sum(each.budget for each in method.phases())
             most = max(1, min(most, int(share / per_pair)))

@@ -12,7 +12,15 @@ from fewstep.diffusion.sampling import Sampling
 from fewstep.distributed.collectives import on_main_process
 from fewstep.methods.base import Method, Parent, StudentSettings
 from fewstep.methods.readings import check_student_at_noise, check_teacher_at_noise
-from fewstep.runs.build import build_data, build_evaluator, build_exact_teacher, build_method, build_plan
+from fewstep.runs.automatic import announced
+from fewstep.runs.build import (
+    build_callbacks,
+    build_data,
+    build_evaluator,
+    build_exact_teacher,
+    build_method,
+    build_plan,
+)
 from fewstep.runs.config import EVALUATE, EXACT, NO_TEACHER, PIPELINE, Settings
 from fewstep.runs.evaluate import evaluate
 from fewstep.runs.folders import loggers_of, open_folder
@@ -30,6 +38,10 @@ def run(settings: Settings) -> None:
         ValueError, OSError: one line that says what to change.
     """
     quiet_lightning()
+    settings = announced(settings)
+    build_callbacks(settings.trainer)  # refused now, not at the first phase
+    for note in settings.trainer.notes:
+        print(f"note: {note}", flush=True)
     if settings.name == PIPELINE:
         run_pipeline(settings)
     elif settings.name == EVALUATE:

@@ -17,10 +17,8 @@ from fewstep.data.batches import Data
 from fewstep.data.facts import DataFacts
 from fewstep.data.noise import NoiseData
 from fewstep.diagnostics import NUM_EXAMPLES, Diagnostics
-from fewstep.diffusion.betas import BetaSchedule
 from fewstep.diffusion.prediction import Condition
 from fewstep.diffusion.sampling import require_styles
-from fewstep.diffusion.schedule import CosineSchedule
 from fewstep.distributed.collectives import on_main_process, world_size
 from fewstep.evaluation.evaluator import Evaluator
 from fewstep.evaluation.metrics import RunningFigures
@@ -29,14 +27,14 @@ from fewstep.methods.guidance_range import GuidanceRange
 from fewstep.networks import Denoiser
 from fewstep.networks.adapter import adapter_file, is_adapted, merged, save_adapter
 from fewstep.runs.build import (
+    build_callbacks,
     build_data,
     build_exact_teacher,
     build_fresh_student,
+    build_profiler,
     build_student,
     build_teacher,
-    clip_bounds,
     evaluation_budget,
-    inherited_guidance,
     phase_training,
     schedule_of,
 )
@@ -49,6 +47,7 @@ from fewstep.system.files import sha256_of, tensor_digest
 from fewstep.training.callbacks.snapshots import Snapshots
 from fewstep.training.loop import fit
 from fewstep.training.module import DistillationModule
+from fewstep.training.students import clip_bounds, inherited_guidance, student_card
 
 SNAPSHOT_STEPS = 16  # of models of any number of steps, in pictures taken during training
 
@@ -132,7 +131,7 @@ def train_phase(
     build = partial(DistillationModule, method=method, phase=phase, nets=nets, stream=stream)
     module = build(training=training)
     ancestors = () if card is None or parent is None else lineage_of(parent, card, job.folder)
-    making = Making.of(module, job.facts, settings.trainer)
+    making = Making.of(module, job.facts, settings.trainer.max_images)
     data = training_data(job, module, making, ancestors)
     if method.training.evaluations is not None:
         rows = data.rows(0)
@@ -147,8 +146,9 @@ def train_phase(
         settings.trainer,
         parent_sha256=ancestors[0].sha256 if ancestors else None,
         loggers=loggers,
-        watchers=watchers_of(job, module, images_before),
+        watchers=[*watchers_of(job, module, images_before), *build_callbacks(settings.trainer)],
         images_before=images_before,
+        profiler=build_profiler(settings.trainer, job.folder),
     )
     save_student(file, module, card_of(job, module, card, ancestors), parent)
 
@@ -231,26 +231,14 @@ def card_of(
     job: Job, module: DistillationModule, parent: ModelCard | None, ancestors: tuple[Ancestor, ...]
 ) -> ModelCard:
     """What the phase's model file says of itself."""
-    guidance, interval = module.nets.guidance, job.method.interval or (parent and parent.guidance_interval)
-    training, model, schedule = module.training_plan, module.nets.model, module.nets.schedule
-    assert isinstance(schedule, CosineSchedule | BetaSchedule), "as `schedule_of` gives it"
-    return ModelCard(
-        method=job.settings.name,
-        data=job.facts,
-        prediction=model.prediction,
-        schedule=schedule,
-        native_schedule=model.native_schedule,
-        sampling=module.phase.sampling,
-        w_min=guidance.w_min if guidance else None,
-        w_max=guidance.w_max if guidance else None,
-        w_draw=guidance.w_draw if guidance else "uniform",
-        w_values=tuple(guidance.w_values) if guidance and guidance.w_values else None,
-        w2_min=guidance.second.w_min if guidance and guidance.second else None,
-        w2_max=guidance.second.w_max if guidance and guidance.second else None,
-        guidance_interval=None if interval is None else (interval[0], interval[1]),
-        images=training.num_steps * training.batch_size,
-        evaluations=module.evaluations * world_size(),
-        parents=ancestors,
+    training = module.training_plan
+    return student_card(
+        module,
+        name=job.settings.name,
+        facts=job.facts,
+        images=(module.ended_at or training.num_steps) * training.batch_size,
+        parent=parent,
+        ancestors=ancestors,
     )
 
 

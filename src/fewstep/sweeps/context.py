@@ -11,6 +11,7 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.types import HydraContext
 from omegaconf import DictConfig, open_dict
 
+from fewstep.runs.automatic import fitted
 from fewstep.runs.build import build_plan
 from fewstep.runs.config import EVALUATE, PIPELINE, Settings
 from fewstep.runs.overrides import require_known_recipe
@@ -54,11 +55,11 @@ class SweepContext:
         with open_dict(config):
             del config["hydra"]
         if "slurm" not in self.launcher:
-            return Settings.read(config)
+            return fitted(Settings.read(config))[0]
         accelerator = config.trainer.accelerator
         config.trainer.accelerator = "cpu"  # of another machine, whose GPUs need not be here
         settings = Settings.read(config)
-        return settings.with_values({"trainer": settings.values["trainer"] | {"accelerator": accelerator}})
+        return fitted(settings.with_values({"trainer": settings.values["trainer"] | {"accelerator": accelerator}}))[0]
 
     def placed(self, job: Job, folder: Path) -> tuple[Job, Settings]:
         """A job in the sweep's folder and its settings, checked before any job is started.

@@ -7,6 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from fewstep.system.limits import require_seed
+
 
 def seed_for(*key: int | str) -> int:
     """A 63-bit seed from the hash of a key, as seed_for(run_seed, "teacher", step)."""
@@ -25,7 +27,12 @@ def reseed(seed: int, device: torch.device) -> None:
 
 
 def starting_noise(seed: int, start: int, count: int, shape: Sequence[int]) -> Float[Tensor, "count *shape"]:
-    """z at t = 1 of images start, start + 1, ...; that of image i depends on (seed, i) alone, not on the batch size."""
+    """z at t = 1 of images start, start + 1, ...; that of image i depends on (seed, i) alone, not on the batch size.
+
+    Raises:
+        ValueError: see `require_seed`.
+    """
+    require_seed(seed)
     generator = torch.Generator()
     return torch.stack(
         [

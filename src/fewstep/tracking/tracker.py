@@ -1,11 +1,12 @@
-"""What W&B and TensorBoard have in common: rows of numbers and pictures, each logged once, also by a resumed run."""
+"""What W&B, TensorBoard and MLflow have in common: rows of numbers and pictures, each logged once."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from lightning.pytorch.loggers.logger import Logger
+from lightning.pytorch.utilities import rank_zero_warn
 from PIL import Image
 
 from fewstep.artifacts.quality_file import GUIDED, TEACHER
@@ -76,6 +77,35 @@ class Tracker(Logger, ABC):
     @abstractmethod
     def finish(self) -> None:
         """Close the log; everything is on disk, or uploaded, when this returns."""
+
+
+class RemoteTracker(Tracker):
+    """A tracker whose service may fail, which then falls silent with one warning and never stops a training.
+
+    Attributes:
+        service: its name, for the warning.
+    """
+
+    service: ClassVar[str]
+    _failed = False
+
+    def attempt(self, action: Callable[[], object]) -> None:
+        """Do `action` unless the service has failed before; a failure of any kind is a warning."""
+        if self._failed:
+            return
+        try:
+            action()
+        except Exception as error:
+            self._failed = True
+            rank_zero_warn(
+                f"{self.service} failed and is left out from here on, training goes on and its data stay on disk: "
+                f"{in_one_line(error)}"
+            )
+
+
+def in_one_line(error: BaseException) -> str:
+    """The message of an error, or else its name."""
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def trackers(loggers: Iterable[Logger]) -> Iterator[Tracker]:

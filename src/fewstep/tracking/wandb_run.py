@@ -17,7 +17,7 @@ from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from PIL.Image import Image
 
 from fewstep.tracking.names import IMAGES, QUALITY_TABLE
-from fewstep.tracking.tracker import Position, Row, Tracker, students_fid
+from fewstep.tracking.tracker import Position, RemoteTracker, Row, in_one_line, students_fid
 from fewstep.tracking.wandb_agent import COUNTED, agents_run
 from fewstep.tracking.wandb_fragments import Mark, fragments_of, last_logged, remove_repeated, write_mark
 
@@ -50,7 +50,7 @@ class RefusedKeyError(ValueError):
     """W&B has answered and does not accept the key."""
 
 
-class WandbRun(WandbLogger, Tracker):
+class WandbRun(WandbLogger, RemoteTracker):
     """Lightning's WandbLogger with images as its steps, which falls silent with one warning if W&B fails.
 
     Args:
@@ -58,25 +58,12 @@ class WandbRun(WandbLogger, Tracker):
         last: the last step that W&B already has.
     """
 
+    service = "W&B"
     accepted: ClassVar[bool] = False  # whether the server has taken a run of this process: its key was good
 
     def __init__(self, run: Any, folder: Path, last: int = -1) -> None:
-        super().__init__(experiment=run, project=PROJECT, save_dir=folder)
+        super().__init__(experiment=run, save_dir=folder)
         self._position = Position(last)
-        self._failed = False
-
-    def attempt(self, action: Callable[[], object]) -> None:
-        """Do `action` unless W&B has failed before; a failure of any kind is a warning."""
-        if self._failed:
-            return
-        try:
-            action()
-        except Exception as error:
-            self._failed = True
-            rank_zero_warn(
-                "W&B failed and is left out from here on, training goes on and its data stay on disk: "
-                f"{in_one_line(error)}"
-            )
 
     @rank_zero_only
     def log_metrics(self, metrics: Row, step: int | None = None) -> None:
@@ -135,6 +122,7 @@ def start_wandb(
     job_type: str,
     config: Mapping[str, Any],
     history: Callable[[], Iterable[Row]] = tuple,
+    project: str | None = None,
 ) -> WandbRun | None:
     """Start the W&B run of a run folder, files below `folder/wandb/`; None, with a warning, if that fails.
 
@@ -146,6 +134,7 @@ def start_wandb(
         group: the pipeline this run belongs to. job_type: its stage.
         config: the resolved configuration.
         history: the rows that the run has logged before.
+        project: None for that of WANDB_PROJECT, or else PROJECT.
 
     Raises:
         RefusedKeyError: the server refuses the key; where it took that of an earlier stage, the run is kept offline.
@@ -156,7 +145,7 @@ def start_wandb(
     os.environ.setdefault("WANDB_SILENT", "true")  # it prints before the settings below count
     for mode in dict.fromkeys((first, "offline")):
         try:
-            run = _initialised(folder, group=group, job_type=job_type, config=config, mode=mode)
+            run = _initialised(folder, project, group=group, job_type=job_type, config=config, mode=mode)
             WandbRun.accepted |= not run.offline
             if run.disabled:  # WANDB_MODE
                 return None
@@ -181,7 +170,9 @@ def start_wandb(
     return None
 
 
-def _initialised(folder: Path, *, group: str, job_type: str, config: Mapping[str, Any], mode: Any) -> Any:
+def _initialised(
+    folder: Path, project: str | None, *, group: str, job_type: str, config: Mapping[str, Any], mode: Any
+) -> Any:
     """W&B's own run, the same one for the same folder."""
     import wandb
 
@@ -189,7 +180,7 @@ def _initialised(folder: Path, *, group: str, job_type: str, config: Mapping[str
     if job_type != COUNTED:
         agents = {}
     run = wandb.init(
-        project=os.environ.get("WANDB_PROJECT", PROJECT),
+        project=project or os.environ.get("WANDB_PROJECT", PROJECT),
         dir=str(folder),
         id=agents.get("run_id") or run_id(folder),
         name="/".join(folder.resolve().parts[-3:]),
@@ -229,11 +220,6 @@ def stop_service() -> None:
 def is_refusal(error: BaseException) -> bool:
     """Whether W&B's server refuses the key, or W&B itself finds it malformed."""
     return type(error).__name__ == "AuthenticationError" or bool(re.search(r"\berror 40[13]\b", str(error)))
-
-
-def in_one_line(error: BaseException) -> str:
-    """The message of an error, or else its name."""
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 def upload_table(folder: Path, rows: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) -> str:

@@ -137,6 +137,11 @@ def checkpoint_to_resume(last: Path, origin: str) -> Path | None:
     return last
 
 
+def ends_step(trainer: Trainer, batch_idx: int) -> bool:
+    """Whether that batch is the last one accumulated into an optimiser step; between them nothing is saved."""
+    return (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+
+
 class SaveCheckpoint(Callback):
     """Save last.ckpt every `every_seconds`, after the step then running, and at the end of training."""
 
@@ -154,7 +159,7 @@ class SaveCheckpoint(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if self._is_due(trainer.global_step):
+        if ends_step(trainer, batch_idx) and self._is_due(trainer.global_step):
             trainer.save_checkpoint(self.path)
             self._save_time = time.monotonic()
 

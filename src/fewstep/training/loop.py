@@ -9,12 +9,13 @@ from pathlib import Path
 
 import torch
 from lightning import Callback, Trainer
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.profilers import PassThroughProfiler
+from lightning.pytorch.profilers import PassThroughProfiler, Profiler
 
 from fewstep.artifacts.run_folder import LAST
 from fewstep.data.batches import Data
-from fewstep.distributed.collectives import on_main_process, require_divisible_batch, world_size
+from fewstep.distributed.collectives import on_main_process, world_size
 from fewstep.networks.memory import compile_calls
 from fewstep.training.callbacks.progress import Progress
 from fewstep.training.callbacks.training_log import TrainingLog
@@ -56,12 +57,14 @@ def fit(
     loggers: Sequence[Logger],
     watchers: Sequence[Callback],
     images_before: int = 0,
+    profiler: Profiler | None = None,
 ) -> None:
     """Train a phase to its budget; it goes on from a last.ckpt in `folder` of the same stage, phase and parent.
 
     Args:
         watchers: look at the module while it trains: snapshots, diagnostics.
         images_before: of the earlier phases of this run.
+        profiler: of Lightning.
 
     Raises:
         Stopped: a signal asked for it; the checkpoint is of that step.
@@ -70,10 +73,13 @@ def fit(
         OSError: the disk is full or outputs cannot be written.
     """
     training, last = module.training_plan, folder / LAST
-    require_divisible_batch(training.batch_size)
+    settings.check_batch(training.batch_size)
     origin = f"{module.stream} from {parent_sha256}"
     resume = on_main_process(lambda: checkpoint_to_resume(last, origin))
-    trainer, stop = build_trainer(module, folder, settings, origin, loggers, watchers, images_before)
+    try:
+        trainer, stop = build_trainer(module, folder, settings, origin, loggers, watchers, images_before, profiler)
+    except MisconfigurationException as error:  # of trainer.callbacks: a progress bar of Lightning's
+        raise ValueError(f"trainer.callbacks do not go with the run's own: {error}") from error
     if settings.compile:
         compile_calls(module.student, module.nets.teacher, *module.trained.values())
     try:
@@ -92,6 +98,7 @@ def build_trainer(
     loggers: Sequence[Logger],
     watchers: Sequence[Callback],
     images_before: int,
+    profiler: Profiler | None,
 ) -> tuple[Trainer, StopOnSignal]:
     """Lightning's Trainer with our callbacks, and the one that answers signals."""
     training, last, steps = module.training_plan, folder / LAST, module.phase.num_steps
@@ -113,6 +120,8 @@ def build_trainer(
         precision=settings.precision,
         max_steps=training.num_steps,
         max_epochs=-1,
+        max_time=settings.max_time,
+        accumulate_grad_batches=settings.accumulate_grad_batches,
         logger=list(loggers),
         callbacks=[log, progress, *watchers, save, stop],
         plugins=[AtomicCheckpoints(), cluster_environment()],
@@ -121,7 +130,7 @@ def build_trainer(
         enable_progress_bar=False,
         enable_model_summary=False,
         use_distributed_sampler=False,
-        profiler=NoProfiler(),
+        profiler=NoProfiler() if profiler is None else profiler,
     )
     return trainer, stop
 

@@ -14,7 +14,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from fewstep.data.batch import Batch, Pairs
+from fewstep.data.batch import Batch, Pairs, as_batch
 from fewstep.distributed.collectives import all_gather_rows, all_reduce_and, world_size
 from fewstep.distributed.sharding import full_scalar, gather_full_model, shard_module
 from fewstep.methods.base import Method, Networks, Phase
@@ -27,6 +27,7 @@ from fewstep.networks.memory import denoisers_in
 CLIP_EPS = 1e-6  # which torch adds to the norm
 COUNTED = 64  # optimiser steps whose network evaluations are counted before a budget is given out
 STRETCHES = 8  # that they are in
+LEAST_SCALE = 1e-6  # of the loss in half precision; where the gradients still overflow, they are not finite
 CHECK_EVERY = 50  # optimiser steps between looks at the loss; each look waits for the device
 
 
@@ -81,6 +82,7 @@ class DistillationModule(lightning.LightningModule):
         self.gradient_norms: dict[str, Tensor] = {}
         self.student_updates = 0
         self.evaluations = 0  # of networks, on this process
+        self.ended_at = 0  # the last optimiser step of a training that has ended
         self.verdicts: dict[str, Verdict] = {}  # of critics in the latest step, on the device
         self._recent: deque[StepRecord] = deque(maxlen=CHECK_EVERY)
 
@@ -113,23 +115,34 @@ class DistillationModule(lightning.LightningModule):
         """The model; after sharded training gathered on rank 0, and without weights on the other ranks."""
         return gather_full_model(self.nets.model, *self._template) if self._template else self.nets.model
 
-    def training_step(self, batch: Batch | Pairs, batch_index: int) -> Float[Tensor, ""]:
+    @property
+    def scaler(self) -> "torch.amp.GradScaler | None":
+        """What scales the loss, in trainings in half precision."""
+        return None if self._trainer is None else getattr(self._trainer.precision_plugin, "scaler", None)
+
+    def training_step(self, batch: Any, batch_index: int) -> Float[Tensor, ""]:
+        """The loss of a batch: `Batch`, `Pairs`, or what `as_batch` reads."""
         before = self.evaluated
-        losses = self.losses_at(self.global_step, batch)
+        parts = 1 if self._trainer is None else self._trainer.accumulate_grad_batches
+        losses = self.losses_at(self.global_step, as_batch(batch), batch_index % parts)
         self.evaluations += self.evaluated - before
         detached = {role: loss.detach() for role, loss in losses.items()}
         self._recent.append(StepRecord(self.global_step, detached))
         self.verdicts |= {role: loss.verdict for role, loss in detached.items() if loss.verdict is not None}
         return sum((loss.error.mean() for loss in losses.values()), torch.zeros((), device=self.device))
 
-    def losses_at(self, step: int, batch: Batch | Pairs) -> Mapping[str, Loss]:
-        """The losses of an optimiser step, with gradients for the roles that move in it."""
+    def losses_at(self, step: int, batch: Batch | Pairs, part: int = 0) -> Mapping[str, Loss]:
+        """The losses of an optimiser step, with gradients for the roles that move in it.
+
+        Args:
+            part: of the step's batch, where several batches are accumulated into a step.
+        """
         moving = self.method.moving(step)
         for role, weights in self.weights.items():
             if len(self.weights) > 1:
                 for weight in weights:
                     weight.requires_grad_(role in moving)
-        draws = Draws.begin(batch.x, self.stream, step)
+        draws = Draws.begin(batch.x, f"{self.stream}/part {part}" if part else self.stream, step)
         losses = self.method.losses(batch, self.nets, draws, step=step, phase=self.phase)
         assert set(losses) == set(moving), f"{self.method.name} moves {moving} and has losses of {tuple(losses)}"
         return losses
@@ -170,7 +183,8 @@ class DistillationModule(lightning.LightningModule):
             # A GPU is not waited for; a CPU need not multiply all gradients by 1, as clipping does to short ones.
             if norm.device.type != "cpu" or not float(self.gradient_norms[role]) + CLIP_EPS <= most:
                 clip_grads_with_norm_(weights, most, norm)
-            self._recent[-1].gradient_norms[role] = self.gradient_norms[role]
+            if self.scaler is None:  # which skips the steps whose gradients overflow
+                self._recent[-1].gradient_norms[role] = self.gradient_norms[role]
 
     def optimizer_step(self, *step: Any, **named: Any) -> None:
         # Not in on_train_batch_end: Lightning calls it after the callbacks', one of which saves student and average.
@@ -184,6 +198,9 @@ class DistillationModule(lightning.LightningModule):
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         if self.global_step % CHECK_EVERY == 0:
             self.check_finite()
+
+    def on_train_end(self) -> None:
+        self.ended_at = self.global_step
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.check_finite()  # what is saved is good, so the file before this one stays the last good one
@@ -211,6 +228,11 @@ class DistillationModule(lightning.LightningModule):
         self._recent.clear()
         if not recent:
             return
+        if self.scaler is not None and self.scaler.get_scale() < LEAST_SCALE:
+            raise NonFiniteLossError(
+                f"the gradients of stage {self.method.name} overflow half precision at every scale of the loss, at "
+                f"step {recent[-1].step}; use precision bf16-mixed, or lower {rate(STUDENT, self.training_plan)}"
+            )
         good = all_reduce_and(torch.isfinite(torch.stack([record.sum for record in recent])).cpu())
         if bool(good.all()):
             return
@@ -222,7 +244,9 @@ class DistillationModule(lightning.LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         plan = self.training_plan
         groups = [{"params": weights, **plan.group(role)} for role, weights in self.weights.items()]
-        optimizer = plan.optimizer(groups, lr=plan.learning_rate)
+        # A fused optimiser divides by the loss's scale in its own step, and gradients would be clipped before that.
+        fused = self.scaler is None or "fused" not in getattr(plan.optimizer, "keywords", ())
+        optimizer = plan.optimizer(groups, lr=plan.learning_rate, **({} if fused else {"fused": False}))
         # A plain function, of which LambdaLR puts nothing into checkpoints.
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: plan.learning_rate_scale(step))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

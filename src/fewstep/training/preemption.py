@@ -13,6 +13,7 @@ from torch import distributed as dist
 
 from fewstep.distributed.collectives import is_distributed
 from fewstep.system.signals import SIGNALS, Stopped
+from fewstep.training.checkpointing import ends_step
 
 CHECK_SECONDS = 2.0  # about so often the ranks exchange signals; SLURM gives 30 s between SIGTERM and SIGKILL
 MAX_STEPS_BETWEEN_CHECKS = 50
@@ -47,7 +48,7 @@ class StopOnSignal(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if number := self._reduced_signal(trainer.global_step):
+        if ends_step(trainer, batch_idx) and (number := self._reduced_signal(trainer.global_step)):
             self._save(trainer)
             raise Stopped(number, f"at step {trainer.global_step} of {trainer.max_steps}, which is saved")
 

@@ -1,14 +1,17 @@
 """The settings of the trainer group: hardware and precision, and how often training logs and saves."""
 
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from fewstep.distributed.collectives import require_divisible_batch
+from fewstep.distributed.collectives import require_divisible_batch, world_size
 
 ACCELERATORS = ("cpu", "gpu")
-PRECISIONS = ("32-true", "bf16-mixed")  # not 16-mixed: its scaled gradients would be clipped as they are
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")  # weights in 32 bits: an average's small steps are lost in 16
+PROFILERS = ("simple", "advanced", "pytorch")
 STRATEGIES = ("auto", "ddp", "fsdp")
 AUTO = "auto"
 
@@ -38,6 +41,11 @@ class TrainerSettings:
     toy: bool
     features: str
     generated_data: bool  # used by conf/dataset
+    max_steps: int | None = None
+    max_time: str | None = None
+    accumulate_grad_batches: int = 1
+    callbacks: tuple[Mapping[str, Any], ...] = ()
+    profiler: Mapping[str, Any] | str | None = None
 
     def __post_init__(self) -> None:
         if self.max_images is not None and self.max_images < 1:
@@ -52,7 +60,27 @@ class TrainerSettings:
         if self.accelerator not in ACCELERATORS or self.precision not in PRECISIONS:
             raise ValueError(
                 f"trainer.accelerator must be one of {', '.join(ACCELERATORS)} and trainer.precision one of "
-                f"{', '.join(PRECISIONS)}, got {self.accelerator} and {self.precision}"
+                f"{', '.join(PRECISIONS)} (weights are kept in 32 bits: the small steps of an average or a late "
+                f"optimiser are lost in 16), got {self.accelerator} and {self.precision}"
+            )
+        if self.precision == "16-mixed" and (self.accelerator != "gpu" or self.strategy == "fsdp"):
+            raise ValueError(
+                "trainer.precision=16-mixed scales the loss, on a GPU and of replicated networks alone, got "
+                f"trainer.accelerator={self.accelerator} and trainer.strategy={self.strategy}; use bf16-mixed"
+            )
+        if self.accumulate_grad_batches < 1 or (self.max_steps is not None and self.max_steps < 1):
+            raise ValueError(
+                "trainer.accumulate_grad_batches must be at least 1 and trainer.max_steps at least 1 or null, got "
+                f"{self.accumulate_grad_batches} and {self.max_steps}"
+            )
+        if self.max_time is not None and not re.fullmatch(r"\d+:\d\d:\d\d:\d\d", self.max_time):
+            raise ValueError(
+                f"trainer.max_time must be DAYS:HH:MM:SS, like '00:01:30:00', or null, got {self.max_time!r}"
+            )
+        if isinstance(self.profiler, str) and self.profiler not in PROFILERS:
+            raise ValueError(
+                f"trainer.profiler must be null, one of {', '.join(PROFILERS)}, or a class by _target_, got "
+                f"{self.profiler!r}"
             )
         counted = isinstance(self.devices, int) and self.devices >= 1
         if not (counted or self.devices == AUTO) or self.num_nodes < 1 or self.strategy not in STRATEGIES:
@@ -64,8 +92,39 @@ class TrainerSettings:
             raise ValueError("trainer=gpu needs a CUDA device, and torch sees none; use trainer=cpu")
 
     def check_batch(self, batch_size: int) -> None:
-        """Refuse a batch size, capped by max_images, that does not divide over the processes."""
-        require_divisible_batch(min(batch_size, self.max_images or batch_size))
+        """Refuse a batch size, capped by max_images, that does not divide over the processes and parts of a step.
+
+        Raises:
+            ValueError: names the numbers.
+        """
+        batch_size = min(batch_size, self.max_images or batch_size)
+        require_divisible_batch(batch_size)
+        if batch_size // world_size() % self.accumulate_grad_batches:
+            raise ValueError(
+                f"trainer.accumulate_grad_batches={self.accumulate_grad_batches} must divide the batch of each "
+                f"process, {batch_size // world_size()} images; change it or stage.training.batch_size"
+            )
+
+    def capped(self, images: int, batch_size: int) -> int:
+        """The budget of a phase in images, as trainer.max_images and trainer.max_steps allow."""
+        caps = (self.max_images, self.max_steps and self.max_steps * min(batch_size, self.max_images or batch_size))
+        return min(images, *(cap for cap in caps if cap is not None))
+
+    @property
+    def notes(self) -> list[str]:
+        """What of these settings does not go with bit-identical resuming, a line each."""
+        lines = []
+        if self.max_time is not None:
+            lines.append(
+                f"trainer.max_time={self.max_time} ends each phase by the clock: another run of it, or one that was "
+                "interrupted, makes another model"
+            )
+        if self.callbacks:
+            lines.append(
+                "trainer.callbacks: an interrupted run goes on bit for bit only if they draw no random numbers and "
+                "keep what they remember in state_dict"
+            )
+        return lines
 
     @property
     def device(self) -> str:

@@ -16,6 +16,7 @@ from fewstep.system.seeds import fresh_noise, starting_noise
 from fewstep.tracking.names import SAMPLE_FID, SAMPLE_GRID, SAMPLE_INCEPTION_SCORE
 from fewstep.tracking.tracker import log_picture
 from fewstep.training.callbacks.training_log import log_row
+from fewstep.training.checkpointing import ends_step
 from fewstep.training.module import DistillationModule
 
 ROWS = 8  # of the picture
@@ -61,6 +62,8 @@ class Snapshots(Callback):
     ) -> None:
         assert isinstance(pl_module, DistillationModule)
         total = pl_module.training_plan.num_steps
+        if not ends_step(trainer, batch_idx):
+            return
         if trainer.global_step * self.count // total > (trainer.global_step - 1) * self.count // total:
             self.take(trainer, pl_module)
 

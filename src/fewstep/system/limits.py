@@ -1,0 +1,53 @@
+"""Numbers that are no request but a slip of the finger. Imports nothing, so that a command line is checked at once."""
+
+MOST_SEED = 2**63 - 1
+MOST_IMAGES = 10_000_000  # of one command: two hundred times what published figures take
+MOST_SHOWN = 10_000  # in one picture
+MOST_STEPS = 100_000  # a hundred times any teacher's
+MOST_W = 1e4  # hundreds of times any published; far above it float32 overflows, and a sound model seems to diverge
+
+
+def require_seed(seed: int, name: str = "seed") -> int:
+    """The seed, a whole number of 0..MOST_SEED.
+
+    Raises:
+        ValueError: it is another.
+    """
+    if not 0 <= seed <= MOST_SEED:
+        raise ValueError(f"{name} must be a whole number from 0 to {MOST_SEED}, got {seed}")
+    return seed
+
+
+def require_count(count: int, name: str, *, least: int = 1, most: int = MOST_IMAGES) -> int:
+    """The number of images, of least..most.
+
+    Raises:
+        ValueError: it is another.
+    """
+    if not least <= count <= most:
+        raise ValueError(f"{name} must be at least {least} and at most {most:,}, got {count}")
+    return count
+
+
+def require_request(steps: int, w: float, name: str = "steps") -> None:
+    """Refuse steps or a guidance weight that no model can follow.
+
+    Raises:
+        ValueError: fewer than one step or more than MOST_STEPS; w negative, above MOST_W, or no number.
+    """
+    if not 1 <= steps <= MOST_STEPS:
+        raise ValueError(f"{name} must be at least 1 and at most {MOST_STEPS}, got {steps}")
+    require_weight(w)
+
+
+def require_weight(w: float, name: str = "w") -> None:
+    """Refuse a guidance weight that no model can follow.
+
+    Raises:
+        ValueError: it is negative, above MOST_W, or no number.
+    """
+    if not 0 <= w <= MOST_W:
+        raise ValueError(
+            f"{name} must be finite and at least 0 (0 is no guidance; diffusers' scale is 1 + w) and at most "
+            f"{MOST_W:g}, got {w:g}"
+        )
