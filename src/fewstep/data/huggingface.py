@@ -197,8 +197,8 @@ class Reading:
         """A line for each split: its rows, and the columns that are read."""
         label = f"labels of the column {self.label}" if self.label else "no labels"
         return [
-            f"{split}: {sum(table.count for table in tables):,} rows of {len(tables)} table(s), images of the column "
-            f"{self.image}, {label}"
+            f"{'training' if split == TRAIN else 'held out'}: {sum(table.count for table in tables):,} rows of "
+            f"{len(tables)} table(s), images of the column {self.image}, {label}"
             for split, tables in self.tables.items()
         ]
 

@@ -6,6 +6,7 @@ Through the `datasets` library, whose readers of local Arrow and Parquet files e
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import util
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +40,7 @@ def require_library(root: str) -> None:
     Raises:
         ValueError: names the command that installs it.
     """
-    from importlib.util import find_spec
-
-    if find_spec(NEEDED) is None:
+    if util.find_spec(NEEDED) is None:
         raise ValueError(
             f"{root} is read by the library {NEEDED}, which is not installed; `pip install 'fewstep[huggingface]'`, or "
             f"`pip install {NEEDED}`, has it"
@@ -51,7 +50,7 @@ def require_library(root: str) -> None:
 def tables_at(root: Path) -> dict[str, list[Table]]:
     """The tables of each split: of a folder that `save_to_disk` made, a Parquet file, or a folder of Parquet files.
 
-    A file's split is what its name or a folder's says, train where none does.
+    In a folder, a file's split is what its name or that of a folder in it says, train where none does.
 
     Raises:
         ValueError: the files are damaged, or there are none.
@@ -59,10 +58,11 @@ def tables_at(root: Path) -> dict[str, list[Table]]:
     try:
         if any((root / name).is_file() for name in SAVED):
             return saved_tables(root)
-        files = [root] if root.is_file() else sorted(root.rglob("*.parquet"))
+        if root.is_file():
+            return {TRAIN: [parquet(root)]}
         splits: dict[str, list[Table]] = {}
-        for file in files:
-            splits.setdefault(split_of(file.relative_to(root) if root.is_dir() else file), []).append(parquet(file))
+        for file in sorted(root.rglob("*.parquet")):
+            splits.setdefault(split_of(file.relative_to(root)), []).append(parquet(file))
     except Exception as error:  # pyarrow and datasets raise errors of many types
         if isinstance(error, MemoryError):
             raise
