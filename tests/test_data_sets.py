@@ -21,7 +21,7 @@ FEW = (  # rungs and cells: at 64 pixels each takes seconds
     [
         ("cifar10", generate_cifar10, "cifar10: 300 images to train on, 60 held out"),
         ("imagenet64", generate_imagenet64, "sha256 of 11 parts"),
-        ("imagefolder", generate_imagefolder, "0 damaged images left out, no image of another mode converted"),
+        ("imagefolder", generate_imagefolder, "0 damaged images left out, none changed"),
         ("patches", None, "patches: 306,504 images to train on, 1,400 held out"),
         ("patches_sr", None, "patches_sr: 306,504 images to train on, 1,400 held out"),
         ("digits", None, "10 of 10 classes"),

@@ -107,7 +107,7 @@ def test_a_model_of_many_steps_begins_at_the_seeds_noise(tmp_path: Path) -> None
 @pytest.mark.usefixtures("as_users_run")
 def test_the_command_writes_an_image_of_the_size(commands: Commands, student: Path, tmp_path: Path) -> None:
     out = tmp_path / "large.png"
-    for mode, warning in (("RGB", ""), ("L", "of mode L: converted to RGB")):
+    for mode, warning in (("RGB", ""), ("L", ""), ("RGBA", "small.png: transparent on white")):
         result = commands.fewstep("upscale", student, photograph(tmp_path / "small.png", mode), "--out", out)
         assert result.status == 0, result
         assert "13 x 7 to 26 x 14, 1 evaluation(s) of each tile" in result.out
@@ -123,9 +123,8 @@ def test_errors_are_one_line(commands: Commands, student: Path, tmp_path: Path) 
     bad.write_bytes(good.read_bytes()[:60])
     classes = save(tmp_path / "classes.safetensors", Sampling(), num_classes=2)
     for arguments, words in (
-        ((student, bad, "--out", out), ["bad.png", "no image that Pillow reads whole"]),
+        ((student, bad, "--out", out), ["bad.png", "no image that can be read whole"]),
         ((student, tmp_path / "none.png", "--out", out), ["none at", "none.png"]),
-        ((student, photograph(tmp_path / "a.png", "RGBA"), "--out", out), ["opaque", "a.png"]),
         ((student, good, "--out", tmp_path / "out.jpg"), ["--out must end in .png or .npz"]),
         ((student, good, "--out", out, "--steps", "2"), ["made for 1 step, got 2"]),
         ((classes, good, "--out", out), ["upscale needs a model that restores", "dataset=patches_sr"]),

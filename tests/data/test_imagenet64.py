@@ -103,9 +103,9 @@ def converted(monkeypatch) -> list[str]:
     """Names of the parts that are converted from now on."""
     names, write = [], cache.write_part
 
-    def noted(folder, part, advance):
+    def noted(folder, part, *settings, **named):
         names.append(part.name)
-        return write(folder, part, advance)
+        return write(folder, part, *settings, **named)
 
     monkeypatch.setattr(cache, "write_part", noted)
     return names

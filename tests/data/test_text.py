@@ -114,7 +114,7 @@ def test_samples_are_the_pictures_with_their_captions(generated: Path) -> None:
     raw = {r["__key__"]: r for shard in data.train_shards for r in samples_of(shard, is_sample)}
     assert len(raw) == COUNT
     for index in range(COUNT):
-        sample = decode_sample(raw[f"{index:06d}"], size=32)
+        sample = decode_sample(raw[f"{index:06d}"], size=32, background="white")
         assert sample.caption == CAPTIONS[int(source.labels[index])]
         exact = index % 2  # PNG; JPEG is near
         difference = np.abs(sample.x.astype(int) - source.images[torch.tensor([index])][0].numpy())
@@ -175,7 +175,7 @@ def test_a_truncated_shard_gives_its_complete_samples(own: Path) -> None:
         cut = tar.getmembers()[7]  # the second file of the fourth sample
     with shard.open("r+b") as file:
         file.truncate(cut.offset_data + 3)
-    assert scan(shard, is_sample) == (3, False)
+    assert scan(shard, is_sample) == (3, False, 0)
     with pytest.warns(UserWarning, match=r"00002\.tar is truncated or damaged: only its first 3 samples"):
         data = opened(own)
     assert sum(s.num_samples for s in data.train_shards) == COUNT - 7
@@ -196,7 +196,7 @@ def test_a_shard_truncated_between_two_files_is_found(own: Path, spoil: str) -> 
             file.write(b"#" * 512)
         else:
             file.truncate(offset + 100 * (spoil == "cut in a header"))
-    assert scan(shard, is_sample) == (3, False)
+    assert scan(shard, is_sample) == (3, False, 0)
     with pytest.warns(UserWarning, match=r"00002\.tar is truncated or damaged: only its first 3 samples"):
         assert len(opened(own).batch(0).x) == 7
     with pytest.raises(ValueError, match=r"00002\.tar is truncated or damaged after 3"):
@@ -209,16 +209,18 @@ def test_a_damaged_index_is_replaced(own: Path, content: str) -> None:
     assert sum(shard.num_samples for shard in opened(own).train_shards) == COUNT
 
 
-def test_images_of_other_modes_become_rgb_with_a_warning_that_counts_them(own: Path) -> None:
+def test_changed_images_are_counted_in_one_warning(own: Path) -> None:
     for shard, key in (("00001.tar", "000001"), ("00003.tar", "000003")):
-        grey = io.BytesIO()
-        Image.new("L", (32, 32), 99).save(grey, "PNG")
-        with_damage(own, shard, key, "png", grey.getvalue())
+        clear = io.BytesIO()
+        Image.new("RGBA", (32, 32)).save(clear, "PNG")
+        with_damage(own, shard, key, "png", clear.getvalue())
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        lines = opened(own).check()
-    assert [str(w.message).split(": ")[1] for w in caught] == ["000001 is of mode L and becomes RGB; 1 so far"]
-    assert "2 images of other modes became RGB" in lines[0]
+        lines = opened(own, background="#102030").check()
+    assert [str(w.message).split(": ", 1)[1] for w in caught] == [
+        "000001 was changed: transparent on #102030; 1 so far"
+    ]
+    assert "images changed: 2 transparent on #102030" in lines
 
 
 @pytest.mark.parametrize("spoil", ["shape", "cut", "embedding"])

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from fewstep.control.lessons import Lesson
 
 app = typer.Typer(no_args_is_help=True, help="Control a model by adapters: sliders and styles, trained once.")
-PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
 
 
 def check_safetensors(out: Path) -> Path:
@@ -159,14 +158,11 @@ def files_of(examples: list[Path]) -> list[Path]:
     Raises:
         ValueError: a folder without images.
     """
+    from fewstep.data.imagefiles import ImageFiles
+
     files: list[Path] = []
     for path in examples:
-        inside = (
-            sorted(each for each in path.rglob("*") if each.suffix.lower() in PICTURES) if path.is_dir() else [path]
-        )
-        if not inside:
-            raise ValueError(f"--examples {path} must hold images ({' '.join(PICTURES)}), and holds none")
-        files += inside
+        files += [path / file.name for file in ImageFiles(path).files] if path.is_dir() else [path]
     return files
 
 

@@ -23,7 +23,7 @@ def check_out(out: Path) -> Path:
     return out
 
 
-IMAGES_HELP = "PNG, JPG or other formats of Pillow, or the .npz of fewstep sample; one or several."
+IMAGES_HELP = "PNG, JPEG, WebP, BMP, GIF, TIFF, or the .npz of fewstep sample; one or several."
 ImageFiles = Annotated[list[Path], typer.Argument(metavar="IMAGE...", help=IMAGES_HELP)]
 OUT_HELP = "FILE.png (one image as it is, several as a grid) or FILE.npz (images uint8 NHWC, labels or prompts)."
 Out = Annotated[Path, typer.Option(callback=check_out, help=OUT_HELP)]

@@ -11,7 +11,7 @@ from fewstep.commands.models import OUTPUTS, ModelFile, Outputs
 
 def upscale(
     model: ModelFile,
-    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="PNG, JPG or another format of Pillow, of any size.")],
+    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="PNG, JPEG, WebP, BMP, GIF or TIFF, of any size.")],
     out: tasks.Out,
     steps: tasks.Steps = None,
     seed: Annotated[int, typer.Option(help="Of the noise that a model of many steps begins at.")] = 0,
@@ -27,7 +27,8 @@ def upscale(
     from fewstep.commands.images import save_images
     from fewstep.inference.image_io import read_picture
 
-    loaded, small = fewstep.load(model), read_picture(image)[None]
+    loaded = fewstep.load(model)
+    small = read_picture(image, loaded.card.data.background)[None]
     start = time.perf_counter()
     x = fewstep.upscale(loaded, small, steps=steps, seed=seed)
     seconds = time.perf_counter() - start

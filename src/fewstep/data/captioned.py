@@ -5,13 +5,13 @@ import json
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
 from safetensors.numpy import load as load_safetensors
 
-from fewstep.data.imagefiles import centre_crop
+from fewstep.data.decode import SUFFIXES
+from fewstep.data.imagefiles import decoded_square
 from fewstep.data.shards import Raw
 
-PICTURES = ("jpg", "jpeg", "png", "webp")
+PICTURES = tuple(suffix.removeprefix(".") for suffix in SUFFIXES)
 CAPTIONS = ("txt", "json")
 LATENT, EMBEDDING, BOTH = "latent.npy", "text.npy", "safetensors"
 
@@ -22,13 +22,13 @@ class Sample(NamedTuple):
     Attributes:
         x: uint8 (3, size, size), or the latent: float32, a sample (C, h, w) or its mean and variance (2, C, h, w).
         caption: "" if there is none. embedding: float32 (tokens, features), or None if it is to be encoded.
-        mode: of the image file, before conversion to RGB.
+        notes: what was changed in the image, in words.
     """
 
     x: np.ndarray
     caption: str
     embedding: np.ndarray | None
-    mode: str = "RGB"
+    notes: tuple[str, ...] = ()
 
 
 def is_sample(extensions: set[str]) -> bool:
@@ -37,8 +37,8 @@ def is_sample(extensions: set[str]) -> bool:
     return has_image and any(e in extensions for e in (*CAPTIONS, EMBEDDING, BOTH))
 
 
-def decode_sample(raw: Raw, *, size: int) -> Sample:
-    """Decode a sample: images are cropped to their central square, resized and converted to RGB.
+def decode_sample(raw: Raw, *, size: int, background: str) -> Sample:
+    """Decode a sample: images are cropped to their central square, resized and RGB.
 
     Raises:
         Exception: of any type: the sample is damaged.
@@ -46,14 +46,27 @@ def decode_sample(raw: Raw, *, size: int) -> Sample:
     tensors = load_safetensors(raw[BOTH]) if BOTH in raw else {}
     for name in {LATENT, EMBEDDING} & raw.keys():
         tensors[name.removesuffix(".npy")] = np.load(io.BytesIO(raw[name]), allow_pickle=False)
-    caption = raw["txt"].decode() if "txt" in raw else json.loads(raw["json"])["caption"] if "json" in raw else ""
-    x, mode = tensors.get("latent"), "RGB"
+    x, notes = tensors.get("latent"), ()
     if x is None:
-        picture = Image.open(io.BytesIO(next(raw[extension] for extension in PICTURES if extension in raw)))
-        x, mode = centre_crop(picture, size), picture.mode
+        data = next(raw[extension] for extension in PICTURES if extension in raw)
+        x, notes = decoded_square(data, size, background)
     embedding = tensors.get("text")
-    if embedding is None and not str(caption).strip():
-        raise ValueError("its caption is empty")
+    caption = caption_of(raw, needed=embedding is None)
     if x.dtype != np.uint8:
         x = x.astype(np.float32)
-    return Sample(x, str(caption).strip(), None if embedding is None else embedding.astype(np.float32), mode)
+    return Sample(x, caption, None if embedding is None else embedding.astype(np.float32), notes)
+
+
+def caption_of(raw: Raw, *, needed: bool) -> str:
+    """The caption of a sample, "" for none.
+
+    Raises:
+        ValueError: it is no text, or empty though it is needed; or it is in a .json that is none.
+    """
+    caption = raw["txt"].decode() if "txt" in raw else ""
+    if not caption.strip() and "json" in raw:
+        described = json.loads(raw["json"])
+        caption = described.get("caption") if isinstance(described, dict) else None
+    if needed and not (isinstance(caption, str) and caption.strip()):
+        raise ValueError(f"its caption must be a text that is not empty, got {caption!r:.80}")
+    return caption.strip() if isinstance(caption, str) else ""

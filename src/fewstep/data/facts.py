@@ -67,7 +67,8 @@ class DataFacts:
     there is `degraded`, or states of `state` numbers, given as one token (1, state), of which all zeros are none. `low`
     and `high` bound the values a network sees, -1 and 1 for images. With `styles` a label is of a class and a style, or
     of a class of any style, and num_classes is the number of all labels. `labels` is None where they are the data's
-    own; "none", or the digest of those that were made (`data.labels`), where they are others.
+    own; "none", or the digest of those that were made (`data.labels`), where they are others. `background` is what
+    transparent images are put on: white, black or #rrggbb.
     """
 
     name: str
@@ -81,6 +82,7 @@ class DataFacts:
     labels: str | None = None
     degraded: DegradedFacts | None = None
     state: int | None = None
+    background: str = "white"
 
     @property
     def embedding(self) -> tuple[int, int] | None:
@@ -91,9 +93,10 @@ class DataFacts:
 
     @property
     def title(self) -> str:
-        """Name, shape and whose labels, as messages say them."""
+        """Name, shape, background and whose labels, as messages say them."""
+        background = "" if self.background == "white" else f" on {self.background}"
         labels = "" if self.labels is None else f" with labels {self.labels[:12]}"
-        return f"{self.name} {self.shape}{labels}"
+        return f"{self.name} {self.shape}{background}{labels}"
 
     @property
     def is_image(self) -> bool:

@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from io import BytesIO
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 from zipfile import BadZipFile, ZipFile
@@ -15,9 +14,10 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from fewstep.data.cache import PART_BYTES, Chunk, Part, Source
+from fewstep.data import decode as decoder
+from fewstep.data.cache import PART_BYTES, TRAIN, Chunk, Part, Source
+from fewstep.data.decode import SUFFIXES, check_background, decode
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".ppm", ".tif", ".tiff")
 CHUNK = 512
 HELD_OUT = "val"
 
@@ -38,9 +38,8 @@ class ImageFiles:
         self.root, self._zip = root, None
         if root.is_dir():
             found = [
-                ImageFile(path.relative_to(root).as_posix(), stamp(path.stat()))
-                for folder, _, names in os.walk(root, followlinks=True)
-                for path in (Path(folder, name) for name in names)
+                ImageFile(path.relative_to(root).as_posix(), stamp)
+                for path, stamp in files_below(root)
                 if is_image(path.relative_to(root))
             ]
         else:
@@ -65,8 +64,26 @@ class ImageFiles:
         return (self.root / name).read_bytes() if self._zip is None else self._zip.read(name)
 
 
-def stamp(stat: os.stat_result) -> tuple[int, int]:
-    return stat.st_size, stat.st_mtime_ns
+def files_below(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[tuple[Path, tuple[int, int]]]:
+    """The files below a folder, and size and modification time of each; a link that leads nowhere has (0, 0).
+
+    Links to folders are followed, but not back into one of those `above`, which would never end.
+    """
+    real = folder.resolve()
+    if real in above:
+        return
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            path = folder / entry.name
+            try:
+                stat = entry.stat()
+            except OSError:
+                yield path, (0, 0)
+                continue
+            if entry.is_dir():
+                yield from files_below(path, (*above, real))
+            elif entry.is_file():  # no pipe, which would be waited for
+                yield path, (stat.st_size, stat.st_mtime_ns)
 
 
 def is_image(path: Path | PurePosixPath) -> bool:
@@ -110,6 +127,13 @@ def split_by_class(
     label = {name: number for number, name in enumerate(classes)}
     train, held_out = ([Labelled(file, label[name]) for name, file in splits[split]] for split in splits)
     if not held_out:
+        most = max(Counter(name for name, _ in splits["train"]).values())
+        if most < hold_out_every:
+            fewer = f"set dataset.hold_out_every to at most {most}" if most > 1 else "add images"
+            raise ValueError(
+                f"{root} has at most {most} image(s) of a class, so that none is the {hold_out_every}th, to be "
+                f"held out for figures; {fewer}, or a folder {HELD_OUT}/CLASS"
+            )
         counts: Counter[int] = Counter()
         examples, train = train, []
         for example in examples:
@@ -118,10 +142,23 @@ def split_by_class(
     return classes, train, held_out
 
 
-def image_source(root: Path, *, size: int, hold_out_every: int, strict: bool) -> Source:
-    """The images of a folder or zip, cropped to squares of `size` pixels, as the source of a cache."""
+def image_source(
+    root: Path, *, size: int, hold_out_every: int, strict: bool, background: str, channels: str | int
+) -> Source:
+    """The images of a folder or zip, cropped to squares of `size` pixels, as the source of a cache.
+
+    Args:
+        background: that transparent images are put on. channels: 1, 3, or auto, see `Source.auto_channels`.
+
+    Raises:
+        ValueError: a setting outside its range, or files that fit no class.
+    """
     if size < 1:
         raise ValueError(f"dataset.size must be at least 1, got {size}")
+    if channels not in ("auto", 1, 3):
+        raise ValueError(f"dataset.channels must be auto, 1 or 3, got {channels!r}")
+    if channels == 1 and len(set(check_background(background))) > 1:
+        raise ValueError(f"dataset.channels=1 needs a grey dataset.background, got {background!r}; use channels=auto")
     files = ImageFiles(root)
     classes, train, held_out = split_by_class(files.files, root, hold_out_every)
     per_part = max(1, PART_BYTES // (3 * size * size))
@@ -130,26 +167,30 @@ def image_source(root: Path, *, size: int, hold_out_every: int, strict: bool) ->
         found = []
         for start in range(0, len(examples), per_part):
             chosen = examples[start : start + per_part]  # their repr is part of the key of every cache
-            key = hashlib.sha256(f"adm crop {size} {strict} {chosen}".encode()).hexdigest()
-            chunks = partial(read_chunks, files, chosen, size, strict)
+            settings = f"decoder {decoder.VERSION} {background} {channels} adm crop {size} {strict}"
+            key = hashlib.sha256(f"{settings} {chosen}".encode()).hexdigest()
+            chunks = partial(read_chunks, files, chosen, size, strict, background)
             found.append(Part(f"{split}-{start // per_part:05d}", key, len(chosen), chunks))
         return found
 
-    return Source({"train": parts("train", train), HELD_OUT: parts(HELD_OUT, held_out)}, (3, size, size), classes)
+    splits = {TRAIN: parts(TRAIN, train), HELD_OUT: parts(HELD_OUT, held_out)}
+    is_auto = channels == "auto"
+    return Source(splits, (1 if channels == 1 else 3, size, size), classes, background, is_auto)
 
 
-def read_chunks(files: ImageFiles, examples: Sequence[Labelled], size: int, strict: bool) -> Iterator[Chunk]:
+def read_chunks(
+    files: ImageFiles, examples: Sequence[Labelled], size: int, strict: bool, background: str
+) -> Iterator[Chunk]:
     """The images in chunks, decoded in threads; damaged files are skipped.
 
     Raises:
         ValueError: a file is damaged, and `strict` is true.
     """
 
-    def load(example: Labelled) -> tuple[UInt8[np.ndarray, "3 size size"], str] | None:
+    def load(example: Labelled) -> tuple[UInt8[np.ndarray, "3 size size"], tuple[str, ...]] | None:
         try:
-            image = Image.open(BytesIO(files.read(example.file.name)))
-            return centre_crop(image, size), image.mode
-        except Exception as error:  # a damaged file raises errors of any type
+            return decoded_square(files.read(example.file.name), size, background)
+        except Exception as error:  # of any type: a zip may be damaged too
             if strict:
                 raise ValueError(
                     f"{files.root}: {example.file.name} is damaged or no image ({error}); replace it, or set "
@@ -168,37 +209,29 @@ def read_chunks(files: ImageFiles, examples: Sequence[Labelled], size: int, stri
                 images,
                 labels,
                 skipped=[example.file.name for example, decoded in loaded if decoded is None],
-                converted=[mode for _, mode, _ in good if mode != "RGB"],
+                notes=[note for _, notes, _ in good for note in notes],
             )
 
 
 def centre_crop(image: Image.Image, size: int) -> UInt8[np.ndarray, "3 size size"]:
-    """The central square, by ADM's preprocessing (Dhariwal & Nichol 2021, guided-diffusion's image_datasets).
+    """The central square of a decoded image, by ADM's preprocessing (Dhariwal & Nichol 2021, guided-diffusion).
 
     The image is halved by box averages while its shorter side is at least twice `size`, then resized bicubically to a
-    shorter side of `size` (the longer rounded), then cropped. Grey, palette, transparent and 16-bit images are first
-    converted to 8-bit RGB.
-
-    Raises:
-        ValueError: the pixels are floating-point numbers.
+    shorter side of `size` (the longer rounded), then cropped. Of a grey image the three channels are equal.
     """
-    image = eight_bits(image).convert("RGB")
     while min(image.size) >= 2 * size:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
     scale = size / min(image.size)
     image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
     left, top = (image.width - size) // 2, (image.height - size) // 2
-    return np.asarray(image.crop((left, top, left + size, top + size))).transpose(2, 0, 1)
+    return np.asarray(image.crop((left, top, left + size, top + size)).convert("RGB")).transpose(2, 0, 1)
 
 
-def eight_bits(image: Image.Image) -> Image.Image:
-    """A 16-bit image scaled to 8 bits, which Pillow would clip at 255; others unchanged.
+def decoded_square(data: bytes, size: int, background: str) -> tuple[UInt8[np.ndarray, "3 size size"], tuple[str, ...]]:
+    """The central square of an image file, and what was changed in it, in words.
 
     Raises:
-        ValueError: the pixels are floating-point numbers, whose range is unknown.
+        ValueError: see `decode`.
     """
-    if image.mode == "F":
-        raise ValueError("an image must have pixels of 8 or 16 bits, and one is of mode F; convert it")
-    if not image.mode.startswith("I"):
-        return image
-    return Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8))
+    image, notes = decode(data, background)
+    return centre_crop(image, size), (*notes, "enlarged") if min(image.size) < size else notes

@@ -4,6 +4,7 @@ import hashlib
 import re
 import zlib
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from zipfile import BadZipFile, ZipFile
 import numpy as np
 
 from fewstep.data.cache import Chunk, Part, Source
+from fewstep.data.decode import WHITE
 from fewstep.data.generate import generate_imagenet64
 from fewstep.data.imagefiles import HELD_OUT
 from fewstep.data.imagefolder import ImageFolderData
@@ -110,6 +112,7 @@ class ImageNet64Data(ImageFolderData):
         root: the folder of the npz batches, or a folder or zip of images by class, which are cropped as in ADM.
         cache: folder for the converted images (16 GB), by default ROOT.cache.
         strict: refuse a damaged image file instead of skipping it with a warning.
+        background: that transparent images of a folder or zip are put on: white, black or "#rrggbb".
         flip: mirror training images at random.
         num_reference: the most held-out images in the reference.
         generated: use generated files if `root` does not exist.
@@ -129,6 +132,7 @@ class ImageNet64Data(ImageFolderData):
         stream: str,
         cache: str | None = None,
         strict: bool = False,
+        background: str = WHITE,
         flip: bool = False,
         num_reference: int = 10_000,
         generated: bool = False,
@@ -140,13 +144,19 @@ class ImageNet64Data(ImageFolderData):
             stream=stream,
             cache=cache,
             strict=strict,
+            background=background,
+            channels=3,
             flip=flip,
             num_reference=num_reference,
             generated=generated,
         )
 
-    def source(self, root: Path, size: int, hold_out_every: int, strict: bool) -> Source:
-        return npz_source(root) if any(root.glob("*_data*.npz")) else super().source(root, size, hold_out_every, strict)
+    def source(
+        self, root: Path, size: int, hold_out_every: int, strict: bool, background: str, channels: str | int
+    ) -> Source:
+        if any(root.glob("*_data*.npz")):
+            return replace(npz_source(root), background=background)
+        return super().source(root, size, hold_out_every, strict, background, channels)
 
     def check(self) -> list[str]:
         counts = {"train": len(self.labels), HELD_OUT: len(self.held_out.labels)}

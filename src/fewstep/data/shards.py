@@ -4,6 +4,7 @@ import json
 import random
 import tarfile
 import warnings
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count, groupby, islice, repeat
@@ -41,7 +42,7 @@ def open_shards(root: Path, is_sample: IsSample, *, strict: bool) -> list[Shard]
     """The shards of a folder, sorted by name; their sample counts are cached in a file beside them.
 
     Raises:
-        ValueError: none of them holds a sample; or with `strict`, one is truncated or damaged.
+        ValueError: none of them holds a sample; or with `strict`, one is truncated, damaged or unsorted.
     """
     paths = sorted(root.glob("*.tar"))
     index, shards, changed = read_index(root / INDEX), [], False
@@ -50,21 +51,32 @@ def open_shards(root: Path, is_sample: IsSample, *, strict: bool) -> list[Shard]
         stamp = [stat.st_size, stat.st_mtime_ns]
         entry = index.get(path.name, {})
         if entry.get("stamp") != stamp or (strict and not entry.get("whole")):
-            number, is_complete = scan(path, is_sample)
+            number, is_complete, scattered = scan(path, is_sample)
             if strict and not is_complete:
                 raise ValueError(
                     f"{path} is truncated or damaged after {number} samples; copy it again, or use dataset.strict=false"
                 )
-            entry, changed = {"stamp": stamp, "count": number, "whole": is_complete}, True
+            entry, changed = {"stamp": stamp, "count": number, "whole": is_complete, "scattered": scattered}, True
         if not entry["whole"]:
             warnings.warn(
                 f"{path} is truncated or damaged: only its first {entry['count']} samples are used", stacklevel=2
             )
+        if entry["scattered"]:
+            message = (
+                f"{path} has {entry['scattered']} samples whose image and caption do not follow one another, and "
+                "cannot be streamed; pack it again, with tar --sort=name"
+            )
+            if strict:
+                raise ValueError(message)
+            warnings.warn(message, stacklevel=2)
         index[path.name] = entry
         if entry["count"]:
             shards.append(Shard(path, entry["count"]))
     if not shards:
-        raise ValueError(f"no shard in {root} holds a sample: each needs an image and its caption under one name")
+        raise ValueError(
+            f"no shard in {root} holds a sample: each needs an image and its caption, one after the other, under one "
+            "name, which ends at the first dot"
+        )
     if changed:
         write_index(root / INDEX, index)
     return shards
@@ -74,7 +86,7 @@ def read_index(path: Path) -> dict[str, Any]:
     """The cached counts of the shards; empty if the file cannot be read."""
     try:
         index = json.loads(path.read_text()).items()
-        return {name: entry for name, entry in index if entry.keys() >= {"stamp", "count", "whole"}}
+        return {name: entry for name, entry in index if entry.keys() >= {"stamp", "count", "whole", "scattered"}}
     except (OSError, ValueError, AttributeError):
         return {}
 
@@ -88,8 +100,10 @@ def write_index(path: Path, index: dict[str, Any]) -> None:
         warnings.warn(f"the shards are counted anew each time, since {path} cannot be written: {error}", stacklevel=2)
 
 
-def scan(path: Path, is_sample: IsSample) -> tuple[int, bool]:
-    """The number of complete samples at the beginning of a shard, from its headers, and whether it is complete."""
+def scan(path: Path, is_sample: IsSample) -> tuple[int, bool, int]:
+    """The number of complete samples at the beginning of a shard, from its headers; whether it is complete; and the
+    number of samples whose files do not follow one another, so that they are not among the others.
+    """
     names: list[str] = []
     is_complete = False
     try:
@@ -101,9 +115,12 @@ def scan(path: Path, is_sample: IsSample) -> tuple[int, bool]:
             is_complete = file.read(tarfile.BLOCKSIZE) == bytes(tarfile.BLOCKSIZE)  # a tar ends with zeros
     except (tarfile.ReadError, EOFError):
         names = names[:-1]  # the last file has a header but not its content
-    groups = groupby(map(base_plus_ext, names), key=itemgetter(0))
-    number = sum(is_sample({extension.lower() for _, extension in group if extension}) for _, group in groups)
-    return number, is_complete
+    number, whole = 0, defaultdict[str, set[str]](set)
+    for base, group in groupby(map(base_plus_ext, names), key=itemgetter(0)):
+        extensions = {extension.lower() for _, extension in group if extension}
+        number += is_sample(extensions)
+        whole[base] |= extensions
+    return number, is_complete, max(0, sum(map(is_sample, whole.values())) - number)
 
 
 def samples_of(shard: Shard, is_sample: IsSample) -> Iterator[Raw]:

@@ -1,5 +1,6 @@
 """uint8 images with a training and a held-out split, and the error of a missing data set."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,6 +13,9 @@ from fewstep.data.batches import ImageArray, ImagesInMemory, check_examples, cla
 from fewstep.data.facts import DataFacts
 from fewstep.diffusion.prediction import Condition
 
+SHOWN = 5  # empty classes that a message names
+IMBALANCE = 2  # times as many images in the largest class as in the smallest is said if it is more
+
 
 class Examples(NamedTuple):
     """uint8 images (N, C, H, W) and int64 labels (N,)."""
@@ -22,6 +26,8 @@ class Examples(NamedTuple):
 
 class SplitImages(ImagesInMemory):
     """Batches of the training split; the reference is at most `num_reference` evenly spaced held-out images.
+
+    `class_names` are for messages; where there are none, classes are named by their numbers.
 
     Raises:
         ValueError: a split is empty, or num_reference is below 1.
@@ -37,6 +43,7 @@ class SplitImages(ImagesInMemory):
         stream: str,
         flip: bool = False,
         num_reference: int | None = None,
+        class_names: Sequence[str] = (),
     ) -> None:
         for name, split in (("training", train), ("held-out", held_out)):
             if not len(split.labels):
@@ -46,6 +53,7 @@ class SplitImages(ImagesInMemory):
         images, labels = train
         super().__init__(images=images, labels=labels, batch_size=batch_size, stream=stream, flip=flip)
         self.facts, self.held_out = facts, held_out
+        self.class_names = class_names or [str(label) for label in range(facts.num_classes)]
         self.num_reference = min(num_reference or len(held_out.labels), len(held_out.labels))
 
     def reference(self) -> Batch:
@@ -59,13 +67,27 @@ class SplitImages(ImagesInMemory):
         return classes[torch.arange(count) % len(classes)]
 
     def check(self) -> list[str]:
+        reference = self.reference()
         return [
             f"{self.facts.name}: {len(self.labels):,} images to train on, {len(self.held_out.labels):,} held out",
             class_balance(self.facts, "training", self.labels),
             class_balance(self.facts, "held out", self.held_out.labels),
             *check_examples(self.facts, "a training batch", self.preview()),
-            *check_examples(self.facts, "reference", self.reference()),
+            *check_examples(self.facts, "reference", reference),
+            *imbalance("training", self.labels, self.class_names),
+            *imbalance("reference", reference.label, self.class_names),
         ]
+
+
+def imbalance(name: str, labels: Int[Tensor, "count"], class_names: Sequence[str]) -> list[str]:
+    """A line that names empty classes, or one with the largest and the smallest class if they differ much; or none."""
+    counts = labels.bincount(minlength=len(class_names))
+    if empty := [name for name, count in zip(class_names, counts.tolist(), strict=True) if not count]:
+        more = f" and {len(empty) - SHOWN:,} more" if len(empty) > SHOWN else ""
+        return [f"{name}: no image of the class(es) {', '.join(empty[:SHOWN])}{more}"]
+    ratio = float(counts.max() / counts.min())
+    most, least = class_names[int(counts.argmax())], class_names[int(counts.argmin())]
+    return [f"{name}: imbalanced, {most} has {ratio:.3g} times as many images as {least}"] if ratio > IMBALANCE else []
 
 
 def missing_data_error(name: str, root: Path, advice: str) -> ValueError:

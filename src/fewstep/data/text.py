@@ -1,6 +1,7 @@
 """Images and captions from WebDataset shards; or the latents of the images and the embeddings of the captions."""
 
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import lru_cache, partial
 from itertools import chain, islice
@@ -14,6 +15,7 @@ from torch import Tensor
 from fewstep.data.batch import Batch
 from fewstep.data.batches import Data, check_examples, from_uint8
 from fewstep.data.captioned import BOTH, LATENT, Sample, decode_sample, is_sample
+from fewstep.data.decode import WHITE, check_background
 from fewstep.data.facts import DataFacts
 from fewstep.data.generate import generated_folder
 from fewstep.data.generate_text import SIZE, generate_text
@@ -44,6 +46,7 @@ class TextData(Data):
         num_workers: processes that read and decode; they change nothing but the speed.
         strict: refuse damaged shards and samples instead of skipping them with a warning.
         clip: folder of a CLIPModel with its processor, for the CLIP score; null leaves it out.
+        background: that transparent images are put on: white, black or "#rrggbb".
         generated: use generated shards, encoders and all, if `root` does not exist.
 
     Raises:
@@ -66,9 +69,11 @@ class TextData(Data):
         clip: str | None,
         batch_size: int,
         stream: str,
+        background: str = WHITE,
         generated: bool = False,
     ) -> None:
         super().__init__(batch_size=batch_size, stream=stream)
+        check_background(background)
         if min(held_out_shards, num_reference, walks, buffer, size or 1) < 1 or num_workers < 0:
             raise ValueError(
                 "dataset needs held_out_shards, num_reference, walks, buffer and size of at least 1, num_workers >= 0, "
@@ -96,7 +101,9 @@ class TextData(Data):
         self.encoder = open_encoder(encoder)
         self.autoencoder = None if autoencoder is None else open_autoencoder(autoencoder)
         self._layout: tuple[object, ...] | None = None  # dtype and shape of the first sample
-        self._converted: set[str] = set()
+        self._changed: set[str] = set()
+        self._changes: Counter[str] = Counter()
+        self.background = background
         self.decode_raw = partial(self._decode, damaged=set(), size=size or 0)
         if not size and not {LATENT, BOTH} & set(next(samples_of(self.train_shards[0], is_sample))):
             raise ValueError("dataset.size is needed for shards of images: the side of the squares they are made")
@@ -129,7 +136,7 @@ class TextData(Data):
             side = self.autoencoder.downsampling
             latent = self.autoencoder.facts((3, shape[1] * side, shape[2] * side))
         bound = 1.0 if latent is None else 1000.0
-        return DataFacts("text", shape, 0, low=-bound, high=bound, latent=latent, text=text)
+        return DataFacts("text", shape, 0, low=-bound, high=bound, latent=latent, text=text, background=self.background)
 
     def _first(self) -> Sample:
         raw = chain.from_iterable(samples_of(shard, is_sample) for shard in self.train_shards)
@@ -141,7 +148,7 @@ class TextData(Data):
         """Decode a sample; None, with a warning, if it is damaged or has another layout than the first."""
         name = f"{raw['__url__']}: {raw['__key__']}"
         try:
-            sample = decode_sample(raw, size=size)
+            sample = decode_sample(raw, size=size, background=self.background)
             if self._layout is not None:
                 self._require_layout(sample)
         except Exception as error:  # a damaged file raises errors of any type
@@ -151,8 +158,9 @@ class TextData(Data):
                 ) from error
             warn_sometimes(f"{name} is damaged and left out ({error})", name, damaged)
             return None
-        if sample.mode != "RGB":
-            warn_sometimes(f"{name} is of mode {sample.mode} and becomes RGB", name, self._converted)
+        if sample.notes:
+            self._changes.update(() if name in self._changed else sample.notes)
+            warn_sometimes(f"{name} was changed: {', '.join(sample.notes)}", name, self._changed)
         return sample
 
     def _require_layout(self, sample: Sample) -> None:
@@ -274,7 +282,8 @@ class TextData(Data):
         )
         return [
             f"{len(self.train_shards)} shards of {count:,} samples to train on, {good:,} of them good; "
-            f"{len(self.test_shards)} held out; {len(self._converted):,} images of other modes became RGB",
+            f"{len(self.test_shards)} held out",
+            f"images changed: {', '.join(f'{n:,} {note}' for note, n in self._changes.most_common()) or 'none'}",
             f"prompts are {self.encoder.num_tokens} x {self.encoder.num_features}, for example {self.prompts(1)}",
             *check_examples(self.facts, "a training batch", self.batch(0)),
             *check_examples(self.facts.pixels, self.reference_split, self.reference()),

@@ -14,11 +14,11 @@ from jaxtyping import Bool, Float, Int
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from fewstep.data.decode import BLACK, Decoded, decode, flatten
 from fewstep.data.facts import DataFacts
-from fewstep.data.imagefiles import eight_bits
 
 Size = tuple[int, int]  # width, height, as PIL has it
-MODES = {1: ("L", "grey"), 3: ("RGB", "RGB")}
+MODES = {1: "L", 3: "RGB"}  # of Pillow, by channels
 
 
 class LoadedImages(NamedTuple):
@@ -30,10 +30,10 @@ class LoadedImages(NamedTuple):
 
 
 def read_images(paths: Sequence[Path], facts: DataFacts) -> LoadedImages:
-    """Read images of any format of Pillow, and .npz files as `fewstep sample` writes them, in the order of `paths`.
+    """Read image files, and .npz files as `fewstep sample` writes them, in the order of `paths`.
 
-    Images of another size are centre-cropped and resized, grey and RGB turned into each other, 16 bits into 8; a
-    warning says which. `facts` are of the pixels.
+    They are decoded as those of a data set, see `data.decode`; images of another size are centre-cropped and resized,
+    grey and RGB turned into each other; a warning says which. `facts` are of the pixels.
 
     Raises:
         ValueError: no image, a file that is missing, truncated or no image, or arrays of another kind.
@@ -47,40 +47,37 @@ def read_images(paths: Sequence[Path], facts: DataFacts) -> LoadedImages:
             pictures += _pictures_of(arrays["images"], path)
             labels += _labels_of(arrays, path)
         else:
-            pictures.append(_open(path))
+            pictures.append(_open(path, facts.background))
     _, height, width = facts.shape
-    converted = Counter(change for p in pictures if (change := _change(p, facts)))
-    for change, count in converted.items():
+    for change, count in Counter(filter(None, (_change(p, facts) for p in pictures))).items():
         warnings.warn(f"{count} image(s) {change}", stacklevel=2)
     mode = _mode(facts)
-    fitted = [ImageOps.fit(eight_bits(p).convert(mode), (width, height), Image.Resampling.LANCZOS) for p in pictures]
+    fitted = [ImageOps.fit(p.image.convert(mode), (width, height), Image.Resampling.LANCZOS) for p in pictures]
     stack = torch.from_numpy(np.stack([np.asarray(p).reshape(height, width, -1) for p in fitted]))
     images = stack.permute(0, 3, 1, 2).float() / 127.5 - 1
     complete = torch.tensor(labels) if len(labels) == len(images) else None
-    return LoadedImages(images, complete, [p.size for p in pictures])
+    return LoadedImages(images, complete, [p.image.size for p in pictures])
 
 
-def read_picture(path: Path) -> Float[Tensor, "3 height width"]:
-    """An image of any size as RGB in [-1, 1]; a warning says where it was converted.
+def read_picture(path: Path, background: str) -> Float[Tensor, "3 height width"]:
+    """An image of any size as RGB in [-1, 1], what is transparent on `background`; a warning says what was changed.
 
     Raises:
-        ValueError: no image, a file that is missing or truncated, or one with transparent pixels.
+        ValueError: no image, or a file that is missing or truncated.
     """
-    picture = _open(path)
-    if picture.has_transparency_data and np.asarray(picture.convert("RGBA"))[..., 3].min() < 255:
-        raise ValueError(f"an image must be opaque, and {path} has transparent pixels; put it on a background first")
-    if picture.mode != "RGB":
-        warnings.warn(f"{path} is of mode {picture.mode}: converted to RGB", stacklevel=2)
-    pixels = np.array(eight_bits(picture).convert("RGB"))
-    return torch.from_numpy(pixels).permute(2, 0, 1).float() / 127.5 - 1
+    image, notes = _open(path, background)
+    if notes:
+        warnings.warn(f"{path}: {', '.join(notes)}", stacklevel=2)
+    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).float() / 127.5 - 1
 
 
 def read_mask(given: str, sizes: Sequence[Size], facts: DataFacts) -> Bool[Tensor, "count *image"]:
     """The mask of each image, True where it is missing: left, right, top or bottom half, or a file.
 
-    In an image file white (128 and more) is missing and black is kept, as in diffusers; in an .npz the array `mask` is
-    True or not 0 where something is missing, for one image or for each. An image file has the size of the images it is
-    for, before or after their conversion, and is converted as they are: a pixel with a missing part is missing.
+    In an image file white (128 and more) is missing, black is kept, as in diffusers, and so is what is transparent; in
+    an .npz the array `mask` is True or not 0 where something is missing, for one image or for each. An image file has
+    the size of the images it is for, before or after their conversion, and is converted as they are: a pixel with a
+    missing part is missing.
 
     Raises:
         ValueError: a mask of another size, or that marks nothing, or a file that cannot be read.
@@ -108,7 +105,7 @@ def read_mask(given: str, sizes: Sequence[Size], facts: DataFacts) -> Bool[Tenso
     elif facts.is_image:
         if not path.is_file():
             raise ValueError(f"the mask must be left, right, top, bottom or a file, and there is none at {given!r}")
-        mask = Image.fromarray(np.where(np.asarray(eight_bits(_open(path)).convert("L")) >= 128, np.uint8(255), 0))
+        mask = _open(path, BLACK).image.convert("L").point([0] * 128 + [255] * 128)
         missing = torch.stack([_fit_mask(mask, size, facts, path) for size in sizes])[:, None].expand(shape)
     else:
         raise ValueError(f"the mask of points must be an .npz with the array mask, got {path}")
@@ -128,33 +125,30 @@ def _fit_mask(mask: Image.Image, size: Size, facts: DataFacts, path: Path) -> Bo
     return torch.from_numpy(np.asarray(fitted) > 0)
 
 
-def _open(path: Path) -> Image.Image:
-    """The image, turned as its EXIF says."""
+def _open(path: Path, background: str) -> Decoded:
     if not path.is_file():
         raise ValueError(f"an image must be a file, and there is none at {path}")
     try:
-        with Image.open(path) as image:
-            return ImageOps.exif_transpose(image)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(
-            f"{path} is no image that Pillow reads whole ({error}); give a PNG, a JPG or an .npz"
-        ) from error
+        return decode(path, background)
+    except ValueError as error:
+        raise ValueError(f"{path} is no image that can be read whole ({error}); give another, or an .npz") from error
 
 
 def _mode(facts: DataFacts) -> str:
     if facts.shape[0] not in MODES:
         raise ValueError(f"images have 1 or 3 channels, and {facts.name} has {facts.shape[0]}")
-    return MODES[facts.shape[0]][0]
+    return MODES[facts.shape[0]]
 
 
-def _change(picture: Image.Image, facts: DataFacts) -> str | None:
-    """The conversion that the picture needs, in words; None for none."""
-    channels, height, width = facts.shape
-    if picture.size == (width, height) and picture.mode == _mode(facts):
-        return None
-    done = [] if picture.size == (width, height) else [f"centre-cropped and resized to {width} x {height}"]
-    done += [] if picture.mode == _mode(facts) else [f"converted to {MODES[channels][1]}"]
-    return f"of {picture.size[0]} x {picture.size[1]}, mode {picture.mode}: {' and '.join(done)}"
+def _change(picture: Decoded, facts: DataFacts) -> str | None:
+    """What is changed in the picture, in words; None for nothing. Grey in three channels is as it was."""
+    (image, notes), (channels, height, width) = picture, facts.shape
+    done = list(notes)
+    if channels == 1 and image.mode == "RGB":
+        done.append("of colour made grey")
+    if image.size != (width, height):
+        done.append(f"centre-cropped and resized from {image.width} x {image.height} to {width} x {height}")
+    return ", ".join(done) or None
 
 
 def _arrays(path: Path, required: str = "images") -> dict[str, np.ndarray]:
@@ -172,13 +166,13 @@ def _arrays(path: Path, required: str = "images") -> dict[str, np.ndarray]:
     return arrays
 
 
-def _pictures_of(images: np.ndarray, path: Path) -> list[Image.Image]:
+def _pictures_of(images: np.ndarray, path: Path) -> list[Decoded]:
     if images.ndim != 4 or images.shape[3] not in MODES or images.dtype != np.uint8 or not images.size:
         raise ValueError(
             f"images in an .npz must be uint8 (count, height, width, 1 or 3 channels), as `fewstep sample` writes "
             f"them, and {path} has {images.dtype} {images.shape}"
         )
-    return [Image.fromarray(image.squeeze(2) if image.shape[2] == 1 else image) for image in images]
+    return [flatten(Image.fromarray(image.squeeze(2) if image.shape[2] == 1 else image)) for image in images]
 
 
 def _labels_of(arrays: dict[str, np.ndarray], path: Path) -> list[int]:
