@@ -1,7 +1,7 @@
 """Make a small text encoder for captioned images: byte pairs of their captions, and CLIP's loss with the images.
 
-Contrastive training as CLIP's (Radford et al. 2021, section 2.3), with captions that are equal counted as one; a caption
-says then what its image has and others have not. Only the text's side is kept, in the layout of Stable Diffusion's.
+Contrastive training as CLIP's (Radford et al. 2021, section 2.3), equal captions counted as one; a caption says then
+what its image has and others have not. Only the text's side is kept, in the layout of Stable Diffusion's.
 """
 
 import json
