@@ -145,7 +145,7 @@ def test_a_smaller_student_is_said_in_the_same_words() -> None:
     [
         ("model.network.width=abc", r"model\.network\.width must be a whole number"),
         ("model.network.width=0", "width, num_blocks and patch_size of at least 1"),
-        ("model.network.width=100", r"multiple of 8 .* width=100"),
+        ("model.network.width=100", r"multiple of 8, got width=100"),
         ("model.network.backbone=gan", r"model\.network\.backbone must be one of mlp, dit, unet"),
         ("+model.network.depth=3", r"model\.network\.depth is no setting"),
     ],

@@ -40,8 +40,8 @@ class Row(NamedTuple):
 TABLE = (  # the first row that fits counts
     Row("cpu", 8, ANY, "mlp", 256, 4, 0, 1e-3, 256, 20_000_000, 2000),
     Row("cpu", 16, ANY, "mlp", 512, 6, 0, 1e-3, 256, 20_000_000, 2000),
-    Row("cpu", ANY, ANY, "unet", 16, 1, 0, 2e-3, 64, 1_300_000, 500),
-    Row("cpu", ANY, ANY, "dit", 128, 4, 64, 1e-3, 128, 2_000_000, 500),  # where it is asked for, or no U-Net fits
+    Row("cpu", 48, ANY, "unet", 16, 1, 0, 2e-3, 64, 1_300_000, 500),
+    Row("cpu", ANY, ANY, "dit", 128, 4, 64, 1e-3, 128, 2_000_000, 500),  # and where no U-Net fits
     Row("gpu", 8, ANY, "mlp", 512, 6, 0, 1e-3, 512, 200_000_000, 10_000),
     Row("gpu", ANY, 10_000, "dit", 256, 8, 256, 3e-4, 256, 100_000_000, 5000),
     Row("gpu", ANY, 100_000, "dit", 384, 12, 256, 2e-4, 256, 100_000_000, 5000),
@@ -153,7 +153,7 @@ def network_of(choice: Choice, shape: Sequence[int]) -> dict[str, Any]:
                 f"U-Net divide; use a dataset.size that is a multiple of {UNET_DIVISOR}"
             )
         if width % NORM_GROUPS:
-            raise ValueError(f"a U-Net needs a width that is a multiple of {NORM_GROUPS}, got width={width}; change it")
+            raise ValueError(f"a U-Net needs a width that is a multiple of {NORM_GROUPS}, got width={width}; change model.network")
         return {
             "_target_": "fewstep.networks.UNet",
             "channels": [width, 2 * width, 4 * width],
