@@ -1,13 +1,14 @@
 """The objects of a stage, built from its settings. The only place where classes are found by name."""
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from inspect import signature
 from typing import Any, cast
 
 import torch
 from hydra import compose, initialize_config_dir
-from hydra.utils import get_class, instantiate
+from hydra.utils import get_class, get_object, instantiate
 from omegaconf import OmegaConf
 
 from fewstep.artifacts.model_file import ModelCard
@@ -33,10 +34,12 @@ from fewstep.networks.denoiser import with_components, with_inputs
 from fewstep.networks.inputs import W2
 from fewstep.networks.memory import checkpoint_gradients, to_channels_last
 from fewstep.networks.smaller import smaller_student
+from fewstep.runs.advice import explained
 from fewstep.runs.config import Settings
-from fewstep.runs.overrides import conf_folder
+from fewstep.runs.overrides import conf_folder, quoted_path
 from fewstep.system.seeds import seed_for
-from fewstep.system.validation import build, checked
+from fewstep.system.stored import reason_of
+from fewstep.system.validation import build, checked, checked_arguments
 from fewstep.training.settings import TrainerSettings
 
 REFERENCE_CACHE = ".reference"  # below outputs: features of reference images, where they took long to compute
@@ -75,11 +78,46 @@ def build_training(settings: Mapping[str, Any]) -> Training:
     values = {key: value for key, value in settings.items() if key != "_target_"}
     for key in ("optimizer", "decay"):
         if isinstance(values.get(key), dict):
-            values[key] = instantiate(values[key], _convert_="all")
+            values[key] = instantiated(values[key], f"stage.training.{key}")
+    if callable(values.get("optimizer")):
+        check_optimizer(values["optimizer"])
     if isinstance(roles := values.get("roles"), dict):
         own = {role: each for role, each in roles.items() if isinstance(each, dict)}
         values["roles"] = roles | {role: build(RoleTraining, own[role], f"stage.training.roles.{role}") for role in own}
     return build(Training, values, "stage.training")
+
+
+def instantiated(settings: Any, group: str, given: Mapping[str, Any] | None = None) -> Any:
+    """What `_target_` names, called with its settings, each validated first; with `_partial_` it waits for the rest.
+
+    Args:
+        given: arguments that are no settings.
+
+    Raises:
+        ValueError: a setting that there is not, or of another type.
+    """
+    target = settings.get("_target_") if isinstance(settings, Mapping) else None
+    if not isinstance(target, str):
+        raise ValueError(f"{group}._target_ must be the path of a class or a function, got {target!r:.80}")
+    called = get_object(target)
+    nested = {key for key, value in settings.items() if isinstance(value, Mapping) and "_target_" in value}
+    plain = {key: value for key, value in settings.items() if key not in (*nested, "_target_", "_partial_")}
+    given = given or {}
+    waits = [*signature(called).parameters] if settings.get("_partial_") else []
+    checked_arguments(called, plain, group, given=[*nested, *given, *waits])
+    return instantiate(settings, _convert_="all", **given)
+
+
+def check_optimizer(optimizer: Callable[..., Any]) -> None:
+    """Make one for a single weight, so that values that it refuses are met before training.
+
+    Raises:
+        ValueError: it cannot be made.
+    """
+    try:
+        optimizer([{"params": [torch.nn.Parameter(torch.zeros(1))]}], lr=1e-3)
+    except Exception as error:  # of any type: torch checks little
+        raise ValueError(f"stage.training.optimizer cannot be used: {reason_of(error)}") from error
 
 
 def build_plan(stage: Mapping[str, Any], trainer: TrainerSettings) -> EvaluationPlan:
@@ -111,8 +149,9 @@ def data_of(name: str, settings: Sequence[str], batch_size: int) -> Data:
     Raises:
         ValueError: there is no folder conf, neither beside the source nor here; see also `build_data`.
     """
-    with initialize_config_dir(str(conf_folder()), version_base="1.3"):
-        config = compose("config", [f"dataset={name}", *(f"dataset.{setting}" for setting in settings)])
+    overrides = [quoted_path(each) for each in (f"dataset={name}", *(f"dataset.{setting}" for setting in settings))]
+    with explained(overrides), initialize_config_dir(str(conf_folder()), version_base="1.3"):
+        config = compose("config", overrides)
     return data_from(cast(dict[str, Any], OmegaConf.to_container(config.dataset, resolve=True)), batch_size, "data")
 
 
@@ -133,8 +172,10 @@ def build_network(settings: Settings, facts: DataFacts, *, guidance_input: bool 
         given["features"] = facts.state
     if guidance_input:
         given["guidance_input"] = True
-    network = instantiate(model["network"], _convert_="all", **given)
-    return Denoiser(network, model["prediction"], instantiate(model.get("native_schedule"), _convert_="all"))
+    network = instantiated(model["network"], "model.network", given)
+    native = model.get("native_schedule")
+    native = None if native is None else instantiated(native, "model.native_schedule")
+    return Denoiser(network, model["prediction"], native)
 
 
 def build_fresh_student(settings: Settings, data: Data, *, guidance_input: bool) -> Denoiser:
