@@ -9,6 +9,7 @@ from omegaconf import DictConfig
 
 from fewstep.commands.main import run_guarded
 from fewstep.distributed.launch import is_worker_process, launch_workers
+from fewstep.runs.advice import explained
 from fewstep.runs.overrides import hydra_arguments, require_known_recipe
 from fewstep.system.load import LoadOfOthers
 from fewstep.system.signals import stop_signals
@@ -53,7 +54,8 @@ def checked_run(config: DictConfig) -> None:
 def main() -> None:
     """Give Hydra the command line."""
     sys.argv[1:] = hydra_arguments(sys.argv[1:])
-    train()
+    with explained(sys.argv[1:]):
+        train()
 
 
 if __name__ == "__main__":

@@ -304,7 +304,7 @@ def test_a_missing_fact_is_refused(path: Path, key: str) -> None:
         ("w_values", 1.5, "its card.w_values must be a list of numbers, like [1] or null, got 1.5"),
         ("w_max", float("nan"), "its card.w_max must be finite, got nan"),
         ("w_max", float("inf"), "its card.w_max must be finite, got inf"),
-        ("images", True, "its card.images must be a whole number, got True"),
+        ("images", True, "its card.images must be a whole number from 0 to 2^63 - 1, got True"),
         ("data.name", 3, "its data.name must be text, got 3"),
         ("data.text", 0, "its data.text must be a group of settings or null, got 0"),
         (

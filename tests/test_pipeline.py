@@ -13,7 +13,7 @@ from running import TINY, config_of, files_below, run_as_composed
 from safetensors.torch import load_file
 
 import fewstep
-from fewstep.sweeps.status import FIGURES
+from fewstep.sweeps.objective import FIGURES
 from fewstep.system.files import sha256_of
 from fewstep.tracking.names import COLUMNS
 

@@ -6,6 +6,7 @@ import sys
 import pytest
 from running import Commands
 
+from fewstep.commands.dashboard import PAGE
 from fewstep.tracking.tensorboard import TensorBoardRun
 
 pytest_plugins = ("running",)
@@ -29,7 +30,7 @@ def test_it_starts_tensorboard_on_all_runs_or_on_those_of_a_sweep(commands: Comm
     for arguments, folder in (((), outputs), (("--sweep", "seeds-1"), sweep)):
         result = commands.fewstep("dashboard", "--local", "--outputs", outputs, "--port", "6007", *arguments)
         assert result.out == f"tensorboard --logdir {folder} --port 6007\n"
-        assert executed.pop() == [sys.executable, "-m", "tensorboard.main", "--logdir", str(folder), "--port", "6007"]
+        assert executed.pop() == [sys.executable, "-m", PAGE, "--logdir", str(folder), "--port", "6007"]
 
 
 def test_mistakes_are_one_line(commands: Commands, executed, tmp_path):

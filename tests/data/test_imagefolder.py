@@ -277,6 +277,6 @@ def test_what_is_not_from_here_stays_in_the_folder_of_a_cache(root: Path, tmp_pa
 def test_a_manifest_of_something_else_is_never_replaced(root: Path, tmp_path: Path, content: str) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "manifest.json").write_text(content)
-    with pytest.raises(ValueError, match=r"manifest.json is not that of a cache.*dataset.cache"):
+    with pytest.raises(ValueError, match=r"manifest.json is damaged or not of fewstep.*dataset.cache"):
         opened(root, cache=str(tmp_path / "mine"))
     assert (tmp_path / "mine" / "manifest.json").read_text() == content

@@ -69,9 +69,13 @@ def test_the_cosine_schedule_is_a_schedule() -> None:
     assert isinstance(CosineSchedule(), Schedule)
 
 
-@pytest.mark.parametrize("limits", [(20.0, -20.0), (3.0, 3.0), (float("nan"), 20.0), (-20.0, float("inf"))])
+@pytest.mark.parametrize(
+    "limits", [(20.0, -20.0), (3.0, 3.0), (float("nan"), 20.0), (-20.0, float("inf")), (-1e308, 1.0)]
+)
 def test_bad_limits_are_refused(limits: tuple[float, float]) -> None:
-    with pytest.raises(ValueError, match=r"log_snr_min < log_snr_max, got .*; the paper uses -20 and 20"):
+    with pytest.raises(
+        ValueError, match=r"log_snr_min < log_snr_max, neither beyond 1000, got .*; the paper uses -20 and 20"
+    ):
         CosineSchedule(*limits)
 
 

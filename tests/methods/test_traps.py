@@ -262,7 +262,7 @@ def one_process(name: str, rank: int, count: int, port: int, folder: Path) -> No
         os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
     with process_group("cpu"):
         made = apart(name)
-        trainer, _ = loop.build_trainer(made, folder / f"run {rank}", trainer_settings(), "0", [], [], 0)
+        trainer, *_ = loop.build_trainer(made, folder / f"run {rank}", trainer_settings(), "0", [], [], 0)
         trainer.fit(made, data_for(made))
         torch.save(made.state_dict(), folder / f"{rank}.pt")
 

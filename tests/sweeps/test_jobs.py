@@ -3,7 +3,8 @@
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from fewstep.sweeps.jobs import Job, SweepOverrides, name_of, quoted, shortened
+from fewstep.runs.overrides import quoted
+from fewstep.sweeps.jobs import Job, SweepOverrides, name_of, shortened
 
 
 def parsed(*overrides: str) -> SweepOverrides:

@@ -11,8 +11,8 @@ import yaml
 from running import Commands
 
 from fewstep.sweeps.collect import write_csv, write_page
+from fewstep.sweeps.objective import Objective
 from fewstep.sweeps.results import collected, pareto, points
-from fewstep.sweeps.status import Objective
 
 pytest_plugins = ("running",)
 FID = {("2", "0"): 5.0, ("2", "1"): 7.0, ("4", "0"): 3.0, ("4", "1"): 3.5, ("8", "0"): 9.0}

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from fewstep.sweeps.jobs import Job
+from fewstep.sweeps.objective import Objective
 from fewstep.sweeps.running import Launch, Result, Sweep
-from fewstep.sweeps.status import DONE, FAILED, FINISHED, SKIPPED, JobState, Objective
+from fewstep.sweeps.status import DONE, FAILED, FINISHED, SKIPPED, JobState
 
 GOOD: Result = {"status": 0, "message": ""}
 WAYS = pytest.mark.parametrize(

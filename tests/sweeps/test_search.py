@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
+from fewstep.sweeps.objective import Objective
 from fewstep.sweeps.search import Search, ask, chosen, opened_study, tell
 from fewstep.sweeps.space import Dimension, space_of
-from fewstep.sweeps.status import Objective
 
 pytest.importorskip("optuna")
 from optuna.distributions import FloatDistribution, IntDistribution

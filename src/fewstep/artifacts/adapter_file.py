@@ -7,10 +7,10 @@ from typing import Literal
 
 from safetensors.torch import save_file
 
-from fewstep.artifacts.model_file import CHECKSUM, KEY, checksum, read_described
+from fewstep.artifacts.model_file import CHECKSUM, KEY, UNREADABLE, checksum, read_described
 from fewstep.networks.low_rank import Factors, layers_of
 from fewstep.system.files import atomic_write
-from fewstep.system.validation import build
+from fewstep.system.validation import Count, build
 
 ADAPTER_FORMAT = 1
 ADAPTER_KEY = f"{KEY}_adapter"
@@ -43,8 +43,8 @@ class AdapterCard:
     rank: int
     alpha: float
     eta: float | None
-    images: int
-    seed: int
+    images: Count
+    seed: Count
 
     def __post_init__(self) -> None:
         if self.rank < 1 or self.alpha <= 0:
@@ -76,7 +76,7 @@ def load_adapter_file(path: Path) -> tuple[Factors, AdapterCard]:
             raise ValueError("its format is of another version of fewstep")
         card = build(AdapterCard, description, "its card")
         layers_of(tensors)
-    except (KeyError, TypeError, ValueError) as error:
+    except UNREADABLE as error:
         reason = str(error) if isinstance(error, ValueError) else f"{type(error).__name__} {error}"
         raise ValueError(f"{path} is not an adapter that this fewstep can read: {reason}; train it again") from error
     return tensors, card

@@ -10,6 +10,7 @@ from fewstep.artifacts.run_folder import CONFIG, MODEL, made_at, products_of, ru
 from fewstep.diffusion.sampling import GuidanceKind, Sampling
 from fewstep.networks import Denoiser
 from fewstep.system.files import sha256_of
+from fewstep.system.stored import leave_out
 
 Compatibility = Callable[[Denoiser, ModelCard], str | None]
 """Why a model cannot be the parent, or None if it can."""
@@ -83,7 +84,8 @@ def find_newest(outputs: Path, dataset: str, kind: GuidanceKind, compatibility: 
         for path in models_in_folder(folder):
             try:
                 reason = compatibility(*load_model(path))
-            except ValueError as error:  # damaged: an older one may do
+            except (ValueError, OSError) as error:  # damaged: an older one may do
+                leave_out(path, error)
                 reason = str(error)
             if reason is None:
                 return path
@@ -99,9 +101,13 @@ def student_runs(outputs: Path, dataset: str) -> Iterator[list[Path]]:
     """The few-step students of each run that has finished them, newest first, each run's by most steps first."""
     for folder in run_folders(outputs, dataset):
         models = models_in_folder(folder)
-        if not models or not all((folder / product).is_file() for product in products_of(folder)):
+        try:
+            if not models or not all((folder / product).is_file() for product in products_of(folder)):
+                continue
+            card = load_model(models[-1])[1]
+        except (ValueError, OSError) as error:  # damaged: an older one may do
+            leave_out(folder, error)
             continue
-        card = load_model(models[-1])[1]
         if card.sampling.times is not None and not card.encodes:
             yield models
 

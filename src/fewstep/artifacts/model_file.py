@@ -24,17 +24,19 @@ from fewstep.networks import Denoiser, network_class
 from fewstep.networks.denoiser import arguments_of
 from fewstep.networks.own import OwnNetwork
 from fewstep.system.files import atomic_write, tensor_digest
-from fewstep.system.validation import build
+from fewstep.system.stored import plain_json, reason_of
+from fewstep.system.validation import Count, build
 
 FORMAT = 2
 KEY = "fewstep"
 T = TypeVar("T")
 # What a description of wrong values raises here, in torch or in a network's constructor.
-UNREADABLE = (KeyError, TypeError, ValueError, RuntimeError, AttributeError, ArithmeticError)
+UNREADABLE = (LookupError, TypeError, ValueError, RuntimeError, AttributeError, ArithmeticError, AssertionError)
 CHECKSUM = "checksum"
 SCHEDULES: dict[str, type[CosineSchedule] | type[BetaSchedule]] = {
     c.__name__: c for c in (CosineSchedule, BetaSchedule)
 }
+MOST_W = 1e6
 BLOCKS = ("num_blocks", "num_layers", "layers_per_block", "transformer_layers_per_block")  # of networks' arguments
 
 
@@ -89,7 +91,7 @@ class ModelCard:
     prediction: PredictionKind
     schedule: CosineSchedule | BetaSchedule
     sampling: Sampling
-    images: int
+    images: Count
     parents: tuple[Ancestor, ...]
     native_schedule: BetaSchedule | None = None
     w_min: float | None = None
@@ -99,7 +101,7 @@ class ModelCard:
     w2_min: float | None = None
     w2_max: float | None = None
     guidance_interval: tuple[float, float] | None = None
-    evaluations: int | None = None
+    evaluations: Count | None = None
     adapters: tuple[AppliedAdapter, ...] = ()
 
     def __post_init__(self) -> None:
@@ -107,16 +109,16 @@ class ModelCard:
             has_range = self.w_min is not self.w_max
             good = not has_range and self.sampling.guidance != "input"
         else:
-            good = self.sampling.guidance == "input" and 0 <= self.w_min <= self.w_max
-        if not (good and self.data.low < self.data.high):
+            good = self.sampling.guidance == "input" and 0 <= self.w_min <= self.w_max <= MOST_W
+        if not good:
             raise ValueError(
-                "a model with a w input has a guidance range 0 <= w_min <= w_max and others have none, and data has "
-                f"low < high, got {self.sampling}, {self.w_min}, {self.w_max} and {self.data}"
+                f"a model with a w input has a guidance range 0 <= w_min <= w_max <= {MOST_W:g} and others have none, "
+                f"got {self.sampling.guidance}, {self.w_min} and {self.w_max}"
             )
         if self.w2_min is None or self.w2_max is None:
             good = self.w2_min is self.w2_max
         else:
-            good = self.w_min is not None and 0 <= self.w2_min <= self.w2_max
+            good = self.w_min is not None and 0 <= self.w2_min <= self.w2_max <= MOST_W
         if not (good and (self.data.styles is not None or not self.has_two_weights)):
             raise ValueError(
                 "a second guidance weight is of data with styles, of a model that has a first one, and has a range "
@@ -328,9 +330,11 @@ def read_described(
         made = f"is fewstep's but not {what}" if other else "is safetensors but not made by fewstep"
         raise ValueError(f"{path} {made}: it lacks the description under {key!r}")
     try:
-        description = json.loads(metadata[key])
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f"{path} is damaged: its description is not JSON ({error}); make it again") from error
+        description = plain_json(metadata[key])
+    except (ValueError, RecursionError) as error:
+        raise ValueError(
+            f"{path} is damaged: its description is not JSON as fewstep writes it ({reason_of(error)}); make it again"
+        ) from error
     if not isinstance(description, dict):
         raise ValueError(f"{path} is damaged: its description is no JSON object; make it again")
     return description, tensors

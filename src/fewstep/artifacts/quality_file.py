@@ -1,17 +1,20 @@
 """quality.json: one row for every model, sampler, number of steps and guidance weight that was judged."""
 
-import json
 from collections.abc import Iterable, Mapping
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fewstep.artifacts.run_folder import PROVENANCE
+from pydantic import with_config
+
 from fewstep.diffusion.guidance import Weight
+from fewstep.system.stored import read_json
+from fewstep.system.validation import STRICT, Count
 
 TEACHER, GUIDED = "teacher", "guided"  # labels of the models for any number of steps
 
 
+@with_config(STRICT)
 @dataclass(frozen=True, kw_only=True)
 class QualityRow:
     """Quality and cost of one model at one sampler, number of steps and w; shares are in [0, 1].
@@ -44,8 +47,8 @@ class QualityRow:
 
     model: str
     sampler: str
-    steps: int
-    nfe: int
+    steps: Count
+    nfe: Count
     w: float
     fid: float
     inception_score: float | None
@@ -56,11 +59,11 @@ class QualityRow:
     same_noise_rmse: float | None
     exact_rmse: float | None = None
     images_per_second: float
-    num_images: int
+    num_images: Count
     seed: int
     protocol: str
     vendi: float | None = None
-    base_steps: int = 0
+    base_steps: Count = 0
     base_w: float | None = None
     kid: float | None = None
     clip_score: float | None = None
@@ -74,9 +77,9 @@ class QualityRow:
     intervals: Mapping[str, list[float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        numbers = (self.steps, self.nfe, self.w, self.fid, self.images_per_second)
-        if not all(isinstance(number, int | float) for number in numbers) or self.nfe * self.images_per_second <= 0:
-            raise ValueError(f"steps, nfe, w, fid and images_per_second must be numbers above 0, got {numbers}")
+        if not (self.steps > 0 and self.nfe > 0 and self.images_per_second > 0):
+            numbers = self.steps, self.nfe, self.images_per_second
+            raise ValueError(f"steps, nfe and images_per_second must be above 0, got {numbers}")
         if wrong := {
             name: pair for name, pair in self.intervals.items() if not (len(pair) == 2 and pair[0] <= pair[1])
         }:
@@ -116,17 +119,7 @@ def read_rows(path: Path) -> list[QualityRow]:
     """
     if not path.is_file():
         raise ValueError(f"a report needs {path}, and it is not there; make it with: fewstep evaluate MODEL")
-    known = [each.name for each in fields(QualityRow)]
-    required = [each.name for each in fields(QualityRow) if each.default is each.default_factory is MISSING]
-    try:
-        raw_rows = json.loads(path.read_text())
-        rows = [
-            QualityRow(**{name: raw[name] for name in known if name in raw or name in required}) for raw in raw_rows
-        ]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(
-            f"{path} must be a list of rows with {', '.join(required)}, got {error!r}; evaluate again"
-        ) from None
+    rows: list[QualityRow] = read_json(path, list[QualityRow], "evaluate again")
     protocols = sorted({row.protocol for row in rows})
     if len(protocols) != 1:
         raise ValueError(
@@ -144,19 +137,3 @@ def names_in_order(rows: Iterable[QualityRow]) -> list[str]:
         return 3 if row.name != row.model else {TEACHER: 0, GUIDED: 1}.get(row.model, 2)
 
     return list(dict.fromkeys(row.name for row in sorted(rows, key=rank)))
-
-
-def read_provenance(folder: Path) -> dict[str, Any]:
-    """provenance.json of a run, what its figures are of; empty where it is missing.
-
-    Raises:
-        ValueError: it is not a JSON object.
-    """
-    path = folder / PROVENANCE
-    try:
-        content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    except ValueError:
-        content = None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} must be a JSON object, and is not; evaluate again")
-    return content

@@ -11,8 +11,10 @@ from typing import Any
 
 import yaml
 from filelock import FileLock, Timeout
+from pydantic import JsonValue
 
 from fewstep.system.files import atomic_write, remove, write_json
+from fewstep.system.stored import leave_out, read_json, read_yaml
 from fewstep.system.validation import checked
 
 CONFIG = "config.yaml"
@@ -97,8 +99,8 @@ def open_run(
         with locked(path) as acquired:
             if not acquired:
                 continue
-            changed = differences(settings_in(path), settings) if (path / CONFIG).is_file() else []
-            if changed and not force:
+            changed = differences(settings_in(path), settings) if (path / CONFIG).is_file() and not force else []
+            if changed:
                 if name is None:  # another process was quicker to take a new folder
                     continue
                 raise ValueError(
@@ -125,7 +127,7 @@ def candidate_folders(
     if name is not None:
         return [parent / name]
     existing = sorted((config.parent for config in parent.glob(f"*/{CONFIG}")), key=made_at, reverse=True)
-    same = [folder for folder in existing if not differences(settings_in(folder), settings)]
+    same = [folder for folder in existing if has_settings(folder, settings)]
     return [*(folder for folder in same if not is_finished(folder, products) or keep(folder)), *new_folders(parent)]
 
 
@@ -187,16 +189,25 @@ def made_anything(folder: Path) -> bool:
 def products_of(folder: Path) -> list[str]:
     """The names of the files that the run in `folder` makes; none if it has no list of them."""
     file = folder / PRODUCTS
-    return json.loads(file.read_text()) if file.is_file() else []
+    return read_json(file, list[str], "delete it and run the same command again") if file.is_file() else []
 
 
 def settings_in(folder: Path) -> dict[str, Any]:
-    """The settings of the run in `folder`, empty if the file is damaged."""
+    """The settings of the run in `folder`.
+
+    Raises:
+        ValueError: they are damaged. OSError: they cannot be read.
+    """
+    return read_yaml(folder / CONFIG, dict[str, JsonValue], "resume=force writes it again, another name= starts anew")
+
+
+def has_settings(folder: Path, settings: Mapping[str, Any]) -> bool:
+    """Whether the run in `folder` is of these settings; one that cannot be read is named, and is of others."""
     try:
-        settings = yaml.safe_load((folder / CONFIG).read_text())
-    except (yaml.YAMLError, UnicodeDecodeError):
-        return {}
-    return settings if isinstance(settings, dict) else {}
+        return not differences(settings_in(folder), settings)
+    except (ValueError, OSError) as error:
+        leave_out(folder, error)
+        return False
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

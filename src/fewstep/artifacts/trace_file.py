@@ -1,9 +1,11 @@
 """trace.json: how far a sampler's predictions are from the image that it ends with."""
 
-import json
 from pathlib import Path
 from typing import NamedTuple
 
+from fewstep.system.stored import read_json
+
+REMEDY = "evaluate again"
 TRACE = "trace.json"
 FILMS = Path("samples", "trace")  # NAME.png of each curve
 
@@ -37,10 +39,7 @@ def read_curves(path: Path) -> list[Curve]:
     """
     if not path.is_file():
         return []
-    try:
-        curves = [Curve(**own) for own in json.loads(path.read_text(encoding="utf-8"))]
-        if not all(len(each.times) == len(each.rmse) == len(each.features) > 0 for each in curves):
-            raise ValueError
-    except (ValueError, TypeError):
-        raise ValueError(f"{path} must be the traces of an evaluation, and is not; evaluate again") from None
+    curves = read_json(path, list[Curve], REMEDY)
+    if not all(len(each.times) == len(each.rmse) == len(each.features) > 0 for each in curves):
+        raise ValueError(f"{path} must have a distance for each time of a curve, and has not; {REMEDY}")
     return curves

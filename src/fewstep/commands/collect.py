@@ -21,13 +21,13 @@ def collect(
     """
     from fewstep.sweeps.collect import write_csv, write_page
     from fewstep.sweeps.leaderboard import write_leaderboard
+    from fewstep.sweeps.objective import FIGURES, Objective
     from fewstep.sweeps.results import collected, table
-    from fewstep.sweeps.status import FIGURES, Objective
     from fewstep.sweeps.sweep import described
 
     if figure is not None and figure not in FIGURES:
         raise ValueError(f"--figure must be one of {', '.join(FIGURES)}, got {figure}")
-    own = Objective(**described(sweep)["objective"])
+    own = described(sweep).objective
     objective = Objective(figure or own.figure, own.steps if steps is None else steps, own.w if w is None else w)
     found = collected(sweep, objective)
     for setting in found.settings:

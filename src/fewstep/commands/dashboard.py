@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+PAGE = "fewstep.commands.tensorboard_page"
+
 
 def dashboard(
     local: Annotated[bool, typer.Option("--local", help="Start TensorBoard on --outputs.")] = False,
@@ -25,7 +27,7 @@ def dashboard(
     """Show how runs stand: is it training, which w, which steps, what did it cost.
 
     Without --local, as a workspace in W&B, made from code: each call makes a new one. With it, `tensorboard --logdir`
-    on the files of runs with logger=tensorboard.
+    on the files of runs with logger=tensorboard; only this machine can open the page.
 
     Example: fewstep dashboard --local
     """
@@ -58,7 +60,7 @@ def start_tensorboard(outputs: Path, port: int) -> None:
         raise ValueError(f"--outputs must be a folder of runs, and {outputs} is none; python train.py makes outputs/")
     if not any(outputs.rglob(f"{FOLDER}/events.*")):
         raise ValueError(f"no run below {outputs} was logged to TensorBoard; train with logger=tensorboard")
-    command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(outputs), "--port", str(port)]
+    command = [sys.executable, "-m", PAGE, "--logdir", str(outputs), "--port", str(port)]
     typer.echo(f"tensorboard --logdir {outputs} --port {port}")
     os.execv(sys.executable, command)
 
@@ -67,18 +69,15 @@ def in_wandb(folder: Path | None, sweep: str | None, project: str | None, entity
     """Make the workspace of a project or sweep; print it or save it."""
     if find_spec("wandb_workspaces") is None:
         raise ValueError("this needs wandb-workspaces, which is not installed: pip install 'fewstep[workspace]'")
-    import yaml
-
-    from fewstep.sweeps.sweep import SWEEP
+    from fewstep.sweeps.sweep import described
     from fewstep.tracking import workspace
 
     own_project, own_entity = workspace.default_project()
-    about = {} if folder is None else yaml.safe_load((folder / SWEEP).read_text()) or {}
     made = workspace.workspace(
         project or own_project,
         entity or own_entity,
         sweep=sweep if folder is None else None,
         outputs=None if folder is None else str(folder),
-        swept=list(about.get("swept") or {}),
+        swept=[] if folder is None else list(described(folder).swept),
     )
     typer.echo(workspace.as_json(made) if as_json else workspace.save(made))

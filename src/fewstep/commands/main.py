@@ -141,7 +141,7 @@ app.add_typer(adapt.app, name="adapt")
 
 def run_guarded(main: Callable[[], object]) -> int:
     """Run `main`; a user's mistake becomes one line and exit status 2 (FEWSTEP_TRACEBACK=1: a traceback too)."""
-    warnings.showwarning = lambda message, category, *_: is_silent_rank() or typer.echo(f"warning: {message}", err=True)
+    warnings.showwarning = show_warning
     argparse.ArgumentParser.error = raise_usage_error  # Hydra's parser would print its usage
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then raises, and the line is ours
     try:
@@ -160,6 +160,12 @@ def run_guarded(main: Callable[[], object]) -> int:
             typer.echo(line, err=True)
         return EXIT_BAD_INPUT if is_user_error(error) else getattr(error, "status", 1)
     return 0
+
+
+def show_warning(message: Warning | str, *_: object) -> None:
+    """A warning in one line, of the first process alone."""
+    if not is_silent_rank():
+        typer.echo(f"warning: {printable(message)}", err=True)
 
 
 def local_error_line(error: BaseException, line: str) -> str | None:
@@ -190,19 +196,31 @@ def raised_in(error: BaseException) -> str:
 
 
 def one_line(error: BaseException) -> str:
-    """The error's own words in one line; Hydra wraps the cause in lines about where it was instantiated."""
+    """The error's own words in one line, without what would steer a terminal."""
+    return printable(words_of(error))
+
+
+def printable(words: object) -> str:
+    """The words without what would steer a terminal."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(words))
+
+
+def words_of(error: BaseException) -> str:
+    """The error's own words; Hydra wraps the cause in lines about where it was instantiated."""
     if type(error).__module__.startswith("hydra") and error.__cause__ is not None and is_user_error(error.__cause__):
-        return one_line(error.__cause__)
+        return words_of(error.__cause__)
     if is_out_of_memory(error):
         reason = " ".join(str(error).partition("\n")[0].split()) or "an allocation failed"
+        if isinstance(error, ImportError):
+            return f"memory ran out while a library was loaded ({reason}); raise its limit (`ulimit -v`, a job's --mem)"
         return f"memory ran out ({reason}); a smaller batch_size needs less, and the same command resumes the run"
     if isinstance(error, OSError) and error.strerror:
         advice = "make room" if error.errno == errno.ENOSPC else "choose another path or make this one usable"
         place = f": {error.filename}" if error.filename else ""
         return f"{error.strerror}{place}; {advice} and run the same command again"
     if message := getattr(error, "format_message", None):  # Typer's
-        context = getattr(error, "ctx", None)
-        return f"{message().rstrip('.')}; `{context.command_path if context else PROGRAM} --help` shows what there is"
+        context, text = getattr(error, "ctx", None), message().rstrip(".") or "a command is missing"
+        return f"{text}; `{context.command_path if context else PROGRAM} --help` shows what there is"
     text = " ".join(str(error).partition("Config search path")[0].split())
     from_settings = {type(error).__module__.partition(".")[0], raised_in(error)} & {"hydra", "omegaconf"}
     return f"{text}; `python train.py --cfg job` shows all settings" if from_settings else text

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from fewstep.commands.loopback import middleware
 from fewstep.commands.models import OUTPUTS, ModelFile, Outputs
 from fewstep.commands.tasks import AutoencoderFolder, TextEncoderFolder
 
@@ -52,6 +53,7 @@ def play(
             footer_links=[],
             theme=Base(font=["sans-serif"], font_mono=["monospace"]),  # the default theme loads fonts from Google
             css=".pixels img { image-rendering: pixelated }",
+            app_kwargs={"middleware": middleware()},
         )
     except OSError as error:
         raise ValueError(f"--port {port} is in use or not allowed; choose another, or 0 for any free one") from error

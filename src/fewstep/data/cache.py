@@ -21,16 +21,27 @@ import numpy as np
 import torch
 from filelock import FileLock
 from jaxtyping import Int, UInt8
+from pydantic import JsonValue, with_config
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from fewstep.data.decode import WHITE, luminance
 from fewstep.data.mapped import MappedRows
 from fewstep.data.split import Examples
 from fewstep.system.files import atomic_write, write_json
+from fewstep.system.stored import read_json
+from fewstep.system.validation import STRICT, Count, checked
 
 FORMAT = 3
 MANIFEST = "manifest.json"
-RECORD = {"key", "count", "sha256", "skipped", "notes", "grey", "labels"}
+RECORD: dict[str, Any] = {
+    "key": str,
+    "count": Count,
+    "sha256": str,
+    "skipped": list[str],
+    "notes": dict[str, int],
+    "grey": Count,
+    "labels": list[Count],
+}
 TRAIN = "train"
 OUTDATED = "is of an earlier version of fewstep, which ignored transparency"
 PART_BYTES = 2**29  # of images in a part, where the source has none: the most that an interruption costs
@@ -87,6 +98,19 @@ class Source:
         return hashlib.sha256(json.dumps([FORMAT, keys, settings]).encode()).hexdigest()
 
 
+@with_config(STRICT)
+@dataclass(frozen=True)
+class Manifest:
+    """What manifest.json holds: parts by split, and see `Source`."""
+
+    format: Count
+    key: str
+    shape: tuple[int, ...]
+    classes: tuple[str, ...]
+    parts: Mapping[str, tuple[str, ...]]
+    background: str = WHITE  # older ones have none
+
+
 class Cache:
     """A finished cache folder.
 
@@ -96,15 +120,13 @@ class Cache:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        manifest = json.loads((folder / MANIFEST).read_text())
-        self.key: str = manifest["key"]
-        self.shape: tuple[int, ...] = tuple(manifest["shape"])
-        self.classes: list[str] = manifest["classes"]
-        self.background: str = manifest["background"]
+        manifest = read_manifest(folder)
+        self.key, self.shape, self.classes = manifest.key, manifest.shape, list(manifest.classes)
+        self.background = manifest.background
         self.skipped: list[str] = []
         self.notes: Counter[str] = Counter()
         self._splits: dict[str, list[tuple[str, dict[str, Any]]]] = {}
-        for split, parts in manifest["parts"].items():
+        for split, parts in manifest.parts.items():
             self._splits[split] = []
             for name in parts:
                 record = read_record(folder, name, self.shape)
@@ -188,16 +210,15 @@ def stored_key(folder: Path) -> str | None:
     Raises:
         ValueError: manifest.json is damaged, or is not one of a cache.
     """
-    manifest = folder / MANIFEST
-    if not manifest.is_file():
+    if not (folder / MANIFEST).is_file():
         return None
-    try:
-        stored = json.loads(manifest.read_text())
-        return stored["key"] if stored["format"] == FORMAT else None
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{manifest} is not that of a cache, or is damaged; delete it, or choose another folder with dataset.cache"
-        ) from error
+    stored = read_manifest(folder)
+    return stored.key if stored.format == FORMAT else None
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """manifest.json of a cache; raises a ValueError where it is damaged."""
+    return read_json(folder / MANIFEST, Manifest, "delete it, or choose another folder with dataset.cache")
 
 
 def convert(folder: Path, source: Source) -> None:
@@ -317,9 +338,11 @@ def read_record(folder: Path, name: str, shape: Sequence[int]) -> dict[str, Any]
     if not path.is_file() or not images.is_file():
         return None
     try:
-        record = json.loads(path.read_text())
-        is_complete = images.stat().st_size == record["count"] * prod(shape) and record.keys() >= RECORD
-    except (ValueError, KeyError, TypeError, AttributeError):
+        record: dict[str, Any] = read_json(path, dict[str, JsonValue], "it is converted anew")
+        for key, hint in RECORD.items():
+            checked(record.get(key), hint, key)
+        is_complete = images.stat().st_size == record["count"] * prod(shape)
+    except ValueError:
         return None
     return record if is_complete else None
 

@@ -1,8 +1,12 @@
 """The facts of a data set, the one place of its shape, range, classes and encoders."""
 
 from dataclasses import dataclass, field, replace
+from math import prod
 
 from fewstep.diffusion.styles import Styles
+
+MOST_VALUES = 2**26  # of one example: a file cannot make us allocate more
+LARGEST = 1e6  # of a value, beyond which float32 networks and pictures make no sense
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,9 @@ class DataFacts:
     of a class of any style, and num_classes is the number of all labels. `labels` is None where they are the data's
     own; "none", or the digest of those that were made (`data.labels`), where they are others. `background` is what
     transparent images are put on: white, black or #rrggbb.
+
+    Raises:
+        ValueError: a shape, a number of classes or a range that no data have.
     """
 
     name: str
@@ -83,6 +90,18 @@ class DataFacts:
     degraded: DegradedFacts | None = None
     state: int | None = None
     background: str = "white"
+
+    def __post_init__(self) -> None:
+        sizes_are_good = len(self.shape) in (1, 3) and min(self.shape) >= 1 and prod(self.shape) <= MOST_VALUES
+        if not (sizes_are_good and 0 <= self.num_classes <= MOST_VALUES):
+            raise ValueError(
+                f"data have a shape (dim,) or (channels, height, width) of at most {MOST_VALUES:,} values, and 0 to as "
+                f"many classes, got {self.shape} and {self.num_classes}"
+            )
+        if not -LARGEST <= self.low < self.high <= LARGEST:
+            raise ValueError(
+                f"data lie between low < high, neither beyond {LARGEST:g}, got {self.low:g} and {self.high:g}"
+            )
 
     @property
     def embedding(self) -> tuple[int, int] | None:

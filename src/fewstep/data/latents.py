@@ -1,6 +1,5 @@
 """Latents of images, made by `fewstep latents`: mean and variance, memory-mapped, sampled anew in every batch."""
 
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from jaxtyping import Float
+from pydantic import JsonValue
 from torch import Tensor
 
 from fewstep.data.batch import Batch
@@ -19,6 +19,8 @@ from fewstep.data.mapped import MappedRows
 from fewstep.data.split import missing_data_error
 from fewstep.system.files import sha256_of
 from fewstep.system.seeds import seed_for
+from fewstep.system.stored import read_json
+from fewstep.system.validation import Count, checked
 
 if TYPE_CHECKING:
     from fewstep.networks.frozen.autoencoder import Autoencoder
@@ -26,9 +28,18 @@ if TYPE_CHECKING:
 MANIFEST = "latents.json"
 LABELS, REFERENCE, REFERENCE_LABELS = "labels.npy", "reference.npy", "reference-labels.npy"
 FORMAT = 1
-KEYS = {
-    *("source", "image_shape", "num_classes", "shape", "scaling_factor", "shift_factor", "autoencoder"),
-    *("autoencoder_sha256", "per_file", "files"),
+REMEDY = "make the latents again with `fewstep latents`"
+KEYS: dict[str, Any] = {
+    "source": str,
+    "autoencoder": str,
+    "autoencoder_sha256": str,
+    "files": dict[str, str],
+    "image_shape": tuple[int, ...],
+    "shape": tuple[int, ...],
+    "num_classes": Count,
+    "per_file": Count,
+    "scaling_factor": float,
+    "shift_factor": float,
 }
 
 
@@ -159,15 +170,17 @@ def read_manifest(root: Path) -> dict[str, Any]:
         command = f"fewstep latents patches --autoencoder FOLDER --out {root}"
         raise missing_data_error("latents", root, f"make it with `{command}`, which resumes after an interruption")
     try:
-        manifest = json.loads(path.read_text())
+        manifest: dict[str, Any] = read_json(path, dict[str, JsonValue], REMEDY)
         if manifest["format"] != FORMAT:
             raise ValueError(f"its format is {manifest['format']}, not {FORMAT}")
-        if missing := sorted(KEYS - manifest.keys()):
-            raise ValueError(f"it has no {missing[0]}")
+        for key, hint in KEYS.items():
+            if key not in manifest:
+                raise ValueError(f"it has no {key}")
+            checked(manifest[key], hint, key)
         if not any(name.startswith("latents-") for name in manifest["files"]):
             raise ValueError("it names no latents")
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} cannot be read ({error}); make the latents again with `fewstep latents`") from error
+    except (ValueError, KeyError) as error:
+        raise ValueError(f"{path} cannot be read ({error}); {REMEDY}") from error
     return manifest
 
 

@@ -1,6 +1,5 @@
 """Encode an image data set: float16 files of mean and variance, each written atomically, and last the manifest."""
 
-import json
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,11 +7,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from pydantic import JsonValue
 
 from fewstep.data.batches import ImagesInMemory, from_uint8, source_digest
 from fewstep.data.latents import FORMAT, LABELS, MANIFEST, REFERENCE, REFERENCE_LABELS
 from fewstep.networks.frozen.autoencoder import Autoencoder
 from fewstep.system.files import atomic_write, sha256_of, write_json
+from fewstep.system.stored import read_json
+from fewstep.system.validation import checked
 
 PER_FILE = 8192  # rows: 64 MiB a file at 4 x 32 x 32
 UNFINISHED = "unfinished.json"
@@ -97,17 +99,14 @@ def prepare_folder(out: Path, manifest: dict[str, Any]) -> None:
         temporary.unlink()
     for name in (MANIFEST, UNFINISHED):
         if (out / name).is_file():
-            try:
-                previous = dict(json.loads((out / name).read_text()))
-            except (ValueError, TypeError) as error:
-                raise ValueError(f"{out / name} cannot be read ({error}); choose another --out") from error
+            previous: dict[str, Any] = read_json(out / name, dict[str, JsonValue], "choose another --out")
             changed = [key for key, value in manifest.items() if previous.get(key) != value]
             if changed:
                 raise ValueError(
                     f"{out} holds latents of another kind: their {changed[0]} is {previous.get(changed[0])}, now it is "
                     f"{manifest[changed[0]]}; choose another --out"
                 )
-            for file, digest in previous.get("files", {}).items():
+            for file, digest in checked(previous.get("files", {}), dict[str, str], f"files of {out / name}").items():
                 if (out / file).is_file() and sha256_of(out / file) != digest:
                     warnings.warn(f"{out / file} has changed since it was made, and is made anew", stacklevel=2)
                     (out / file).unlink()

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
+from pydantic import JsonValue
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -28,6 +29,7 @@ from fewstep.diffusion.schedule import Images
 from fewstep.distributed.collectives import all_reduce_sum, local_rows, on_main_process, rank, world_size
 from fewstep.system.files import atomic_write, tensor_digest, write_json
 from fewstep.system.seeds import seed_for
+from fewstep.system.stored import read_json
 
 SHARD = 1024  # pairs: the most that an interruption costs, and what a batch is shuffled among
 AT_ONCE = 256  # pairs that a teacher makes at a time
@@ -122,10 +124,7 @@ class PairStore:
         Raises:
             ValueError: names what differs.
         """
-        try:
-            found = dict(json.loads(file.read_text()))
-        except (ValueError, TypeError) as error:
-            raise ValueError(f"{file} is damaged ({error}); delete its folder and the pairs are made again") from error
+        found: dict[str, Any] = read_json(file, dict[str, JsonValue], "delete its folder and the pairs are made again")
         ours = self.description
         changed = [
             f"{key} {found.get(key)!r}, not {ours.get(key)!r}"

@@ -6,13 +6,14 @@ import tarfile
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import count, groupby, islice, repeat
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
+from pydantic import with_config
 from torch.utils.data import IterableDataset, get_worker_info
 from webdataset.filters import shuffle
 from webdataset.handlers import ignore_and_stop
@@ -20,6 +21,8 @@ from webdataset.tariterators import base_plus_ext, group_by_keys, tar_file_expan
 
 from fewstep.system.files import atomic_write
 from fewstep.system.seeds import seed_for
+from fewstep.system.stored import read_json
+from fewstep.system.validation import STRICT, Count
 
 INDEX = ".fewstep-index.json"
 Raw = dict[str, Any]
@@ -51,6 +54,18 @@ class Scan(NamedTuple):
     whole: bool
     scattered: int
     lacking: dict[str, int]
+
+
+@with_config(STRICT)
+@dataclass(frozen=True)
+class ShardEntry:
+    """What is cached of a shard: its size and time, and its `Scan`."""
+
+    stamp: list[int]
+    count: Count
+    whole: bool
+    scattered: Count
+    lacking: dict[str, Count]
 
 
 def open_shards(root: Path, is_sample: IsSample, *, strict: bool) -> list[Shard]:
@@ -106,10 +121,10 @@ def open_shards(root: Path, is_sample: IsSample, *, strict: bool) -> list[Shard]
 def read_index(path: Path) -> dict[str, Any]:
     """The cached counts of the shards; empty if the file cannot be read."""
     try:
-        index = json.loads(path.read_text()).items()
-        return {name: entry for name, entry in index if entry.keys() == {"stamp", *Scan._fields}}
-    except (OSError, ValueError, AttributeError):
+        index = read_json(path, dict[str, ShardEntry], "the shards are counted anew")
+    except (OSError, ValueError):
         return {}
+    return {name: asdict(entry) for name, entry in index.items()}
 
 
 def write_index(path: Path, index: dict[str, Any]) -> None:

@@ -1,18 +1,116 @@
 """diagnostics.jsonl, a line for each measurement of a student in training, and the same as rows of the loggers."""
 
 import json
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers.logger import Logger
+from pydantic import with_config
 
 from fewstep.diagnostics.alarms import Alarm
 from fewstep.system.files import atomic_write
+from fewstep.system.stored import one_line_errors, parse_json
+from fewstep.system.validation import STRICT, Count
 from fewstep.tracking import names
 from fewstep.tracking.tracker import trackers
 
 FILE = "diagnostics.jsonl"
+Figures = Mapping[str, float | None]
+"""By the name of a branch, a part of the network or a role."""
+
+
+@with_config(STRICT)
+@dataclass(frozen=True)
+class Statistics:
+    """SAMPLE_STATISTICS, None where one is not known."""
+
+    contrast: float | None
+    saturation: float | None
+    excess: float | None
+    diversity: float | None
+
+
+@with_config(STRICT)
+@dataclass(frozen=True)
+class BinStatistics(Statistics):
+    """Those of a bin of w."""
+
+    low: float
+    high: float
+
+
+@with_config(STRICT)
+@dataclass(frozen=True)
+class BinGap:
+    """The gap in a bin of t or w."""
+
+    low: float
+    high: float
+    gap: float | None
+
+
+@with_config(STRICT)
+@dataclass(frozen=True)
+class StepError:
+    """The error of one student step from t."""
+
+    t: float
+    error: float | None
+
+
+@with_config(STRICT)
+@dataclass(frozen=True)
+class Critic:
+    """See `critics.CriticStatistics`."""
+
+    accuracy: float | None
+    real_loss: float | None
+    generated_loss: float | None
+
+
+@with_config(STRICT)
+@dataclass(frozen=True)
+class Says:
+    """An alarm that was raised."""
+
+    kind: str
+    says: str
+
+
+@with_config(STRICT)
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """What a line must hold; what has a default is absent in files of earlier versions.
+
+    Raises:
+        ValueError: a teacher's statistics are not of the student's bins.
+    """
+
+    images: Count
+    stage: str
+    rung: Count | None
+    gap: float | None
+    gap_by_t: tuple[BinGap, ...]
+    gap_by_w: tuple[BinGap, ...]
+    gap_by_branch: Figures | None
+    step_errors: tuple[StepError, ...]
+    samples: Statistics | None
+    samples_by_w: tuple[BinStatistics, ...]
+    teacher_samples: Statistics | None
+    teacher_samples_by_w: tuple[BinStatistics, ...]
+    data: Statistics | None
+    gradient_norm: Figures | None
+    gradient_norm_by_role: Figures | None = None
+    gradient_ratio: Figures = field(default_factory=dict)
+    critics: Mapping[str, Critic] = field(default_factory=dict)
+    alarms: tuple[Says, ...]
+
+    def __post_init__(self) -> None:
+        if self.samples and self.teacher_samples and len(self.samples_by_w) != len(self.teacher_samples_by_w):
+            raise ValueError("a teacher's samples must have the student's bins of w")
 
 
 class DiagnosticsFile:
@@ -47,17 +145,24 @@ class DiagnosticsFile:
 
 
 def read_diagnostics(path: Path) -> list[dict[str, Any]]:
-    """The records of a diagnostics.jsonl without damaged lines; empty where there is no file."""
+    """The records of a diagnostics.jsonl without damaged lines; empty where there is no file.
+
+    A last line that a kill has torn is left out silently, other damage with a warning.
+    """
     if not path.is_file():
         return []
-    records = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    records, refused = [], []
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    for number, line in enumerate(lines, start=1):
         try:
-            record = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(record, dict) and {"images", "stage", "rung", "gap"} <= set(record):
-            records.append(record)
+            with one_line_errors(path, "the other lines are used"):
+                parse_json(line, Record)
+            records.append(json.loads(line))
+        except ValueError as error:
+            refused += [(number, error)] if number < len(lines) else []
+    if refused:
+        number, error = refused[0]
+        warnings.warn(f"line {number} of {error}", stacklevel=2)
     return records
 
 

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fewstep.diffusion.schedule import alpha
+from fewstep.diffusion.schedule import MOST_LOG_SNR, alpha
 
 BetaKind = Literal["linear", "scaled_linear", "squaredcos_cap_v2", "trained"]
 LEAST_BETA = 1e-9  # of one near 1e-16 nothing is left in 1 - beta, and the log-SNR is infinite
@@ -31,7 +31,7 @@ class BetaSchedule:
             its log-SNR is then `log_snr_min`.
 
     Raises:
-        ValueError: an unknown kind, a beta outside (1e-9, 1), or fewer than two timesteps.
+        ValueError: an unknown kind, a beta outside (1e-9, 1), fewer than two timesteps, or limits that do not rise.
     """
 
     kind: BetaKind = "scaled_linear"
@@ -52,6 +52,11 @@ class BetaSchedule:
         count = self.num_timesteps if self.betas is None else len(self.betas)
         if count != self.num_timesteps or not 2 <= count <= 100_000:
             raise ValueError(f"a beta schedule needs 2 to 100,000 timesteps and as many betas, got {count}")
+        if not -MOST_LOG_SNR <= self.log_snr_min < self.log_snr_max <= MOST_LOG_SNR:
+            raise ValueError(
+                f"a beta schedule's log-SNR lies between log_snr_min < log_snr_max, neither beyond {MOST_LOG_SNR:g}, "
+                f"got {self.log_snr_min:g} and {self.log_snr_max:g}"
+            )
         betas = self._betas()
         if not bool(((betas > LEAST_BETA) & (betas < 1)).all()):
             raise ValueError(

@@ -6,7 +6,7 @@ on the log-SNR are the same diffusion. Coefficients are float64 until they meet 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import atan, exp, isfinite, pi
+from math import atan, exp, pi
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 RULE, REMEDY = "evaluation times must lie in (0, 1] and strictly decrease", "use uniform_times(N) or a model's own"
+MOST_LOG_SNR = 1000.0  # of which the coefficients are still numbers
 Batch = Float[Tensor, "batch"]
 Images = Float[Tensor, "batch *shape"]
 
@@ -64,17 +65,17 @@ class CosineSchedule:
     (Salimans & Ho 2022, public code). The default cut leaves sigma(0) = alpha(1) = 4.5e-5, zero for all purposes.
 
     Raises:
-        ValueError: the limits are not finite or not increasing.
+        ValueError: the limits are not increasing, or one has no place in float64.
     """
 
     log_snr_min: float = -20.0
     log_snr_max: float = 20.0
 
     def __post_init__(self) -> None:
-        if not (isfinite(self.log_snr_min) and isfinite(self.log_snr_max) and self.log_snr_min < self.log_snr_max):
+        if not -MOST_LOG_SNR <= self.log_snr_min < self.log_snr_max <= MOST_LOG_SNR:
             raise ValueError(
-                f"schedule limits must be finite with log_snr_min < log_snr_max, got {self.log_snr_min} and "
-                f"{self.log_snr_max}; the paper uses -20 and 20"
+                f"schedule limits must be log_snr_min < log_snr_max, neither beyond {MOST_LOG_SNR:g}, got "
+                f"{self.log_snr_min} and {self.log_snr_max}; the paper uses -20 and 20"
             )
 
     def _line(self) -> tuple[float, float]:

@@ -6,6 +6,7 @@ from itertools import chain, product
 from fewstep.diffusion.guidance import Weight
 from fewstep.diffusion.sampler import BEGINS_AT_IMAGE, SAMPLERS, TOLD_THE_END
 from fewstep.evaluation.baselines import SOLVERS
+from fewstep.system.validation import Count
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class EvaluationPlan:
     baselines: tuple[str, ...] = ("dpmsolver++", "unipc")
     baseline_steps: tuple[int, ...] = (8, 4, 2, 1)
     batch_size: int = 500
-    seed: int = 0
+    seed: Count = 0
     base_steps: int = 0
     base_w: float = 0.0
     trace_images: int = 8

@@ -1,18 +1,19 @@
 """The model card of an exported folder: description, use, quality, provenance; its text is in README.md.jinja."""
 
-import json
 import re
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from fewstep.artifacts.quality_file import read_provenance
+from fewstep.artifacts.provenance_file import read_provenance
+from fewstep.artifacts.quality_file import QualityRow, read_rows
 from fewstep.artifacts.run_folder import QUALITY
 from fewstep.inference.model import Model
 from fewstep.networks.adapter import adapter_file
 from fewstep.system.files import sha256_of
+from fewstep.system.stored import leave_out
 
 Format = Literal["diffusers", "safetensors", "onnx"]
 
@@ -40,7 +41,8 @@ def readme(path: Path, model: Model, format: Format, half: bool, licence: str, d
         autoescape=False,  # Markdown
     )
     environment.filters["figure"] = shown
-    card, rows, licence = model.card, figures(path, model), " ".join(licence.split())
+    card, rows = model.card, [row.as_dict() for row in figures(path, model)]
+    licence = " ".join(licence.split())
     return environment.get_template("README.md.jinja").render(
         card=card,
         data=card.data,
@@ -90,19 +92,20 @@ def shown(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, int | float) else "" if value is None else str(value)
 
 
-def figures(path: Path, model: Model) -> list[dict[str, Any]]:
+def figures(path: Path, model: Model) -> list[QualityRow]:
     """The rows of the newest quality.json that were measured of this file, by the provenance.json in its folder."""
     own = path.with_name(f"{path.stem}-quality") / QUALITY
-    sha256, found = sha256_of(path), []
+    sha256, newest, rows = sha256_of(path), "", []
     for file in (own, *path.parent.parent.parent.glob(f"*/*/{QUALITY}")):
-        about = read_provenance(file.parent) if file.is_file() else {}
-        if any(judged["sha256"] == sha256 for judged in about.get("models", [])):
-            found.append((about["created"], file))
-    if not found:
-        return []
+        try:
+            about = read_provenance(file.parent) if file.is_file() else None
+            if about and about.created >= newest and any(judged.sha256 == sha256 for judged in about.models):
+                newest, rows = about.created, read_rows(file)
+        except (ValueError, OSError) as error:  # another run's
+            leave_out(file.parent, error)
     card = model.card
-    rows = [row for row in json.loads(max(found)[1].read_text()) if row["model"] == card.label]
+    rows = [row for row in rows if row.model == card.label]
     if card.num_steps is None:
         return rows
     sampler = "ddim" if card.sampling.sampler == "deterministic" else card.sampling.sampler  # two chains may be in it
-    return [row for row in rows if row["steps"] in card.sampling.steps and row["sampler"] == sampler]
+    return [row for row in rows if row.steps in card.sampling.steps and row.sampler == sampler]

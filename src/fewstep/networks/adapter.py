@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from fewstep.networks.denoiser import Denoiser, arguments_of, without_inputs
 from fewstep.networks.own import OwnNetwork
 from fewstep.system.files import atomic_write
+from fewstep.system.stored import reason_of
 
 ADAPTERS = ("lora",)
 ADAPTED = (nn.Linear, nn.Conv2d)
@@ -126,11 +127,17 @@ def save_adapter(path: Path, denoiser: Denoiser, base_sha256: str, older: Path |
     """
     tensors = adapter_tensors(denoiser)
     if older is not None and older.is_file():
-        with safe_open(older, framework="pt") as file:
-            base_sha256 = file.metadata()["base_sha256"]
-            for name in file.keys():  # noqa: SIM118 (safe_open is no dict)
-                both = [file.get_tensor(name), tensors[name]]
-                tensors[name] = torch.cat(both, dim=0 if ".lora_A." in name else 1)
+        try:
+            with safe_open(older, framework="pt") as file:
+                base_sha256 = file.metadata()["base_sha256"]
+                for name in file.keys():  # noqa: SIM118 (safe_open is no dict)
+                    both = [file.get_tensor(name), tensors[name]]
+                    tensors[name] = torch.cat(both, dim=0 if ".lora_A." in name else 1)
+        except (SafetensorError, LookupError, TypeError, RuntimeError) as error:
+            raise ValueError(
+                f"{older} is damaged or not the adapter of the model beside it ({reason_of(error)}); move it away and "
+                "run the same command again"
+            ) from error
     own = dict(denoiser.network.named_parameters())
     w_input = {name: own[name].detach().cpu().contiguous() for name in sorted(guidance_weights(denoiser.network))}
     for file, content in {path: tensors, guidance_file(path): w_input}.items():

@@ -11,7 +11,8 @@ from typing import Any
 from markupsafe import Markup
 from PIL import Image
 
-from fewstep.artifacts.quality_file import TEACHER, QualityRow, Weight, names_in_order, read_provenance, read_rows
+from fewstep.artifacts.provenance_file import Provenance, read_provenance
+from fewstep.artifacts.quality_file import TEACHER, QualityRow, Weight, names_in_order, read_rows
 from fewstep.artifacts.run_folder import QUALITY, REPORT
 from fewstep.artifacts.trace_file import FILMS, TRACE, read_curves
 from fewstep.reports import charts
@@ -19,6 +20,7 @@ from fewstep.reports.diagnostics import seen
 from fewstep.reports.page import write_page
 from fewstep.reports.summary import fid_ratio, fid_ratio_half_width, headline, references, speed_table
 from fewstep.reports.traces import DISTANCES, colours_of, distance_chart
+from fewstep.system.stored import leave_out
 from fewstep.tracking.metrics_file import FILE as METRICS
 from fewstep.tracking.metrics_file import read_metrics
 from fewstep.tracking.names import IMAGES, LOSS, RUNG, SAMPLE_STATISTICS
@@ -42,11 +44,11 @@ def write_report(run: Path) -> Path:
     """
     rows = read_rows(run / QUALITY)
     provenance = read_provenance(run)
-    protocol = provenance.get("protocol", {})
-    if protocol and protocol.get("id") != rows[0].protocol:
+    protocol = provenance.protocol if provenance else {}
+    if provenance and protocol and provenance.protocol_id != rows[0].protocol:
         raise ValueError(
             f"quality.json and provenance.json need one protocol id, got {rows[0].protocol} and "
-            f"{protocol.get('id')} in {run}; evaluate again"
+            f"{provenance.protocol_id} in {run}; evaluate again"
         )
     reference, models = references(rows), names_in_order(rows)
     colour = charts.colours(models)
@@ -92,8 +94,15 @@ def _with_ratios(
 
 
 def _traces(run: Path) -> dict[str, Any]:
-    """What the page shows of trace.json: each curve with its film, the charts, and the colours in them."""
-    curves = read_curves(run / TRACE)
+    """What the page shows of trace.json: each curve with its film, the charts, and the colours in them.
+
+    A page without traces is better than none: a damaged file is named and left out.
+    """
+    curves = []
+    try:
+        curves = read_curves(run / TRACE)
+    except ValueError as error:
+        leave_out(run / TRACE, error)
     return {
         "traces": [(curve, _embed(run / FILMS / f"{curve.name}.png", FILM_BYTES // len(curves))) for curve in curves],
         "trace_charts": [distance_chart(curves, distance) for distance in DISTANCES if curves],
@@ -164,12 +173,12 @@ def _fid_inception(
     ]
 
 
-def _runs(provenance: dict[str, Any]) -> dict[str, str]:
+def _runs(provenance: Provenance | None) -> dict[str, str]:
     """Folder and stage of every training run in provenance.json."""
     runs: dict[str, str] = {}
-    for model in provenance.get("models", []):
-        if model.get("run"):
-            runs.setdefault(str(model["run"]), str(model.get("model", "")))
+    for model in provenance.models if provenance else ():
+        if model.run:
+            runs.setdefault(model.run, model.model)
     return runs
 
 
@@ -177,7 +186,7 @@ def _loss_chart(metrics: Path, colour: str) -> Markup | None:
     """The loss by phase, in the order of training, thinned to what a chart can show; None where there is none."""
     by_rung: dict[int | None, list[dict[str, float]]] = {}
     for row in read_metrics(metrics):
-        if row.get(LOSS, 0.0) > 0:
+        if 0 < row.get(LOSS, 0.0) < math.inf and math.isfinite(row.get(RUNG, 0.0)):
             by_rung.setdefault(int(row[RUNG]) if RUNG in row else None, []).append(row)
     if not by_rung:
         return None

@@ -1,6 +1,6 @@
 """The objects of a stage, built from its settings. The only place where classes are found by name."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from inspect import signature
 from pathlib import Path
@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import torch
 from hydra import compose, initialize_config_dir
-from hydra.utils import get_class, instantiate
+from hydra.utils import get_class, get_object, instantiate
 from lightning.pytorch.callbacks import Callback, Checkpoint
 from lightning.pytorch.profilers import AdvancedProfiler, Profiler, PyTorchProfiler, SimpleProfiler
 from omegaconf import OmegaConf
@@ -29,10 +29,12 @@ from fewstep.methods.student_settings import StudentSettings
 from fewstep.methods.training import RoleTraining, Training
 from fewstep.networks import Denoiser
 from fewstep.networks.memory import to_channels_last
+from fewstep.runs.advice import explained
 from fewstep.runs.config import Settings
-from fewstep.runs.overrides import conf_folder, path_named
+from fewstep.runs.overrides import conf_folder, path_named, quoted_path
 from fewstep.system.seeds import seed_for
-from fewstep.system.validation import build, checked
+from fewstep.system.stored import reason_of
+from fewstep.system.validation import build, checked, checked_arguments
 from fewstep.training.settings import TrainerSettings
 from fewstep.training.students import AnySchedule, clip_teacher, student_of, teacher_of
 
@@ -71,11 +73,46 @@ def build_training(settings: Mapping[str, Any]) -> Training:
     values = {key: value for key, value in settings.items() if key != "_target_"}
     for key in ("optimizer", "decay"):
         if isinstance(values.get(key), dict):
-            values[key] = instantiate(values[key], _convert_="all")
+            values[key] = instantiated(values[key], f"stage.training.{key}")
+    if callable(values.get("optimizer")):
+        check_optimizer(values["optimizer"])
     if isinstance(roles := values.get("roles"), dict):
         own = {role: each for role, each in roles.items() if isinstance(each, dict)}
         values["roles"] = roles | {role: build(RoleTraining, own[role], f"stage.training.roles.{role}") for role in own}
     return build(Training, values, "stage.training")
+
+
+def instantiated(settings: Any, group: str, given: Mapping[str, Any] | None = None) -> Any:
+    """What `_target_` names, called with its settings, each validated first; with `_partial_` it waits for the rest.
+
+    Args:
+        given: arguments that are no settings.
+
+    Raises:
+        ValueError: a setting that there is not, or of another type.
+    """
+    target = settings.get("_target_") if isinstance(settings, Mapping) else None
+    if not isinstance(target, str):
+        raise ValueError(f"{group}._target_ must be the path of a class or a function, got {target!r:.80}")
+    called = get_object(target)
+    nested = {key for key, value in settings.items() if isinstance(value, Mapping) and "_target_" in value}
+    plain = {key: value for key, value in settings.items() if key not in (*nested, "_target_", "_partial_")}
+    given = given or {}
+    waits = [*signature(called).parameters] if settings.get("_partial_") else []
+    checked_arguments(called, plain, group, given=[*nested, *given, *waits])
+    return instantiate(settings, _convert_="all", **given)
+
+
+def check_optimizer(optimizer: Callable[..., Any]) -> None:
+    """Make one for a single weight, so that values that it refuses are met before training.
+
+    Raises:
+        ValueError: it cannot be made.
+    """
+    try:
+        optimizer([{"params": [torch.nn.Parameter(torch.zeros(1))]}], lr=1e-3)
+    except Exception as error:  # of any type: torch checks little
+        raise ValueError(f"stage.training.optimizer cannot be used: {reason_of(error)}") from error
 
 
 def build_plan(stage: Mapping[str, Any], trainer: TrainerSettings) -> EvaluationPlan:
@@ -118,8 +155,9 @@ def data_of(name: str, settings: Sequence[str], batch_size: int) -> Data:
 
 def dataset_settings(name: str, settings: Sequence[str]) -> dict[str, Any]:
     """Those of conf/dataset/NAME.yaml with `settings` of it changed."""
-    with initialize_config_dir(str(conf_folder()), version_base="1.3"):
-        config = compose("config", [f"dataset={name}", *(f"dataset.{setting}" for setting in settings)])
+    overrides = [quoted_path(each) for each in (f"dataset={name}", *(f"dataset.{setting}" for setting in settings))]
+    with explained(overrides), initialize_config_dir(str(conf_folder()), version_base="1.3"):
+        config = compose("config", overrides)
     return cast(dict[str, Any], OmegaConf.to_container(config.dataset, resolve=True))
 
 
@@ -141,8 +179,10 @@ def build_network(settings: Settings, facts: DataFacts, *, guidance_input: bool 
         given["features"] = facts.state
     if guidance_input:
         given["guidance_input"] = True
-    network = instantiate(model["network"], _convert_="all", **given)
-    return Denoiser(network, model["prediction"], instantiate(model.get("native_schedule"), _convert_="all"))
+    network = instantiated(model["network"], "model.network", given)
+    native = model.get("native_schedule")
+    native = None if native is None else instantiated(native, "model.native_schedule")
+    return Denoiser(network, model["prediction"], native)
 
 
 def build_fresh_student(settings: Settings, data: Data, *, guidance_input: bool) -> Denoiser:

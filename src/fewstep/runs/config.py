@@ -7,13 +7,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
-import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from fewstep.diffusion.schedule import CosineSchedule
 from fewstep.runs.overrides import is_installed
 from fewstep.system.limits import require_seed
-from fewstep.system.validation import build, checked
+from fewstep.system.stored import dump_yaml
+from fewstep.system.validation import Count, Filled, build, checked, expected
 from fewstep.training.settings import TrainerSettings
 
 PIPELINE, EVALUATE = "pipeline", "evaluate"
@@ -23,14 +23,15 @@ SEEDS = "seeds"
 FOLDER_NAME = r"[\w.,=+-]*\w[\w.,=+-]*"
 TOY_STEPS = 8
 GROUPS = ("dataset", "model", "stage", "trainer", "schedule", "logger")
-TOP = {
-    "seed": int,
-    "teacher": str | None,
-    "outputs": str,
+OF_A_MODEL = ("prediction", "network", "native_schedule", "smaller", "toy")
+TOP: dict[str, Any] = {
+    "seed": Count,
+    "teacher": Filled | None,
+    "outputs": Filled,
     "plan": bool,
     "budget": int | None,
     "zero_terminal_snr": bool,
-    "samples": str | None,
+    "samples": Filled | None,
     "resume": Literal["auto", "force"],
 }
 
@@ -111,7 +112,7 @@ class Settings:
         Raises:
             ValueError: one is no number, or of no stage.
         """
-        seeds = checked(self.stage.get(SEEDS, {}), dict[str, int], f"stage.{SEEDS}")
+        seeds = checked(self.stage.get(SEEDS, {}), dict[str, Count], f"stage.{SEEDS}")
         if unknown := sorted({*seeds} - {*self.composed_stages}):
             raise ValueError(
                 f"stage.{SEEDS}.{unknown[0]} is of no stage of this pipeline, which are "
@@ -154,7 +155,7 @@ class Settings:
     @property
     def text(self) -> str:
         """As config.yaml keeps them."""
-        return yaml.safe_dump(self.values, sort_keys=False, width=120)
+        return dump_yaml(self.values)
 
 
 def check_top(values: Mapping[str, Any]) -> None:
@@ -163,12 +164,22 @@ def check_top(values: Mapping[str, Any]) -> None:
     Raises:
         ValueError: names the setting and its value.
     """
+    known = (*GROUPS, *TOP, "name", "method")
+    if unknown := [key for key in values if key not in known]:
+        raise ValueError(f"{unknown[0]} is no setting; the settings are {', '.join(known)}")
     for group in GROUPS:
         if not isinstance(values.get(group), dict):
             raise ValueError(f"{group} must be one of its options or a group of settings, got {values.get(group)!r}")
-    for key, hint in TOP.items():
+    for key, hint in {**TOP, "name": Any}.items():
+        if key not in values:
+            raise ValueError(f"{key} must be given, {expected(hint)}, and is missing; leave ~{key} away")
         checked(values[key], hint, key)
     require_seed(values["seed"])
+    for key in ("network", "prediction"):
+        if key not in values["model"]:
+            raise ValueError(f"model.{key} must be given, and is missing")
+    if unknown := [key for key in values["model"] if key not in OF_A_MODEL]:
+        raise ValueError(f"model.{unknown[0]} is no setting; model has {', '.join(OF_A_MODEL)}")
     checked(values["stage"].get("name"), str, "stage.name")
     checked(values["dataset"].get("name"), str, "dataset.name")
     for key, value in values["logger"].items():

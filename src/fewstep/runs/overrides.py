@@ -1,10 +1,12 @@
 """The arguments of train.py before Hydra reads them. Imports nothing slow."""
 
+import os
 import re
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
+from hydra.core.override_parser.types import Quote, QuotedString
 from omegaconf import DictConfig, OmegaConf
 
 # An agent of W&B gives each setting as --key=value, as scripts with a parser of their own take it. These are Hydra's.
@@ -19,6 +21,7 @@ NEEDED = {  # what a launcher or sweeper needs: the package, and the extra that 
 
 
 OWN_DATA = "imagefolder"  # whose recipes are those of all data of one's own: they fit any data and machine
+OPTIONS = ("dataset", "model", "stage", "method", "trainer", "logger", "recipe", "launcher", "sweeper")
 RENAMED = {"stage.until": "stage.stages, a list like [teacher,guidance]"}
 
 
@@ -33,7 +36,12 @@ def hydra_arguments(arguments: Sequence[str]) -> list[str]:
     """
     read = [hydra_override(argument) for argument in arguments]
     refuse_paths(read)
+    read = [quoted_path(argument) for argument in read]
     for argument in read:
+        if argument.startswith("="):
+            raise ValueError(f"settings must be KEY=VALUE, got {argument!r}")
+        if (group := argument.removesuffix("=null")) in OPTIONS and group != argument:
+            raise ValueError(f"{group} must be one of its options, got null; `python train.py --help` shows them")
         package, extra = NEEDED.get(argument.replace("hydra/", ""), ("", ""))
         if package and not is_installed(package):
             raise ValueError(f"{argument} needs a package that is not installed; pip install 'fewstep[{extra}]' has it")
@@ -86,6 +94,25 @@ def hydra_override(argument: str) -> str:
     if flag is None or flag[1] in FLAGS_OF_HYDRA:
         return argument
     return f"{flag[1]}={'null' if flag[2] == 'None' else flag[2]}"
+
+
+def quoted_path(argument: str) -> str:
+    """KEY=VALUE with quotes around what Hydra's grammar cannot read: a path that exists, and other than ASCII letters.
+
+    "~/" at the start of a path is the home folder, as in a shell.
+    """
+    key, equals, value = argument.partition("=")
+    if not (re.fullmatch(r"[+~]{0,2}[A-Za-z_][\w.@/-]*", key) and equals) or value[:1] in ("", "'", '"', "[", "{", "$"):
+        return argument
+    value = os.path.expanduser(value) if value.startswith("~/") else value
+    is_path = re.fullmatch(r"[\w./+-]+", value, re.ASCII) is None and os.path.lexists(value)
+    parts = [value] if is_path else value.split(",")  # several values of a sweep
+    return f"{key}={','.join(part if part.isascii() and not is_path else quoted(part) for part in parts)}"
+
+
+def quoted(value: object) -> str:
+    """A text as an override's value, whatever it holds."""
+    return QuotedString(str(value), Quote.single).with_quotes()
 
 
 def preset_overrides(config: DictConfig) -> list[str]:

@@ -11,8 +11,8 @@ from fewstep.artifacts.quality_file import TEACHER
 from fewstep.reports.charts import INK, colours, shades
 from fewstep.reports.page import write_page as write_template
 from fewstep.reports.sweep_charts import fid_against_evaluations, figure_against_value
+from fewstep.sweeps.objective import Objective
 from fewstep.sweeps.results import Collected, Point, Setting, pareto, points, table
-from fewstep.sweeps.status import Objective
 from fewstep.system.files import atomic_write
 
 CSV, PAGE = "results.csv", "collect.html"

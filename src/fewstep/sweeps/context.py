@@ -14,13 +14,14 @@ from omegaconf import DictConfig, open_dict
 from fewstep.runs.automatic import fitted
 from fewstep.runs.build import build_plan
 from fewstep.runs.config import EVALUATE, PIPELINE, Settings
-from fewstep.runs.overrides import require_known_recipe
+from fewstep.runs.overrides import quoted, require_known_recipe
 from fewstep.runs.parent import method_of
 from fewstep.runs.pipeline import check_pipeline
-from fewstep.sweeps.jobs import Job, SweepOverrides, quoted
+from fewstep.sweeps.jobs import Job, SweepOverrides
+from fewstep.sweeps.objective import Objective
 from fewstep.sweeps.process import JobProcess
 from fewstep.sweeps.running import Result, Sweep
-from fewstep.sweeps.status import JobState, Objective
+from fewstep.sweeps.status import JobState
 from fewstep.sweeps.sweep import SAMPLES, SWEEPS
 
 

@@ -1,15 +1,19 @@
 """What the training of a job's models took: evaluations by their cards, the rest by metrics.csv in their folders."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from math import inf
 from pathlib import Path
-from typing import Any
 
 from fewstep.artifacts.model_file import load_model
-from fewstep.artifacts.quality_file import TEACHER, read_provenance
+from fewstep.artifacts.provenance_file import JudgedModel, read_provenance
+from fewstep.artifacts.quality_file import TEACHER
+from fewstep.system.stored import leave_out
 from fewstep.tracking.metrics_file import FILE, read_metrics
 from fewstep.tracking.names import IMAGES, IMAGES_PER_SECOND, PEAK_MEMORY, RUNG
+
+SLOWEST = 1e-9  # images a second that a time is computed from
 
 
 @dataclass(frozen=True)
@@ -45,31 +49,37 @@ def costs_in(folder: Path) -> list[ModelCost]:
     Args:
         folder: of a pipeline or an evaluation, which has provenance.json.
     """
-    models: list[dict[str, Any]] = read_provenance(folder).get("models", [])
-    found = [model for model in models if (folder / model["path"]).is_file()]
-    return [ModelCost(model["model"], model["steps"], cost_of(folder, model, models)) for model in found]
+    provenance = read_provenance(folder)
+    models, found = provenance.models if provenance else (), []
+    for model in models:
+        try:
+            if (folder / model.path).is_file():
+                found.append(ModelCost(model.model, model.steps, cost_of(folder, model, models)))
+        except (ValueError, OSError) as error:  # of a damaged model the figures are still good
+            leave_out(folder / model.path, error)
+    return found
 
 
-def cost_of(folder: Path, model: Mapping[str, Any], models: Sequence[Mapping[str, Any]]) -> Cost:
+def cost_of(folder: Path, model: JudgedModel, models: Sequence[JudgedModel]) -> Cost:
     """The cost of one entry of provenance.json among all."""
-    parents = {parent.sha256 for parent in load_model(folder / model["path"])[1].parents}
-    chain = [each for each in models if each is model or each["sha256"] in parents]
-    own = sum(each["evaluations"] or 0 for each in chain if each["run"] == model["run"])
-    distilled = sum(each["evaluations"] or 0 for each in chain if each["model"] != TEACHER)
-    return Cost(own, distilled, **measured(folder / model["run"], model["steps"]))
+    parents = {parent.sha256 for parent in load_model(folder / model.path)[1].parents}
+    chain = [each for each in models if each is model or each.sha256 in parents]
+    own = sum(each.evaluations or 0 for each in chain if each.run == model.run)
+    distilled = sum(each.evaluations or 0 for each in chain if each.model != TEACHER)
+    return Cost(own, distilled, **measured(folder / model.run, model.steps))
 
 
 def measured(run: Path, steps: int | None) -> dict[str, float]:
     """Images, seconds and peak memory of a run's training up to the end of the phase of `steps` steps."""
     rows = read_metrics(run / FILE)
     last = max((n for n, row in enumerate(rows) if row.get(RUNG) in (steps, None)), default=len(rows) - 1)
-    rows = [row for row in rows[: last + 1] if IMAGES_PER_SECOND in row]
+    rows = [row for row in rows[: last + 1] if SLOWEST < row.get(IMAGES_PER_SECOND, 0) < inf]
     if not rows:
         return {}
     images = [0.0, *(row[IMAGES] for row in rows)]
     spans = zip(pairwise(images), rows, strict=True)
     seconds = sum((now - before) / row[IMAGES_PER_SECOND] for (before, now), row in spans)
-    memory = max((row[PEAK_MEMORY] for row in rows if PEAK_MEMORY in row), default=None)
+    memory = max((row[PEAK_MEMORY] for row in rows if 0 <= row.get(PEAK_MEMORY, -1) < inf), default=None)
     return {"images": images[-1], "seconds": seconds} | ({} if memory is None else {"peak_memory": memory})
 
 

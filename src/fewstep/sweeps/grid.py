@@ -1,18 +1,17 @@
 """sweeper=grid: every combination of the swept values."""
 
 import sys
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from fewstep.runs.config import Settings
+from fewstep.runs.overrides import quoted
 from fewstep.sweeps.context import SweepContext
-from fewstep.sweeps.jobs import Job, SweepOverrides, quoted
+from fewstep.sweeps.jobs import Job, SweepOverrides
 from fewstep.sweeps.running import Sweep
 from fewstep.sweeps.shared import parent_below, with_shared_trainings
 from fewstep.sweeps.status import FINISHED, JobState
-from fewstep.sweeps.sweep import SWEEP, describe, described, locked_sweep
+from fewstep.sweeps.sweep import SWEEP, SweepDescription, describe, described, locked_sweep
 
 
 def sweep_grid(context: SweepContext, arguments: Sequence[str]) -> list[JobState]:
@@ -33,7 +32,7 @@ def sweep_grid(context: SweepContext, arguments: Sequence[str]) -> list[JobState
         show_jobs(folder, jobs)
         return []
     with locked_sweep(folder):
-        describe(folder, about(context, overrides, jobs) | {"teachers": teachers})
+        describe(folder, about(context, overrides, jobs, teachers))
         sweep = Sweep([context.state_of(job) for job in jobs], context.objective)
         finished = sum(state.state == FINISHED for state in sweep.states)
         print(f"sweep: {folder}: {count_of(jobs)}, {finished} finished before", flush=True)
@@ -55,7 +54,7 @@ def with_teachers(
     Raises:
         ValueError: there is none that fits.
     """
-    before = described(folder).get("teachers", {}) if (folder / SWEEP).is_file() else {}
+    before = described(folder).teachers if (folder / SWEEP).is_file() else {}
     own, found = [], {}
     for job in jobs:
         known = before.get(job.name)
@@ -79,13 +78,16 @@ def count_of(jobs: Sequence[Job]) -> str:
     return f"{len(jobs) - shared} jobs, {shared} shared parents"
 
 
-def about(context: SweepContext, overrides: SweepOverrides, jobs: Sequence[Job]) -> dict[str, Any]:
+def about(
+    context: SweepContext, overrides: SweepOverrides, jobs: Sequence[Job], teachers: Mapping[str, str]
+) -> SweepDescription:
     """What sweep.yaml holds."""
-    return {
-        "preset": context.preset,
-        "fixed": list(overrides.fixed.values()),
-        "swept": {key: list(values) for key, values in overrides.swept.items()},
-        "objective": asdict(context.objective),
-        "jobs": {job.name: dict(job.values) for job in jobs if not job.stages},
-        "parents": [job.name for job in jobs if job.stages],
-    }
+    return SweepDescription(
+        preset=context.preset,
+        fixed=tuple(overrides.fixed.values()),
+        swept={key: tuple(values) for key, values in overrides.swept.items()},
+        objective=context.objective,
+        jobs={job.name: dict(job.values) for job in jobs if not job.stages},
+        parents=tuple(job.name for job in jobs if job.stages),
+        teachers=teachers,
+    )

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from itertools import product
 from typing import Self
 
-from hydra.core.override_parser.types import Override, Quote, QuotedString
+from hydra.core.override_parser.types import Override
 
 NOT_OF_THE_JOB = ("name", "outputs", "plan", "samples")  # settings of the sweep itself
 NOT_OF_THE_FOLDER = ("sweeps", "launcher", "sweeper", "logger", "resume")  # a sweep goes on when these change
@@ -137,8 +137,3 @@ def plain_value(value: str) -> str:
 def digest(texts: Iterable[str]) -> str:
     """Eight hex digits of these texts."""
     return hashlib.sha256("\n".join(texts).encode()).hexdigest()[:8]
-
-
-def quoted(value: object) -> str:
-    """A text as an override's value, whatever it holds."""
-    return QuotedString(str(value), Quote.single).with_quotes()

@@ -11,8 +11,8 @@ from fewstep.artifacts.quality_file import TEACHER, QualityRow
 from fewstep.reports.charts import INK, shades
 from fewstep.reports.page import write_page
 from fewstep.reports.sweep_charts import Dot, quality_against_cost
+from fewstep.sweeps.objective import LESS_IS_BETTER
 from fewstep.sweeps.results import Collected, Setting, Spread, cell_of, table
-from fewstep.sweeps.status import LESS_IS_BETTER
 from fewstep.sweeps.sweep import described
 from fewstep.system.files import write_json
 
@@ -287,10 +287,10 @@ def floor_at(entries: Sequence[Entry], w: float) -> float | None:
 def about_sweep(sweep: Collected) -> dict[str, Any]:
     """Where the figures come from: command, seeds, protocols and machines."""
     own = described(sweep.folder)
-    given = [text for text in own.get("fixed", []) if not text.startswith("logger=")]
+    given = [text for text in own.fixed if not text.startswith("logger=")]
     return {
-        "command": " ".join(["python train.py", *([] if own.get("preset") else ["--multirun"]), *given]),
-        "swept": own.get("swept", {}),
+        "command": " ".join(["python train.py", *([] if own.preset else ["--multirun"]), *given]),
+        "swept": {key: list(values) for key, values in own.swept.items()},
         "seeds": max(len(setting.jobs) for setting in sweep.settings),
         "missing": list(sweep.missing),
         **sweep.origin,

@@ -10,12 +10,14 @@ from typing import Any, NamedTuple
 
 from scipy.special import stdtrit
 
-from fewstep.artifacts.quality_file import TEACHER, QualityRow, read_provenance, read_rows
+from fewstep.artifacts.provenance_file import Provenance, read_provenance
+from fewstep.artifacts.quality_file import TEACHER, QualityRow, read_rows
 from fewstep.artifacts.run_folder import QUALITY
 from fewstep.diffusion.guidance import Weight
 from fewstep.sweeps.costs import Cost, ModelCost, cost_among, costs_in
-from fewstep.sweeps.status import FIGURES, Objective, mean_figure
+from fewstep.sweeps.objective import FIGURES, Objective, mean_figure
 from fewstep.sweeps.sweep import described
+from fewstep.system.stored import leave_out
 
 SEED = "seed"
 Rows = Sequence[QualityRow]
@@ -148,16 +150,15 @@ def collected(folder: Path, objective: Objective | None = None) -> Collected:
         ValueError: it is no sweep's folder, nothing is finished, or its jobs were not judged alike.
     """
     about = described(folder)
-    objective = objective or Objective(**about["objective"])
-    files = {job: min(folder.glob(f"*/*/{job}/{QUALITY}"), default=None) for job in about["jobs"]}
-    found = {job: file for job, file in files.items() if file is not None}
+    objective = objective or about.objective
+    found = {job: result for job in about.jobs if (result := result_of(folder, job)) is not None}
     if not found:
         raise ValueError(f"no job of {folder} has figures yet; the sweep's own line goes on with it")
-    results = {job: read_rows(file) for job, file in found.items()}
-    require_one_protocol(folder, {job: protocol_in(file.parent) for job, file in found.items()}, results)
+    results = {job: result.rows for job, result in found.items()}
+    require_one_protocol(folder, {job: protocol_of(result.provenance) for job, result in found.items()}, results)
     by_values: dict[tuple[tuple[str, str], ...], list[str]] = {}
     for job in results:
-        own = tuple((key, value) for key, value in about["jobs"][job].items() if key != SEED)
+        own = tuple((key, value) for key, value in about.jobs[job].items() if key != SEED)
         by_values.setdefault(own, []).append(job)
 
     def key(setting: Setting) -> tuple[bool, float]:
@@ -165,29 +166,49 @@ def collected(folder: Path, objective: Objective | None = None) -> Collected:
         return (spread is None, objective.sign * (spread.mean if spread else 0.0))
 
     settings = [
-        Setting(dict(values), [results[job] for job in jobs], [costs_in(found[job].parent) for job in jobs])
+        Setting(dict(values), [results[job] for job in jobs], [found[job].costs for job in jobs])
         for values, jobs in by_values.items()
     ]
-    missing = [job for job in files if job not in results]
+    missing = [job for job in about.jobs if job not in results]
     protocols = sorted({rows[0].protocol for rows in results.values()})
-    origin = origin_of([file.parent for file in found.values()])
+    origin = origin_of([result.provenance for result in found.values()])
     return Collected(folder, objective, ", ".join(protocols), sorted(settings, key=key), missing, origin)
 
 
-def origin_of(folders: Sequence[Path]) -> dict[str, Any]:
-    """Machines, versions and protocols of the runs in these folders, each once."""
-    found = [own for folder in folders if (own := read_provenance(folder))]
-    once = {name: sorted({own[name] for own in found}) for name in ("device", "torch", "fewstep")}
-    protocols = {own["protocol"]["id"]: own["protocol"] for own in found}
-    return once | {"protocols": [*protocols.values()], "evaluated": max((own["created"] for own in found), default="")}
+class JobResult(NamedTuple):
+    """What a job has left."""
+
+    rows: Rows
+    provenance: Provenance | None
+    costs: Sequence[ModelCost]
 
 
-def protocol_in(folder: Path) -> str | None:
-    """A run's protocol but for the seed of the noise, as text; None where provenance.json does not say it."""
-    protocol = read_provenance(folder).get("protocol")
-    if protocol is None:
+def result_of(folder: Path, job: str) -> JobResult | None:
+    """What a job of the sweep in `folder` has left; None where it has no figures, or none that can be read."""
+    file = min(folder.glob(f"*/*/{job}/{QUALITY}"), default=None)
+    if file is None:
         return None
-    return json.dumps({key: value for key, value in protocol.items() if key not in ("id", SEED)}, sort_keys=True)
+    try:
+        return JobResult(read_rows(file), read_provenance(file.parent), costs_in(file.parent))
+    except (ValueError, OSError) as error:
+        leave_out(file.parent, error)
+        return None
+
+
+def origin_of(provenances: Iterable[Provenance | None]) -> dict[str, Any]:
+    """Machines, versions and protocols of runs, each once."""
+    found = [own for own in provenances if own is not None]
+    once = {name: sorted({getattr(own, name) for own in found}) for name in ("device", "torch", "fewstep")}
+    protocols = {own.protocol_id: own.protocol for own in found}
+    return once | {"protocols": [*protocols.values()], "evaluated": max((own.created for own in found), default="")}
+
+
+def protocol_of(provenance: Provenance | None) -> str | None:
+    """A run's protocol but for the seed of the noise, as text; None where provenance.json does not say it."""
+    if provenance is None or not provenance.protocol:
+        return None
+    own = {key: value for key, value in provenance.protocol.items() if key not in ("id", SEED)}
+    return json.dumps(own, sort_keys=True)
 
 
 def require_one_protocol(folder: Path, protocols: Mapping[str, str | None], results: Mapping[str, Rows]) -> None:

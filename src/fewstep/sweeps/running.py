@@ -10,7 +10,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from fewstep.sweeps.status import DONE, FAILED, FINISHED, SKIPPED, WAITING, JobState, Objective
+from fewstep.sweeps.objective import Objective
+from fewstep.sweeps.status import DONE, FAILED, FINISHED, SKIPPED, WAITING, JobState
 
 Result = Mapping[str, Any]
 """The exit status and the last message of a job."""

@@ -10,10 +10,11 @@ from fewstep.runs.config import Settings
 from fewstep.sweeps.context import SweepContext
 from fewstep.sweeps.grid import about, count_of, show_jobs
 from fewstep.sweeps.jobs import Job, SweepOverrides
+from fewstep.sweeps.objective import Objective
 from fewstep.sweeps.running import Sweep
 from fewstep.sweeps.shared import from_parent, method_in, own_stages, prefix_keys, with_shared_trainings
 from fewstep.sweeps.space import Dimension, require_optuna, space_of, text_of, texts
-from fewstep.sweeps.status import FAILED, JobState, Objective
+from fewstep.sweeps.status import FAILED, JobState
 from fewstep.sweeps.sweep import describe, locked_sweep
 
 if TYPE_CHECKING:
@@ -97,7 +98,7 @@ def run_trials(
     while batch := ask(study, space, search):
         states = [state_of(trial) for trial in batch]
         sweep.states.extend(states)
-        describe(folder, about(context, overrides, [state.job for state in sweep.states]))
+        describe(folder, about(context, overrides, [state.job for state in sweep.states], teachers={}))
         context.run(sweep, folder)
         for trial, state in zip(batch, states, strict=True):
             tell(study, trial, None if state.state == FAILED else state.figure)

@@ -11,9 +11,10 @@ from fewstep.artifacts.lineage import find_newest_students
 from fewstep.artifacts.run_folder import MODEL, flat, is_the_experiment, rung_file
 from fewstep.methods import Method
 from fewstep.runs.config import EVALUATE, PIPELINE, Settings
+from fewstep.runs.overrides import quoted
 from fewstep.runs.parent import find_parent, method_of, open_evaluator
 from fewstep.runs.pipeline import Chain, accepts, trained_stages
-from fewstep.sweeps.jobs import Job, digest, quoted
+from fewstep.sweeps.jobs import Job, digest
 
 SHARED = "shared"
 

@@ -2,17 +2,40 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
-import yaml
+from pydantic import with_config
 
 from fewstep.artifacts.run_folder import locked
+from fewstep.sweeps.objective import Objective
 from fewstep.system.files import atomic_write
+from fewstep.system.stored import dump_yaml, read_yaml
+from fewstep.system.validation import STRICT
 
 SWEEPS = "sweeps"
 SWEEP = "sweep.yaml"
 SAMPLES = "samples"  # of the models that several jobs judge
+
+
+@with_config(STRICT)
+@dataclass(frozen=True, kw_only=True)
+class SweepDescription:
+    """What sweep.yaml holds.
+
+    Attributes:
+        preset: its name, None for a line of the user's own. fixed: overrides of all jobs. swept: values by key.
+        jobs: name -> the values it has. parents: names of the trainings that jobs share.
+        teachers: of the jobs of one stage, the parents that they began with.
+    """
+
+    preset: str | None = None
+    fixed: tuple[str, ...] = ()
+    swept: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    objective: Objective = Objective()  # noqa: RUF009 (frozen)
+    jobs: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    parents: tuple[str, ...] = ()
+    teachers: Mapping[str, str] = field(default_factory=dict)
 
 
 @contextmanager
@@ -28,19 +51,19 @@ def locked_sweep(folder: Path) -> Iterator[None]:
         yield
 
 
-def describe(folder: Path, about: Mapping[str, Any]) -> None:
+def describe(folder: Path, about: SweepDescription) -> None:
     """Write what the sweep is."""
     with atomic_write(folder / SWEEP) as temporary:
-        temporary.write_text(yaml.safe_dump(dict(about), sort_keys=False, width=120))
+        temporary.write_text(dump_yaml(asdict(about)))
 
 
-def described(folder: Path) -> dict[str, Any]:
+def described(folder: Path) -> SweepDescription:
     """What a sweep's folder says of itself.
 
     Raises:
-        ValueError: it is none.
+        ValueError: it is none, or sweep.yaml is damaged.
     """
     file = folder / SWEEP
     if not file.is_file():
         raise ValueError(f"{folder} is no sweep's folder: it has no {SWEEP}; one lies below outputs/{SWEEPS}/")
-    return yaml.safe_load(file.read_text())
+    return read_yaml(file, SweepDescription, "the sweep's own line writes it again")

@@ -7,8 +7,8 @@ from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from fewstep.runs.overrides import conf_folder, preset_overrides
+from fewstep.sweeps.objective import Objective
 from fewstep.sweeps.space import Dimension, space_of
-from fewstep.sweeps.status import Objective
 from fewstep.tracking.names import quality_of
 
 COMMAND = ["${env}", "${interpreter}", "${program}"]

@@ -87,6 +87,7 @@ def is_full_disk(error: BaseException | None) -> bool:
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether memory ran out on the host or a GPU; torch reports it as a RuntimeError with one of several texts."""
     texts = ("out of memory", "t allocate memory", "annot allocate memory", "could not create a primitive")
+    texts += ("failed to map segment", "cannot allocate")  # the loader's of shared libraries
     return (
         isinstance(error, MemoryError)
         or getattr(error, "errno", None) == errno.ENOMEM

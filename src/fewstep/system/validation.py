@@ -1,20 +1,23 @@
 """Values from a command line or JSON, validated by pydantic against the annotations of the constructor they go to."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from inspect import Parameter, signature
 from types import NoneType, UnionType
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, PydanticUserError, TypeAdapter, ValidationError
 
 T = TypeVar("T")
 STRICT = ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
+Count = Annotated[int, Field(ge=0, lt=2**63, description="from 0 to 2^63 - 1")]
+"""A number of things, or a seed, as torch takes it."""
+Filled = Annotated[str, Field(pattern=r"\S", description="that is not empty")]
 EXPECTED = {int: "a whole number", float: "a number", bool: "true or false", str: "text", NoneType: "null"}
 
 
-def build(constructor: type[T], settings: Mapping[str, Any], group: str) -> T:
+def build(constructor: Callable[..., T], settings: Mapping[str, Any], group: str) -> T:
     """An object built from its settings, each validated against the annotation of the constructor's parameter.
 
     Args:
@@ -23,12 +26,29 @@ def build(constructor: type[T], settings: Mapping[str, Any], group: str) -> T:
     Raises:
         ValueError: a setting is unknown, missing or of another type, or the constructor refuses its value.
     """
+    return constructor(**checked_arguments(constructor, settings, group))
+
+
+def checked_arguments(
+    constructor: Callable[..., Any], settings: Mapping[str, Any], group: str, given: Sequence[str] = ()
+) -> dict[str, Any]:
+    """The settings that a class or function is called with, each validated against the parameter's annotation.
+
+    Args:
+        given: parameters that the caller gives.
+
+    Raises:
+        ValueError: see `build`.
+    """
     parameters, hints = signature(constructor).parameters, annotations(constructor)
-    if unknown := [key for key in settings if key not in parameters]:
-        raise ValueError(f"{group}.{unknown[0]} is no setting; {group} has {', '.join(parameters)}")
-    if missing := [k for k, p in parameters.items() if p.default is Parameter.empty and k not in settings]:
-        raise ValueError(f"{group}.{missing[0]} must be given, {expected(hints[missing[0]])}, and is missing")
-    return constructor(**{key: checked(value, hints[key], f"{group}.{key}") for key, value in settings.items()})
+    named = {key: p for key, p in parameters.items() if p.kind not in (Parameter.VAR_KEYWORD, Parameter.VAR_POSITIONAL)}
+    open_ended = any(p.kind is Parameter.VAR_KEYWORD for p in parameters.values())
+    if unknown := [key for key in settings if key not in named and not open_ended]:
+        raise ValueError(f"{group}.{unknown[0]} is no setting; {group} has {', '.join(named)}")
+    required = [key for key, p in named.items() if p.default is Parameter.empty and key not in given]
+    if missing := [key for key in required if key not in settings]:
+        raise ValueError(f"{group}.{missing[0]} must be given, {expected(hints.get(missing[0], Any))}, and is missing")
+    return {key: checked(value, hints.get(key, Any), f"{group}.{key}") for key, value in settings.items()}
 
 
 def checked(value: Any, hint: Any, name: str) -> Any:
@@ -39,6 +59,8 @@ def checked(value: Any, hint: Any, name: str) -> Any:
     """
     try:
         return validated(value, hint)
+    except PydanticUserError:  # an annotation of another library that says nothing here
+        return value
     except ValidationError as error:
         first = error.errors()[0]
         if cause := first.get("ctx", {}).get("error"):  # raised by a __post_init__
@@ -67,16 +89,21 @@ def adapter(hint: Any) -> TypeAdapter[Any]:
     return TypeAdapter(hint) if has_its_own else TypeAdapter(hint, config=STRICT)
 
 
-def annotations(constructor: type) -> dict[str, Any]:
-    """Parameter -> annotation, of a dataclass's fields or of __init__."""
-    is_dataclass = hasattr(constructor, "__dataclass_fields__")
-    return get_type_hints(constructor if is_dataclass else constructor.__init__)
+def annotations(constructor: Callable[..., Any]) -> dict[str, Any]:
+    """Parameter -> annotation, of a dataclass's fields, of __init__ or of a function."""
+    is_plain = isinstance(constructor, type) and not hasattr(constructor, "__dataclass_fields__")
+    try:
+        return get_type_hints(constructor.__init__ if is_plain else constructor, include_extras=True)
+    except (NameError, TypeError):  # annotations of another library that cannot be resolved
+        return {}
 
 
 def expected(hint: Any) -> str:
     """An annotation in a user's words, as "a number or null"."""
     origin, arguments = get_origin(hint), get_args(hint)
-    if origin is UnionType or (arguments and NoneType in arguments):
+    if origin is Annotated:
+        return " ".join([expected(arguments[0]), *(each.description for each in arguments[1:] if each.description)])
+    if origin in (UnionType, Union):
         return " or ".join(dict.fromkeys(expected(each) for each in arguments))
     if origin is Literal:
         return f"one of {', '.join(map(str, arguments))}"
@@ -84,4 +111,4 @@ def expected(hint: Any) -> str:
         inner = arguments[0] if arguments else str
         kinds = {str: "texts", int: "whole numbers, like [1]"}
         return f"a list of {kinds.get(inner, 'numbers, like [1]')}"
-    return EXPECTED.get(hint, "a group of settings")
+    return "a value" if hint is Any else EXPECTED.get(hint, "a group of settings")

@@ -3,6 +3,7 @@
 import csv
 from argparse import Namespace
 from collections.abc import Mapping
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -94,4 +95,4 @@ def _numbers(row: Mapping[str | None, Any]) -> dict[str, float] | None:
         numbers = {key: float(text) for key, text in row.items() if key in COLUMNS and text}
     except (TypeError, ValueError):
         return None
-    return numbers if IMAGES in numbers else None
+    return numbers if 0 <= numbers.get(IMAGES, -1) < inf else None

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fewstep.system.files import atomic_write
+from fewstep.system.stored import read_json
 from fewstep.tracking.tracker import Row, last_step
 
 MARK = "logged.json"  # ours, in each fragment
@@ -48,7 +49,9 @@ def remove_repeated(fragments: Sequence[Path], *, online: bool) -> None:
 
 def read_mark(fragment: Path) -> Mark:
     file = fragment / MARK
-    return Mark(**json.loads(file.read_text())) if file.is_file() else Mark(-1, False)
+    return (
+        read_json(file, Mark, f"delete {fragment}, whose rows are logged again") if file.is_file() else Mark(-1, False)
+    )
 
 
 def write_mark(fragment: Path, mark: Mark) -> None:

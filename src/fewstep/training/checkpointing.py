@@ -19,11 +19,22 @@ from fewstep.artifacts.run_folder import DAMAGED, PREVIOUS
 from fewstep.distributed.collectives import is_distributed, on_main_process
 from fewstep.distributed.sharded_checkpoint import consolidated, verify_shards
 from fewstep.system.files import atomic_write, is_out_of_memory, move
+from fewstep.system.validation import Count, checked
 
 ORIGIN = "origin"  # key of a checkpoint: the stage and phase that it belongs to, and the SHA-256 of the parent
 CHECKSUM = b"fewstep sha256 "  # begins the zip comment of a checkpoint, before the hex digest
 COMMENT_BYTES = len(CHECKSUM) + 64
 CHUNK = 2**20
+PARTS = {
+    "state_dict": dict[str, Any],
+    "global_step": Count,
+    "epoch": Count,
+    "loops": dict[str, dict[str, Any]],
+    "callbacks": dict[str, dict[str, Any]],
+    "optimizer_states": list[dict[str, Any]],
+    "lr_schedulers": list[dict[str, Any]],
+    ORIGIN: str,
+}
 MAX_STEPS_BETWEEN_CHECKS = 50  # of whether a checkpoint is due, where there are several processes
 
 
@@ -86,8 +97,7 @@ def read_checkpoint(path: Path, *, check_shards: bool = False) -> dict[str, Any]
         if not has_valid_checksum(path):  # then it is not opened at all
             raise ValueError("it is cut short, or its checksum is not that of what it holds")
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        if not isinstance(checkpoint, dict):
-            raise ValueError("it holds no dictionary")
+        check_types(checkpoint)
         if check_shards:
             verify_shards(checkpoint, path.parent)
         return checkpoint
@@ -101,6 +111,19 @@ def read_checkpoint(path: Path, *, check_shards: bool = False) -> dict[str, Any]
             f"{path} is damaged or not a checkpoint of fewstep ({reason}); delete it and run the same command again to "
             "train this stage or phase from its start"
         ) from error
+
+
+def check_types(checkpoint: Any) -> None:
+    """Check the parts of a checkpoint that Lightning takes as they are.
+
+    Raises:
+        ValueError: names the first of another type.
+    """
+    if not isinstance(checkpoint, dict):
+        raise ValueError("it holds no dictionary")
+    for key, hint in PARTS.items():
+        if key in checkpoint:
+            checked(checkpoint[key], hint, f"its {key}")
 
 
 def checkpoint_to_resume(last: Path, origin: str) -> Path | None:
@@ -151,6 +174,7 @@ class SaveCheckpoint(Callback):
         self.path, self.every_seconds, self.origin = path, every_seconds, origin
         self._save_time = self._check_time = time.monotonic()
         self._check_step, self._next_check = 0, 0
+        self.went_on = False  # whether a step was made since the checkpoint was read
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._save_time = self._check_time = time.monotonic()
@@ -159,6 +183,7 @@ class SaveCheckpoint(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        self.went_on = True
         if ends_step(trainer, batch_idx) and self._is_due(trainer.global_step):
             trainer.save_checkpoint(self.path)
             self._save_time = time.monotonic()

@@ -17,6 +17,8 @@ from fewstep.artifacts.run_folder import LAST
 from fewstep.data.batches import Data
 from fewstep.distributed.collectives import on_main_process, world_size
 from fewstep.networks.memory import compile_calls
+from fewstep.system.files import is_out_of_memory
+from fewstep.system.stored import reason_of
 from fewstep.training.callbacks.progress import Progress
 from fewstep.training.callbacks.training_log import TrainingLog
 from fewstep.training.checkpointing import AtomicCheckpoints, SaveCheckpoint, checkpoint_to_resume
@@ -69,7 +71,8 @@ def fit(
     Raises:
         Stopped: a signal asked for it; the checkpoint is of that step.
         NonFiniteLossError: with the checkpoint that is still good.
-        ValueError: last.ckpt is damaged and so is the one before, or the batch does not divide over the processes.
+        ValueError: last.ckpt is damaged and so is the one before, or does not go on with this run, or the batch does
+            not divide over the processes.
         OSError: the disk is full or outputs cannot be written.
     """
     training, last = module.training_plan, folder / LAST
@@ -77,7 +80,9 @@ def fit(
     origin = f"{module.stream} from {parent_sha256}"
     resume = on_main_process(lambda: checkpoint_to_resume(last, origin))
     try:
-        trainer, stop = build_trainer(module, folder, settings, origin, loggers, watchers, images_before, profiler)
+        trainer, save, stop = build_trainer(
+            module, folder, settings, origin, loggers, watchers, images_before, profiler
+        )
     except MisconfigurationException as error:  # of trainer.callbacks: a progress bar of Lightning's
         raise ValueError(f"trainer.callbacks do not go with the run's own: {error}") from error
     if settings.compile:
@@ -88,6 +93,13 @@ def fit(
     except NonFiniteLossError as error:
         kept = f"the last good checkpoint is {last}" if last.is_file() else "no checkpoint had been written yet"
         raise NonFiniteLossError(f"{bad_data(data, error.step) or error}; {kept}") from error
+    except Exception as error:
+        if resume is None or save.went_on or isinstance(error, OSError) or is_out_of_memory(error):
+            raise
+        raise ValueError(
+            f"{last} does not go on with this run ({type(error).__name__}: {reason_of(error)}); delete it and run the "
+            "same command again to train this stage or phase from its start"
+        ) from error
 
 
 def build_trainer(
@@ -99,8 +111,8 @@ def build_trainer(
     watchers: Sequence[Callback],
     images_before: int,
     profiler: Profiler | None,
-) -> tuple[Trainer, StopOnSignal]:
-    """Lightning's Trainer with our callbacks, and the one that answers signals."""
+) -> tuple[Trainer, SaveCheckpoint, StopOnSignal]:
+    """Lightning's Trainer with our callbacks, and those that save and that answer signals."""
     training, last, steps = module.training_plan, folder / LAST, module.phase.num_steps
     progress = Progress(stage=module.method.name, batch_size=training.batch_size, rung=steps)
     log = TrainingLog(
@@ -132,7 +144,7 @@ def build_trainer(
         use_distributed_sampler=False,
         profiler=NoProfiler() if profiler is None else profiler,
     )
-    return trainer, stop
+    return trainer, save, stop
 
 
 def bad_data(data: Data, step: int) -> str | None:

@@ -67,8 +67,8 @@ class FewstepSweeper(Sweeper):
         """
         from fewstep.sweeps.context import SweepContext
         from fewstep.sweeps.grid import sweep_grid
+        from fewstep.sweeps.objective import Objective
         from fewstep.sweeps.search import Search, sweep_search
-        from fewstep.sweeps.status import Objective
         from fewstep.system.signals import stop_signals
 
         assert self.hydra_context is not None
