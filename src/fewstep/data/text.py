@@ -53,6 +53,10 @@ class TextData(Data):
         ValueError: a folder or file is missing, or the shards contradict the settings.
     """
 
+    _layout: tuple[object, ...] | None = None  # dtype and shape of the first sample
+    _reader: RowReader | None = None
+    _held_out: list[Sample] | None = None
+
     def __init__(
         self,
         *,
@@ -73,7 +77,6 @@ class TextData(Data):
         generated: bool = False,
     ) -> None:
         super().__init__(batch_size=batch_size, stream=stream)
-        check_background(background)
         if min(held_out_shards, num_reference, walks, buffer, size or 1) < 1 or num_workers < 0:
             raise ValueError(
                 "dataset needs held_out_shards, num_reference, walks, buffer and size of at least 1, num_workers >= 0, "
@@ -94,16 +97,15 @@ class TextData(Data):
                 f"dataset=text holds out {held_out_shards} of its shards and {root} has {len(shards)}: split them into "
                 "more or set dataset.held_out_shards"
             )
-        self.root, self.strict, self.clip, self.num_workers = place, strict, clip, num_workers
+        check_background(background)
+        self.root, self.strict, self.background = place, strict, background
+        self.clip, self.num_workers = clip, num_workers
         self.train_shards, self.test_shards = shards[:-held_out_shards], shards[-held_out_shards:]
         self.num_reference = num_reference
         self.buffer, self.num_walks = buffer, min(walks, len(self.train_shards))
         self.encoder = open_encoder(encoder)
         self.autoencoder = None if autoencoder is None else open_autoencoder(autoencoder)
-        self._layout: tuple[object, ...] | None = None  # dtype and shape of the first sample
-        self._changed: set[str] = set()
-        self._changes: Counter[str] = Counter()
-        self.background = background
+        self._changed: dict[str, tuple[str, ...]] = {}
         self.decode_raw = partial(self._decode, damaged=set(), size=size or 0)
         if not size and not {LATENT, BOTH} & set(next(samples_of(self.train_shards[0], is_sample))):
             raise ValueError("dataset.size is needed for shards of images: the side of the squares they are made")
@@ -113,8 +115,6 @@ class TextData(Data):
         kind = "held-out shards" if first.x.dtype == np.uint8 else "held-out latents, decoded"
         self.reference_split = f"{kind}: {', '.join(shard.path.name for shard in self.test_shards)}"
         self._embeddings: dict[str, Tensor] = {}
-        self._reader: RowReader | None = None
-        self._held_out: list[Sample] | None = None
 
     def _facts(self, first: Sample, size: int | None) -> DataFacts:
         """The facts of the data set, from its first sample."""
@@ -156,11 +156,13 @@ class TextData(Data):
                 raise ValueError(
                     f"{name} is damaged ({error}); repair the shard, or use dataset.strict=false"
                 ) from error
-            warn_sometimes(f"{name} is damaged and left out ({error})", name, damaged)
+            if name not in damaged:
+                damaged.add(name)
+                warn_sometimes(f"{name} is damaged and left out ({error})", len(damaged))
             return None
-        if sample.notes:
-            self._changes.update(() if name in self._changed else sample.notes)
-            warn_sometimes(f"{name} was changed: {', '.join(sample.notes)}", name, self._changed)
+        if sample.notes and name not in self._changed:
+            self._changed[name] = sample.notes
+            warn_sometimes(f"{name} was changed: {', '.join(sample.notes)}", len(self._changed))
         return sample
 
     def _require_layout(self, sample: Sample) -> None:
@@ -280,19 +282,18 @@ class TextData(Data):
         good = sum(
             self.decode_raw(raw) is not None for shard in self.train_shards for raw in samples_of(shard, is_sample)
         )
+        changes = Counter(chain.from_iterable(self._changed.values()))
         return [
             f"{len(self.train_shards)} shards of {count:,} samples to train on, {good:,} of them good; "
             f"{len(self.test_shards)} held out",
-            f"images changed: {', '.join(f'{n:,} {note}' for note, n in self._changes.most_common()) or 'none'}",
+            f"images changed: {', '.join(f'{n:,} {note}' for note, n in changes.most_common()) or 'none'}",
             f"prompts are {self.encoder.num_tokens} x {self.encoder.num_features}, for example {self.prompts(1)}",
             *check_examples(self.facts, "a training batch", self.batch(0)),
             *check_examples(self.facts.pixels, self.reference_split, self.reference()),
         ]
 
 
-def warn_sometimes(message: str, name: str, names: set[str]) -> None:
-    """Warn of the first sample of a kind, the tenth, the hundredth and every thousandth; adds `name` to `names`."""
-    if name not in names:
-        names.add(name)
-        if len(names) in (1, 10, 100) or len(names) % 1000 == 0:
-            warnings.warn(f"{message}; {len(names):,} so far", stacklevel=3)
+def warn_sometimes(message: str, count: int) -> None:
+    """Warn of the first sample of a kind, the tenth, the hundredth and every thousandth."""
+    if count in (1, 10, 100) or count % 1000 == 0:
+        warnings.warn(f"{message}; {count:,} so far", stacklevel=3)
