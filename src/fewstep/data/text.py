@@ -55,6 +55,9 @@ class TextData(Data):
     """
 
     dataset = "text"
+    _layout: tuple[object, ...] | None = None  # see `layout_of`, of the first sample
+    _reader: RowReader | None = None
+    _held_out: list[Sample] | None = None
 
     def __init__(
         self,
@@ -76,7 +79,6 @@ class TextData(Data):
         generated: bool = False,
     ) -> None:
         super().__init__(batch_size=batch_size, stream=stream)
-        check_background(background)
         if min(held_out_shards, num_reference, walks, buffer, size or 1) < 1 or num_workers < 0:
             raise ValueError(
                 "dataset needs held_out_shards, num_reference, walks, buffer and size of at least 1, num_workers >= 0, "
@@ -97,16 +99,15 @@ class TextData(Data):
                 f"dataset={self.dataset} holds out {held_out_shards} of its shards and {root} has {len(shards)}: split "
                 "them into more or set dataset.held_out_shards"
             )
-        self.root, self.strict, self.clip, self.num_workers = place, strict, clip, num_workers
+        check_background(background)
+        self.root, self.strict, self.background = place, strict, background
+        self.clip, self.num_workers = clip, num_workers
         self.train_shards, self.test_shards = shards[:-held_out_shards], shards[-held_out_shards:]
         self.num_reference = num_reference
         self.buffer, self.num_walks = buffer, min(walks, len(self.train_shards))
         self.encoder_folder, self.autoencoder_folder, self.size = encoder, autoencoder, size
-        self._layout: tuple[object, ...] | None = None  # dtype, shape and shape of the embedding, of the first sample
-        self._changed: set[str] = set()
-        self._changes: Counter[str] = Counter()
+        self._changed: dict[str, tuple[str, ...]] = {}
         self._faults: Counter[str] = Counter()
-        self.background = background
         self.decode_raw = partial(self._decode, damaged=set(), size=size or 0)
         if not size and not {LATENT, BOTH} & set(next(samples_of(self.train_shards[0], is_sample))):
             raise ValueError("dataset.size is needed for shards of images: the side of the squares they are made")
@@ -118,8 +119,6 @@ class TextData(Data):
         kind = "held-out shards" if is_image else "held-out latents, decoded"
         self.reference_split = f"{kind}: {', '.join(shard.path.name for shard in self.test_shards)}"
         self._embeddings: dict[str, Tensor] = {}
-        self._reader: RowReader | None = None
-        self._held_out: list[Sample] | None = None
 
     @cached_property
     def encoder(self) -> TextEncoder:
@@ -193,12 +192,14 @@ class TextData(Data):
                 raise ValueError(
                     f"{name} is damaged ({error}); repair the shard, or use dataset.strict=false"
                 ) from error
-            self._faults[str(error).partition(" (")[0][:80]] += name not in damaged
-            warn_sometimes(f"{name} is damaged and left out ({error})", name, damaged)
+            if name not in damaged:
+                damaged.add(name)
+                self._faults[str(error).partition(" (")[0][:80]] += 1
+                warn_sometimes(f"{name} is damaged and left out ({error})", len(damaged))
             return None
-        if sample.notes:
-            self._changes.update(() if name in self._changed else sample.notes)
-            warn_sometimes(f"{name} was changed: {', '.join(sample.notes)}", name, self._changed)
+        if sample.notes and name not in self._changed:
+            self._changed[name] = sample.notes
+            warn_sometimes(f"{name} was changed: {', '.join(sample.notes)}", len(self._changed))
         return sample
 
     def reader(self, worker: int = 0, num_workers: int = 1, rank: int = 0, world_size: int = 1) -> RowReader:
@@ -315,7 +316,8 @@ class TextData(Data):
         yield from counts((raw for shard in shards for raw in samples_of(shard, is_sample)), self.decode_raw)
         if self._faults:
             yield f"left out: {', '.join(f'{n:,} since {fault}' for fault, n in self._faults.most_common())}"
-        yield f"images changed: {', '.join(f'{n:,} {note}' for note, n in self._changes.most_common()) or 'none'}"
+        changes = Counter(chain.from_iterable(self._changed.values()))
+        yield f"images changed: {', '.join(f'{n:,} {note}' for note, n in changes.most_common()) or 'none'}"
         yield f"prompts are {self.encoder.num_tokens} x {self.encoder.num_features}, for example {self.prompts(1)}"
         yield from check_examples(self.facts, "a training batch", self.batch(0))
         yield from check_examples(self.facts.pixels, self.reference_split, self.reference())
@@ -332,9 +334,7 @@ def layout_of(sample: Sample) -> tuple[object, ...]:
     return (str(sample.x.dtype), sample.x.shape, *(() if sample.embedding is None else (sample.embedding.shape,)))
 
 
-def warn_sometimes(message: str, name: str, names: set[str]) -> None:
-    """Warn of the first sample of a kind, the tenth, the hundredth and every thousandth; adds `name` to `names`."""
-    if name not in names:
-        names.add(name)
-        if len(names) in (1, 10, 100) or len(names) % 1000 == 0:
-            warnings.warn(f"{message}; {len(names):,} so far", stacklevel=3)
+def warn_sometimes(message: str, count: int) -> None:
+    """Warn of the first sample of a kind, the tenth, the hundredth and every thousandth."""
+    if count in (1, 10, 100) or count % 1000 == 0:
+        warnings.warn(f"{message}; {count:,} so far", stacklevel=3)
