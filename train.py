@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 from fewstep.commands.main import run_guarded
 from fewstep.distributed.launch import is_worker_process, launch_workers
 from fewstep.runs.overrides import hydra_arguments, require_known_recipe
+from fewstep.system.load import LoadOfOthers
 from fewstep.system.signals import stop_signals
 
 
@@ -22,6 +23,7 @@ def train(config: DictConfig) -> None:
 @stop_signals()
 def checked_run(config: DictConfig) -> None:
     """Run what Hydra composed, in as many processes as it says."""
+    load = LoadOfOthers()
     # These take seconds to import: `--help` need not wait for them.
     from fewstep.distributed.collectives import on_main_process, process_group
     from fewstep.runs.config import Settings
@@ -41,8 +43,9 @@ def checked_run(config: DictConfig) -> None:
             on_main_process(lambda: plan(settings, composed.overrides.task))
         else:
             from fewstep.runs.pipeline import run
-            from fewstep.system.threads import considerate_threads
+            from fewstep.system.threads import choose_threads, considerate_threads
 
+            choose_threads(load.cores())
             with considerate_threads():
                 run(settings)
 

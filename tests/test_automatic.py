@@ -64,7 +64,7 @@ def test_the_network_fits_the_images_and_the_machine(side: int, images: int, dev
     assert lines[1].startswith(f"model=auto: {row.backbone}, width {row.width}, {row.num_blocks} blocks")
     assert lines[1].endswith(f"{side} x {side} x 3, {images:,} images, {device}")
     assert settings.values["dataset"]["size"] == side
-    assert not any(of_kind(settings.values[group], AUTO) for group in ("dataset", "model", "stage"))
+    assert not any(of_kind(settings.values[group], AUTO) for group in ("model", "stage"))
     for stage in ("teacher", "guidance", "progressive"):
         training = build_method(settings.stage[stage]).training
         assert training.images // training.batch_size > 300
@@ -94,6 +94,8 @@ def test_the_table_answers_for_all_data() -> None:
     settings, lines = fitted_to(composed(), facts_of(3, 28, 20), 900)
     assert "unet, width 16" in lines[1]
     assert network(settings, facts_of(3, 28, 20)).network.arguments["channels"] == [16, 32, 64]
+    _, lines = fitted_to(composed(), facts_of(3, 50, 50), 900)  # of which no level halves twice
+    assert "dit, width 128, 4 blocks, patch 10" in lines[1]
     with pytest.raises(ValueError, match=r"model=auto has no network for images of 29 x 29 .* multiple of 4"):
         fitted_to(composed(), facts_of(1, 29, 29), 900)
 
@@ -103,12 +105,13 @@ def test_a_small_data_set_has_a_short_teacher_and_dropout() -> None:
     teachers = [each.stage["teacher"]["training"] for each in (few, many)]
     assert teachers[0]["images"] == 50_000 < teachers[1]["images"]
     assert teachers[0]["batch_size"] == 32 < teachers[1]["batch_size"]
-    assert [each.values["model"]["network"]["config"]["dropout"] for each in (few, many)] == [0.1, 0.0]
+    assert [each.values["model"]["network"]["dropout"] for each in (few, many)] == [0.1, 0.0]
     assert few.stage["progressive"] == many.stage["progressive"]
 
 
 def test_what_is_given_stays() -> None:
     given = (
+        "model.network.backbone=dit",
         "model.network.width=96",
         "stage.teacher.training.images=7000",
         "stage.evaluate.num_images=9",
@@ -121,12 +124,16 @@ def test_what_is_given_stays() -> None:
     assert settings.stage["evaluate"]["num_images"] == 9
     assert settings.stage["progressive"]["training"]["evaluations"] == 50_000
     assert not any("teacher" in line for line in lines)
-    other, _ = fitted_to(composed("model.network.backbone=unet"), facts_of(1, 28, 28), 6000)
+    other, _ = fitted_to(composed(), facts_of(1, 28, 28), 6000)
     assert other.values["model"]["network"]["channels"] == [16, 32, 64]
 
 
 def test_a_smaller_student_is_said_in_the_same_words() -> None:
-    narrow = composed("stage.guidance.student=${model.smaller.narrow}", "stage.progressive.student={num_blocks:2}")
+    narrow = composed(
+        "model.network.backbone=dit",
+        "stage.guidance.student=${model.smaller.narrow}",
+        "stage.progressive.student={num_blocks:2}",
+    )
     stages = fitted_to(narrow, facts_of(1, 28, 28), 6000)[0].stage
     assert stages["guidance"]["student"]["config"]["num_attention_heads"] == 4
     assert stages["guidance"]["student"]["config"]["attention_head_dim"] == 16
@@ -138,7 +145,7 @@ def test_a_smaller_student_is_said_in_the_same_words() -> None:
     [
         ("model.network.width=abc", r"model\.network\.width must be a whole number"),
         ("model.network.width=0", "width, num_blocks and patch_size of at least 1"),
-        ("model.network.width=100", r"multiple of 8 .* width=100"),
+        ("model.network.width=100", r"multiple of 8, got width=100"),
         ("model.network.backbone=gan", r"model\.network\.backbone must be one of mlp, dit, unet"),
         ("+model.network.depth=3", r"model\.network\.depth is no setting"),
     ],

@@ -12,9 +12,11 @@ from hydra.errors import ConfigCompositionException, MissingConfigException
 from omegaconf import OmegaConf
 from running import ROOT, Commands, config_of
 
+from fewstep.data.facts import DataFacts
 from fewstep.diffusion.schedule import CosineSchedule
 from fewstep.evaluation.plan import EvaluationPlan
 from fewstep.methods import Training
+from fewstep.runs.automatic import fitted_to
 from fewstep.runs.build import build_method
 from fewstep.runs.config import Settings
 from fewstep.training.settings import TrainerSettings
@@ -63,7 +65,7 @@ def test_every_stage_of_every_data_set_composes(dataset, stage):
     assert (config.dataset.name, config.stage.name) == (dataset, stage)
     network = config_of(f"model={dataset}").model
     assert config.model == network  # the network follows the data
-    settings = Settings.read(config)
+    settings, _ = fitted_to(Settings.read(config), DataFacts(dataset, (3, 32, 32), 10, -1.0, 1.0), 1000)
     in_pipeline = ("teacher", "guidance", "progressive")
     for name in in_pipeline if stage == "pipeline" else [stage] if stage in TRAINED else []:
         own = settings.stage[name] if stage == "pipeline" else settings.stage

@@ -6,6 +6,8 @@ import sys
 import pytest
 from running import ROOT
 
+import fewstep
+
 FEWSTEP = ("-c", "from fewstep.commands.main import main; main()")
 SLOW = {"torch", "lightning", "diffusers", "transformers", "wandb", "scipy", "numpy", "matplotlib"}
 
@@ -29,3 +31,10 @@ def test_what_needs_no_torch_does_not_import_it(arguments: tuple[str, ...], stat
     assert words in ended.stdout + ended.stderr
     assert "fewstep.commands.main" in imported, "importtime does not say what is imported"
     assert not SLOW & imported
+
+
+def test_public_names_are_there_when_they_are_used():
+    assert {name for name in fewstep.__all__ if getattr(fewstep, name) is None} == set()
+    assert fewstep.load.__module__ == "fewstep.inference.model"
+    with pytest.raises(AttributeError, match="module 'fewstep' has no attribute 'laod'"):
+        _ = fewstep.laod  # pyright: ignore[reportAttributeAccessIssue]

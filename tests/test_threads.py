@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from fewstep.artifacts.run_folder import THREADS, threads_of_run
-from fewstep.system import threads
+from fewstep.system import load, threads
 from fewstep.system.hardware import cores
-from fewstep.system.threads import considerate_threads, number_of_threads, seconds_without_core
+from fewstep.system.load import LoadOfOthers
+from fewstep.system.threads import choose_threads, considerate_threads, number_of_threads, seconds_without_core
 
 linux = pytest.mark.skipif(not Path("/proc/self/schedstat").exists(), reason="Linux says how long threads wait")
 
@@ -61,6 +62,35 @@ def test_a_policy_of_the_user_stays(own: str, quick, monkeypatch):
     before = threading.active_count()
     with number_of_threads(1 if own == "one thread" else 2), considerate_threads(time.monotonic):
         assert threading.active_count() == before
+
+
+@pytest.mark.parametrize(
+    ("others", "own", "count"), [(0.0, None, 4), (0.4, None, 4), (1.2, None, 3), (9.0, None, 1), (3.0, "4", 4)]
+)
+def test_the_cores_that_are_left(others: float, own: str | None, count: int, monkeypatch, capsys):
+    monkeypatch.setattr(threads, "cores", lambda: 4)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if own:
+        monkeypatch.setenv("OMP_NUM_THREADS", own)
+    with number_of_threads(4):
+        choose_threads(others)
+        assert torch.get_num_threads() == count
+    assert capsys.readouterr().out.startswith(f"{count} of 4 threads: others use" if count < 4 else "")
+
+
+def test_the_load_of_others_is_measured(tmp_path, monkeypatch):
+    """Two cores, one of which has been used by a process that is not this one, and one by one that gives way."""
+    monkeypatch.setattr(load, "STAT", tmp_path / "stat")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 2}, raising=False)
+    line = "cpu 9 9 9 9\ncpu0 {0} 50 30 900 7 1 2 3 0 0\ncpu1 {0}00 0 0 0 0 0 0 0 0 0\ncpu2 5 {0} 5 5 5 5 5 5 0 0\n"
+    load.STAT.write_text(line.format(100))
+    before = LoadOfOthers()
+    load.STAT.write_text(line.format(100 + 3600 * os.sysconf("SC_CLK_TCK")))
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now + 3600)
+    assert before.cores() == pytest.approx(1, abs=0.01)
+    load.STAT.unlink()
+    assert LoadOfOthers().cores() == 0
 
 
 @linux

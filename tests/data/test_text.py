@@ -175,7 +175,7 @@ def test_a_truncated_shard_gives_its_complete_samples(own: Path) -> None:
         cut = tar.getmembers()[7]  # the second file of the fourth sample
     with shard.open("r+b") as file:
         file.truncate(cut.offset_data + 3)
-    assert scan(shard, is_sample) == (3, False, 0)
+    assert scan(shard, is_sample)[:3] == (3, False, 0)
     with pytest.warns(UserWarning, match=r"00002\.tar is truncated or damaged: only its first 3 samples"):
         data = opened(own)
     assert sum(s.num_samples for s in data.train_shards) == COUNT - 7
@@ -196,7 +196,7 @@ def test_a_shard_truncated_between_two_files_is_found(own: Path, spoil: str) -> 
             file.write(b"#" * 512)
         else:
             file.truncate(offset + 100 * (spoil == "cut in a header"))
-    assert scan(shard, is_sample) == (3, False, 0)
+    assert scan(shard, is_sample)[:3] == (3, False, 0)
     with pytest.warns(UserWarning, match=r"00002\.tar is truncated or damaged: only its first 3 samples"):
         assert len(opened(own).batch(0).x) == 7
     with pytest.raises(ValueError, match=r"00002\.tar is truncated or damaged after 3"):
@@ -216,7 +216,7 @@ def test_changed_images_are_counted_in_one_warning(own: Path) -> None:
         with_damage(own, shard, key, "png", clear.getvalue())
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        lines = opened(own, background="#102030").check()
+        lines = list(opened(own, background="#102030").check())
     assert [str(w.message).split(": ", 1)[1] for w in caught] == [
         "000001 was changed: transparent on #102030; 1 so far"
     ]
@@ -276,7 +276,7 @@ def test_a_damaged_sample_is_replaced_by_the_next(own: Path, generated: Path) ->
         again = opened(own)
         assert torch.equal(again.batch(9).x, batches[9].x)
     with pytest.raises(ValueError, match=r"000001 is damaged|000008 is damaged"):
-        opened(own, strict=True).check()
+        list(opened(own, strict=True).check())
 
 
 def test_counts_are_cached_until_a_shard_changes(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Commands on data sets: fewstep data check, fewstep data label."""
+"""Commands on data sets: fewstep data check, fewstep data label, fewstep data encoder."""
 
 import json
 from dataclasses import asdict
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from fewstep.data.batches import ImagesInMemory
     from fewstep.data.make_labels import Assign, Features
 
-app = typer.Typer(no_args_is_help=True, help="Look at data sets, and label them.")
+app = typer.Typer(no_args_is_help=True, help="Look at data sets, label them, and train a text encoder for them.")
 COLUMNS, SHOWN = 8, 64
 OF_A_CLUSTER, MOST_CLUSTERS = 16, 40  # shown in the picture of labels
 
@@ -40,7 +40,7 @@ DataSettings = Annotated[
 
 @app.callback()
 def data() -> None:
-    """Look at data sets, and label them."""
+    """Look at data sets, label them, and train a text encoder for them."""
 
 
 @app.command()
@@ -136,6 +136,58 @@ def label(
         for split, own in ((TRAINING, source.labels), (HELD_OUT, source.reference().label)):
             purity, information = agreement(found[split], own)
             typer.echo(f"{split.replace('_', ' ')}, beside its own labels: purity {purity:.3f}, NMI {information:.3f}")
+
+
+@app.command()
+def encoder(
+    shards: Annotated[Path, typer.Argument(metavar="SHARDS", help="Folder of WebDataset shards, as of dataset=text.")],
+    settings: DataSettings = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the encoder; default: SHARDS/encoder.")] = None,
+    vocabulary: Annotated[int, typer.Option(help="The most byte-pair tokens.")] = 2048,
+    features: Annotated[int, typer.Option(help="Of each token.")] = 64,
+    tokens: Annotated[int, typer.Option(help="Of a prompt; longer ones are cut.")] = 24,
+    images: Annotated[int, typer.Option(help="That the training sees, each caption many times.")] = 60_000,
+    batch_size: Annotated[int, typer.Option(help="Images that are told apart at a time.")] = 128,
+    seed: Annotated[int, typer.Option(help="Of the first weights and of the order.")] = 0,
+) -> None:
+    """Train a small text encoder on captioned images, so that prompts work without Stable Diffusion's.
+
+    Settings are those of conf/dataset/text_pixels.yaml. Held-out shards are not trained on.
+
+    Example: fewstep data encoder data/emoji/captioned
+    """
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from fewstep.data.captioned import is_sample
+    from fewstep.data.make_encoder import AMONG, Captioned, EncoderSettings, EncoderTraining, check_free
+    from fewstep.data.shards import samples_of
+    from fewstep.data.text import TextData
+    from fewstep.runs.build import data_of
+
+    folder = out or shards / "encoder"
+    check_free(folder)
+    sizes = EncoderSettings(vocabulary, features, tokens, images, batch_size, seed)
+    source = data_of("text_pixels", [f"root={shards}", *(settings or [])], batch_size=1)
+    assert isinstance(source, TextData), "it is what text_pixels is"
+    raw = (raw for shard in source.train_shards for raw in samples_of(shard, is_sample))
+    data = Captioned.of(sample for sample in map(source.decode_raw, raw) if sample is not None)
+    training = EncoderTraining(data, sizes)
+    columns = (TextColumn("text encoder"), BarColumn(), MofNCompleteColumn(), TextColumn("steps {task.description}"))
+    with Progress(*columns, TimeRemainingColumn()) as progress:
+        task = progress.add_task("", total=training.num_steps)
+        for loss in training.steps():
+            progress.update(task, advance=1, description=f"loss {loss:.2f}")
+    found, chance = training.retrieval(Captioned.of(iter(source.held_out())))
+    made = training.save(folder).facts()
+    typer.echo(
+        f"{folder}: {training.vocabulary:,} tokens from {len(data.captions):,} captions, prompts of {made.tokens} x "
+        f"{made.features}; use it as dataset.encoder={folder}"
+    )
+    if data.left_out:
+        typer.echo(f"{data.left_out:,} images were left out: there was no room for them in memory")
+    typer.echo(
+        f"held out: the caption is among the {AMONG} nearest of {found:.0%} of the images, by chance {chance:.0%}"
+    )
 
 
 def prototypes_with_progress(source: "ImagesInMemory", features: "Features", clusters: int, images: int) -> "Assign":

@@ -1,7 +1,7 @@
 """Training batches as a pure function of (seed, step), so that the step is the only state of a data set."""
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol
 
 import lightning
@@ -85,8 +85,8 @@ class Data(lightning.LightningDataModule):
         """Latents decoded to images in [-1, 1]; pixels and points unchanged."""
         return x
 
-    def check(self) -> list[str]:
-        """Verify the data set for `fewstep data check`; return a line for each check: here shapes, ranges and labels.
+    def check(self) -> Iterable[str]:
+        """Verify the data set for `fewstep data check`; give a line for each check: here shapes, ranges and labels.
 
         Raises:
             ValueError: something contradicts `facts`.

@@ -2,12 +2,15 @@
 
 import io
 import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
+from PIL import Image
 from safetensors.numpy import load as load_safetensors
 
-from fewstep.data.decode import SUFFIXES
+from fewstep.data.decode import FORMATS, SUFFIXES
 from fewstep.data.imagefiles import decoded_square
 from fewstep.data.shards import Raw
 
@@ -67,6 +70,39 @@ def caption_of(raw: Raw, *, needed: bool) -> str:
     if not caption.strip() and "json" in raw:
         described = json.loads(raw["json"])
         caption = described.get("caption") if isinstance(described, dict) else None
-    if needed and not (isinstance(caption, str) and caption.strip()):
-        raise ValueError(f"its caption must be a text that is not empty, got {caption!r:.80}")
-    return caption.strip() if isinstance(caption, str) else ""
+    if isinstance(caption, str) and caption.strip():
+        return caption.strip()
+    if needed:
+        fault = "is empty" if isinstance(caption, str) else "is null" if caption is None else "is no text"
+        raise ValueError(f"its caption {fault}")
+    return ""
+
+
+def size_of(raw: Raw) -> list[tuple[int, int]]:
+    """Width and height of a sample's image, from its header; nothing for a latent."""
+    for extension in PICTURES:
+        if extension in raw:
+            with Image.open(io.BytesIO(raw[extension]), formats=FORMATS) as image:
+                return [image.size]
+    return []
+
+
+def counts(raw_samples: Iterable[Raw], decode: Callable[[Raw], Sample | None]) -> Iterator[str]:
+    """Lines with the number of samples, of good ones, of captions, and the sizes of the images in the files.
+
+    Args:
+        decode: gives None for a sample that is left out.
+    """
+    sizes, captions, number, good = set[tuple[int, int]](), Counter[str](), 0, 0
+    for raw in raw_samples:
+        number += 1
+        if (sample := decode(raw)) is not None:
+            good += 1
+            sizes.update(size_of(raw))
+            captions.update([sample.caption] if sample.caption else [])
+    words = [len(caption.split()) for caption in captions] or [0]
+    yield f"{number:,} samples, {good:,} of them good"
+    yield f"captions: {captions.total():,}, {len(captions):,} of them different, of {min(words)} to {max(words)} words"
+    if sizes:
+        least, most = min(sizes, key=min), max(sizes, key=min)
+        yield f"images: {least[0]} x {least[1]} to {most[0]} x {most[1]} pixels"

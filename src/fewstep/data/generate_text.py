@@ -15,7 +15,7 @@ from fewstep.data.patches import load_patches
 from fewstep.data.split import Examples, SplitImages
 from fewstep.networks.frozen.autoencoder import Autoencoder, write_tiny_autoencoder
 from fewstep.networks.frozen.loading import quiet
-from fewstep.networks.frozen.text_encoder import TINY_VOCABULARY, write_tiny_text_encoder, write_tiny_tokenizer
+from fewstep.networks.frozen.text_encoder import TINY_VOCABULARY, write_tiny_text_encoder, write_tokenizer
 
 SIZE = 32
 CAPTIONS = ("a photograph of a temple", "a photograph of a flower")  # china.jpg, flower.jpg
@@ -72,7 +72,7 @@ def write_tiny_clip(folder: Path, *, seed: int = 0) -> None:
     config = CLIPConfig(
         text_config=sizes | words, vision_config=sizes | {"image_size": SIZE, "patch_size": 8}, projection_dim=16
     )
-    write_tiny_tokenizer(folder, tokens=77)
+    write_tokenizer(folder, tokens=77)
     tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
     side = {"height": SIZE, "width": SIZE}
     pictures = CLIPImageProcessor(size={"shortest_edge": SIZE}, crop_size=side)

@@ -225,7 +225,12 @@ def split_by_class(
         for example in examples:
             counts[example.label] += 1
             (train if counts[example.label] % hold_out_every else held_out).append(example)
-    return classes, train, held_out
+    return [printable(name) for name in classes], train, held_out
+
+
+def printable(name: str) -> str:
+    """A name with what no terminal can show, or should obey, as escapes."""
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in name)
 
 
 def splits_and_classes(files: Sequence[ImageFile], root: Path, labels: str) -> list[tuple[str, str | None]]:

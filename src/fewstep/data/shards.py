@@ -4,7 +4,7 @@ import json
 import random
 import tarfile
 import warnings
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count, groupby, islice, repeat
@@ -38,6 +38,21 @@ class Shard(NamedTuple):
     num_samples: int
 
 
+class Scan(NamedTuple):
+    """What a shard holds, by the names of its files.
+
+    Attributes:
+        count: of the complete samples at its beginning. whole: whether it is neither truncated nor damaged.
+        scattered: samples whose files do not follow one another, so that they are not among the others.
+        lacking: of the samples that are not complete, the extensions of their files and how many have just these.
+    """
+
+    count: int
+    whole: bool
+    scattered: int
+    lacking: dict[str, int]
+
+
 def open_shards(root: Path, is_sample: IsSample, *, strict: bool) -> list[Shard]:
     """The shards of a folder, sorted by name; their sample counts are cached in a file beside them.
 
@@ -51,16 +66,22 @@ def open_shards(root: Path, is_sample: IsSample, *, strict: bool) -> list[Shard]
         stamp = [stat.st_size, stat.st_mtime_ns]
         entry = index.get(path.name, {})
         if entry.get("stamp") != stamp or (strict and not entry.get("whole")):
-            number, is_complete, scattered = scan(path, is_sample)
-            if strict and not is_complete:
+            found = scan(path, is_sample)
+            if strict and not found.whole:
                 raise ValueError(
-                    f"{path} is truncated or damaged after {number} samples; copy it again, or use dataset.strict=false"
+                    f"{path} is truncated or damaged after {found.count} samples; copy it again, or use "
+                    "dataset.strict=false"
                 )
-            entry, changed = {"stamp": stamp, "count": number, "whole": is_complete, "scattered": scattered}, True
+            entry, changed = {"stamp": stamp, **found._asdict()}, True
         if not entry["whole"]:
             warnings.warn(
                 f"{path} is truncated or damaged: only its first {entry['count']} samples are used", stacklevel=2
             )
+        elif entry["lacking"]:
+            only = ", ".join(f"{number:,} with only {files}" for files, number in entry["lacking"].items())
+            warnings.warn(f"{path} has samples without an image or without a caption, left out: {only}", stacklevel=2)
+        elif not entry["count"] and not entry["scattered"]:
+            warnings.warn(f"{path} is empty", stacklevel=2)
         if entry["scattered"]:
             message = (
                 f"{path} has {entry['scattered']} samples whose image and caption do not follow one another, and "
@@ -86,7 +107,7 @@ def read_index(path: Path) -> dict[str, Any]:
     """The cached counts of the shards; empty if the file cannot be read."""
     try:
         index = json.loads(path.read_text()).items()
-        return {name: entry for name, entry in index if entry.keys() >= {"stamp", "count", "whole", "scattered"}}
+        return {name: entry for name, entry in index if entry.keys() == {"stamp", *Scan._fields}}
     except (OSError, ValueError, AttributeError):
         return {}
 
@@ -100,10 +121,8 @@ def write_index(path: Path, index: dict[str, Any]) -> None:
         warnings.warn(f"the shards are counted anew each time, since {path} cannot be written: {error}", stacklevel=2)
 
 
-def scan(path: Path, is_sample: IsSample) -> tuple[int, bool, int]:
-    """The number of complete samples at the beginning of a shard, from its headers; whether it is complete; and the
-    number of samples whose files do not follow one another, so that they are not among the others.
-    """
+def scan(path: Path, is_sample: IsSample) -> Scan:
+    """Count the samples of a shard, from its headers."""
     names: list[str] = []
     is_complete = False
     try:
@@ -120,7 +139,9 @@ def scan(path: Path, is_sample: IsSample) -> tuple[int, bool, int]:
         extensions = {extension.lower() for _, extension in group if extension}
         number += is_sample(extensions)
         whole[base] |= extensions
-    return number, is_complete, max(0, sum(map(is_sample, whole.values())) - number)
+    scattered = max(0, sum(map(is_sample, whole.values())) - number)
+    lacking = Counter(f".{' .'.join(sorted(files))}" for files in whole.values() if files and not is_sample(files))
+    return Scan(number, is_complete, scattered, dict(lacking))
 
 
 def samples_of(shard: Shard, is_sample: IsSample) -> Iterator[Raw]:

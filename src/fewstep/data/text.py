@@ -3,7 +3,7 @@
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
 from itertools import chain, islice
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fewstep.data.batch import Batch, Pairs, split
 from fewstep.data.batches import Data, check_examples, from_uint8
-from fewstep.data.captioned import BOTH, LATENT, Sample, decode_sample, is_sample
+from fewstep.data.captioned import BOTH, LATENT, Sample, counts, decode_sample, is_sample
 from fewstep.data.decode import WHITE, check_background
 from fewstep.data.facts import DataFacts
 from fewstep.data.generate import generated_folder
@@ -36,7 +36,8 @@ open_autoencoder = lru_cache(maxsize=2)(Autoencoder.open)
 class TextData(Data):
     """A streamed and shuffled text-to-image data set, whose order is a function of (stream, step).
 
-    The last `held_out_shards` shards, by name, are the reference; their captions are the conditions of samples.
+    The last `held_out_shards` shards, by name, are the reference; their captions are the conditions of samples. The
+    text encoder and the autoencoder are opened when they are first needed, so that shards are checked without them.
 
     Args:
         root: folder of the shards. size: of the images, which are cropped to squares and resized; null for latents.
@@ -52,6 +53,8 @@ class TextData(Data):
     Raises:
         ValueError: a folder or file is missing, or the shards contradict the settings.
     """
+
+    dataset = "text"
 
     def __init__(
         self,
@@ -81,44 +84,79 @@ class TextData(Data):
             )
         place = Path(root)
         if generated and not place.exists():
-            place = generated_folder(place, "text", generate_text)
+            place = generated_folder(place, self.dataset, generate_text)
             encoder, autoencoder, clip = str(place), autoencoder and str(place), str(place / "clip")
             size, num_workers = SIZE, 0
         if not any(place.glob("*.tar")):
             raise missing_data_error(
-                "text", place, "put WebDataset shards there, each sample an image and its caption (.txt, .json)"
+                self.dataset, place, "put WebDataset shards there, each sample an image and its caption (.txt, .json)"
             )
         shards = open_shards(place, is_sample, strict=strict)
         if len(shards) <= held_out_shards:
             raise ValueError(
-                f"dataset=text holds out {held_out_shards} of its shards and {root} has {len(shards)}: split them into "
-                "more or set dataset.held_out_shards"
+                f"dataset={self.dataset} holds out {held_out_shards} of its shards and {root} has {len(shards)}: split "
+                "them into more or set dataset.held_out_shards"
             )
         self.root, self.strict, self.clip, self.num_workers = place, strict, clip, num_workers
         self.train_shards, self.test_shards = shards[:-held_out_shards], shards[-held_out_shards:]
         self.num_reference = num_reference
         self.buffer, self.num_walks = buffer, min(walks, len(self.train_shards))
-        self.encoder = open_encoder(encoder)
-        self.autoencoder = None if autoencoder is None else open_autoencoder(autoencoder)
-        self._layout: tuple[object, ...] | None = None  # dtype and shape of the first sample
+        self.encoder_folder, self.autoencoder_folder, self.size = encoder, autoencoder, size
+        self._layout: tuple[object, ...] | None = None  # dtype, shape and shape of the embedding, of the first sample
         self._changed: set[str] = set()
         self._changes: Counter[str] = Counter()
+        self._faults: Counter[str] = Counter()
         self.background = background
         self.decode_raw = partial(self._decode, damaged=set(), size=size or 0)
         if not size and not {LATENT, BOTH} & set(next(samples_of(self.train_shards[0], is_sample))):
             raise ValueError("dataset.size is needed for shards of images: the side of the squares they are made")
-        first = self._first()
-        self.facts = self._facts(first, size)
-        self._layout = first.x.dtype, first.x.shape
-        kind = "held-out shards" if first.x.dtype == np.uint8 else "held-out latents, decoded"
+        self._first_sample = self._first()
+        is_image = self._first_sample.x.dtype == np.uint8
+        if not is_image and autoencoder is None:
+            raise ValueError("dataset.autoencoder is needed for shards of latents: the folder of what made them")
+        self._layout = layout_of(self._first_sample)
+        kind = "held-out shards" if is_image else "held-out latents, decoded"
         self.reference_split = f"{kind}: {', '.join(shard.path.name for shard in self.test_shards)}"
         self._embeddings: dict[str, Tensor] = {}
         self._reader: RowReader | None = None
         self._held_out: list[Sample] | None = None
 
-    def _facts(self, first: Sample, size: int | None) -> DataFacts:
-        """The facts of the data set, from its first sample."""
-        text = self.encoder.facts()
+    @cached_property
+    def encoder(self) -> TextEncoder:
+        """The text encoder.
+
+        Raises:
+            ValueError: it is not there, or damaged.
+        """
+        folder = Path(self.encoder_folder)
+        if not any((place / "config.json").is_file() for place in (folder, folder / "text_encoder")):
+            raise ValueError(
+                f"dataset.encoder={folder} has no text encoder: name a folder with text_encoder/ (config.json, "
+                "model.safetensors) and tokenizer/ (vocab.json and merges.txt, or tokenizer.json), as Stable "
+                f"Diffusion's has, or train a small one on these shards with `fewstep data encoder {self.root}`"
+            )
+        return open_encoder(self.encoder_folder)
+
+    @cached_property
+    def autoencoder(self) -> Autoencoder | None:
+        """The autoencoder, None for a model of pixels.
+
+        Raises:
+            ValueError: it is not there, or damaged.
+        """
+        folder = None if self.autoencoder_folder is None else Path(self.autoencoder_folder)
+        if folder and not any((place / "config.json").is_file() for place in (folder, folder / "vae")):
+            raise ValueError(
+                f"dataset.autoencoder={folder} has no autoencoder: name a folder with vae/ (config.json, "
+                "diffusion_pytorch_model.safetensors), as Stable Diffusion's has, or use null for a model of pixels, "
+                "as in dataset=text_pixels"
+            )
+        return None if folder is None else open_autoencoder(str(folder))
+
+    @cached_property
+    def facts(self) -> DataFacts:  # type: ignore[override]
+        """The facts of the data set, from its first sample and its encoders."""
+        first, size, text = self._first_sample, self.size, self.encoder.facts()
         if first.embedding is not None and first.embedding.shape != (text.tokens, text.features):
             raise ValueError(
                 f"the shards hold embeddings {first.embedding.shape} and dataset.encoder makes "
@@ -130,13 +168,12 @@ class TextData(Data):
             if self.autoencoder is not None:
                 shape, latent = self.autoencoder.latent_shape(image_shape), self.autoencoder.facts(image_shape)
         else:
-            if self.autoencoder is None:
-                raise ValueError("dataset.autoencoder is needed for shards of latents: the folder of what made them")
+            assert self.autoencoder is not None, "checked at the start"
             shape = tuple(first.x.shape[-3:])
             side = self.autoencoder.downsampling
             latent = self.autoencoder.facts((3, shape[1] * side, shape[2] * side))
-        bound = 1.0 if latent is None else 1000.0
-        return DataFacts("text", shape, 0, low=-bound, high=bound, latent=latent, text=text, background=self.background)
+        high = 1.0 if latent is None else 1000.0
+        return DataFacts(self.dataset, shape, 0, -high, high, latent=latent, text=text, background=self.background)
 
     def _first(self) -> Sample:
         raw = chain.from_iterable(samples_of(shard, is_sample) for shard in self.train_shards)
@@ -149,26 +186,20 @@ class TextData(Data):
         name = f"{raw['__url__']}: {raw['__key__']}"
         try:
             sample = decode_sample(raw, size=size, background=self.background)
-            if self._layout is not None:
-                self._require_layout(sample)
+            if self._layout not in (None, found := layout_of(sample)):
+                raise ValueError(f"it is of {found}, and the first of {self._layout}")
         except Exception as error:  # a damaged file raises errors of any type
             if self.strict:
                 raise ValueError(
                     f"{name} is damaged ({error}); repair the shard, or use dataset.strict=false"
                 ) from error
+            self._faults[str(error).partition(" (")[0][:80]] += name not in damaged
             warn_sometimes(f"{name} is damaged and left out ({error})", name, damaged)
             return None
         if sample.notes:
             self._changes.update(() if name in self._changed else sample.notes)
             warn_sometimes(f"{name} was changed: {', '.join(sample.notes)}", name, self._changed)
         return sample
-
-    def _require_layout(self, sample: Sample) -> None:
-        text = self.encoder.facts()
-        if (sample.x.dtype, sample.x.shape) != self._layout:
-            raise ValueError(f"it is {sample.x.dtype} {sample.x.shape}, and the first is of {self.facts.shape}")
-        if sample.embedding is not None and sample.embedding.shape != (text.tokens, text.features):
-            raise ValueError(f"its embedding is {sample.embedding.shape}, not {(text.tokens, text.features)}")
 
     def reader(self, worker: int = 0, num_workers: int = 1, rank: int = 0, world_size: int = 1) -> RowReader:
         """The reader of the training rows of a worker and a rank; see `RowReader`."""
@@ -277,19 +308,28 @@ class TextData(Data):
         x, label = self.batch(0)
         return Batch(self.decode(x), label)
 
-    def check(self) -> list[str]:
-        count = sum(shard.num_samples for shard in self.train_shards)
-        good = sum(
-            self.decode_raw(raw) is not None for shard in self.train_shards for raw in samples_of(shard, is_sample)
-        )
-        return [
-            f"{len(self.train_shards)} shards of {count:,} samples to train on, {good:,} of them good; "
-            f"{len(self.test_shards)} held out",
-            f"images changed: {', '.join(f'{n:,} {note}' for note, n in self._changes.most_common()) or 'none'}",
-            f"prompts are {self.encoder.num_tokens} x {self.encoder.num_features}, for example {self.prompts(1)}",
-            *check_examples(self.facts, "a training batch", self.batch(0)),
-            *check_examples(self.facts.pixels, self.reference_split, self.reference()),
-        ]
+    def check(self) -> Iterator[str]:
+        """The counts of the shards, then what needs the encoders; see `Data.check`."""
+        shards = [*self.train_shards, *self.test_shards]
+        yield f"{len(self.train_shards)} shards to train on, {len(self.test_shards)} held out"
+        yield from counts((raw for shard in shards for raw in samples_of(shard, is_sample)), self.decode_raw)
+        if self._faults:
+            yield f"left out: {', '.join(f'{n:,} since {fault}' for fault, n in self._faults.most_common())}"
+        yield f"images changed: {', '.join(f'{n:,} {note}' for note, n in self._changes.most_common()) or 'none'}"
+        yield f"prompts are {self.encoder.num_tokens} x {self.encoder.num_features}, for example {self.prompts(1)}"
+        yield from check_examples(self.facts, "a training batch", self.batch(0))
+        yield from check_examples(self.facts.pixels, self.reference_split, self.reference())
+
+
+class TextPixelsData(TextData):
+    """The same for models of small images without an autoencoder."""
+
+    dataset = "text_pixels"
+
+
+def layout_of(sample: Sample) -> tuple[object, ...]:
+    """What all samples of a data set have in common: dtype and shape, and the shape of embeddings."""
+    return (str(sample.x.dtype), sample.x.shape, *(() if sample.embedding is None else (sample.embedding.shape,)))
 
 
 def warn_sometimes(message: str, name: str, names: set[str]) -> None:

@@ -33,7 +33,7 @@ from fewstep.system.validation import build
 
 KEY = "fewstep-features"  # of the card in a file's metadata
 RECIPE = 1  # changes with anything below that changes the weights
-BATCH, EPOCHS, FEWEST_STEPS, MOST_STEPS = 128, 30, 300, 1500
+BATCH, EPOCHS, FEWEST_STEPS, MOST_STEPS = 128, 30, 200, 1500
 LEARNING_RATE, SMOOTHING = 3e-3, 0.05
 NUM_FEATURES, CHANNELS = 64, (32, 64, 64, 128)
 LARGE = 20  # pixels of a shorter side from which on the first layer halves
@@ -239,8 +239,8 @@ def losses(classifier: Classifier, card: FeatureCard, data: ImagesInMemory, step
 
 def examples(
     card: FeatureCard, x: Float[Tensor, "batch channels height width"], label: Int[Tensor, "batch"]
-) -> tuple[Float[Tensor, "batch channels height width"], Int[Tensor, "batch"]]:
-    """Images and what the task says of them: their classes, or random quarter turns."""
+) -> tuple[Float[Tensor, "batch channels _ _"], Int[Tensor, "batch"]]:
+    """Images and what the task says of them: their classes, or the random quarter turns of their squares."""
     if card.task == "classes":
         return x, label
     turns, rows, side = torch.randint(TURNS, (len(x),)), torch.arange(len(x)), min(x.shape[2:])

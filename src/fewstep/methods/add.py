@@ -11,12 +11,13 @@ from torch import Tensor
 from fewstep.data.batch import Batch
 from fewstep.diffusion.prediction import Condition, Prediction, diffuse
 from fewstep.diffusion.schedule import Images, alpha
-from fewstep.methods.base import GuidedStudentSettings, Method, Networks, Phase, Times, Weights
+from fewstep.methods.base import Method, Networks, Phase, Times, Weights
 from fewstep.methods.consistency import renoising
 from fewstep.methods.critic import CRITIC
 from fewstep.methods.draws import Draws
 from fewstep.methods.judge import JudgeSettings
 from fewstep.methods.losses import Loss
+from fewstep.methods.student_settings import GuidedStudentSettings
 from fewstep.methods.training import STUDENT
 
 

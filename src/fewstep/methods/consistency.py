@@ -11,11 +11,12 @@ from torch import Tensor
 from fewstep.diffusion.hop import two_hop
 from fewstep.diffusion.prediction import Condition, Prediction
 from fewstep.diffusion.sampling import Sampling
-from fewstep.methods.base import GuidedStudentSettings, Networks, Phase, Regression, Times, Weights
+from fewstep.methods.base import Networks, Phase, Regression, Times, Weights
 from fewstep.methods.draws import Draws
 from fewstep.methods.guidance_range import GuidanceRange
 from fewstep.methods.readings import require_identity_at_data
 from fewstep.methods.state_source import StateSettings
+from fewstep.methods.student_settings import GuidedStudentSettings
 from fewstep.networks.ema import Average, constant
 
 SELF_TEACHER = "self_teacher"

@@ -12,12 +12,13 @@ from torch import Tensor
 from fewstep.data.batch import Batch
 from fewstep.diffusion.hop import two_hop
 from fewstep.diffusion.prediction import diffuse
-from fewstep.methods.base import GuidedStudentSettings, Method, Networks, Parent, Phase
+from fewstep.methods.base import Method, Networks, Parent, Phase
 from fewstep.methods.consistency import renoising
 from fewstep.methods.draws import Draws, standard_normal
 from fewstep.methods.guidance_range import GuidanceRange
 from fewstep.methods.losses import Loss
 from fewstep.methods.readings import require_identity_at_data
+from fewstep.methods.student_settings import GuidedStudentSettings
 from fewstep.methods.training import STUDENT
 
 SigmaPair = tuple[Float[Tensor, "batch"], Float[Tensor, "batch"]]

@@ -13,11 +13,12 @@ import torch
 from fewstep.data.batch import Batch
 from fewstep.diffusion.prediction import Condition, Denoise, Prediction, diffuse
 from fewstep.diffusion.schedule import Images, network_time
-from fewstep.methods.base import GuidedStudentSettings, Method, Networks, Phase, Times, Weights
+from fewstep.methods.base import Method, Networks, Phase, Times, Weights
 from fewstep.methods.consistency import renoising
 from fewstep.methods.draws import Draws
 from fewstep.methods.losses import Loss, regress
 from fewstep.methods.state_source import Source, StateSettings
+from fewstep.methods.student_settings import GuidedStudentSettings
 from fewstep.methods.training import STUDENT
 from fewstep.networks.denoiser import with_inputs
 

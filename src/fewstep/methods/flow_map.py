@@ -10,11 +10,12 @@ from fewstep.diffusion.prediction import Condition, Denoise, Prediction, diffuse
 from fewstep.diffusion.sampler import END, ddim_step
 from fewstep.diffusion.sampling import Sampling
 from fewstep.diffusion.schedule import Images, angle, network_time
-from fewstep.methods.base import GuidedStudentSettings, Method, Networks, Phase, Times, Weights
+from fewstep.methods.base import Method, Networks, Phase, Times, Weights
 from fewstep.methods.derivative import Derivative, along_the_flow
 from fewstep.methods.draws import Draws
 from fewstep.methods.losses import Loss, pull
 from fewstep.methods.scm import normalised
+from fewstep.methods.student_settings import GuidedStudentSettings
 from fewstep.methods.training import STUDENT
 
 

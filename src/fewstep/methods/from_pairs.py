@@ -9,11 +9,12 @@ from torch import Tensor
 
 from fewstep.data.batch import Pairs
 from fewstep.diffusion.prediction import Prediction, diffuse, interpret
-from fewstep.methods.base import Method, Networks, Phase, StudentSettings, Times
+from fewstep.methods.base import Method, Networks, Phase, Times
 from fewstep.methods.critic import CRITIC
 from fewstep.methods.draws import Draws
 from fewstep.methods.judge import JudgeSettings
 from fewstep.methods.losses import Loss, regress
+from fewstep.methods.student_settings import StudentSettings
 from fewstep.methods.training import STUDENT
 
 

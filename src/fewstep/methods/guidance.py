@@ -9,12 +9,13 @@ from fewstep.diffusion.guidance import log_snr_interval
 from fewstep.diffusion.prediction import Condition, Prediction
 from fewstep.diffusion.sampling import Sampling
 from fewstep.diffusion.schedule import CosineSchedule
-from fewstep.methods.base import Networks, Parent, Phase, Regression, StudentSettings, Times, Weights
+from fewstep.methods.base import Networks, Parent, Phase, Regression, Times, Weights
 from fewstep.methods.critic import CRITIC
 from fewstep.methods.draws import Draws
 from fewstep.methods.feature_matching import ATTENTION, PROJECTION, FeatureMatching, with_feature_loss
 from fewstep.methods.guidance_range import Draw, GuidanceRange
 from fewstep.methods.losses import Loss
+from fewstep.methods.student_settings import StudentSettings
 
 
 @dataclass(frozen=True, kw_only=True)

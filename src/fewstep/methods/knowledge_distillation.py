@@ -4,8 +4,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from fewstep.diffusion.sampling import Sampling
-from fewstep.methods.base import GuidedStudentSettings, Phase
+from fewstep.methods.base import Phase
 from fewstep.methods.from_pairs import FromPairs
+from fewstep.methods.student_settings import GuidedStudentSettings
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,11 +11,12 @@ from torch import Tensor
 from fewstep.data.batch import Pairs
 from fewstep.diffusion.prediction import diffuse
 from fewstep.methods.add import one_of
-from fewstep.methods.base import GuidedStudentSettings, Networks, Phase, Times
+from fewstep.methods.base import Networks, Phase, Times
 from fewstep.methods.consistency import renoising
 from fewstep.methods.draws import Draws
 from fewstep.methods.from_pairs import FromPairs
 from fewstep.methods.losses import Loss
+from fewstep.methods.student_settings import GuidedStudentSettings
 from fewstep.methods.training import STUDENT
 
 

@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from fewstep.data.batch import Batch
 from fewstep.diffusion.prediction import Condition, Prediction, diffuse
 from fewstep.diffusion.rectified import placed
-from fewstep.methods.base import Method, Networks, Parent, Phase, StudentSettings
+from fewstep.methods.base import Method, Networks, Parent, Phase
 from fewstep.methods.critic import CRITIC, Critic
 from fewstep.methods.draws import Draws, standard_normal
 from fewstep.methods.flow_trajectory import require_images, restoring
 from fewstep.methods.losses import Loss, frozen, judge, judge_generated
+from fewstep.methods.student_settings import StudentSettings
 from fewstep.methods.training import STUDENT
 from fewstep.networks import Denoiser
 from fewstep.system.seeds import reseed, seed_for

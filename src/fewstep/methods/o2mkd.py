@@ -13,9 +13,10 @@ from fewstep.data.batch import Batch
 from fewstep.diffusion.prediction import Condition, Prediction
 from fewstep.diffusion.sampling import Sampling
 from fewstep.diffusion.schedule import Schedule
-from fewstep.methods.base import GuidedStudentSettings, Networks, Phase, Regression, Times, Weights
+from fewstep.methods.base import Networks, Phase, Regression, Times, Weights
 from fewstep.methods.draws import Draws
 from fewstep.methods.losses import Loss
+from fewstep.methods.student_settings import GuidedStudentSettings
 from fewstep.networks import Denoiser, Routed
 from fewstep.networks.routed import check_edges
 

@@ -11,9 +11,10 @@ from fewstep.data.batch import Batch
 from fewstep.diffusion.policy import SUBSTEPS
 from fewstep.diffusion.prediction import diffuse
 from fewstep.diffusion.sampling import Sampling
-from fewstep.methods.base import GuidedStudentSettings, Method, Networks, Phase
+from fewstep.methods.base import Method, Networks, Phase
 from fewstep.methods.draws import Draws
 from fewstep.methods.losses import Loss, regress
+from fewstep.methods.student_settings import GuidedStudentSettings
 from fewstep.methods.training import STUDENT
 
 

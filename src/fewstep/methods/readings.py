@@ -8,7 +8,8 @@ from math import exp
 
 from fewstep.diffusion.prediction import PredictionKind
 from fewstep.diffusion.schedule import CosineSchedule
-from fewstep.methods.base import Method, Networks, Phase, StudentSettings
+from fewstep.methods.base import Method, Networks, Phase
+from fewstep.methods.student_settings import StudentSettings
 
 LEAST_ALPHA = 1e-3  # of the noisiest level at which x is read from eps
 

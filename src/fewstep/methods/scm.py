@@ -11,12 +11,13 @@ from fewstep.data.batch import Batch
 from fewstep.diffusion.flow_map import log_snr_of, start_derivative
 from fewstep.diffusion.prediction import Prediction, diffuse
 from fewstep.diffusion.schedule import angle, expand
-from fewstep.methods.base import GuidedStudentSettings, Method, Networks, Phase
+from fewstep.methods.base import Method, Networks, Phase
 from fewstep.methods.consistency import renoising
 from fewstep.methods.derivative import Derivative, along_the_flow
 from fewstep.methods.draws import Draws, standard_normal
 from fewstep.methods.losses import Loss
 from fewstep.methods.readings import require_identity_at_data
+from fewstep.methods.student_settings import GuidedStudentSettings
 from fewstep.methods.training import STUDENT
 from fewstep.networks.inputs import sinusoid, zeroed
 

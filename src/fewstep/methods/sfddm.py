@@ -9,11 +9,12 @@ from torch import Tensor, nn
 from fewstep.data.batch import Batch
 from fewstep.diffusion.prediction import Condition, Prediction
 from fewstep.diffusion.sampling import Sampling
-from fewstep.methods.base import GuidedStudentSettings, Networks, Parent, Phase, Regression, Times, Weights
+from fewstep.methods.base import Networks, Parent, Phase, Regression, Times, Weights
 from fewstep.methods.critic import CRITIC
 from fewstep.methods.draws import Draws
 from fewstep.methods.feature_matching import PROJECTION, with_feature_loss
 from fewstep.methods.losses import Loss
+from fewstep.methods.student_settings import GuidedStudentSettings
 from fewstep.networks import Denoiser
 from fewstep.networks.features import LastFeatures, network_of
 

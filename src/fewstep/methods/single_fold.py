@@ -10,8 +10,9 @@ from torch import Tensor
 from fewstep.diffusion.hop import folded
 from fewstep.diffusion.prediction import Condition, Prediction
 from fewstep.diffusion.sampling import Sampling
-from fewstep.methods.base import GuidedStudentSettings, Networks, Phase, Regression, Times, Weights
+from fewstep.methods.base import Networks, Phase, Regression, Times, Weights
 from fewstep.methods.draws import Draws
+from fewstep.methods.student_settings import GuidedStudentSettings
 
 
 @dataclass(frozen=True, kw_only=True)

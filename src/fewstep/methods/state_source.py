@@ -11,8 +11,9 @@ from fewstep.diffusion.prediction import Clipped, Condition, Prediction, diffuse
 from fewstep.diffusion.sampler import SAMPLERS, sample_until
 from fewstep.diffusion.sampling import Sampling
 from fewstep.diffusion.schedule import Images
-from fewstep.methods.base import Method, Networks, Phase, StudentSettings, Times, Weights
+from fewstep.methods.base import Method, Networks, Phase, Times, Weights
 from fewstep.methods.draws import Draws
+from fewstep.methods.student_settings import StudentSettings
 from fewstep.system.validation import build
 
 Source = Literal["data", "teacher", "student"]

@@ -12,8 +12,9 @@ from torch import Tensor
 from fewstep.diffusion.hop import two_hop
 from fewstep.diffusion.prediction import Condition, Prediction
 from fewstep.diffusion.sampling import Sampling
-from fewstep.methods.base import GuidedStudentSettings, Networks, Parent, Phase, Regression, Times, Weights
+from fewstep.methods.base import Networks, Parent, Phase, Regression, Times, Weights
 from fewstep.methods.draws import Draws
+from fewstep.methods.student_settings import GuidedStudentSettings
 from fewstep.networks.ema import Average, bias_corrected
 
 SELF_TEACHER = "self_teacher"

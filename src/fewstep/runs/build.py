@@ -23,8 +23,9 @@ from fewstep.diffusion.sampling import Sampling
 from fewstep.distributed.collectives import main_process_first
 from fewstep.evaluation.evaluator import Evaluator
 from fewstep.evaluation.plan import EvaluationPlan
-from fewstep.methods.base import Method, Phase, StudentSettings
+from fewstep.methods.base import Method, Phase
 from fewstep.methods.guidance_range import GuidanceRange
+from fewstep.methods.student_settings import StudentSettings
 from fewstep.methods.training import RoleTraining, Training
 from fewstep.networks import Denoiser
 from fewstep.networks.memory import to_channels_last

@@ -3,7 +3,8 @@
 All rules are here, in TABLE and the functions below; `automatic.py` writes what they say into a run's settings. The
 rows of a CPU are such that a whole chain of them (teacher, guidance, a few-step method, evaluation) takes at most about
 an hour on two cores, at rates measured on one core: 0.04 ms a network evaluation of an image for the first row, 0.19 ms
-for the second, 2.6 ms for the third. Those of a GPU are for a day at 20 TFLOP/s, and have not been measured.
+for the second, 2.6 ms for the third at 32 x 32 pixels. On Fashion-MNIST a U-Net was far ahead of a patch transformer
+of the same processor time (docs/own-data.md). Those of a GPU are for a day at 20 TFLOP/s, and have not been measured.
 """
 
 from collections.abc import Sequence
@@ -39,17 +40,18 @@ class Row(NamedTuple):
 TABLE = (  # the first row that fits counts
     Row("cpu", 8, ANY, "mlp", 256, 4, 0, 1e-3, 256, 20_000_000, 2000),
     Row("cpu", 16, ANY, "mlp", 512, 6, 0, 1e-3, 256, 20_000_000, 2000),
-    Row("cpu", ANY, ANY, "dit", 128, 4, 64, 1e-3, 128, 2_000_000, 500),
+    Row("cpu", 48, ANY, "unet", 16, 1, 0, 2e-3, 64, 1_300_000, 500),
+    Row("cpu", ANY, ANY, "dit", 128, 4, 64, 1e-3, 128, 2_000_000, 500),  # and where no U-Net fits
     Row("gpu", 8, ANY, "mlp", 512, 6, 0, 1e-3, 512, 200_000_000, 10_000),
     Row("gpu", ANY, 10_000, "dit", 256, 8, 256, 3e-4, 256, 100_000_000, 5000),
     Row("gpu", ANY, 100_000, "dit", 384, 12, 256, 2e-4, 256, 100_000_000, 5000),
     Row("gpu", ANY, ANY, "dit", 512, 12, 256, 2e-4, 256, 60_000_000, 10_000),
 )
-UNETS = {  # where no patch fits: width, blocks a level, and evaluations of 32 x 32 pixels
+UNETS = {  # on a GPU where no patch fits: width, blocks a level, and evaluations of 32 x 32 pixels
     "cpu": (16, 1, 1_300_000),
     "gpu": (96, 2, 20_000_000),
 }
-UNET_PIXELS, UNET_DIVISOR = 1024, 4
+UNET_PIXELS, UNET_DIVISOR, NORM_GROUPS = 1024, 4, 8
 FEWEST_TOKENS = 16  # a transformer of fewer sees no layout
 HEADS = (64, 32, 16, 8)  # channels of an attention head: the first that makes FEWEST_HEADS, else the last that divides
 FEWEST_HEADS = 4
@@ -89,14 +91,14 @@ def choose(shape: Sequence[int], images: int, device: Device, backbone: Backbone
     """The network for `images` of `shape` (C, H, W), or points (D,), of the given backbone if there is one."""
     row = row_of(shape, images, device)
     dropout = DROPOUT if images < FEW_IMAGES else 0.0
-    if backbone is None:
-        backbone = "unet" if row.backbone == "dit" and patch_of(shape, row.tokens) is None else row.backbone
+    backbone = backbone or fitting(row, shape)
     if backbone == "unet":
         width, num_blocks, _ = UNETS[device]
         return Choice(backbone, width, num_blocks, None, dropout)
-    if backbone != row.backbone:  # of the row nearest to this one that has the backbone that was asked for
-        rows = [each for each in TABLE if (each.device, each.backbone) == (device, backbone)]
-        row = rows[-1 if backbone == "mlp" else 0]
+    if backbone == "dit" and row.backbone != "dit":
+        row = transformer_row(device)
+    elif backbone == "mlp" and row.backbone != "mlp":
+        row = [each for each in TABLE if (each.device, each.backbone) == (device, "mlp")][-1]
     patch_size = patch_of(shape, row.tokens) if backbone == "dit" else None
     return Choice(backbone, row.width, row.num_blocks, patch_size, dropout)
 
@@ -105,6 +107,19 @@ def row_of(shape: Sequence[int], images: int, device: Device) -> Row:
     """The row of the table for `images` of `shape`."""
     side = max(shape[1:], default=1)
     return next(row for row in TABLE if row.device == device and side <= row.side and images <= row.images)
+
+
+def fitting(row: Row, shape: Sequence[int]) -> Backbone:
+    """The row's backbone, or where it does not fit the images the other one, a U-Net for a transformer."""
+    if row.backbone == "dit" and patch_of(shape, row.tokens) is None:
+        return "unet"
+    no_unet = row.backbone == "unet" and any(side % UNET_DIVISOR for side in shape[1:])
+    return "dit" if no_unet and patch_of(shape, transformer_row(row.device).tokens) is not None else row.backbone
+
+
+def transformer_row(device: Device) -> Row:
+    """The first row of a device with a patch transformer."""
+    return next(row for row in TABLE if (row.device, row.backbone) == (device, "dit"))
 
 
 def patch_of(shape: Sequence[int], most_tokens: int) -> int | None:
@@ -137,13 +152,15 @@ def network_of(choice: Choice, shape: Sequence[int]) -> dict[str, Any]:
                 f"model=auto has no network for images of {size} pixels, which neither patches nor the levels of a "
                 f"U-Net divide; use a dataset.size that is a multiple of {UNET_DIVISOR}"
             )
+        if width % NORM_GROUPS:
+            raise ValueError(f"a U-Net needs a width that is a multiple of {NORM_GROUPS}, got width={width}; change model.network")
         return {
             "_target_": "fewstep.networks.UNet",
             "channels": [width, 2 * width, 4 * width],
             "num_blocks": num_blocks,
             "attention": [False, False, True],
             "head_dim": 16,
-            "norm_groups": 8,
+            "norm_groups": NORM_GROUPS,
             "dropout": choice.dropout,
             "guidance_dim": 128,
         }
@@ -184,14 +201,15 @@ class Budgets:
 
 def budgets_of(shape: Sequence[int], images: int, device: Device) -> Budgets:
     """The budgets for `images` of `shape`."""
-    row, patch = row_of(shape, images, device), None
-    evaluations = float(row.evaluations)
-    if row.backbone == "dit":
+    row = row_of(shape, images, device)
+    backbone, evaluations = fitting(row, shape), float(row.evaluations)
+    if backbone == "unet":
+        evaluations = UNETS[device][2] * min(1.0, UNET_PIXELS / prod(shape[1:]))
+    elif backbone == "dit":
+        row = row if row.backbone == "dit" else transformer_row(device)
         patch = patch_of(shape, row.tokens)
-        if patch is None:
-            evaluations = UNETS[device][2] * min(1.0, UNET_PIXELS / prod(shape[1:]))
-        else:
-            evaluations *= row.tokens / (shape[1] // patch) ** 2
+        assert patch is not None, "it fits"
+        evaluations = row.evaluations * row.tokens / (shape[1] // patch) ** 2
     spent = {stage: share * evaluations / COST[stage] for stage, share in SHARES.items()}
     teacher = min(spent["teacher"], max(FEWEST_IMAGES, MOST_EPOCHS * images))
     return Budgets(

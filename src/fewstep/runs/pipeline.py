@@ -10,8 +10,9 @@ from fewstep.artifacts.run_folder import QUALITY, REPORT, RunFolder
 from fewstep.data.labels import NONE
 from fewstep.diffusion.sampling import Sampling
 from fewstep.distributed.collectives import on_main_process
-from fewstep.methods.base import Method, Parent, StudentSettings
+from fewstep.methods.base import Method, Parent
 from fewstep.methods.readings import check_student_at_noise, check_teacher_at_noise
+from fewstep.methods.student_settings import StudentSettings
 from fewstep.runs.automatic import announced
 from fewstep.runs.build import (
     build_callbacks,

@@ -4,8 +4,10 @@ In GNU's OpenMP, torch's on Linux, a thread that waits for the others spins for 
 cores that is fastest; where another process needs one of them, spinning takes the time of the very thread that is
 waited for, and training falls to a hundredth of its speed. The policy is read once, when the library is loaded. But its
 manual says (at GOMP_SPINCOUNT) that threads spin for microseconds only while there are more of them than cores. So
-while the cores are contended, idle threads are kept beside those that work, whose number, on which the last bits of
-sums depend, stays.
+while the cores are contended, idle threads are kept beside those that work.
+
+On cores that are contended from the start fewer threads are faster than many that wait. Their number, on which the last
+bits of sums depend, is chosen once.
 """
 
 import os
@@ -13,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from math import floor
 from pathlib import Path
 
 import torch
@@ -55,6 +58,19 @@ class IdleThreads:
         self._end.set()
         for thread in self._threads:
             thread.join()
+
+
+def choose_threads(others: float) -> None:
+    """Have torch use as many threads as cores are left, unless OMP_NUM_THREADS says how many; says so if that is fewer.
+
+    Args:
+        others: cores that other processes keep busy.
+    """
+    most = torch.get_num_threads()
+    count = max(1, min(most, floor(cores() - others + 0.5)))
+    if count < most and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(count)
+        print(f"{count} of {most} threads: others use {others:.1f} cores (OMP_NUM_THREADS={most} uses all)", flush=True)
 
 
 @contextmanager

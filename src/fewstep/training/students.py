@@ -14,9 +14,10 @@ from fewstep.diffusion.sampler import END
 from fewstep.diffusion.sampling import Sampling
 from fewstep.diffusion.schedule import CosineSchedule
 from fewstep.distributed.collectives import world_size
-from fewstep.methods.base import Method, Phase, StudentSettings
+from fewstep.methods.base import Method, Phase
 from fewstep.methods.guidance_range import GuidanceRange
 from fewstep.methods.readings import check_student_at_noise, check_teacher_at_noise
+from fewstep.methods.student_settings import StudentSettings
 from fewstep.networks import Denoiser, Frozen, with_guidance_input
 from fewstep.networks.adapter import with_adapter
 from fewstep.networks.denoiser import with_components, with_inputs

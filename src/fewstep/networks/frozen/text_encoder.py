@@ -130,41 +130,52 @@ def tokenizer_folder(encoder: Path) -> Path:
     )
 
 
-def write_tiny_text_encoder(folder: Path, *, features: int = 16, tokens: int = 32, seed: int = 0) -> None:
-    """Write a random text_encoder/, and a tokenizer/ of bytes, below `folder`: for tests and dry runs."""
-    start, end = TINY_VOCABULARY, TINY_VOCABULARY + 1
+def small_network(vocabulary: int, *, features: int, tokens: int, layers: int = 2, heads: int = 2) -> CLIPTextModel:
+    """A new CLIPTextModel for the tokens of `write_tokenizer`, the last two of which start and end a text."""
+    start, end = vocabulary - 2, vocabulary - 1
     config = CLIPTextConfig(
-        vocab_size=end + 1,
+        vocab_size=vocabulary,
         hidden_size=features,
         intermediate_size=2 * features,
-        num_hidden_layers=2,
-        num_attention_heads=2,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
         max_position_embeddings=tokens,
         projection_dim=features,
         bos_token_id=start,
         eos_token_id=end,
         pad_token_id=end,
     )
+    return CLIPTextModel(config)
+
+
+def write_tiny_text_encoder(folder: Path, *, features: int = 16, tokens: int = 32, seed: int = 0) -> None:
+    """Write a random text_encoder/, and a tokenizer/ of bytes, below `folder`: for tests and dry runs."""
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(seed)
-        network = CLIPTextModel(config)
+        network = small_network(TINY_VOCABULARY + 2, features=features, tokens=tokens)
     with quiet():
         network.save_pretrained(folder / "text_encoder")
-    write_tiny_tokenizer(folder / "tokenizer", tokens=tokens)
+    write_tokenizer(folder / "tokenizer", tokens=tokens)
 
 
-def write_tiny_tokenizer(folder: Path, *, tokens: int) -> None:
-    """Write a tokenizer in CLIP's form; its tokens: each byte within a word, each at a word's end, start and end."""
+def write_tokenizer(folder: Path, *, tokens: int, merges: Sequence[tuple[str, str]] = ()) -> int:
+    """Write a tokenizer in CLIP's form and return the number of its tokens.
+
+    They are each byte within a word and each at a word's end, so that every text has tokens, then those that `merges`
+    make of two others, then start and end.
+    """
     symbols = [bytes_to_unicode()[byte] for byte in range(256)]
-    tokens_of_text = [*symbols, *(f"{symbol}</w>" for symbol in symbols), "<|startoftext|>", "<|endoftext|>"]
+    vocabulary = [*symbols, *(f"{symbol}</w>" for symbol in symbols), *map("".join, merges)]
+    vocabulary = [*dict.fromkeys(vocabulary), "<|startoftext|>", "<|endoftext|>"]
     special = {"bos_token": "<|startoftext|>"} | dict.fromkeys(("eos_token", "unk_token", "pad_token"), "<|endoftext|>")
     settings = {"tokenizer_class": "CLIPTokenizer", "model_max_length": tokens} | special
     files = {
-        "vocab.json": json.dumps({name: number for number, name in enumerate(tokens_of_text)}),
-        "merges.txt": "#version: 0.2\n",
+        "vocab.json": json.dumps({name: number for number, name in enumerate(vocabulary)}),
+        "merges.txt": "\n".join(["#version: 0.2", *map(" ".join, merges), ""]),
         "special_tokens_map.json": json.dumps(special),
         "tokenizer_config.json": json.dumps(settings),
     }
     for name, text in files.items():
         with atomic_write(folder / name) as temporary:
             temporary.write_text(text, encoding="utf-8")
+    return len(vocabulary)
