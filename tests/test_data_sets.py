@@ -1,12 +1,14 @@
 """Data sets from a user's side: `fewstep data check`, and pipelines on generated files."""
 
+import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 from running import ROOT, Commands
 
-from fewstep.data.generate import generate_cifar10, generate_imagefolder, generate_imagenet64
+from fewstep.data.generate import generate_arrays, generate_cifar10, generate_imagefolder, generate_imagenet64, pictures
 
 pytest_plugins = ("running",)
 pytestmark = pytest.mark.usefixtures("as_users_run")
@@ -22,6 +24,7 @@ FEW = (  # rungs and cells: at 64 pixels each takes seconds
         ("cifar10", generate_cifar10, "cifar10: 300 images to train on, 60 held out"),
         ("imagenet64", generate_imagenet64, "sha256 of 11 parts"),
         ("imagefolder", generate_imagefolder, "0 damaged images left out, none changed"),
+        ("arrays", generate_arrays, "images uint8 (160, 32, 32, 3) read as N H W C, 0 is black and 255 white"),
         ("patches", None, "patches: 306,504 images to train on, 1,400 held out"),
         ("patches_sr", None, "patches_sr: 306,504 images to train on, 1,400 held out"),
         ("digits", None, "10 of 10 classes"),
@@ -52,6 +55,7 @@ def test_settings_are_those_of_the_data_set(commands: Commands, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
+        (["."], ["a folder without images", "shows the data sets"]),
         (["nonsense"], ["dataset/nonsense", "cifar10", "imagefolder"]),
         (["cifar10", "--root", "no/such/place"], ["not at no/such/place", "cs.toronto.edu", "trainer=debug"]),
         (["imagenet64", "--root", "no/such/place"], ["not at no/such/place", "image-net.org", "trainer=debug"]),
@@ -101,3 +105,24 @@ def test_the_pipeline_runs_on_generated_files(commands: Commands, tmp_path: Path
     assert result.out.count("is not there, so") == 1
     assert "not from Inception" in result.err
     assert list((tmp_path / "outputs" / name / "pipeline").glob("*/quality.json"))
+
+
+@pytest.mark.slow
+def test_a_flat_folder_becomes_a_student_without_guidance(commands: Commands, tmp_path: Path) -> None:
+    (tmp_path / "flat").mkdir()
+    for number, image in enumerate(pictures(np.arange(60) % 4, 16, 0)):
+        Image.fromarray(image.transpose(1, 2, 0)).save(tmp_path / "flat" / f"{number}.png")
+    settings = ("dataset=imagefolder", f"dataset.root={tmp_path / 'flat'}", f"outputs={tmp_path / 'outputs'}")
+    fast = ("trainer=debug", "logger=csv", "trainer.max_images=32", *FEW)
+    commands.train(*settings, *fast).is_one_error("is in none", "dataset.labels=FILE.csv", "dataset.labels=none")
+    result = commands.train(*settings, "dataset.labels=none", "name=plain", *fast)
+    assert result.status == 0, result
+    assert "nothing to guide by, so without stage guidance" in result.out
+    made = tmp_path / "outputs" / "imagefolder"
+    assert not (made / "guidance").exists()
+    rows = json.loads((made / "pipeline" / "plain" / "quality.json").read_text())
+    assert {row["model"] for row in rows} == {"teacher", "progressive"}
+    assert {row["w"] for row in rows} == {0.0}
+    student = made / "progressive" / "plain" / "model-1.safetensors"
+    sampled = commands.fewstep("sample", student, "--num", "4", "--out", tmp_path / "samples.png")
+    assert sampled.status == 0, sampled

@@ -200,9 +200,9 @@ def test_the_data_set_is_trained_on(project: Path, commands: Commands) -> None:
     )
     trained = commands.train(*arguments(OWN_DATA, *small))
     assert trained.status == 0, trained
-    model = only(project, "outputs/arrays/progressive/*/model-1.safetensors")
+    model = only(project, "outputs/tiles/progressive/*/model-1.safetensors")
     assert load_model(model)[1].data.shape == (3, 16, 16)
-    assert only(project, "outputs/arrays/pipeline/*/report.html").is_file()
+    assert only(project, "outputs/tiles/pipeline/*/report.html").is_file()
 
 
 def methods_of_the_package() -> list[type[Method]]:

@@ -78,6 +78,7 @@ def test_saved_splits_and_parquet_files_are_the_same_data(tmp_path: Path) -> Non
         assert data.cache.classes == NAMES
         assert data.facts.shape == (3, 8, 8)
         assert "training: 20 rows of" in data.check()[0]
+    assert opened(files, size="auto").facts.shape == (3, 8, 8)
     assert "of 2 table(s), images of the column image, labels of the column label" in opened(files).check()[0]
 
 

@@ -4,7 +4,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Int, Shaped
@@ -14,8 +14,10 @@ from fewstep.data.cache import Chunk, Part, Source
 from fewstep.data.converted import ConvertedImages, every_nth, key_of, numbered, ranges
 from fewstep.data.decode import WHITE
 from fewstep.data.generate import generate_huggingface
+from fewstep.data.image_sizes import AUTO, fitting_size
 from fewstep.data.imagefiles import CHUNK, Decoding
 from fewstep.data.labels import OWN
+from fewstep.data.split import missing_data_error
 from fewstep.data.tables import (
     Table,
     chosen_splits,
@@ -36,7 +38,7 @@ class HuggingFaceData(ConvertedImages):
 
     Args:
         root: a folder that `save_to_disk` made, a Parquet file, or a folder of Parquet files.
-        size: of the squares, in pixels. labels: own, of a column; or those of `data.labels`.
+        size: of the squares, in pixels; auto: see `fitting_size`. labels: own, of a column; or those of `data.labels`.
         image_column, label_column: names of columns; None recognises them by their types and names.
         cache: folder for the converted images, by default ROOT.SIZE.cache.
         hold_out_every: N, where there is no other split.
@@ -56,7 +58,7 @@ class HuggingFaceData(ConvertedImages):
         self,
         *,
         root: str,
-        size: int,
+        size: int | Literal["auto"],
         batch_size: int,
         stream: str,
         labels: str = OWN,
@@ -72,10 +74,15 @@ class HuggingFaceData(ConvertedImages):
         generated: bool = False,
     ) -> None:
         require_library(root)
-        decoding = Decoding(size, strict, background, channels)
         self.reading = partial(
             Reading, image=image_column, label=label_column, has_labels=labels == OWN, hold_out_every=hold_out_every
         )
+        if size == AUTO:
+            place = self.located(root, generated)
+            if not place.exists():
+                raise missing_data_error(self.dataset, place, self.advice)
+            size = self.reading(place).fitting_size()
+        decoding = Decoding(size, strict, background, channels)
         super().__init__(
             root=root,
             source=lambda place: self.reading(place).source(decoding),
@@ -125,6 +132,12 @@ class Reading:
                 f"{place} has no column of labels among {columns(self.features)}; say dataset.label_column=NAME, or "
                 "dataset.labels=none (guidance is off then)"
             )
+
+    def fitting_size(self) -> int:
+        """The size for the images of the first table."""
+        table = self.tables[TRAIN][0]
+        opened = table.read([self.image])
+        return fitting_size(table.count, lambda row: file_bytes(opened[row][self.image]), self.place)
 
     def labelled(self) -> dict[str, list[Rows]]:
         """The rows of each split that have a label, with a warning of those that have none."""

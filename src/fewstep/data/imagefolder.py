@@ -58,7 +58,8 @@ class ImageFolderData(ConvertedImages):
             place = self.located(root, generated)
             if not place.exists():
                 raise missing_data_error(self.dataset, place, self.advice)
-            size = fitting_size(ImageFiles(place))
+            files = ImageFiles(place)
+            size = fitting_size(len(files.files), lambda number: files.read(files.files[number].name), place)
         decoding = Decoding(size, strict, background, channels)
         super().__init__(
             root=root,
