@@ -6,6 +6,7 @@ import shutil
 import tarfile
 import warnings
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -342,3 +343,53 @@ def test_the_null_of_a_text_model_is_the_empty_prompt(trained: Path, generated: 
     null = fewstep.load(trained).denoiser.null
     assert isinstance(null, torch.Tensor)
     torch.testing.assert_close(null, TextEncoder.open(generated).empty_prompt)
+
+
+def picture(form: str, size: tuple[int, int] = (40, 30)) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", size, "red").save(file, form)
+    return file.getvalue()
+
+
+def write_tar(path: Path, files: dict[str, bytes]) -> None:
+    with tarfile.open(path, "w") as tar:
+        for name, data in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+
+
+def test_shards_are_counted_before_any_encoder_is_needed(tmp_path: Path) -> None:
+    red = b"red thing"
+    write_tar(
+        tmp_path / "0.tar",
+        {"a.JPG": picture("JPEG"), "a.txt": red, "b.jpeg": picture("JPEG", (20, 80)), "b.TXT": red}
+        | {"c.webp": picture("WEBP"), "c.json": b'{"caption": "another red thing"}'}
+        | {"d.png": picture("PNG"), "d.txt": b" ", "e.png": picture("PNG"), "e.json": b'{"caption": null}'}
+        | {"f.png": picture("PNG"), "f.json": b"{}", "g.png": b"none", "g.txt": red, "h.png": picture("PNG")}
+        | {"i.txt": red, "j.png": picture("PNG"), "k.png": picture("PNG"), "j.txt": red, "k.txt": red},
+    )
+    write_tar(tmp_path / "1.tar", {})
+    write_tar(tmp_path / "2.tar", {"z.png": picture("PNG", (640, 480)), "z.txt": red})
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        data = opened(tmp_path, encoder=tmp_path / "none")
+        lines = data.check()
+        counted = list(islice(lines, 6))
+        with pytest.raises(ValueError, match=r"=.*none has no text encoder.*vocab\.json.*data encoder"):
+            next(lines)
+    said = [str(warning.message).split(": ", 1)[-1] for warning in caught]
+    assert said[0] == "1 with only .png, 1 with only .txt"
+    assert "2 samples whose image and caption do not follow one another" in said[1]
+    assert said[2].endswith("1.tar is empty")
+    assert counted == [
+        "1 shards to train on, 1 held out",
+        "8 samples, 4 of them good",
+        "captions: 4, 2 of them different, of 2 to 3 words",
+        "images: 20 x 80 to 640 x 480 pixels",
+        "left out: 2 since its caption is null, 1 since its caption is empty, "
+        "1 since no JPEG, PNG, WebP, BMP, GIF or TIFF",
+        "images changed: 1 enlarged",
+    ]
+    with pytest.raises(ValueError, match=r"dataset\.autoencoder=.*has no autoencoder.*null for a model of pixels"):
+        _ = opened(tmp_path, autoencoder=str(tmp_path)).autoencoder

@@ -1,7 +1,7 @@
 """Make a small text encoder for captioned images: byte pairs of their captions, and CLIP's loss with the images.
 
-Contrastive training as CLIP's (Radford et al. 2021, section 2.3), equal captions counted as one; a caption says then
-what its image has and others have not. Only the text's side is kept, in the layout of Stable Diffusion's.
+Contrastive training as CLIP's (Radford et al. 2021, section 2.3), with equal captions counted as one. Only the text's
+side is kept, in the layout of Stable Diffusion's.
 """
 
 import json
@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from tempfile import mkdtemp
+from tempfile import TemporaryDirectory
 
 import torch
 from jaxtyping import Float, UInt8
@@ -87,7 +87,7 @@ class Captioned:
             if (len(images) + 1) * sample.x.nbytes > MOST_BYTES:
                 left_out += 1
                 continue
-            images.append(torch.from_numpy(sample.x))
+            images.append(torch.tensor(sample.x))
             captions.append(sample.caption)
         if len(set(captions)) < 2:
             raise ValueError(f"a text encoder needs images of different captions, and there are {len(set(captions))}")
@@ -117,7 +117,8 @@ class EncoderTraining:
 
     def __init__(self, data: Captioned, settings: EncoderSettings) -> None:
         self.data, self.settings = data, settings
-        self.folder = Path(mkdtemp(prefix="fewstep-"))
+        self._place = TemporaryDirectory(prefix="fewstep-")
+        self.folder = Path(self._place.name)
         torch.manual_seed(seed_for(settings.seed, "encoder"))
         merges = merges_of(data.captions, settings.vocabulary)
         self.vocabulary = write_tokenizer(self.folder / "tokenizer", tokens=settings.tokens, merges=merges)
@@ -187,7 +188,6 @@ class EncoderTraining:
         shutil.rmtree(unfinished, ignore_errors=True)
         shutil.copytree(self.folder, unfinished)
         unfinished.rename(out)
-        shutil.rmtree(self.folder)
         return TextEncoder.open(out)
 
 
