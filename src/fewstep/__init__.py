@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from fewstep import methods
     from fewstep.data.batch import Batch
     from fewstep.data.facts import DataFacts
+    from fewstep.diffusion.schedule import CosineSchedule
     from fewstep.inference.adapters import with_adapters
     from fewstep.inference.model import Base, Model, load
     from fewstep.inference.super_resolution import upscale
@@ -25,6 +26,7 @@ logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
 PLACES = {
     "fewstep.data.batch": ("Batch",),
     "fewstep.data.facts": ("DataFacts",),
+    "fewstep.diffusion.schedule": ("CosineSchedule",),
     "fewstep.inference.adapters": ("with_adapters",),
     "fewstep.inference.model": ("Base", "Model", "load"),
     "fewstep.inference.super_resolution": ("upscale",),
@@ -38,6 +40,7 @@ PLACES = {
 __all__ = [
     "Base",
     "Batch",
+    "CosineSchedule",
     "DataFacts",
     "Distillation",
     "DistillationModule",

@@ -1,5 +1,6 @@
 """The LightningModule of one phase, from a model to the next, for Lightning's own Trainer."""
 
+import warnings
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +15,8 @@ from fewstep.networks.own import OwnNetwork
 from fewstep.tracking.names import LOSS
 from fewstep.training.module import DistillationModule
 from fewstep.training.students import clip_bounds, guidance_of, student_card, student_of, teacher_of
+
+warnings.filterwarnings("ignore", r"Found \d+ module\(s\) in eval mode")  # Lightning's: a student has no dropout
 
 
 class Distillation(DistillationModule):

@@ -14,6 +14,7 @@ from fewstep.diffusion.prediction import PredictionKind
 from fewstep.diffusion.sampling import Sampling
 from fewstep.diffusion.schedule import CosineSchedule
 from fewstep.inference.model import Model, load
+from fewstep.methods.readings import ends_without_signal
 from fewstep.networks import Denoiser, with_guidance_input
 from fewstep.networks.own import OwnNetwork
 
@@ -38,11 +39,17 @@ def as_model(
         facts: name, shape, classes and range of its data.
         prediction: how its output reads; v = alpha eps - sigma x.
         guided: by two evaluations, as label facts.num_classes means "no class"; else it is sampled as it is.
-        schedule: of its diffusion; the cosine schedule by default.
+        schedule: of its diffusion, whose log-SNR it was trained at; the cosine schedule from 20 to -20 by default.
 
     Raises:
-        ValueError: a forward that takes or gives something else.
+        ValueError: a forward that takes or gives something else, or one that predicts eps where no signal is left.
     """
+    schedule = schedule or CosineSchedule()
+    if prediction == "eps" and isinstance(schedule, CosineSchedule) and ends_without_signal(schedule):
+        raise ValueError(
+            "x cannot be read from eps where no signal is left; give the least and largest log-SNR that it was "
+            f"trained at, like schedule=fewstep.CosineSchedule(-10.0, 10.0), got {schedule}"
+        )
     own = OwnNetwork(copy.deepcopy(network), shape=facts.shape, num_classes=facts.num_classes)
     denoiser = Denoiser(own, prediction).eval()
     try_out(denoiser, facts)
@@ -50,7 +57,7 @@ def as_model(
         method="teacher",
         data=facts,
         prediction=prediction,
-        schedule=schedule or CosineSchedule(),
+        schedule=schedule,
         sampling=Sampling(guidance="two_evaluations" if guided else "none"),
         images=0,
         parents=(),
