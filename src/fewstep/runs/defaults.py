@@ -153,7 +153,9 @@ def network_of(choice: Choice, shape: Sequence[int]) -> dict[str, Any]:
                 f"U-Net divide; use a dataset.size that is a multiple of {UNET_DIVISOR}"
             )
         if width % NORM_GROUPS:
-            raise ValueError(f"a U-Net needs a width that is a multiple of {NORM_GROUPS}, got width={width}; change model.network")
+            raise ValueError(
+                f"a U-Net needs a width that is a multiple of {NORM_GROUPS}, got width={width}; change model.network"
+            )
         return {
             "_target_": "fewstep.networks.UNet",
             "channels": [width, 2 * width, 4 * width],

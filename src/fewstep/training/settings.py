@@ -108,7 +108,7 @@ class TrainerSettings:
     def capped(self, images: int, batch_size: int) -> int:
         """The budget of a phase in images, as trainer.max_images and trainer.max_steps allow."""
         caps = (self.max_images, self.max_steps and self.max_steps * min(batch_size, self.max_images or batch_size))
-        return min(images, *(cap for cap in caps if cap is not None))
+        return min([images, *(cap for cap in caps if cap is not None)])
 
     @property
     def notes(self) -> list[str]:
