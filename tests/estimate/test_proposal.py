@@ -65,7 +65,7 @@ def test_a_plan_ends_with_the_command_that_would_fit(
     monkeypatch.setattr(plan, "seconds_of_features", lambda *_: 0.0)
     given = ("dataset=imagefolder", f"dataset.root={tmp_path / 'images'}", f"outputs={tmp_path / 'o'}", "stage=teacher")
     large = commands.train(*given, "dataset.size=16", "model=imagenet64", "plan=true", "logger=csv")
-    assert large.status == 0, large
+    assert large.status == 0, large.err
     line = large.out.strip().splitlines()[-1]
     assert line.startswith("this would fit: python train.py dataset=imagefolder")
     assert "model=auto" in line
