@@ -13,7 +13,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,27 +20,15 @@ import numpy as np
 import torch
 from filelock import FileLock
 from jaxtyping import Int, UInt8
-from pydantic import JsonValue, with_config
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from fewstep.data.cache_files import MANIFEST, read_manifest, read_record
 from fewstep.data.decode import WHITE, luminance
 from fewstep.data.mapped import MappedRows
 from fewstep.data.split import Examples
 from fewstep.system.files import atomic_write, write_json
-from fewstep.system.stored import read_json
-from fewstep.system.validation import STRICT, Count, checked
 
 FORMAT = 3
-MANIFEST = "manifest.json"
-RECORD: dict[str, Any] = {
-    "key": str,
-    "count": Count,
-    "sha256": str,
-    "skipped": list[str],
-    "notes": dict[str, int],
-    "grey": Count,
-    "labels": list[Count],
-}
 TRAIN = "train"
 OUTDATED = "is of an earlier version of fewstep, which ignored transparency"
 PART_BYTES = 2**29  # of images in a part, where the source has none: the most that an interruption costs
@@ -96,19 +83,6 @@ class Source:
         keys = [[split, [part.key for part in parts]] for split, parts in self.parts.items()]
         settings = [self.shape, list(self.classes), self.background, self.auto_channels]
         return hashlib.sha256(json.dumps([FORMAT, keys, settings]).encode()).hexdigest()
-
-
-@with_config(STRICT)
-@dataclass(frozen=True)
-class Manifest:
-    """What manifest.json holds: parts by split, and see `Source`."""
-
-    format: Count
-    key: str
-    shape: tuple[int, ...]
-    classes: tuple[str, ...]
-    parts: Mapping[str, tuple[str, ...]]
-    background: str = WHITE  # older ones have none
 
 
 class Cache:
@@ -214,11 +188,6 @@ def stored_key(folder: Path) -> str | None:
         return None
     stored = read_manifest(folder)
     return stored.key if stored.format == FORMAT else None
-
-
-def read_manifest(folder: Path) -> Manifest:
-    """manifest.json of a cache; raises a ValueError where it is damaged."""
-    return read_json(folder / MANIFEST, Manifest, "delete it, or choose another folder with dataset.cache")
 
 
 def convert(folder: Path, source: Source) -> None:
@@ -330,21 +299,6 @@ def is_valid(folder: Path, part: Part, shape: Sequence[int]) -> bool:
         )
         return False
     return True
-
-
-def read_record(folder: Path, name: str, shape: Sequence[int]) -> dict[str, Any] | None:
-    """The record of a part, None if it or its array is missing or damaged, or the array has another length."""
-    path, images = folder / f"{name}.json", folder / f"{name}.images"
-    if not path.is_file() or not images.is_file():
-        return None
-    try:
-        record: dict[str, Any] = read_json(path, dict[str, JsonValue], "it is converted anew")
-        for key, hint in RECORD.items():
-            checked(record.get(key), hint, key)
-        is_complete = images.stat().st_size == record["count"] * prod(shape)
-    except ValueError:
-        return None
-    return record if is_complete else None
 
 
 def digest(path: Path, labels: Sequence[int]) -> str:

@@ -8,7 +8,8 @@ from typing import ClassVar
 import numpy as np
 from jaxtyping import Bool, Int, Shaped
 
-from fewstep.data.cache import MANIFEST, OUTDATED, TRAIN, Source, cached, stored_key
+from fewstep.data.cache import OUTDATED, TRAIN, Source, cached, stored_key
+from fewstep.data.cache_files import MANIFEST
 from fewstep.data.facts import DataFacts
 from fewstep.data.generate import generated_folder
 from fewstep.data.imagefiles import HELD_OUT

@@ -50,7 +50,7 @@ class Scan(NamedTuple):
         lacking: of the samples that are not complete, the extensions of their files and how many have just these.
     """
 
-    count: int
+    count: int  # pyright: ignore[reportIncompatibleMethodOverride]  # of tuples
     whole: bool
     scattered: int
     lacking: dict[str, int]

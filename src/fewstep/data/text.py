@@ -19,7 +19,7 @@ from fewstep.data.decode import WHITE, check_background
 from fewstep.data.facts import DataFacts
 from fewstep.data.generate import generated_folder
 from fewstep.data.generate_text import SIZE, generate_text
-from fewstep.data.shards import Raw, Row, RowReader, RowStream, Walk, decoded, open_shards, samples_of
+from fewstep.data.shards import Raw, Row, RowReader, RowStream, Shard, Walk, decoded, open_shards, samples_of
 from fewstep.data.split import missing_data_error
 from fewstep.data.workers import rows_of_steps
 from fewstep.diffusion.prediction import Condition
@@ -93,16 +93,10 @@ class TextData(Data):
             raise missing_data_error(
                 self.dataset, place, "put WebDataset shards there, each sample an image and its caption (.txt, .json)"
             )
-        shards = open_shards(place, is_sample, strict=strict)
-        if len(shards) <= held_out_shards:
-            raise ValueError(
-                f"dataset={self.dataset} holds out {held_out_shards} of its shards and {root} has {len(shards)}: split "
-                "them into more or set dataset.held_out_shards"
-            )
+        self.train_shards, self.test_shards = self.split(place, strict, held_out_shards)
         check_background(background)
         self.root, self.strict, self.background = place, strict, background
         self.clip, self.num_workers = clip, num_workers
-        self.train_shards, self.test_shards = shards[:-held_out_shards], shards[-held_out_shards:]
         self.num_reference = num_reference
         self.buffer, self.num_walks = buffer, min(walks, len(self.train_shards))
         self.encoder_folder, self.autoencoder_folder, self.size = encoder, autoencoder, size
@@ -119,6 +113,20 @@ class TextData(Data):
         kind = "held-out shards" if is_image else "held-out latents, decoded"
         self.reference_split = f"{kind}: {', '.join(shard.path.name for shard in self.test_shards)}"
         self._embeddings: dict[str, Tensor] = {}
+
+    def split(self, place: Path, strict: bool, held_out: int) -> tuple[list[Shard], list[Shard]]:
+        """The shards to train on, and those held out, the last ones.
+
+        Raises:
+            ValueError: there are too few.
+        """
+        shards = open_shards(place, is_sample, strict=strict)
+        if len(shards) <= held_out:
+            raise ValueError(
+                f"dataset={self.dataset} holds out {held_out} of its shards and {place} has {len(shards)}: split them "
+                "into more or set dataset.held_out_shards"
+            )
+        return shards[:-held_out], shards[-held_out:]
 
     @cached_property
     def encoder(self) -> TextEncoder:

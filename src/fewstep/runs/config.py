@@ -26,12 +26,12 @@ GROUPS = ("dataset", "model", "stage", "trainer", "schedule", "logger")
 OF_A_MODEL = ("prediction", "network", "native_schedule", "smaller", "toy")
 TOP: dict[str, Any] = {
     "seed": Count,
-    "teacher": Filled | None,
+    "teacher": Filled | None,  # pyright: ignore[reportOperatorIssue]
     "outputs": Filled,
     "plan": bool,
     "budget": int | None,
     "zero_terminal_snr": bool,
-    "samples": Filled | None,
+    "samples": Filled | None,  # pyright: ignore[reportOperatorIssue]
     "resume": Literal["auto", "force"],
 }
 

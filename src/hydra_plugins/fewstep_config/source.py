@@ -14,6 +14,7 @@ import copyreg
 import re
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.config_store import ConfigStore
@@ -132,7 +133,7 @@ def own_data_sets(conf: Path) -> tuple[str, ...]:
 
     def begins_with(name: str) -> set[str]:
         file = conf / "model" / f"{name}.yaml"
-        defaults = OmegaConf.load(file).get("defaults", []) if file.is_file() else []
+        defaults: Any = OmegaConf.select(OmegaConf.load(file), "defaults") or [] if file.is_file() else []
         return {name}.union(*(begins_with(each) for each in defaults if isinstance(each, str) and each != "_self_"))
 
     names = (file.stem for file in Path(conf, "dataset").glob("*.yaml"))
