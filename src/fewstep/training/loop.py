@@ -110,7 +110,7 @@ def build_trainer(
     loggers: Sequence[Logger],
     watchers: Sequence[Callback],
     images_before: int,
-    profiler: Profiler | None,
+    profiler: Profiler | None = None,
 ) -> tuple[Trainer, SaveCheckpoint, StopOnSignal]:
     """Lightning's Trainer with our callbacks, and those that save and that answer signals."""
     training, last, steps = module.training_plan, folder / LAST, module.phase.num_steps
