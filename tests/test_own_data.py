@@ -42,6 +42,7 @@ def save_birds(folder: Path) -> None:
 def test_a_folder_becomes_a_student_in_five_commands(
     commands: Commands, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    assert blocks("sh") == blocks("bash", PAGE)  # README has the same
     lines = [line.partition("  #")[0] for block in blocks("bash", PAGE) for line in block.splitlines()]
     assert len(lines) == 5
     monkeypatch.chdir(tmp_path)
