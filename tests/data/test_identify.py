@@ -66,7 +66,7 @@ def test_a_table_beside_flat_images_is_proposed(tmp_path: Path) -> None:
     ("content", "what", "dataset"),
     [
         (b"\0\0\x08\x03", "IDX file of images", "mnist"),
-        (gzip.compress(b"\0\0\x08\x01"), "IDX file of labels", "mnist"),
+        (gzip.compress(b"\0\0\x08\x01", mtime=0), "IDX file of labels", "mnist"),
         (b"\x1f\x8bcut", "damaged .gz", None),
         (b"PAR1", "Parquet", "huggingface"),
         (b"\x93NUMPY", "NumPy array", "arrays"),
