@@ -104,5 +104,5 @@ def test_a_path_in_the_place_of_a_data_set_is_one_error_with_the_line(tmp_path: 
         with pytest.raises(ValueError, match="a data set is named where") as raised:
             hydra_arguments(["seed=1", f"dataset={typed}"])
         assert line in str(raised.value)
-    for names in ("digits", "digits,mixture", "my_own", "null", ""):
+    for names in ("digits", "digits,mixture", "my_own", ""):
         assert hydra_arguments([f"dataset={names}"]) == [f"dataset={names}"]
