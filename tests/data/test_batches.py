@@ -72,7 +72,7 @@ def test_an_empty_batch_is_refused(make: type[Data], batch_size: int) -> None:
 
 def test_the_loader_resumes_at_the_trainers_step() -> None:
     data = numbered()
-    data.trainer = SimpleNamespace(global_step=5, max_steps=8)  # pyright: ignore[reportAttributeAccessIssue]
+    data.trainer = SimpleNamespace(global_step=5, max_steps=8, accumulate_grad_batches=1)  # pyright: ignore[reportAttributeAccessIssue]
     batches = list(data.train_dataloader())
     assert len(batches) == 3
     assert same(batches[0], data.batch(5))

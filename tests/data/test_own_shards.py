@@ -50,15 +50,15 @@ def test_extensions(tmp_path: Path, extension: str) -> None:
 @pytest.mark.parametrize(
     ("name", "caption", "rule"),
     [
-        ("txt", b"", "not empty, got ''"),
-        ("txt", b" \n", "not empty"),
+        ("txt", b"", "caption is empty"),
+        ("txt", b" \n", "caption is empty"),
         ("txt", b"\xff\xfe", "utf-8"),
-        ("json", b'{"caption": ""}', "not empty, got ''"),
-        ("json", b'{"caption": null}', "not empty, got None"),
-        ("json", b'{"caption": 3}', "not empty, got 3"),
-        ("json", b'{"words": "a"}', "not empty, got None"),
-        ("json", b"[]", "not empty, got None"),
-        ("json", b"null", "not empty, got None"),
+        ("json", b'{"caption": ""}', "caption is empty"),
+        ("json", b'{"caption": null}', "caption is null"),
+        ("json", b'{"caption": 3}', "caption is no text"),
+        ("json", b'{"words": "a"}', "caption is null"),
+        ("json", b"[]", "caption is null"),
+        ("json", b"null", "caption is null"),
         ("json", b"{", "Expecting property name"),
     ],
 )
