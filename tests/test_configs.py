@@ -192,3 +192,16 @@ def test_the_grid_of_the_settings_is_the_default_grid():
     assert values.pop("models") == []  # of the run, not of the plan
     stated = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
     assert stated == asdict(EvaluationPlan())
+
+
+@pytest.mark.parametrize(
+    ("caps", "images"),
+    [
+        ((), 1000),
+        (("trainer.max_images=300",), 300),
+        (("trainer.max_steps=5",), 320),
+        (("trainer.max_images=50", "trainer.max_steps=5"), 50),
+    ],
+)
+def test_a_budget_is_capped_where_there_are_caps(caps: tuple[str, ...], images: int):
+    assert Settings.read(config_of(*caps)).trainer.capped(1000, 64) == images
