@@ -186,7 +186,7 @@ def encoder(
     if data.left_out:
         typer.echo(f"{data.left_out:,} images were left out: there was no room for them in memory")
     typer.echo(
-        f"held out: the caption is among the {AMONG} nearest of {found:.0%} of the images, by chance {chance:.0%}"
+        f"held out: for {found:.0%} of the images the caption is among the {AMONG} nearest, by chance for {chance:.0%}"
     )
 
 
