@@ -1,5 +1,6 @@
 """Local pages answer to the names of this machine alone: another name in the Host header is DNS rebinding."""
 
+import sys
 from typing import Any
 
 import pytest
@@ -34,11 +35,13 @@ def test_other_names(host: str | None):
 
 
 def test_tensorboards_application_is_not_reached_by_another_name():
-    program = pytest.importorskip("tensorboard.program")
-    from fewstep.commands import tensorboard_page
-
     served: list[Any] = []
     with pytest.MonkeyPatch.context() as patched:
+        # absl, which it imports, closes the standard error of that moment when logging is configured anew.
+        patched.setattr(sys, "stderr", sys.__stderr__)
+        program = pytest.importorskip("tensorboard.program")
+        from fewstep.commands import tensorboard_page
+
         patched.setattr(program, "create_port_scanning_werkzeug_server", lambda app, flags: app)
         app = tensorboard_page.server(lambda environ, start: served.append(environ) or [b"runs"], None)
     statuses: list[str] = []
