@@ -109,7 +109,7 @@ def test_damaged_settings_of_one_run_do_not_stop_another(tmp_path, content):
     damaged = run_of(tmp_path, 1)
     (damaged / "config.yaml").write_bytes(content.encode("latin-1"))
     assert run_of(tmp_path, 1) != damaged
-    with pytest.raises(ValueError, match="config.yaml is damaged or not of fewstep"):
+    with pytest.raises(ValueError, match=r"config\.yaml is damaged or not of fewstep"):
         run_of(tmp_path, 2, name=damaged.name)
 
 
