@@ -92,3 +92,15 @@ def test_the_table_of_the_mixture_is_that_of_its_leaderboard() -> None:
             "–" if progressive is None else f"{cell['exact_rmse'] / progressive['exact_rmse']:.2f}",
             f"{1000 * (cell['energy_distance'] - cell['energy_floor']):.1f}",
         ], (name, steps)
+
+
+def test_the_table_of_fashion_mnist_is_that_of_its_figures() -> None:
+    rows = json.loads((ROOT / "benchmarks/results/fashion_mnist_quality.json").read_text())["rows"]
+    found = {(row["model"], row["steps"], row["w"]): row for row in rows}
+    shown = re.findall(r"^\| (\w+) \| (\d+) \| ([\d.±| ]+) \|$", (ROOT / "docs/own-data.md").read_text(), re.MULTILINE)
+    assert len(shown) == 6
+    for model, steps, figures in shown:
+        for w, figure in zip((0.0, 1.0, 2.0, 4.0), figures.split(" | "), strict=True):
+            row = found[model, int(steps), w]
+            low, high = row["intervals"]["fid"]
+            assert figure == f"{row['fid']:.2f} ± {(high - low) / 2:.2f}", (model, steps, w)
