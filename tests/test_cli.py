@@ -119,7 +119,11 @@ def test_samples_of_points(commands, tmp_path):
     drawn = arrays(commands, model, tmp_path / "a.npz", "--num", "7", "--steps", "2")
     assert (drawn["images"].dtype, drawn["images"].shape) == (np.float32, (7, 2))
     assert drawn["labels"].tolist() == [0, 1, 2, 3, 4, 0, 1]
-    commands.fewstep("evaluate", model).is_one_error("digits", "mixture", f"teacher={model}")
+    judged = commands.fewstep("evaluate", model, "--num-images", "64", "--w", "1")
+    assert judged.status == 0, judged
+    assert {row["model"] for row in json.loads((model.parent / "model-quality" / "quality.json").read_text())} >= {
+        "guided"
+    }
 
 
 def test_load_and_sample(chain):
@@ -141,7 +145,14 @@ def test_info_is_json(commands, chain):
     sampling = {"sampler": "deterministic", "times": [1.0, 0.5], "guidance": "input", "direction": "decode"}
     assert about["sampling"] == sampling
     stated = {key: value for key, value in about["data"].items() if value is not None}
-    assert stated == {"name": "digits", "shape": [1, 8, 8], "num_classes": 10, "low": -1.0, "high": 1.0}
+    assert stated == {
+        "name": "digits",
+        "shape": [1, 8, 8],
+        "num_classes": 10,
+        "low": -1.0,
+        "high": 1.0,
+        "background": "white",
+    }
     assert [parent["method"] for parent in about["parents"]] == ["guidance", "teacher"]
     assert (about["network"], about["arguments"]["width"], about["prediction"]) == ("ResidualMLP", 32, "v")
     assert about["parameters"] > 1000
@@ -336,7 +347,7 @@ def test_help_of_the_whole(commands):
         (["sample", "MODEL", "--out", "a.jpg"], ["--out must end in .png or .npz", "a.jpg"]),
         (["sample", "MODEL", "--out", "a.png", "--label", "10"], ["0..9", "digits", "[10]"]),
         (["sample", "MODEL", "--out", "a.png", "--label", "-1"], ["0..9", "[-1]"]),
-        (["sample", "MODEL", "--out", "a.png", "--num", "0"], ["--num must be at least 1", "0"]),
+        (["sample", "MODEL", "--out", "a.png", "--num", "0"], ["--num of a picture must be at least 1", "0"]),
         (["sample", "MODEL", "--out", "a.png", "--steps", "0"], ["steps must be at least 1", "0"]),
         (["sample", "MODEL", "--out", "a.png", "--steps", "many"], ["--steps", "integer", "fewstep sample --help"]),
         (["sample", "MODEL", "--out", "a.png", "--w", "-1"], ["w must be", "at least 0", "-1"]),

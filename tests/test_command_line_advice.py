@@ -24,7 +24,7 @@ def refusal(*settings: str) -> str:
     ("settings", "words"),
     [
         (["dataset=imagefolder", "root=/x"], "root is no setting here; did you mean dataset.root?"),
-        (["root=/x"], "dataset.root is a setting of dataset=cifar10, imagefolder, "),
+        (["root=/x"], "dataset.root is a setting of dataset=arrays, cifar10, "),
         (["stage=teacher", "batch_size=3"], "did you mean stage.training.batch_size?"),
         (["stage=teacher", "stage.training.imagess=3"], "did you mean stage.training.images?"),
         (["stage=teacher", "w_max=3"], "stage.w_max is a setting of stage=add, boot, "),

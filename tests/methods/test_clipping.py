@@ -29,6 +29,7 @@ def clipped(by_role: dict[str, list[Tensor]], clips: dict[str, float], moving: t
     """What `configure_gradient_clipping` leaves behind."""
     module = SimpleNamespace(
         global_step=0,
+        scaler=None,
         method=SimpleNamespace(moving=lambda step: moving),
         weights=by_role,
         gradient_norms={},

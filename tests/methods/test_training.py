@@ -135,14 +135,14 @@ def test_states_of_all_sources_are_counted_by_their_priors(num_steps: int) -> No
 
 def test_a_budget_in_evaluations_is_shared_by_the_phases() -> None:
     """32 images a batch at least; images where none is given."""
-    trainer: Any = SimpleNamespace(max_images=None)
+    trainer: Any = SimpleNamespace(capped=lambda images, batch_size: images)
     method = small("progressive", {"evaluations": 90_000})
     first, last = method.phases()
     assert (first.budget, last.budget) == (1.0, 2.0)
     assert evaluation_budget(method, first, 5.0, trainer).images == 6_000
     assert evaluation_budget(method, last, 5.0, trainer).images == 12_000
     assert evaluation_budget(method, first, 1e9, trainer).images == 32
-    assert evaluation_budget(method, first, 5.0, cast(Any, SimpleNamespace(max_images=64))).images == 64
+    assert evaluation_budget(method, first, 5.0, cast(Any, SimpleNamespace(capped=lambda *_: 64))).images == 64
 
 
 def test_a_curriculum_goes_over_the_budget_of_its_phase() -> None:
