@@ -85,7 +85,7 @@ def run_example(page: str, workplace: Path) -> None:
 
 @pytest.mark.slow
 def test_shell_commands_run_as_typed(workplace: Path) -> None:
-    text = "".join(block for block in blocks("bash") if not block.startswith("make "))
+    text = "".join(block for block in blocks("bash") + blocks("sh") if not block.startswith("make "))
     assert text.count("python train.py") >= 6
     assert text.count("fewstep ") >= 4
     run_blocks(README, workplace)
