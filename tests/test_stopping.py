@@ -128,7 +128,7 @@ class Loop:
 class Trained:
     """The attributes of a trainer that the callback reads."""
 
-    global_step, max_steps, fit_loop = 0, 10**6, Loop()
+    global_step, max_steps, accumulate_grad_batches, fit_loop = 0, 10**6, 1, Loop()
 
 
 def run_rank(number: int, port: int, signalled: int, answers: multiprocessing.Queue) -> None:
