@@ -113,7 +113,7 @@ def test_a_flat_folder_becomes_a_student_without_guidance(commands: Commands, tm
     for number, image in enumerate(pictures(np.arange(60) % 4, 16, 0)):
         Image.fromarray(image.transpose(1, 2, 0)).save(tmp_path / "flat" / f"{number}.png")
     settings = ("dataset=imagefolder", f"dataset.root={tmp_path / 'flat'}", f"outputs={tmp_path / 'outputs'}")
-    fast = ("trainer=debug", "logger=csv", "trainer.max_images=32", *FEW)
+    fast = ("trainer=debug", "logger=csv", "trainer.max_images=32", *FEW, "stage.evaluate.w=[0,1]")
     commands.train(*settings, *fast).is_one_error("is in none", "dataset.labels=FILE.csv", "dataset.labels=none")
     result = commands.train(*settings, "dataset.labels=none", "name=plain", *fast)
     assert result.status == 0, result
