@@ -1,5 +1,6 @@
 """Every test runs with the shapes of all annotated functions checked, and on one thread (pytest-xdist has several)."""
 
+import gc
 from collections.abc import Callable, Iterator
 
 import jaxtyping
@@ -55,3 +56,10 @@ LONGEST = ("test_readme.py", "test_sweep_runs.py", "test_slurm.py")
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest files first, so that no process is left waiting for another's last test."""
     items.sort(key=lambda item: item.path.name not in LONGEST)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def settled() -> None:
+    """What was imported is not looked through again by each garbage collection, of which every phase of a run has one."""
+    gc.collect()
+    gc.freeze()

@@ -1,6 +1,7 @@
 """Guidance without labels, as typed: a teacher without, clusters of its features, a pipeline with these."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -43,7 +44,11 @@ def test_from_no_labels_to_figures(commands: Commands, tmp_path: Path) -> None:
     stranger = commands.train("stage=guidance", f"teacher={plain}", f"dataset.labels={labels}", outputs, *TINY)
     stranger.is_one_error("with labels none, this run digits (1, 8, 8) with labels")
     commands.train("stage=guidance", f"teacher={plain}", outputs, *TINY).is_one_error("with labels none")
-    commands.fewstep("evaluate", student).is_one_error("with labels", "judged on digits (1, 8, 8)")
+    assert commands.fewstep("evaluate", student, "--num-images", "32", "--w", "1").status == 0  # as its run had them
+    moved = tmp_path / "elsewhere" / student.name
+    moved.parent.mkdir()
+    shutil.copy(student, moved)
+    commands.fewstep("evaluate", moved).is_one_error("with labels", "the data set is digits (1, 8, 8)")
     guided = tmp_path / "digits/guidance/mine/model.safetensors"
     commands.fewstep("data", "label", "digits", guided, "--clusters", "4", "--out", labels).is_one_error("a student")
 
