@@ -1,6 +1,7 @@
 # make demo: the whole pipeline on real digits. make test: the test suite. Each sets itself up first.
 PYTHON ?= python3
 BIN := .venv/bin
+unexport PYTHONDONTWRITEBYTECODE  # else each of the tests' processes compiles all that it imports
 
 .PHONY: demo test test-slow test-integration lint bench setup lock
 

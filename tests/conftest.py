@@ -60,6 +60,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True, scope="module")
 def settled() -> None:
-    """What was imported is not looked through again by each garbage collection, of which every phase of a run has one."""
+    """Garbage collections, of which every phase of a run has one, do not look through what was imported."""
     gc.collect()
     gc.freeze()

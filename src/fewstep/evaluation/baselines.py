@@ -1,23 +1,16 @@
 """Baselines of students: the fast solvers of diffusers, with the same network and times."""
 
-from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
-from diffusers.schedulers.scheduling_ddim import DDIMScheduler
-from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
-from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler
 
 from fewstep.diffusion.prediction import Condition, Denoise, Weights
 from fewstep.diffusion.schedule import Images, Schedule, alpha, uniform_times
 
-Scheduler = DDIMScheduler | DPMSolverMultistepScheduler | UniPCMultistepScheduler
-
-SOLVERS: dict[str, Callable[..., Scheduler]] = {
-    "ddim-diffusers": partial(DDIMScheduler, clip_sample=False, set_alpha_to_one=True),
-    "dpmsolver++": partial(DPMSolverMultistepScheduler, solver_order=2, final_sigmas_type="zero"),  # 2M, Lu et al. 2022
-    "unipc": partial(UniPCMultistepScheduler, solver_order=2, final_sigmas_type="zero"),  # Zhao et al. 2023
+SOLVERS: dict[str, tuple[str, dict[str, Any]]] = {  # the scheduler's class and its arguments
+    "ddim-diffusers": ("DDIMScheduler", {"clip_sample": False, "set_alpha_to_one": True}),
+    "dpmsolver++": ("DPMSolverMultistepScheduler", {"solver_order": 2, "final_sigmas_type": "zero"}),  # 2M, Lu 2022
+    "unipc": ("UniPCMultistepScheduler", {"solver_order": 2, "final_sigmas_type": "zero"}),  # Zhao et al. 2023
 }
 
 
@@ -26,8 +19,11 @@ def scheduler_of(solver: str, schedule: Schedule, num_steps: int) -> Any:
 
     It is built for N training timesteps, these, and given their alpha^2; from betas the last would lose its digits.
     """
-    build: Any = partial(SOLVERS[solver], timestep_spacing="trailing", prediction_type="sample")
-    scheduler = build(num_train_timesteps=num_steps)
+    import diffusers  # takes a second, and most runs start without it
+
+    name, arguments = SOLVERS[solver]
+    build = getattr(diffusers, name)
+    scheduler = build(num_train_timesteps=num_steps, timestep_spacing="trailing", prediction_type="sample", **arguments)
     scheduler.alphas_cumprod = alpha(schedule.log_snr(uniform_times(num_steps).flip(0))).square()
     scheduler.set_timesteps(num_steps)
     return scheduler
