@@ -51,6 +51,17 @@ def write(folder: Path, job: str, fid: float, protocol: str = "aaaa0000") -> Non
     (own / "quality.json").write_text(json.dumps(rows))
 
 
+@pytest.mark.parametrize("text", ["{", "[" * 5000, '[{"model": 3}]', '[{"model": "x\\u001b[2J"}]'])
+def test_a_bad_job_is_named_and_left_out(sweep: Path, text: str):
+    bad = sweep / "digits" / "pipeline" / "w_max=4,seed=1"
+    (bad / "quality.json").write_text(text)
+    with pytest.warns(UserWarning, match=f"^{bad} is left out: .*quality.json is damaged") as caught:
+        found = collected(sweep)
+    assert [str(each.message).count("\n") for each in caught] == [0]
+    assert found.missing == ["w_max=4,seed=1", "w_max=8,seed=1"]
+    assert {setting.name: len(setting.jobs) for setting in found.settings}["w_max = 4"] == 1
+
+
 def test_settings_are_compared_by_the_mean_over_w_and_seeds(sweep: Path):
     found = collected(sweep)
     assert [setting.name for setting in found.settings] == ["w_max = 4", "w_max = 2", "w_max = 8"]
