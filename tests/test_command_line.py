@@ -56,3 +56,8 @@ def test_whether_a_package_is_installed():
     assert command_line.is_installed("yaml")
     assert not command_line.is_installed("no_such_package")
     assert not command_line.is_installed("no_such_package.inside")
+
+
+def test_a_colour_needs_no_quotes() -> None:
+    given = ["dataset.background=#ff8000,black,#FFFFFF", "dataset.background='#ff8000'", "name=a#ff8000"]
+    assert hydra_arguments(given) == ["dataset.background='#ff8000',black,'#FFFFFF'", *given[1:]]

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from running import Commands
+from running import TINY, Commands
 
 from fewstep.data.generate import generate_arrays, generate_cifar10, generate_imagefolder, generate_imagenet64, pictures
 
@@ -52,10 +52,34 @@ def test_settings_are_those_of_the_data_set(commands: Commands, tmp_path: Path) 
     assert "shape (3, 16, 16)" in result.out
 
 
+def test_a_grey_folder_gives_grey_samples(commands: Commands, tmp_path: Path) -> None:
+    """One channel from the data through network and figures to the file, on the background that was typed."""
+    for name in ("ä", "b"):
+        for number in range(20):
+            image = Image.new("LA", (20, 20), (number * 10, 0))
+            image.paste((255, 255), (0, 0, 10, 20))
+            (tmp_path / "x" / name).mkdir(parents=True, exist_ok=True)
+            image.save(tmp_path / "x" / name / f"{number}.png")
+    own = ("dataset=imagefolder", f"dataset.root={tmp_path / 'x'}", "dataset.size=16", "dataset.background=#333333")
+    few = ("model=digits", *TINY, "trainer.max_images=64", "stage.training.batch_size=32", f"outputs={tmp_path / 'o'}")
+    trained = commands.train("stage=teacher", *own, *few)
+    assert trained.status == 0, trained
+    assert "images were changed: 40 transparent on #333333" in trained.err
+    (model,) = (tmp_path / "o" / "imagefolder" / "teacher").glob("*/model.safetensors")
+    for num in ("1", "4"):
+        sampled = commands.fewstep("sample", model, "--steps", "1", "--num", num, "--out", tmp_path / "s.png")
+        assert sampled.status == 0, sampled
+        assert Image.open(tmp_path / "s.png").mode == "L"
+    black = commands.train("stage=guidance", *own[:-1], *few, f"teacher={model}")
+    assert black.status == 2, black
+    assert "it makes imagefolder (1, 16, 16) on #333333, this run imagefolder (1, 16, 16)" in black.err
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (["."], ["a folder without images", "shows the data sets"]),
+        (["imagefolder", "background=red"], ["dataset.background must be white, black or a colour", "'red'"]),
         (["nonsense"], ["dataset/nonsense", "cifar10", "imagefolder"]),
         (["cifar10", "--root", "no/such/place"], ["not at no/such/place", "cs.toronto.edu", "trainer=debug"]),
         (["imagenet64", "--root", "no/such/place"], ["not at no/such/place", "image-net.org", "trainer=debug"]),

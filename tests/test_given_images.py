@@ -1,6 +1,7 @@
 """Files that a user gives as images and masks: what is refused in one line, and what comes back as it was."""
 
 import zipfile
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from PIL import Image
 
 from fewstep.commands.images import save_images
 from fewstep.data.digits import DigitsData
-from fewstep.inference.image_io import read_images, read_mask
+from fewstep.inference.image_io import read_images, read_mask, read_picture
 
 FACTS = DigitsData.facts
 PIXELS = np.arange(4 * 64, dtype=np.uint8).reshape(4, 8, 8, 1)
@@ -92,4 +93,27 @@ def test_what_is_written_is_read_as_it_was(tmp_path: Path) -> None:
     with np.load(tmp_path / "embedded.npz") as file:
         assert list(file) == ["images"]  # zeros would say class 0
     save_images(x.repeat(8, 1, 1, 1), torch.zeros(32).long(), FACTS, tmp_path / "many.png")
-    assert Image.open(tmp_path / "many.png").size == (10 * 50 + 2, 4 * 50 + 2)
+    many = Image.open(tmp_path / "many.png")
+    assert (many.size, many.mode) == ((10 * 50 + 2, 4 * 50 + 2), "L")
+
+
+def test_images_masks_and_references_come_in_by_the_one_decoder(tmp_path: Path) -> None:
+    """Transparent on the background that the model's data had, turned, the first frame; a mask keeps what is clear."""
+    clear = Image.new("RGBA", (8, 8), (255, 255, 255, 0))
+    clear.paste((200, 200, 200, 255), (0, 0, 4, 8))
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    clear.save(tmp_path / "clear.png", exif=exif)
+    with pytest.warns(UserWarning, match=r"^1 image\(s\) rotated, transparent on black$"):
+        given = read_images([tmp_path / "clear.png"], replace(FACTS, background="black"))
+    assert (given.images[0, 0, 0] * 127.5 + 127.5).round().tolist() == [0] * 4 + [200] * 4
+    assert read_mask(str(tmp_path / "clear.png"), [(8, 8)], FACTS)[0, 0, 0].tolist() == [False] * 4 + [True] * 4
+    with pytest.warns(UserWarning, match="transparent on #ff0000"):
+        assert read_picture(tmp_path / "clear.png", "#ff0000")[:, 0, 0].tolist() == [1, -1, -1]
+    Image.new("RGB", (8, 8), (255, 0, 0)).save(tmp_path / "red.png")
+    with pytest.warns(UserWarning, match="of colour made grey"):
+        assert (read_images([tmp_path / "red.png"], FACTS).images + 1).mul(127.5).round().unique().tolist() == [76]
+    (tmp_path / "script.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n")
+    for read in (lambda path: read_images([path], FACTS), lambda path: read_mask(str(path), [(8, 8)], FACTS)):
+        with pytest.raises(ValueError, match=r"script\.png is no image that can be read whole \(no JPEG, PNG"):
+            read(tmp_path / "script.png")

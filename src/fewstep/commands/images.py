@@ -41,7 +41,8 @@ def save_images(
         pixels = images[0].permute(1, 2, 0).numpy()
         save_png(Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels), out)
     else:
-        save_png(picture(images, condition, facts, columns or min(len(x), facts.in_a_row)), out)
+        drawn = picture(images, condition, facts, columns or min(len(x), facts.in_a_row))
+        save_png(drawn.convert("L") if facts.is_image and facts.shape[0] == 1 else drawn, out)
 
 
 def save_batches(

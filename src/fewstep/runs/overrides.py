@@ -88,8 +88,14 @@ def flags_first(arguments: Sequence[str]) -> list[str]:
     return [a for n, a in enumerate(arguments) if n in ours] + [a for n, a in enumerate(arguments) if n not in ours]
 
 
+def quoted_colours(override: str) -> str:
+    """dataset.background=#ff8000 with the colour in quotes, without which Hydra's grammar takes no #."""
+    return re.sub(r"(?<=[=,])#[0-9a-fA-F]{6}(?=,|$)", r"'\g<0>'", override)
+
+
 def hydra_override(argument: str) -> str:
-    """--stage.w_max=4 as stage.w_max=4, and Python's None as null."""
+    """--stage.w_max=4 as stage.w_max=4, Python's None as null, and colours in quotes."""
+    argument = quoted_colours(argument)
     flag = re.match(r"--([A-Za-z_+~][\w.@/+~-]*)=(.*)", argument, flags=re.DOTALL)
     if flag is None or flag[1] in FLAGS_OF_HYDRA:
         return argument

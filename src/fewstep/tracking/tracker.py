@@ -134,7 +134,7 @@ def history(folder: Path, earlier: Sequence[Row] = ()) -> Iterator[Row]:
     pictures = [(int(path.stem), path) for path in (folder / "samples").glob("*.png") if path.stem.isdigit()]
     rows = [(row[IMAGES], row) for row in read_metrics(folder / FILE)]
     for images, row in sorted([*rows, *pictures, *((row[IMAGES], row) for row in earlier)], key=lambda each: each[0]):
-        yield {IMAGES: images, SAMPLE_GRID: Image.open(row)} if isinstance(row, Path) else row
+        yield {IMAGES: images, SAMPLE_GRID: Image.open(row, formats=["PNG"])} if isinstance(row, Path) else row
 
 
 def students_fid(rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
