@@ -20,7 +20,14 @@ from fewstep.evaluation.own_features import KEY
 pytest_plugins = ("running",)
 pytestmark = pytest.mark.usefixtures("as_users_run")
 OWN = ("dataset=imagefolder", "dataset.root=data/birds")
-SMALL = ("trainer=debug", "trainer.max_images=128", "trainer.snapshot_images=8", "trainer.features=auto", "logger=csv")
+SMALL = (
+    "trainer=debug",
+    "trainer.max_images=128",
+    "trainer.snapshot_images=8",
+    "trainer.diagnostics=0",
+    "trainer.features=auto",
+    "logger=csv",
+)
 SMALL_CHAIN = (
     "stage.progressive.ladder=[8,4]",
     *(f"stage.evaluate.{setting}" for setting in ("teacher_steps=[8]", "guided_steps=[8]", "baselines=[]", "w=[0,2]")),

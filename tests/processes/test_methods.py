@@ -19,7 +19,8 @@ CHAIN = [
     f"stage.stages=[teacher,guidance,{','.join(METHODS)}]",
     f"trainer.max_images={BATCH * STEPS}",
     f"trainer.log_every_images={2 * BATCH}",
-    "trainer.snapshot_images=20",
+    "trainer.snapshots=0",  # nor pictures nor diagnostics, which take longer than the training
+    "trainer.diagnostics=0",
     *(f"stage.{stage}.training.{setting}" for stage in ("teacher", "guidance", *METHODS) for setting in LEARNS),
     "stage.tract.time_schedule=[8,2,1]",
     "stage.rdd.ladder=[4,2,1]",

@@ -21,10 +21,10 @@ from fewstep.system.files import sha256_of
 
 pytest_plugins = ("running",)
 pytestmark = pytest.mark.slow
+JOB = (*TINY, "dataset=mixture", "trainer.diagnostics=0", "trainer.snapshots=0")
+ONE = (*JOB, "trainer.max_images=64")
 QUICK = (
-    *TINY,
-    "dataset=mixture",
-    "trainer.max_images=64",
+    *ONE,
     "stage.progressive.ladder=[4,2]",
     "stage.evaluate.baselines=[]",
     "stage.evaluate.teacher_steps=[2]",
@@ -89,7 +89,7 @@ def test_methods_of_a_sweep_start_from_one_guided_student(tmp_path: Path, comman
 
 
 def test_the_jobs_of_a_stage_find_their_parent_where_the_user_keeps_it(tmp_path: Path, commands: Commands):
-    teacher = (*QUICK[:8], "teacher=null", f"outputs={tmp_path}")
+    teacher = (*ONE, "teacher=null", f"outputs={tmp_path}")
     commands.train("--multirun", "stage=guidance", "seed=0,1", *teacher).is_one_error("needs a teacher below")
     run(Settings.read(config_of("stage=teacher", *teacher)))
     result = commands.train("--multirun", "stage=guidance", "stage.w_max=1,2", *teacher, "name=mine")
@@ -103,7 +103,7 @@ def test_a_failed_job_does_not_end_the_sweep(tmp_path: Path, commands: Commands)
     """A teacher that is no file fails its job alone; status 1, and its own words in the table."""
     bad = tmp_path / "bad.safetensors"
     bad.write_text("no model")
-    line = ("--multirun", "stage=evaluate", f"teacher={bad},exact", *QUICK[:8], f"outputs={tmp_path}", "name=mine")
+    line = ("--multirun", "stage=evaluate", f"teacher={bad},exact", *ONE, f"outputs={tmp_path}", "name=mine")
     result = commands.train(*line)
     assert result.status == 1, result
     assert "2 of 2 failed" in result.out
@@ -115,7 +115,7 @@ def test_a_failed_job_does_not_end_the_sweep(tmp_path: Path, commands: Commands)
 def test_several_jobs_at_a_time(launcher: str, tmp_path: Path, commands: Commands):
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
-    settings = ("seed=0,1", "stage=guidance", *QUICK[:8], f"launcher={launcher}", f"outputs={tmp_path}", "name=mine")
+    settings = ("seed=0,1", "stage=guidance", *ONE, f"launcher={launcher}", f"outputs={tmp_path}", "name=mine")
     result = commands.train("--multirun", *settings)
     assert result.status == 0, result
     assert states(result.out) == {"seed=0": "done", "seed=1": "done"}
@@ -126,7 +126,7 @@ def test_a_sweep_that_is_told_to_stop_stops_its_job_and_goes_on_later(tmp_path: 
     settings = [
         "seed=0,1",
         "stage=guidance",
-        *QUICK[:7],
+        *JOB,
         "trainer.max_images=500000",
         f"outputs={tmp_path}",
         "name=mine",
