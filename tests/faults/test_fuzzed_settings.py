@@ -38,8 +38,9 @@ def keys_of(*overrides: str) -> list[str]:
     return [key for key in below(values, "") if key not in NOT_CHANGED]
 
 
-KEYS = {stage: keys_of(f"stage={stage}", *OWN) for stage in STAGES}
-SETTING = st.sampled_from([(stage, key) for stage, keys in KEYS.items() for key in keys])
+SETTING = st.deferred(  # composed when the first is drawn
+    lambda: st.sampled_from([(stage, key) for stage in STAGES for key in keys_of(f"stage={stage}", *OWN)])
+)
 NUMBERS = st.one_of(
     st.integers(-LARGE, LARGE), st.floats(-LARGE, LARGE), st.sampled_from(["nan", "inf", "-inf", "1e400", "0", "-0.0"])
 )

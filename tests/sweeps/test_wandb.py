@@ -8,7 +8,6 @@ import pytest
 import wandb
 import yaml
 from running import ROOT, Commands
-from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
 
 from fewstep.runs import pipeline as run_module
 from fewstep.runs.config import Settings
@@ -53,6 +52,8 @@ def test_bad_presets(commands: Commands):
 )
 def test_what_an_agent_runs_is_composed_as_a_job(preset: str, commands: Commands, monkeypatch):
     """The agent's own functions make its command of the YAML and of values that W&B chose; train.py runs that."""
+    from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args  # takes seconds
+
     if preset == "search":
         pytest.importorskip("optuna")
     sweep = described(commands, preset, "dataset=mixture", "trainer=debug")
