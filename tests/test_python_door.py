@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning
+import numpy
 import pytest
 import torch
 import yaml
@@ -19,6 +20,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import fewstep
 from fewstep.data.batch import as_batch
 from fewstep.methods import Guidance, Method, Progressive, SingleFold, Teacher, Tract
+from fewstep.training.module import NonFiniteLossError
 
 M = fewstep.methods
 FACTS = fewstep.DataFacts("two", (2,), num_classes=2, low=-2.0, high=2.0)
@@ -105,6 +107,36 @@ def test_the_same_arguments_make_the_same_student_and_leave_the_random_state(tea
     assert torch.equal(drawn(one), drawn(same))
     assert not torch.equal(drawn(one), drawn(other))
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_shuffled_loader_leaves_the_random_state(teacher: fewstep.Model, loader: DataLoader) -> None:
+    state = torch.get_rng_state()
+    fewstep.distil(teacher, loader, method=SingleFold(training=SHORT), w=numpy.float32(2))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_training_that_ends_in_nan_is_refused(teacher: fewstep.Model) -> None:
+    batches = [torch.zeros(32, 2), torch.full((32, 2), torch.nan)]
+    with pytest.raises(NonFiniteLossError, match="must stay finite, got nan"):
+        fewstep.distil(teacher, batches, method=SingleFold(training=SHORT))
+
+
+class Tied(Own):
+    """Two names of one weight, and running statistics."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.again, self.norm = self.outward, nn.BatchNorm1d(2)
+
+    def forward(self, z: Tensor, log_snr: Tensor, label: Tensor, w: Tensor | None, extra: Any = None) -> Tensor:
+        return self.norm(super().forward(z, log_snr, label, w, extra))
+
+
+def test_tied_weights_are_saved_and_running_statistics_kept(loader: DataLoader, tmp_path: Path) -> None:
+    teacher = fewstep.distil(Tied(), loader, facts=FACTS, method=Teacher(training=SHORT))
+    assert (teacher.denoiser.get_buffer("network.network.norm.running_var") != 1).all(), "those of the training"
+    teacher.save(tmp_path / "teacher.safetensors")
+    assert torch.equal(drawn(fewstep.load(tmp_path / "teacher.safetensors", network=Tied())), drawn(teacher))
 
 
 def test_a_model_file_is_a_teacher(teacher: fewstep.Model, loader: DataLoader, tmp_path: Path) -> None:
@@ -200,6 +232,13 @@ def test_every_method_distils_a_network_of_ones_own(name: str, teacher: fewstep.
         ({"method": Progressive(variant="two_student", training=SHORT), "w": 2.0}, "keeps the weights"),
         ({"method": M.TwoGuidances(training=SHORT)}, "cannot start from this teacher"),
         ({"trainer": {"precison": "bf16-mixed"}}, "must be arguments of lightning.Trainer.*precison"),
+        ({"trainer": {"precision": "bf16-true"}}, "precision must be one of 32-true.*bf16-true"),
+        ({"trainer": {"gradient_clip_val": 0.5}}, "training.gradient_clip.*leave gradient_clip_. out"),
+        ({"data": []}, "data must give a batch, and give none"),
+        ({"data": [(torch.zeros(4, 2), torch.zeros(4, 2))]}, r"one whole number an example.*\(4, 2\) of torch.float32"),
+        ({"w": "ab"}, "w must be one weight or"),
+        ({"method": SingleFold}, r"like fewstep.methods.Tract\(\)"),
+        ({"method": Guidance(training=SHORT), "steps": 0}, "steps must be at least 1"),
         ({"seed": -1}, "seed must be a whole number"),
     ],
     ids=lambda value: str(value)[:40] if isinstance(value, str) else next(iter(value)),
@@ -251,11 +290,27 @@ def test_lightnings_trainer_trains_and_resumes_a_phase(teacher: fewstep.Model, t
     assert (parts.trainer.global_step, parts.student_updates, parts.evaluated > 0) == (2, 2, True)
 
 
+def test_a_model_of_the_middle_stays_as_it_was(teacher: fewstep.Model, loader: DataLoader) -> None:
+    seen: list[tuple[fewstep.Model, Tensor]] = []
+
+    class Look(lightning.Callback):
+        def on_train_batch_end(self, trainer: Any, module: Any, *_: Any) -> None:
+            seen.append((module.model, drawn(module.model)))
+
+    method = Guidance(training=replace(SHORT, ema_decay=0.0))
+    looked = drawn(fewstep.distil(teacher, loader, method=method, trainer={"callbacks": Look()}))
+    assert all(torch.equal(drawn(model), samples) for model, samples in seen)
+    assert torch.equal(looked, drawn(fewstep.distil(teacher, loader, method=method)))
+    with pytest.raises(ValueError, match=r"a parent must be a fewstep model.*got Own"):
+        fewstep.Distillation(Own(), method=method)  # pyright: ignore[reportArgumentType]
+
+
 # The public names ----------------------------------------------------------------------------------------------------
 
 
 def test_the_public_names_are_there_and_are_imported_when_used() -> None:
     assert {name for name in fewstep.__all__ if getattr(fewstep, name, None) is None} == set()
+    assert dir(fewstep) == sorted(fewstep.__all__), "which completion shows"
     lazily = "import fewstep, sys; print('torch' in sys.modules, hasattr(fewstep, 'nothing'))"
     said = subprocess.run([sys.executable, "-c", lazily], capture_output=True, text=True, check=True).stdout
     assert said.split() == ["False", "False"]

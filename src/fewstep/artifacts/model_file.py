@@ -160,7 +160,13 @@ def save_model(path: Path, denoiser: Denoiser, card: ModelCard) -> None:
         "arguments": arguments_of(denoiser.network),
         "schedule": {"name": type(card.schedule).__name__} | asdict(card.schedule),
     }
-    tensors = {key: value.detach().cpu().contiguous() for key, value in denoiser.network.state_dict().items()}
+    tensors, places = {}, set()
+    for key, value in denoiser.network.state_dict().items():
+        tensors[key] = value.detach().cpu().contiguous()
+        place = tensors[key].untyped_storage().data_ptr()
+        if place in places:  # tied weights, of which safetensors keeps each for itself
+            tensors[key] = tensors[key].clone()
+        places.add(place)
     description |= {CHECKSUM: checksum(description, tensors)}
     with atomic_write(path) as temporary:
         save_file(tensors, temporary, metadata={KEY: json.dumps(description)})

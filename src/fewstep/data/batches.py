@@ -132,8 +132,13 @@ def class_balance(facts: DataFacts, name: str, labels: Int[Tensor, "count"]) -> 
     """A line with the number of classes present and the counts of the rarest and the commonest.
 
     Raises:
-        ValueError: a label outside 0..num_classes - 1.
+        ValueError: a label outside 0..num_classes - 1, or not one whole number an example.
     """
+    if labels.ndim != 1 or labels.is_floating_point():
+        raise ValueError(
+            f"labels of {facts.name} are one whole number an example, and {name} has {tuple(labels.shape)} of "
+            f"{labels.dtype}"
+        )
     if int(labels.min()) < 0 or int(labels.max()) >= facts.num_classes:
         raise ValueError(
             f"labels of {facts.name} run from 0 to {facts.num_classes - 1}, and {name} has {int(labels.min())} to "

@@ -3,6 +3,7 @@
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields, replace
+from math import nan
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,7 +25,7 @@ from fewstep.python.module import Distillation
 from fewstep.python.teachers import Teacher, opened, without_guidance
 from fewstep.runs.pairs import Making, open_pairs
 from fewstep.system.files import tensor_digest
-from fewstep.system.limits import require_seed
+from fewstep.system.limits import MOST_STEPS, require_count, require_seed
 from fewstep.system.seeds import seed_for
 from fewstep.training.callbacks.progress import Progress
 from fewstep.training.loop import NoProfiler, quiet_lightning
@@ -74,15 +75,17 @@ def distil(
         ValueError: one line that says what to change. NonFiniteLossError: training has diverged.
     """
     require_seed(seed)
+    if not isinstance(method, Method):
+        raise ValueError(f"method must be a method with its settings, like fewstep.methods.Tract(), got {method!r}")
     model, trainer = opened(teacher, facts, prediction), trainer or {}
-    method = method if steps is None else method.with_steps(steps)
+    method = method if steps is None else method.with_steps(require_count(steps, "steps", most=MOST_STEPS))
     if method.training.evaluations is not None:
         raise ValueError("a budget in evaluations is of python train.py; give training.images")
-    method = with_batch_size(method, data, model.card.data, trainer)
-    model, chain = chain_from(model, method, w)
     quiet_lightning()
     gpus = range(torch.cuda.device_count())
     with torch.random.fork_rng(devices=gpus), tempfile.TemporaryDirectory() as folder:
+        method = with_batch_size(method, data, model.card.data, trainer)
+        model, chain = chain_from(model, method, w)
         for each in chain:
             for number, phase in enumerate(each.phases()):
                 module = Distillation(model, method=each, number=number, seed=seed)
@@ -107,7 +110,12 @@ def with_batch_size(method: Method, data: Data | Loader | None, facts: DataFacts
         return method
     if isinstance(data, Iterator):
         raise ValueError("data must be a DataLoader, a list or the like, which begins again each epoch, no iterator")
-    first = as_batch(data.rows(0) if isinstance(data, Data) else next(iter(data), None))
+    given = data.rows(0) if isinstance(data, Data) else next(iter(data), None)
+    if given is None:
+        raise ValueError(
+            "data must give a batch, and give none; drop_last leaves out those below a loader's batch_size"
+        )
+    first = as_batch(given)
     check_examples(facts, "the first batch", Batch(first.x, first.label))
     parts = 1 if isinstance(data, Data) else int(trainer.get("accumulate_grad_batches", 1))
     size = len(first.x) * parts
@@ -214,7 +222,10 @@ def ends(w: float | tuple[float, float]) -> tuple[float, float]:
     Raises:
         ValueError: it is neither.
     """
-    low, high = (w, w) if isinstance(w, int | float) else w if len(w) == 2 else (1.0, 0.0)
+    try:
+        low, high = map(float, w if isinstance(w, tuple | list) else (w, w))
+    except (TypeError, ValueError):
+        low, high = nan, nan
     if not 0 <= low <= high:
         raise ValueError(f"w must be one weight or (least, largest), each at least 0, got {w}")
-    return float(low), float(high)
+    return low, high

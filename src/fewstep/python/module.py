@@ -1,6 +1,7 @@
 """The LightningModule of one phase, from a model to the next, for Lightning's own Trainer."""
 
 import warnings
+from copy import deepcopy
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +15,7 @@ from fewstep.networks.adapter import is_adapted, merged
 from fewstep.networks.own import OwnNetwork
 from fewstep.tracking.names import LOSS
 from fewstep.training.module import DistillationModule
+from fewstep.training.settings import PRECISIONS
 from fewstep.training.students import clip_bounds, guidance_of, student_card, student_of, teacher_of
 
 warnings.filterwarnings("ignore", r"Found \d+ module\(s\) in eval mode")  # Lightning's: a student has no dropout
@@ -26,15 +28,20 @@ class Distillation(DistillationModule):
 
     Args:
         parent: the teacher, or the model of the phase before; for a method without a teacher the network to train.
-        method: its `training` has the budget, whose batch_size is that of the loader.
+        method: its `training` has the budget, whose batch_size is that of an optimiser step: of the loader, times
+            accumulate_grad_batches.
         number: of the phase, in method.phases().
         seed: of all random numbers.
 
     Raises:
-        ValueError: a parent that the method cannot start from, or a setting that it refuses.
+        ValueError: a parent that the method cannot start from, or a setting that it refuses; later, a Trainer's.
     """
 
     def __init__(self, parent: Model, *, method: Method, number: int = 0, seed: int = 0) -> None:
+        if not isinstance(parent, Model):
+            raise ValueError(
+                f"a parent must be a fewstep model, as fewstep.load or as_model give, got {type(parent).__name__}"
+            )
         phase = method.phases()[number]
         stream = "/".join(map(str, (seed, method.name, *([phase.num_steps] if phase.num_steps else []))))
         nets = networks_of(parent, method, number, seed, stream)
@@ -49,6 +56,16 @@ class Distillation(DistillationModule):
         """Optimiser steps of the budget."""
         return self.training_plan.num_steps
 
+    def setup(self, stage: str) -> None:
+        trainer = self.trainer
+        if trainer.precision not in PRECISIONS:
+            raise ValueError(
+                f"a Trainer's precision must be one of {', '.join(PRECISIONS)} (weights are kept in 32 bits), got "
+                f"{trainer.precision}"
+            )
+        if trainer.gradient_clip_val is not None or trainer.gradient_clip_algorithm is not None:
+            raise ValueError("gradients are clipped by training.gradient_clip, role by role; leave gradient_clip_* out")
+
     def training_step(self, batch: Any, batch_index: int) -> Float[Tensor, ""]:
         loss = super().training_step(batch, batch_index)
         self.log(LOSS, loss, prog_bar=True)
@@ -56,8 +73,11 @@ class Distillation(DistillationModule):
 
     @property
     def model(self) -> Model:
-        """What the phase has made, as trained so far, on the CPU."""
-        denoiser = merged(self.nets.model) if is_adapted(self.nets.model) else self.nets.model
+        """A copy of what the phase has made, as trained so far, on the CPU."""
+        denoiser = merged(self.nets.model) if is_adapted(self.nets.model) else deepcopy(self.nets.model)
+        if not is_adapted(self.student):  # running statistics, of which there are no averages
+            for own, trained in zip(denoiser.buffers(), self.student.buffers(), strict=True):
+                own.copy_(trained)
         (parent,) = self.parent
         images = (self.ended_at or self.global_step) * self.training_plan.batch_size
         has_teacher = self.nets.teacher is not None
@@ -69,7 +89,7 @@ class Distillation(DistillationModule):
             parent=parent if has_teacher else None,
             ancestors=(),
         )
-        return Model(denoiser.cpu().eval(), card)
+        return Model(denoiser.cpu().requires_grad_(False).eval(), card)
 
 
 def networks_of(parent: Model, method: Method, number: int, seed: int, stream: str) -> Networks:

@@ -200,6 +200,7 @@ class DistillationModule(lightning.LightningModule):
             self.check_finite()
 
     def on_train_end(self) -> None:
+        self.check_finite()
         self.ended_at = self.global_step
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
