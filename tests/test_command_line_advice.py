@@ -85,6 +85,7 @@ def test_no_option_of_a_group_is_none_of_its_options(argument: str):
         ("+X=1", "X is no setting; the settings are dataset, "),
         ("+model.X=1", "model.X is no setting; model has prediction, "),
         ("+trainer.X=1", "trainer.X is no setting; trainer has accelerator, "),
+        ("trainer.callbacks=[3]", "trainer.callbacks must be a list of groups of settings"),
         ("~resume", "resume must be given, one of auto, force"),
         ("~model.network", "model.network must be given"),
         ("stage.seeds.teacher=-1", "stage.seeds must be"),

@@ -5,7 +5,7 @@ import re
 
 from running import ROOT
 
-NAMES = {"guided teacher (128 evaluations)": "teacher", "guided student": "guided"}
+NAMES = {"guided teacher (128 evaluations)": "teacher", "guided teacher": "teacher", "guided student": "guided"}
 
 
 def test_the_readmes_table_is_that_of_the_leaderboard() -> None:
@@ -25,7 +25,7 @@ def test_the_table_of_all_methods_is_that_of_the_leaderboard() -> None:
     rows = re.findall(r"^\| `?([\w ]+?)`? \| (\d+) \| ([\d.]+) \| ([\d.±| ]+) \|$", text, re.MULTILINE)
     assert {model for model, *_ in rows} >= {*board["swept"]["method"]}
     for name, steps, ratio, figures in rows:
-        model = {"guided teacher": "teacher", "guided student": "guided"}.get(name, name)
+        model = NAMES.get(name, name)
         assert ratio == f"{cells[model, int(steps), 'mean']['fid_ratio']:.2f}", (name, steps)
         for w, figure in zip((0.0, 1.0, 2.0, 4.0), figures.split(" | "), strict=True):
             cell = cells[model, int(steps), w]
@@ -84,7 +84,7 @@ def test_the_table_of_the_mixture_is_that_of_its_leaderboard() -> None:
     rows = re.findall(r"^\| `?([\w ]+?)`? \| (\d+) \| ([^|]+) \| ([^|]+) \| ([^|]+) \|$", text, re.MULTILINE)
     assert {model for model, *_ in rows} >= {*board["swept"]["method"]}
     for name, steps, *figures in rows:
-        cell = cells[{"guided teacher": "teacher", "guided student": "guided"}.get(name, name), int(steps)]
+        cell = cells[NAMES.get(name, name), int(steps)]
         half = (cell["exact_rmse_high"] - cell["exact_rmse_low"]) / 2
         progressive = cells.get(("progressive", int(steps)))
         assert figures == [
@@ -104,3 +104,39 @@ def test_the_table_of_fashion_mnist_is_that_of_its_figures() -> None:
             row = found[model, int(steps), w]
             low, high = row["intervals"]["fid"]
             assert figure == f"{row['fid']:.2f} ± {(high - low) / 2:.2f}", (model, steps, w)
+
+
+def test_the_table_of_digits_is_that_of_its_figures() -> None:
+    rows = json.loads((ROOT / "benchmarks/results/digits_quality.json").read_text())
+    found = {(row["model"], row["sampler"], row["steps"], row["w"]): row for row in rows}
+    text = (ROOT / "docs/results.md").read_text().partition("## Digits\n")[2].partition("\n## ")[0]
+    shown = re.findall(r"^\| (\w+)(?:, ([^|]+))? \| (\d+) \| (\d+) \| ([\d.| ]+) \|$", text, re.MULTILINE)
+    assert len(shown) == 12
+    for model, sampler, steps, evaluations, figures in shown:
+        for each in (sampler or "ddim").lower().split(" or "):
+            for w, figure in zip((0.0, 1.0, 2.0, 4.0), figures.split(" | "), strict=True):
+                row = found[model, each, int(steps), w]
+                assert (f"{row['fid']:.2f}", str(row["nfe"])) == (figure, evaluations), (model, each, steps, w)
+
+
+def test_the_tables_of_diversity_are_those_of_their_figures() -> None:
+    cells = json.loads((ROOT / "benchmarks/results/diversity_digits.json").read_text())["cells"]
+    found = {(cell["model"], cell["steps"], cell["base_steps"], cell["w"]): cell for cell in cells}
+    name = r"`?([\w ]+?)`?( \+ base(?: of 3 steps)?)?"
+    tables = (ROOT / "docs/diversity.md").read_text().partition("Within-class diversity:")[2].partition("\nFID:")
+    for figure, digits, text in (("diversity", 3, tables[0]), ("fid", 2, tables[2])):
+        shown = re.findall(rf"^\| {name} \| (\d+) \| (\d+) \| ([\d.±| ]+) \|$", text, re.MULTILINE)
+        assert len(shown) == len(cells) / 4
+        for model, base, steps, evaluations, figures in shown:
+            base_steps = {"": 0, " + base": 1}.get(base, 3)
+            for w, own in zip((0.0, 1.0, 2.0, 4.0), figures.split(" | "), strict=True):
+                cell = found[NAMES.get(model, model), int(steps), base_steps, w]
+                low, high = cell["intervals"][figure]
+                mean, half = own.split(" ± ")
+                assert (mean, evaluations) == (f"{cell[figure]['mean']:.{digits}f}", str(cell["nfe"])), (
+                    model,
+                    base,
+                    steps,
+                    w,
+                )
+                assert abs(float(half) - (high - low) / 2) < 0.51 * 10**-digits, (model, base, steps, w)

@@ -109,6 +109,8 @@ def expected(hint: Any) -> str:
         return f"one of {', '.join(map(str, arguments))}"
     if isinstance(origin, type) and issubclass(origin, Sequence):
         inner = arguments[0] if arguments else str
+        if get_origin(inner) is Mapping:
+            return "a list of groups of settings, like [{_target_: CLASS}]"
         kinds = {str: "texts", int: "whole numbers, like [1]"}
         return f"a list of {kinds.get(inner, 'numbers, like [1]')}"
     return "a value" if hint is Any else EXPECTED.get(hint, "a group of settings")
