@@ -2,20 +2,28 @@
 
 import json
 import re
+from statistics import mean
 
 from running import ROOT
 
 NAMES = {"guided teacher (128 evaluations)": "teacher", "guided teacher": "teacher", "guided student": "guided"}
+WEIGHTS = (0.0, 1.0, 2.0, 4.0)
 
 
-def test_the_readmes_table_is_that_of_the_leaderboard() -> None:
-    board = json.loads((ROOT / "benchmarks/results/leaderboard_digits.json").read_text())
-    cells = {(cell["model"], cell["steps"], cell["w"]): cell["fid"] for cell in board["cells"]}
-    rows = re.findall(r"^\| ([^|]+) \| (\d+) \| ([\d.| ]+) \|$", (ROOT / "README.md").read_text(), re.MULTILINE)
-    assert len(rows) == 11
-    for model, steps, figures in rows:
-        for w, figure in zip((0.0, 1.0, 2.0, 4.0), figures.split(" | "), strict=True):
-            assert figure == f"{cells[NAMES.get(model, model), int(steps), w]:.2f}", (model, steps, w)
+def test_the_readmes_table_is_that_of_the_ratios() -> None:
+    measured = json.loads((ROOT / "benchmarks/results/ratios_digits.json").read_text())
+    assert len(measured["seeds"]) >= 3
+    assert len(measured["noise"]) >= 5
+    cells = {(cell["model"], cell["steps"], cell["w"]): cell for cell in measured["cells"]}
+    shown = re.findall(r"^\| (\w+) \| (\d+) \| ([\d.±| ]+) \|$", (ROOT / "README.md").read_text(), re.MULTILINE)
+    for model, steps, figures in shown:
+        for w, figure in zip(WEIGHTS, figures.split(" | "), strict=True):
+            cell = cells[model, int(steps), w]
+            assert figure == f"{cell['ratio']:.2f} ± {cell['high'] - cell['ratio']:.2f}", (model, steps, w)
+    means = {key: mean(cells[*key, w]["ratio"] for w in WEIGHTS) for key in {(m, n) for m, n, _ in cells}}
+    for steps in (4, 2, 1):
+        best = sorted((key for key in means if key[1] == steps), key=lambda key: means[key])[:3]
+        assert {*best, ("progressive", steps)} == {(m, int(n)) for m, n, _ in shown if int(n) == steps}
 
 
 def test_the_table_of_all_methods_is_that_of_the_leaderboard() -> None:
