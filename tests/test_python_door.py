@@ -111,7 +111,8 @@ def test_the_same_arguments_make_the_same_student_and_leave_the_random_state(tea
 
 def test_a_shuffled_loader_leaves_the_random_state(teacher: fewstep.Model, loader: DataLoader) -> None:
     state = torch.get_rng_state()
-    fewstep.distil(teacher, loader, method=SingleFold(training=SHORT), w=numpy.float32(2))
+    w: Any = numpy.float32(2)
+    fewstep.distil(teacher, loader, method=SingleFold(training=SHORT), w=w)
     assert torch.equal(torch.get_rng_state(), state)
 
 
@@ -294,8 +295,8 @@ def test_a_model_of_the_middle_stays_as_it_was(teacher: fewstep.Model, loader: D
     seen: list[tuple[fewstep.Model, Tensor]] = []
 
     class Look(lightning.Callback):
-        def on_train_batch_end(self, trainer: Any, module: Any, *_: Any) -> None:
-            seen.append((module.model, drawn(module.model)))
+        def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+            seen.append((pl_module.model, drawn(pl_module.model)))
 
     method = Guidance(training=replace(SHORT, ema_decay=0.0))
     looked = drawn(fewstep.distil(teacher, loader, method=method, trainer={"callbacks": Look()}))
@@ -303,6 +304,14 @@ def test_a_model_of_the_middle_stays_as_it_was(teacher: fewstep.Model, loader: D
     assert torch.equal(looked, drawn(fewstep.distil(teacher, loader, method=method)))
     with pytest.raises(ValueError, match=r"a parent must be a fewstep model.*got Own"):
         fewstep.Distillation(Own(), method=method)  # pyright: ignore[reportArgumentType]
+
+
+def test_a_parent_of_distillation_is_checked_as_one_of_distil(teacher: fewstep.Model) -> None:
+    with pytest.raises(ValueError, match="Progressive cannot start from this teacher"):
+        fewstep.Distillation(teacher, method=Progressive(ladder=(4, 2), training=SHORT))
+    without = fewstep.as_model(WithoutW(Own()), FACTS, guided=False)
+    card = fewstep.Distillation(without, method=SingleFold(training=SHORT)).model.card
+    assert (card.sampling.guidance, card.w_min, card.w_max) == ("input", 0.0, 0.0)
 
 
 # The public names ----------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from jaxtyping import Bool
 from torch import Tensor, nn
 
 from fewstep.data.batch import Batch
-from fewstep.diffusion.guidance import nulls, steer
+from fewstep.diffusion.guidance import nulls_but, steer
 from fewstep.diffusion.prediction import Condition, Prediction, diffuse
 from fewstep.diffusion.sampling import Sampling
 from fewstep.diffusion.schedule import Images
@@ -64,8 +64,7 @@ class Adapting(Method):
         """The conditions, some replaced by none where the model has a branch without, and whether each was."""
         share = LABEL_DROPOUT if self.sampling.guidance == "two_evaluations" else 0.0
         chosen = draws.uniform() < share
-        each = chosen.reshape(-1, *[1] * (label.ndim - 1))
-        return torch.where(each, nulls(label, nets.student.null), label), chosen
+        return nulls_but(~chosen, label, nets.student.null), chosen
 
     @abstractmethod
     def error(

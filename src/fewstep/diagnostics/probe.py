@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from fewstep.data.batch import Batch
-from fewstep.diffusion.guidance import nulls
+from fewstep.diffusion.guidance import nulls_but
 from fewstep.diffusion.prediction import Condition, Weights
 from fewstep.diffusion.schedule import Images
 from fewstep.methods import GuidanceRange
@@ -72,7 +72,7 @@ class Probe:
         w_bin = count // len(t_bins) % max(1, len(w_bins))
         unconditional = (count // len(t_bins) % 2 == 1) & (null is not None)
         if null is not None:
-            label = label.where(~unconditional.reshape(-1, *[1] * (label.ndim - 1)), nulls(label, null))
+            label = nulls_but(~unconditional, label, null)
         return cls(
             x=x,
             eps=torch.randn(x.shape, generator=generator),

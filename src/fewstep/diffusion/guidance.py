@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from fewstep.diffusion.prediction import Condition, Denoise, Prediction, Weights
@@ -60,6 +60,11 @@ def weights_of_both(w: Weights) -> tuple[Batch, Batch]:
 def nulls(label: Condition, null: int | Tensor) -> Condition:
     """`null` in the place of every condition of `label`."""
     return null.to(label).expand_as(label) if isinstance(null, Tensor) else torch.full_like(label, null)
+
+
+def nulls_but(kept: Bool[Tensor, "batch"], label: Condition, null: int | Tensor) -> Condition:
+    """The conditions of the examples that are `kept`, and `null` in the place of the others'."""
+    return label.where(kept.reshape(-1, *[1] * (label.ndim - 1)), nulls(label, null))
 
 
 def log_snr_interval(schedule: Schedule, times: Sequence[float] | None) -> tuple[float, float] | None:

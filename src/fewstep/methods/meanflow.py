@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fewstep.data.batch import Batch
 from fewstep.diffusion.flow_map import log_snr_of, mean_velocity
-from fewstep.diffusion.guidance import nulls
+from fewstep.diffusion.guidance import nulls, nulls_but
 from fewstep.diffusion.prediction import Condition, Prediction, diffuse
 from fewstep.diffusion.schedule import Images, angle, expand
 from fewstep.methods.base import Networks, Phase, Times, Weights
@@ -128,8 +128,7 @@ class MeanFlowTraining(MeanFlow):
 
     def draw_condition(self, label: Condition, w: Weights, nets: Networks, draws: Draws) -> tuple[Condition, Weights]:
         kept = draws.uniform() >= 0.1
-        dropped = label.where(kept.reshape(-1, *[1] * (label.ndim - 1)), nulls(label, nets.student.null))
-        return dropped, torch.where(kept, w, 0.0)
+        return nulls_but(kept, label, nets.student.null), torch.where(kept, w, 0.0)
 
     @torch.no_grad()
     def velocities(self, noised: Prediction, label: Condition, w: Weights, nets: Networks) -> tuple[Images, Images]:

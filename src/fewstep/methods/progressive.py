@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 from jaxtyping import Float
 from torch import Tensor
 
-from fewstep.diffusion.guidance import nulls
+from fewstep.diffusion.guidance import nulls_but
 from fewstep.diffusion.hop import two_hop
 from fewstep.diffusion.prediction import Condition, Prediction
 from fewstep.diffusion.sampling import Sampling
@@ -97,8 +97,7 @@ class Progressive(StateSettings, Regression):
     def draw_condition(self, label: Condition, nets: Networks, draws: Draws) -> Condition:
         if self.variant == "joint":
             return label
-        conditional = draws.uniform() < 0.5
-        return label.where(conditional.reshape(-1, *[1] * (label.ndim - 1)), nulls(label, nets.student.null))
+        return nulls_but(draws.uniform() < 0.5, label, nets.student.null)
 
     def hops(self, t: Times, phase: Phase) -> tuple[Times, Times]:
         """Where the teacher's two jumps from t meet, and where they and the student's one end."""

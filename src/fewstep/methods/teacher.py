@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
-from fewstep.diffusion.guidance import nulls
+from fewstep.diffusion.guidance import nulls_but
 from fewstep.diffusion.prediction import Condition, Prediction
 from fewstep.diffusion.sampling import Sampling
 from fewstep.methods.base import Networks, Phase, Regression, Times, Weights
@@ -50,8 +50,7 @@ class Teacher(Regression):
         return None
 
     def draw_condition(self, label: Condition, nets: Networks, draws: Draws) -> Condition:
-        kept = draws.uniform() >= self.label_dropout
-        return label.where(kept.reshape(-1, *[1] * (label.ndim - 1)), nulls(label, nets.student.null))
+        return nulls_but(draws.uniform() >= self.label_dropout, label, nets.student.null)
 
     def target(
         self, noised: Prediction, *, t: Times, label: Condition, w: Weights | None, nets: Networks, phase: Phase

@@ -12,7 +12,6 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch.utils.data import DataLoader
 
-from fewstep.artifacts.lineage import sampling_problem
 from fewstep.data.batch import Batch, as_batch
 from fewstep.data.batches import Data, check_examples
 from fewstep.data.facts import DataFacts
@@ -22,7 +21,7 @@ from fewstep.inference.model import Model
 from fewstep.methods.base import Method
 from fewstep.methods.guidance import Guidance
 from fewstep.python.module import Distillation
-from fewstep.python.teachers import Teacher, opened, without_guidance
+from fewstep.python.teachers import Teacher, opened, started_from
 from fewstep.runs.pairs import Making, open_pairs
 from fewstep.system.files import tensor_digest
 from fewstep.system.limits import MOST_STEPS, require_count, require_seed
@@ -175,20 +174,14 @@ def chain_from(model: Model, method: Method, w: float | tuple[float, float] | No
         ValueError: it cannot start from this model, or takes no w.
     """
     wanted, card = method.parent(), model.card
-    if wanted is None:
-        return model, (with_weights(method, w),)
-    problem = sampling_problem(card, wanted.guidance, wanted.continues)
     guided = card.sampling.guidance == "two_evaluations"
-    if problem is None:
-        own = ANY_W if w is None and guided and needs_weights(method) else w
-        return model, (with_weights(method, own),)
-    if card.sampling.times is None and "input" in wanted.guidance:
-        if card.sampling.guidance == "none":
-            return without_guidance(model), (with_weights(method, w),)
-        if guided:
-            low, high = ends(ANY_W if w is None else w)
-            return model, (Guidance(w_min=low, w_max=high, training=replace(method.training, roles={})), method)
-    raise ValueError(f"{type(method).__name__} cannot start from this teacher: {problem}")
+    kinds = () if wanted is None else wanted.guidance
+    if guided and card.sampling.times is None and "two_evaluations" not in kinds and "input" in kinds:
+        low, high = ends(ANY_W if w is None else w)
+        return model, (Guidance(w_min=low, w_max=high, training=replace(method.training, roles={})), method)
+    model = started_from(model, method)
+    own = ANY_W if w is None and guided and needs_weights(method) else w
+    return model, (with_weights(method, own),)
 
 
 def needs_weights(method: Method) -> bool:

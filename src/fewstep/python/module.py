@@ -13,6 +13,7 @@ from fewstep.inference.model import Model
 from fewstep.methods.base import Method, Networks
 from fewstep.networks.adapter import is_adapted, merged
 from fewstep.networks.own import OwnNetwork
+from fewstep.python.teachers import started_from
 from fewstep.tracking.names import LOSS
 from fewstep.training.module import DistillationModule
 from fewstep.training.settings import PRECISIONS
@@ -42,6 +43,8 @@ class Distillation(DistillationModule):
             raise ValueError(
                 f"a parent must be a fewstep model, as fewstep.load or as_model give, got {type(parent).__name__}"
             )
+        if number == 0:
+            parent = started_from(parent, method)
         phase = method.phases()[number]
         stream = "/".join(map(str, (seed, method.name, *([phase.num_steps] if phase.num_steps else []))))
         nets = networks_of(parent, method, number, seed, stream)

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from fewstep.artifacts.lineage import sampling_problem
 from fewstep.artifacts.model_file import ModelCard
 from fewstep.data.facts import DataFacts
 from fewstep.diffusion.betas import BetaSchedule
@@ -14,6 +15,7 @@ from fewstep.diffusion.prediction import PredictionKind
 from fewstep.diffusion.sampling import Sampling
 from fewstep.diffusion.schedule import CosineSchedule
 from fewstep.inference.model import Model, load
+from fewstep.methods.base import Method
 from fewstep.methods.readings import ends_without_signal
 from fewstep.networks import Denoiser, with_guidance_input
 from fewstep.networks.own import OwnNetwork
@@ -113,6 +115,21 @@ def opened(teacher: Teacher, facts: DataFacts | None, prediction: PredictionKind
     if facts is not None and facts != model.card.data:
         raise ValueError(f"this teacher makes {model.card.data.title}, and facts= says {facts.title}; leave facts out")
     return model
+
+
+def started_from(model: Model, method: Method) -> Model:
+    """The model as a method's parent.
+
+    Raises:
+        ValueError: the method cannot start from it.
+    """
+    wanted, sampling = method.parent(), model.card.sampling
+    problem = None if wanted is None else sampling_problem(model.card, wanted.guidance, wanted.continues)
+    if wanted is None or problem is None:
+        return model
+    if sampling.times is None and sampling.guidance == "none" and "input" in wanted.guidance:
+        return without_guidance(model)
+    raise ValueError(f"{type(method).__name__} cannot start from this teacher: {problem}")
 
 
 def without_guidance(model: Model) -> Model:
