@@ -175,7 +175,9 @@ class Evil:
         ({"images": np.array([Evil()] * 40, object), "labels": LABELS}, "Python objects in images"),
         ({"images": GREY, "labels": np.array(list("abcd") * 10, object)}, "Python objects in labels"),
         ({"images": GREY, "labels": LABELS[:7]}, "must be one for each of 40 images"),
-        ({"images": GREY, "labels": LABELS - 1}, "must be 0 or more, and go down to -1"),
+        ({"images": GREY, "labels": LABELS - 1}, "from 0 to 2\\^63 - 1, and go from -1 to 2"),
+        ({"images": GREY, "labels": LABELS * 1e30}, "from 0 to 2\\^63 - 1"),
+        ({"images": GREY, "labels": LABELS.astype(np.uint64) + 2**63}, "from 0 to 2\\^63 - 1"),
         ({"images": GREY, "labels": LABELS + 0.5}, "whole numbers or texts"),
         ({"images": GREY, "labels": np.ones((40, 3))}, "one-hot"),
         ({"images": COLOUR[:, :, None], "labels": LABELS}, "N H W, N H W C or N C H W"),
@@ -183,9 +185,19 @@ class Evil:
         ({"images": np.zeros((40, 7, 7)), "labels": LABELS}, "values go from 0 to 0"),
         ({"images": np.full((40, 7, 7), np.nan), "labels": LABELS}, "must be finite numbers"),
         ({"images": GREY * 1e6, "labels": LABELS}, "value_range"),
+        ({"images": GREY.astype(str), "labels": LABELS}, "images of numbers"),
+        ({"images": GREY.astype("M8[s]"), "labels": LABELS}, "images of numbers"),
+        ({"images": GREY.astype(complex), "labels": LABELS}, "images of numbers"),
+        ({"images": GREY[:, :, :0], "labels": LABELS}, "one pixel at least"),
+        ({"x_train": GREY, "y_train": LABELS, "x_test": GREY / 255, "y_test": LABELS}, "stored in one range.*value_ra"),
         ({"foo": LABELS, "bar": LABELS}, r"np.savez\(FILE, images"),
         ({"images": GREY, "labels": LABELS, "x_test": GREY[:, :9], "y_test": LABELS}, "images of one shape"),
         ({"images": GREY, "labels": LABELS, "x_test": GREY, "y_test": LABELS + 1}, "holds out the class 4"),
+        (
+            {"images": GREY, "labels": np.arange(40)},
+            "at most 1 image.* of a class, so that none is the 5th.*add images",
+        ),
+        ({"images": GREY[:16], "labels": LABELS[:16]}, "set dataset.hold_out_every to at most 4"),
         ({}, "has no array"),
     ],
 )
@@ -194,6 +206,30 @@ def test_what_cannot_be_read_is_one_line(tmp_path: Path, capsys, content: dict[s
     with pytest.raises(ValueError, match=words):
         opened(tmp_path / "a.npz")
     assert "executed" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("names", "classes"),
+    [
+        (np.array(["a\x1b[31m", "b\n", "c", "d"]), ["a\\x1b[31m", "b\\n", "c", "d"]),
+        (np.array([b"\xff", "\xe4".encode(), b"c", b"d"]), ["\\xff", "c", "d", "\xe4"]),
+    ],
+)
+def test_names_of_classes_are_printable_and_read_again(tmp_path: Path, names: np.ndarray, classes: list[str]) -> None:
+    file = saved(tmp_path / "a.npz", GREY, names[LABELS])
+    assert sorted(opened(file).cache.classes) == sorted(opened(file).cache.classes) == sorted(classes)
+
+
+@pytest.mark.parametrize("labels", [LABELS - 1, LABELS[:7], np.array([None] * 40)])
+def test_without_labels_those_in_the_file_are_not_read(tmp_path: Path, labels: np.ndarray) -> None:
+    data = opened(saved(tmp_path / "a.npz", GREY, labels), labels="none")
+    assert (data.facts.num_classes, len(data.labels), len(data.held_out.labels)) == (1, 32, 8)
+    assert "no labels" in data.check()[0]
+
+
+def test_objects_beside_images_and_labels_are_no_matter(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", images=GREY, labels=LABELS, about=np.array({"made": Evil()}, object))
+    assert opened(tmp_path / "a.npz").facts.num_classes == 4
 
 
 def test_damaged_files_are_one_line(tmp_path: Path) -> None:
@@ -211,7 +247,8 @@ def test_damaged_files_are_one_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"size": 0}, "dataset.size must be at least 1 or null, got 0"),
+        ({"size": 0}, "dataset.size must be at least 1 and at most 4,096, got 0"),
+        ({"size": 100_000}, "dataset.size must be at least 1 and at most 4,096, got 100000"),
         ({"value_range": (1.0, 0.0)}, "dataset.value_range must be"),
         ({"value_range": (1.0,)}, "dataset.value_range must be"),
         ({"hold_out_every": 1}, "hold_out_every must be at least 2"),

@@ -2,6 +2,7 @@
 
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 from zipfile import ZipFile
 
 import numpy as np
@@ -88,6 +89,24 @@ def test_the_crop_is_bicubic_below_twice_the_size(shape: tuple[int, int]) -> Non
     top, left = (height - 32) // 2, (width - 32) // 2
     expected = full[top : top + 32, left : left + 32].transpose(2, 0, 1).round().clip(0, 255)
     assert np.abs(centre_crop(Image.fromarray(pixels), 32) - expected).max() <= 1
+
+
+@pytest.mark.parametrize("shape", [(1, 60_000, 3), (60_000, 1, 3)])
+def test_a_line_of_pixels_is_no_gigabytes(shape: tuple[int, int, int]) -> None:
+    pixels = np.zeros(shape, np.uint8)
+    pixels.reshape(-1, 3)[29_500:30_500] = 200
+    tracked: list[int] = []
+    resize = Image.Image.resize
+
+    def counted(image: Image.Image, size: tuple[int, int], *args: Any, **settings: Any) -> Image.Image:
+        tracked.append(size[0] * size[1])
+        return resize(image, size, *args, **settings)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Image.Image, "resize", counted)
+        found = centre_crop(Image.fromarray(pixels), 64)
+    assert np.unique(found).tolist() == [200]
+    assert max(tracked) <= 17 * 64 * 64
 
 
 def test_a_zip_gives_the_same_as_its_folder(root: Path, tmp_path: Path) -> None:
@@ -191,6 +210,7 @@ def test_all_of_it_damaged_is_an_error(root: Path) -> None:
         (lambda path: path.write_bytes(b"PK\x03\x04 cut"), {}, "truncated, damaged or no zip"),
         (lambda path: generate_imagefolder(path, per_class=3), {"hold_out_every": 1}, "at least 2, got 1"),
         (lambda path: generate_imagefolder(path, per_class=3), {"size": 0}, "size must be at least 1"),
+        (lambda path: generate_imagefolder(path, per_class=3), {"size": 100_000}, "at most 4,096, got 100000"),
         (lambda path: generate_imagefolder(path), {"num_reference": 0}, "num_reference must be at least 1"),
         (lambda path: generate_imagefolder(path, per_class=3), {}, "at most 3 image.*hold_out_every to at most 3"),
         (lambda path: None, {}, "a sub-folder of images for each class.*trainer=debug"),

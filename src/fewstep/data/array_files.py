@@ -42,8 +42,9 @@ class StoredArray:
         """The array; one of a .npy file is memory-mapped.
 
         Raises:
-            ValueError: the file is damaged.
+            ValueError: the file is damaged, or the array holds Python objects.
         """
+        self.require_plain()
         try:
             if self.file.suffix == ".npy":
                 return np.load(self.file, mmap_mode="r", allow_pickle=False)
@@ -51,6 +52,14 @@ class StoredArray:
                 return archive[self.key]
         except DAMAGE as error:
             raise damaged(self.file, error) from error
+
+    def require_plain(self) -> None:
+        """Raise a ValueError for an array of Python objects."""
+        if self.dtype.hasobject:
+            raise ValueError(
+                f"{self.file} has Python objects in {self.key}, which could run code, and is not opened; save it as an "
+                "array of numbers"
+            )
 
     @property
     def title(self) -> str:
@@ -66,7 +75,7 @@ def arrays_in(root: Path) -> dict[str, StoredArray]:
     """The arrays of a .npz or .npy file, or of a folder of .npy files, by key; that of a .npy file is its name.
 
     Raises:
-        ValueError: there is none, one holds Python objects, or a file is damaged.
+        ValueError: there is none, or a file is damaged.
     """
     files = sorted(root.glob("*.npy")) if root.is_dir() else [root]
     try:
@@ -75,12 +84,6 @@ def arrays_in(root: Path) -> dict[str, StoredArray]:
         raise damaged(root, error) from error
     if not found:
         raise ValueError(f"{root} must be a .npz or .npy file, or a folder of .npy files, and has no array")
-    for array in found:
-        if array.dtype.hasobject:
-            raise ValueError(
-                f"{array.file} has Python objects in {array.key}, which could run code, and is not opened; save it as "
-                "an array of numbers"
-            )
     return {array.key: array for array in found}
 
 
@@ -125,7 +128,7 @@ def pairs_in(arrays: Mapping[str, StoredArray], root: Path) -> dict[str, Pair]:
     Where no key is that of images, the only array that can be images is; no split in its key means train.
 
     Raises:
-        ValueError: none, or several, can be the training images.
+        ValueError: none, or several, can be the training images, or images are not of numbers or have no pixels.
     """
     found: dict[tuple[str, str], StoredArray] = {}
     for key, array in arrays.items():
@@ -142,6 +145,10 @@ def pairs_in(arrays: Mapping[str, StoredArray], root: Path) -> dict[str, Pair]:
             )
         found[TRAIN, "images"] = shaped[0]
     splits = [split for split, role in found if role == "images"]
+    for images in (found[split, "images"] for split in splits):
+        images.require_plain()
+        if images.dtype.kind not in "biuf" or 0 in images.shape[1:]:
+            raise ValueError(f"{root} must have images of numbers, of one pixel at least, and has {images.title}")
     return {split: Pair(found[split, "images"], found.get((split, "labels"))) for split in splits}
 
 
@@ -181,7 +188,7 @@ def in_channels_first(values: Shaped[np.ndarray, "..."], layout: str) -> Shaped[
     return values.reshape(len(values), 1, side, -1)
 
 
-def range_of(arrays: list[StoredArray]) -> tuple[float, float]:
+def range_of(array: StoredArray) -> tuple[float, float]:
     """The range of stored values, of RANGES, that black and white are the ends of.
 
     8 bits are 0..255, or 0 and 1. Of other numbers it is the first range that holds all values and is more than half
@@ -190,14 +197,14 @@ def range_of(arrays: list[StoredArray]) -> tuple[float, float]:
     Raises:
         ValueError: there is none.
     """
-    low, high = (pick(extreme(array, pick) for array in arrays) for pick in (min, max))
-    if arrays[0].dtype == np.uint8 and high > 1:
+    low, high = (extreme(array, pick) for pick in (min, max))
+    if array.dtype == np.uint8 and high > 1:
         return 0.0, 255.0
     for start, end in RANGES:
-        if start <= low and high <= end and (max(-low, high) > end / 2 or arrays[0].dtype == bool):
+        if start <= low and high <= end and (max(-low, high) > end / 2 or array.dtype == bool):
             return start, end
     raise ValueError(
-        f"the range of {arrays[0].title} is not known: values go from {low:g} to {high:g}, which is none of 0..1, "
+        f"the range of {array.title} is not known: values go from {low:g} to {high:g}, which is none of 0..1, "
         "-1..1, 0..255 and 0..65535; say what black and white are with dataset.value_range=[BLACK,WHITE]"
     )
 
@@ -244,9 +251,12 @@ def class_labels(array: StoredArray, count: int) -> Int[np.ndarray, "count"] | S
         return numbers.argmax(1)
     values = values.reshape(count)
     if values.dtype.kind in "US":
-        return values.astype(str)
+        return values if values.dtype.kind == "U" else np.char.decode(values, "utf-8", "backslashreplace")
     if values.dtype.kind not in "biuf" or not (np.isfinite(values).all() and (values == values.round()).all()):
         raise ValueError(f"{what} must be whole numbers or texts of classes; save them so")
-    if count and values.min() < 0:
-        raise ValueError(f"{what} must be 0 or more, and go down to {values.min():g}; leave unlabelled images out")
+    if count and not 0 <= values.min() <= values.max() < 2**63:
+        raise ValueError(
+            f"{what} must be from 0 to 2^63 - 1, and go from {values.min():g} to {values.max():g}; leave unlabelled "
+            "images out"
+        )
     return values.astype(np.int64)

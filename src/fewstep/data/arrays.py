@@ -27,7 +27,8 @@ from fewstep.data.converted import ConvertedImages, every_nth, key_of, numbered,
 from fewstep.data.decode import WHITE, check_background, flatten
 from fewstep.data.generate import generate_arrays
 from fewstep.data.imagefiles import centre_crop
-from fewstep.data.labels import OWN
+from fewstep.data.labels import NONE, OWN
+from fewstep.system.limits import MOST_SIDE, require_count
 
 Limits = tuple[float, float]
 
@@ -68,8 +69,8 @@ class ArraysData(ConvertedImages):
         num_reference: int = 10_000,
         generated: bool = False,
     ) -> None:
-        if size is not None and size < 1:
-            raise ValueError(f"dataset.size must be at least 1 or null, got {size}")
+        if size is not None:
+            require_count(size, "dataset.size", most=MOST_SIDE)
         check_background(background)
         if value_range is not None and (len(value_range) != 2 or value_range[0] >= value_range[1]):
             raise ValueError(f"dataset.value_range must be [BLACK,WHITE], BLACK below WHITE, got {list(value_range)}")
@@ -115,7 +116,16 @@ class ArrayReading:
     @cached_property
     def limits(self) -> Limits:
         """The stored values of black and white; recognising them reads the arrays."""
-        return self.given_limits or range_of([pair.images for pair in self.splits.values()])
+        if self.given_limits is not None:
+            return self.given_limits
+        found = {images.title: range_of(images) for images, _ in self.splits.values() if images.shape[0]}
+        if len({*found.values()}) > 1:
+            ranges = " and ".join(f"{title} from {low:g} to {high:g}" for title, (low, high) in found.items())
+            raise ValueError(
+                f"images must be stored in one range, and {ranges}; store them alike, or say what black and white are "
+                "with dataset.value_range=[BLACK,WHITE]"
+            )
+        return found[self.splits[TRAIN].images.title]
 
     @classmethod
     def of(
@@ -130,6 +140,8 @@ class ArrayReading:
         splits = {TRAIN: found[TRAIN]}
         if held_out := found.get(HELD_OUT, found.get("test")):
             splits[HELD_OUT] = held_out
+        if labels == NONE:
+            splits = {split: Pair(images, None) for split, (images, _) in splits.items()}
         if labels.endswith(".npy"):
             (given,) = arrays_in(Path(labels)).values()
             splits[TRAIN] = Pair(found[TRAIN].images, given)

@@ -12,7 +12,7 @@ from fewstep.data.cache import OUTDATED, TRAIN, Source, cached, stored_key
 from fewstep.data.cache_files import MANIFEST
 from fewstep.data.facts import DataFacts
 from fewstep.data.generate import generated_folder
-from fewstep.data.imagefiles import HELD_OUT
+from fewstep.data.imagefiles import HELD_OUT, printable
 from fewstep.data.split import SplitImages, missing_data_error
 
 
@@ -103,7 +103,7 @@ def every_nth(labels: Int[np.ndarray, "count"], every: int) -> Bool[np.ndarray, 
     """Whether an image is held out: the `every`-th, 2 `every`-th, ... of its class.
 
     Raises:
-        ValueError: `every` is below 2.
+        ValueError: `every` is below 2, or there are images and none is held out.
     """
     if every < 2:
         raise ValueError(f"dataset.hold_out_every must be at least 2, got {every}")
@@ -111,6 +111,13 @@ def every_nth(labels: Int[np.ndarray, "count"], every: int) -> Bool[np.ndarray, 
     ordered = labels[order]
     number = np.empty_like(order)
     number[order] = np.arange(len(labels)) - ordered.searchsorted(ordered)
+    most = int(number.max(initial=-1)) + 1
+    if 0 < most < every:
+        fewer = f"set dataset.hold_out_every to at most {most}" if most > 1 else "add images"
+        raise ValueError(
+            f"there are at most {most} image(s) of a class, so that none is the {every}th, to be held out for figures; "
+            f"{fewer}, or a part that is held out"
+        )
     return (number + 1) % every == 0
 
 
@@ -126,7 +133,7 @@ def numbered(
         ValueError: a class is held out and not trained on.
     """
     classes, labels = np.unique(train, return_inverse=True)
-    names = [str(each) for each in classes]
+    names = [printable(str(each)) for each in classes]
     if held_out is None:
         return names, labels, None
     unknown = np.setdiff1d(held_out, classes)

@@ -156,7 +156,7 @@ class Reading:
         values = list(table.read([self.label])[self.label])
         rows = np.array([row for row, value in enumerate(values) if value not in (None, -1)], np.int64)
         labels = np.array([values[row] for row in rows])
-        if labels.dtype.kind == "f" and (labels == labels.round()).all():
+        if labels.dtype.kind == "f" and (labels == labels.round()).all() and (abs(labels) < 2**63).all():
             labels = labels.astype(np.int64)
         if labels.size and (labels.dtype.kind not in "biuU" or labels.ndim != 1):
             raise ValueError(

@@ -20,9 +20,11 @@ from fewstep.data.cache import PART_BYTES, TRAIN, Chunk, Part, Source
 from fewstep.data.decode import SUFFIXES, check_background, decode
 from fewstep.data.label_table import read_label_table
 from fewstep.data.labels import OWN
+from fewstep.system.limits import MOST_SIDE, require_count
 
 CHUNK = 512
 HELD_OUT = "val"
+MOST_TIMES_AS_LONG = 16
 TABLES = (".csv", ".tsv")
 UNLABELLED = "unlabelled"  # class of files in no folder, where that is no error
 
@@ -119,8 +121,7 @@ class Decoding:
     channels: str | int
 
     def __post_init__(self) -> None:
-        if self.size < 1:
-            raise ValueError(f"dataset.size must be at least 1, got {self.size}")
+        require_count(self.size, "dataset.size", most=MOST_SIDE)
         if self.channels not in ("auto", 1, 3):
             raise ValueError(f"dataset.channels must be auto, 1 or 3, got {self.channels!r}")
         if len(set(check_background(self.background))) > 1 and self.channels == 1:
@@ -300,8 +301,11 @@ def centre_crop(image: Image.Image, size: int) -> UInt8[np.ndarray, "3 size size
     """The central square of a decoded image, by ADM's preprocessing (Dhariwal & Nichol 2021, guided-diffusion).
 
     The image is halved by box averages while its shorter side is at least twice `size`, then resized bicubically to a
-    shorter side of `size` (the longer rounded), then cropped. Of a grey image the three channels are equal.
+    shorter side of `size` (the longer rounded), then cropped. Of a grey image the three channels are equal. Of an image
+    more than 16 times as long as wide the ends are cropped first: else a line of pixels becomes gigabytes.
     """
+    left, top = (max(0, side - MOST_TIMES_AS_LONG * min(image.size)) // 2 for side in image.size)
+    image = image.crop((left, top, image.width - left, image.height - top))
     while min(image.size) >= 2 * size:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
     scale = size / min(image.size)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fewstep.data.array_files import HELD_OUT, SPLITS, TRAIN
+from fewstep.data.imagefiles import printable
 
 IMAGES = ("image", "img", "images", "picture", "jpg", "png", "pixel_values")
 LABELS = ("label", "labels", "class", "fine_label", "category", "target", "y")
@@ -176,7 +177,7 @@ def class_names(feature: Any) -> list[str] | None:
     """The names of the classes where the column's type says them."""
     from datasets import ClassLabel  # pyright: ignore[reportMissingImports]
 
-    return list(feature.names) if isinstance(feature, ClassLabel) and feature.names else None
+    return [printable(name) for name in feature.names] if isinstance(feature, ClassLabel) and feature.names else None
 
 
 def columns(features: Mapping[str, Any]) -> str:

@@ -25,6 +25,7 @@ from fewstep.data.workers import rows_of_steps
 from fewstep.diffusion.prediction import Condition
 from fewstep.networks.frozen.autoencoder import Autoencoder
 from fewstep.networks.frozen.text_encoder import TextEncoder
+from fewstep.system.limits import MOST_SIDE, require_count
 from fewstep.system.seeds import seed_for
 
 ENCODER_BATCH = 16  # prompts per call, always as many, so that an embedding never depends on the batch size
@@ -84,6 +85,7 @@ class TextData(Data):
                 "dataset needs held_out_shards, num_reference, walks, buffer and size of at least 1, num_workers >= 0, "
                 f"got {held_out_shards}, {num_reference}, {walks}, {buffer}, {size} and {num_workers}"
             )
+        require_count(size or 1, "dataset.size", most=MOST_SIDE)
         place = Path(root)
         if generated and not place.exists():
             place = generated_folder(place, self.dataset, generate_text)

@@ -2,6 +2,7 @@
 
 MOST_SEED = 2**63 - 1
 MOST_IMAGES = 10_000_000  # of one command: two hundred times what published figures take
+MOST_SIDE = 4096  # pixels of a square image, of 50 MB then
 MOST_SHOWN = 10_000  # in one picture
 MOST_STEPS = 100_000  # a hundred times any teacher's
 MOST_W = 1e4  # hundreds of times any published; far above it float32 overflows, and a sound model seems to diverge
