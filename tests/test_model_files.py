@@ -299,6 +299,7 @@ def test_a_missing_fact_is_refused(path: Path, key: str) -> None:
         ("arguments.guidance_input", False, "loading state_dict"),
         ("arguments.shape", [1, 8, 9], "does not make"),
         ("arguments.extra", 1, "extra"),
+        ("arguments.extra_inputs", None, "its network.extra_inputs must be a list of texts, got None"),
         ("arguments.num_blocks", float("inf"), "infinity"),
         ("w_values", "0, 1", "its card.w_values must be a list of numbers, like [1] or null, got '0, 1'"),
         ("w_values", 1.5, "its card.w_values must be a list of numbers, like [1] or null, got 1.5"),

@@ -107,7 +107,7 @@ def test_a_run_goes_on_with_its_threads(tmp_path):
     assert json.loads((tmp_path / THREADS).read_text()) == {"threads": 2, "processes": 2}
 
 
-@pytest.mark.parametrize("text", ["", "[2]", '{"threads": "two"}'])
+@pytest.mark.parametrize("text", ["", "[2]", '{"threads": "two"}', "[" * 100_000])
 def test_a_damaged_note_is_said(tmp_path, text: str):
     (tmp_path / THREADS).write_text(text)
     with pytest.raises(ValueError, match=r"threads\.json is damaged .* delete it, and the run goes on with 2 threads"):

@@ -1,5 +1,6 @@
 """Data sets with other labels than their own, and the files of these."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,17 @@ import torch
 
 from fewstep.data.batches import source_digest
 from fewstep.data.digits import DigitsData
-from fewstep.data.labels import HELD_OUT, TRAINING, LabelCard, Labels, Relabelled, read_labels, relabelled, save_labels
+from fewstep.data.labels import (
+    HELD_OUT,
+    KEY,
+    TRAINING,
+    LabelCard,
+    Labels,
+    Relabelled,
+    read_labels,
+    relabelled,
+    save_labels,
+)
 from fewstep.data.mixture import MixtureData
 from fewstep.data.patches import PatchesData
 from fewstep.evaluation.evaluator import Evaluator
@@ -76,9 +87,11 @@ def test_a_file_that_is_missing_damaged_or_of_other_images_is_one_line(tmp_path:
     with pytest.raises(ValueError, match="labels of other images: of digits, not of these of patches"):
         relabelled(PatchesData(size=32, batch_size=1, stream=""), str(file))
     whole = file.read_bytes()
+    card = json.dumps({"__metadata__": {KEY: "[" * 50_000}}).encode()
+    deep = len(card).to_bytes(8, "little") + card
     flipped = bytearray(whole)
     flipped[-9] ^= 1  # a label
-    for damaged in (flipped, whole.replace(b"0.85", b"0.95"), whole[:-8], b"", b"\x80\x04pickle"):
+    for damaged in (flipped, whole.replace(b"0.85", b"0.95"), whole[:-8], b"", b"\x80\x04pickle", deep):
         file.write_bytes(damaged)
         with pytest.raises(ValueError, match="is no file of labels, or is damaged"):
             relabelled(digits(), str(file))

@@ -16,6 +16,7 @@ import yaml
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from fewstep.artifacts.catalogue import figures_below
 from fewstep.artifacts.provenance_file import read_provenance
 from fewstep.artifacts.quality_file import read_rows
 from fewstep.artifacts.run_folder import CONFIG, PRODUCTS, products_of, settings_in
@@ -142,6 +143,19 @@ def test_what_is_no_file_of_fewstep_is_refused_in_one_line(tmp_path: Path, name:
     message = refusal(name, tmp_path)
     assert message is not None
     assert str(tmp_path / name) in message
+
+
+@pytest.mark.parametrize("text", ["[" * 20_000, '{"models": [{"sha256": "", "steps": "x"}]}', "[]", "\x00", None])
+def test_an_evaluation_of_unknown_origin_is_no_news_about_models(tmp_path: Path, text: str | None):
+    folder = tmp_path / "digits" / "pipeline" / "time"
+    folder.mkdir(parents=True)
+    (folder / "quality.json").write_text(text_of("quality.json", QUALITY))
+    (folder / "provenance.json").write_text(text_of("provenance.json", PROVENANCE))
+    assert figures_below(tmp_path) == {folder.parent / "m.safetensors": {1.0: 2.0}}
+    (folder / "provenance.json").unlink()
+    if text is not None:
+        (folder / "provenance.json").write_text(text)
+    assert figures_below(tmp_path) == {}
 
 
 @pytest.mark.parametrize("text", ["a: &a [1]\nb: *a\n", "a: !!python/object:os.system {}\n", "a: 2024-01-01\n"])

@@ -1,14 +1,14 @@
 """The models below a folder of runs: what each is, and the figures of the newest evaluation that judged it."""
 
-import json
 import os
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
 from fewstep.artifacts.model_file import read_card
+from fewstep.artifacts.provenance_file import read_provenance
 from fewstep.artifacts.quality_file import read_rows
-from fewstep.artifacts.run_folder import PROVENANCE, QUALITY
+from fewstep.artifacts.run_folder import QUALITY
 
 
 @dataclass(frozen=True)
@@ -62,13 +62,13 @@ def figures_below(outputs: Path) -> dict[Path, dict[float, float]]:
     for quality in sorted(outputs.glob(f"*/*/**/{QUALITY}"), key=lambda path: path.stat().st_mtime):
         try:
             rows = [row for row in read_rows(quality) if not row.base_steps and row.name == row.model]
-            models = json.loads(quality.with_name(PROVENANCE).read_text())["models"]
-            for model in models:
-                own = [row for row in rows if row.model == model["model"]]
-                most = max((row.steps for row in own if model["steps"] in (None, row.steps)), default=None)
-                path = Path(os.path.normpath(quality.parent.resolve() / model["path"]))
+            provenance = read_provenance(quality.parent)
+            for model in provenance.models if provenance else ():
+                own = [row for row in rows if row.model == model.model]
+                most = max((row.steps for row in own if model.steps in (None, row.steps)), default=None)
+                path = Path(os.path.normpath(quality.parent.resolve() / model.path))
                 if most is not None:
                     found[path] = {row.w: row.fid for row in own if row.steps == most}
-        except (ValueError, OSError, KeyError, TypeError):  # a damaged evaluation is no news about the models
+        except (ValueError, OSError):  # a damaged evaluation is no news about the models
             continue
     return found

@@ -25,7 +25,7 @@ from fewstep.networks.denoiser import arguments_of
 from fewstep.networks.own import OwnNetwork
 from fewstep.system.files import atomic_write, tensor_digest
 from fewstep.system.stored import plain_json, reason_of
-from fewstep.system.validation import Count, build
+from fewstep.system.validation import Count, build, checked_arguments
 
 FORMAT = 2
 KEY = "fewstep"
@@ -264,6 +264,7 @@ def described_network(
         return network
     if (blocks := most_blocks(arguments)) > len(tensors):
         raise ValueError(f"{blocks} blocks are more than the {len(tensors)} tensors it holds")
+    checked_arguments(network_class(name), arguments, "its network")
     with torch.device("meta"):  # shapes only: a file cannot make us allocate more than it holds
         network = network_class(name)(**arguments)
     network.load_state_dict(tensors, assign=True)

@@ -15,7 +15,6 @@ from pydantic import JsonValue
 
 from fewstep.system.files import atomic_write, remove, write_json
 from fewstep.system.stored import leave_out, read_json, read_yaml
-from fewstep.system.validation import checked
 
 CONFIG = "config.yaml"
 MODEL = "model.safetensors"
@@ -246,12 +245,8 @@ def threads_of_run(folder: Path, threads: int, processes: int, most: int) -> int
         ValueError: the note is damaged.
     """
     file, now = folder / THREADS, {"threads": threads, "processes": processes}
-    try:
-        began = checked(json.loads(file.read_text()), dict[str, int], THREADS) if file.is_file() else {}
-    except ValueError as error:
-        raise ValueError(
-            f"{file} is damaged ({error}); delete it, and the run goes on with {threads} threads"
-        ) from None
+    remedy = f"delete it, and the run goes on with {threads} threads"
+    began = read_json(file, dict[str, int], remedy) if file.is_file() else {}
     if began.get("processes") == processes and 1 <= began.get("threads", 0) <= most:
         return began["threads"]
     write_json(file, now)

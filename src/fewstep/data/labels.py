@@ -20,6 +20,7 @@ from torch import Tensor
 from fewstep.data.batch import Batch
 from fewstep.data.batches import Data, ImagesInMemory, class_balance, source_digest
 from fewstep.system.files import atomic_write, tensor_digest
+from fewstep.system.stored import plain_json
 from fewstep.system.validation import build
 
 OWN, NONE = "own", "none"
@@ -179,7 +180,7 @@ def read_labels(path: Path, source: ImagesInMemory) -> tuple[Labels, LabelCard]:
         )
     try:
         card, tensors = parse(path)
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path} is no file of labels, or is damaged ({error}); {make}") from error
     if card.source != source_digest(source):
         raise ValueError(
@@ -192,7 +193,7 @@ def read_labels(path: Path, source: ImagesInMemory) -> tuple[Labels, LabelCard]:
 def parse(path: Path) -> tuple[LabelCard, dict[str, Tensor]]:
     """Card and labels of a file, which agree; raises where they do not."""
     with safe_open(path, framework="pt") as file:
-        described: dict[str, Any] = json.loads((file.metadata() or {})[KEY])
+        described: dict[str, Any] = plain_json((file.metadata() or {})[KEY])
         tensors = {name: file.get_tensor(name) for name in (TRAINING, HELD_OUT)}
     written = described.pop(CHECKSUM)
     card = build(LabelCard, described, "its card")
