@@ -368,7 +368,7 @@ def test_help_of_the_whole(commands):
         (["sample", "none", "--out", "a.png", "--seed", "-1"], ["--seed must be a whole number from 0", "-1"]),
         (["sample", "none", "--out", "a.png", "--seed", "1" * 23], ["--seed must be a whole number", "1" * 23]),
         (["sample", "MODEL", "--out", "a.png", "--label", "9" * 30], ["0..9", "digits", "9" * 30]),
-        (["evaluate", "MODEL", "--num-images", "0"], ["--num-images must be at least 1", "0"]),
+        (["evaluate", "MODEL", "--num-images", "0"], ["--num-images must be at least 4", "0"]),
         (["evaluate", "none", "--num-images", "99999999999"], ["--num-images", "10,000,000", "99999999999"]),
         (["evaluate", "none", "--out", __file__], ["--out must be a folder", "is a file"]),
         (["evaluate", "MODEL", "--w", "-1"], ["w >= 0", "[-1]"]),

@@ -3,6 +3,7 @@
 import pytest
 from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
 
+from fewstep.commands.main import one_line
 from fewstep.runs import overrides as command_line
 from fewstep.runs.overrides import hydra_arguments
 
@@ -61,3 +62,10 @@ def test_whether_a_package_is_installed():
 def test_a_colour_needs_no_quotes() -> None:
     given = ["dataset.background=#ff8000,black,#FFFFFF", "dataset.background='#ff8000'", "name=a#ff8000"]
     assert hydra_arguments(given) == ["dataset.background='#ff8000',black,'#FFFFFF'", *given[1:]]
+
+
+def test_a_long_line_keeps_its_ends() -> None:
+    line = one_line(ValueError(f"model.safetensors: its method must be text, got {'a' * 100_000}; make it again"))
+    assert line.startswith("model.safetensors: its method")
+    assert line.endswith("a; make it again")
+    assert len(line) < 2100

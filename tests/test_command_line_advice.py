@@ -30,6 +30,7 @@ def refusal(*settings: str) -> str:
         (["stage=teacher", "w_max=3"], "stage.w_max is a setting of stage=add, boot, "),
         (["dataset.rot=3"], "dataset.rot is no setting here; dataset has name, "),
         (["stage=teacher", "stage.training.images==3"], "like 'stage.training.images=\"=3\"'"),
+        (['outputs=a"b'], 'like \'outputs="a\\"b"\''),
         (["outputs=/tmp/a(b)"], "like 'outputs=\"/tmp/a(b)\"'"),
     ],
 )
@@ -68,7 +69,7 @@ def test_what_hydra_reads_stays(argument: str):
     assert quoted_path(argument) == argument
 
 
-@pytest.mark.parametrize("argument", ["dataset=null", "stage=null", "=1"])
+@pytest.mark.parametrize("argument", ["dataset=null", "stage=null", "outputs=null", "=1"])
 def test_no_option_of_a_group_is_none_of_its_options(argument: str):
     with pytest.raises(ValueError, match="must be"):
         hydra_arguments([argument])

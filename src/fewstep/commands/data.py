@@ -148,7 +148,7 @@ def encoder(
     tokens: Annotated[int, typer.Option(help="Of a prompt; longer ones are cut.")] = 24,
     images: Annotated[int, typer.Option(help="That the training sees, each caption many times.")] = 60_000,
     batch_size: Annotated[int, typer.Option(help="Images that are told apart at a time.")] = 128,
-    seed: Annotated[int, typer.Option(help="Of the first weights and of the order.")] = 0,
+    seed: Annotated[int, typer.Option(callback=check_seed, help="Of the first weights and of the order.")] = 0,
 ) -> None:
     """Train a small text encoder on captioned images, so that prompts work without Stable Diffusion's.
 

@@ -36,6 +36,7 @@ from fewstep.system.signals import Stopped
 
 EXIT_BAD_INPUT = 2
 PROGRAM = "fewstep"
+LONGEST = 2000  # characters of a line
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -72,7 +73,7 @@ def evaluate(
 
     Example: fewstep evaluate outputs/digits/progressive/TIME/model-4.safetensors
     """
-    require_count(num_images, "--num-images")
+    require_count(num_images, "--num-images", least=4)
     import fewstep
     from fewstep.evaluation.evaluator import Evaluator
     from fewstep.evaluation.plan import EvaluationPlan
@@ -196,8 +197,9 @@ def raised_in(error: BaseException) -> str:
 
 
 def one_line(error: BaseException) -> str:
-    """The error's own words in one line, without what would steer a terminal."""
-    return printable(words_of(error))
+    """The error's own words in one line, without what would steer a terminal, and without the middle of a long one."""
+    words = printable(words_of(error))
+    return words if len(words) <= LONGEST else f"{words[: LONGEST // 2]} ... {words[-LONGEST // 2 :]}"
 
 
 def printable(words: object) -> str:

@@ -1,6 +1,7 @@
 """What to do about a line that Hydra refuses: the setting that was meant, quotes that are missing."""
 
 import re
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
@@ -12,6 +13,7 @@ from hydra.errors import ConfigCompositionException, OverrideParseException
 from omegaconf import OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError
 
+from fewstep.data.identify import hydra_value
 from fewstep.runs.overrides import conf_folder
 
 MOST, MOST_OPTIONS = 3, 5  # settings that are proposed, and options that have one
@@ -34,9 +36,10 @@ def explained(arguments: Sequence[str]) -> Iterator[None]:
         yield
     except OverrideParseException as error:
         key, _, value = error.override.partition("=")
+        example = shlex.quote(f"{key}={hydra_value(value or 'a value')}")
         raise ValueError(
             f"settings must be KEY=VALUE, and values of more than letters, digits and _./+- in quotes within quotes, "
-            f"like '{key}=\"{value or 'VALUE'}\"', got {error.override}; {SHOW_ALL}"
+            f"like {example}, got {error.override}; {SHOW_ALL}"
         ) from error
     except (ConfigCompositionException, ConfigAttributeError, ConfigKeyError) as error:
         cause = error.__cause__ if isinstance(error, ConfigCompositionException) else error

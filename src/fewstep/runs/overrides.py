@@ -42,6 +42,8 @@ def hydra_arguments(arguments: Sequence[str]) -> list[str]:
             raise ValueError(f"settings must be KEY=VALUE, got {argument!r}")
         if (group := argument.removesuffix("=null")) in OPTIONS and group != argument:
             raise ValueError(f"{group} must be one of its options, got null; `python train.py --help` shows them")
+        if argument == "outputs=null":  # Hydra's own folder, before anything of ours reads it
+            raise ValueError("outputs must be text that is not empty, got null")
         package, extra = NEEDED.get(argument.replace("hydra/", ""), ("", ""))
         if package and not is_installed(package):
             raise ValueError(f"{argument} needs a package that is not installed; pip install 'fewstep[{extra}]' has it")
