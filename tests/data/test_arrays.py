@@ -252,7 +252,7 @@ def test_damaged_files_are_one_line(tmp_path: Path) -> None:
         ({"value_range": (1.0, 0.0)}, "dataset.value_range must be"),
         ({"value_range": (1.0,)}, "dataset.value_range must be"),
         ({"hold_out_every": 1}, "hold_out_every must be at least 2"),
-        ({"hold_out_every": 11}, "held-out part and has none"),
+        ({"hold_out_every": 11}, "at most 10 image.* of a class, .*hold_out_every to at most 10"),
         ({"background": "pink"}, "dataset.background"),
     ],
 )
