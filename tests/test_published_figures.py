@@ -102,6 +102,16 @@ def test_the_table_of_the_mixture_is_that_of_its_leaderboard() -> None:
         ], (name, steps)
 
 
+def test_the_table_of_patches_is_that_of_its_leaderboard() -> None:
+    board = json.loads((ROOT / "benchmarks/results/leaderboard_patches.json").read_text())
+    cells = {(cell["model"], cell["steps"], cell["w"]): cell["fid"] for cell in board["cells"]}
+    text = (ROOT / "docs/methods.md").read_text().partition("## Leaderboard of patches")[2]
+    rows = re.findall(r"^\| `?([\w ]+?)`? \| (\d+) \| ([\d.]+) \| ([\d.]+) \|$", text, re.MULTILINE)
+    assert {model for model, *_ in rows} >= {*board["swept"]["method"]}
+    for name, steps, *figures in rows:
+        assert figures == [f"{cells[NAMES.get(name, name), int(steps), w]:.1f}" for w in (0.0, 2.0)], (name, steps)
+
+
 def test_the_table_of_fashion_mnist_is_that_of_its_figures() -> None:
     rows = json.loads((ROOT / "benchmarks/results/fashion_mnist_quality.json").read_text())["rows"]
     found = {(row["model"], row["steps"], row["w"]): row for row in rows}
