@@ -13,7 +13,6 @@ from hydra.errors import ConfigCompositionException, OverrideParseException
 from omegaconf import OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError
 
-from fewstep.data.identify import hydra_value
 from fewstep.runs.overrides import conf_folder
 
 MOST, MOST_OPTIONS = 3, 5  # settings that are proposed, and options that have one
@@ -35,6 +34,8 @@ def explained(arguments: Sequence[str]) -> Iterator[None]:
     try:
         yield
     except OverrideParseException as error:
+        from fewstep.data.identify import hydra_value  # with numpy, which a refusal of a key waits for in vain
+
         key, _, value = error.override.partition("=")
         example = shlex.quote(f"{key}={hydra_value(value or 'a value')}")
         raise ValueError(
