@@ -16,7 +16,8 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, example, given, settings
+from fuzzing import fuzz
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from fewstep.artifacts.model_file import ModelCard, load_model, save_model
@@ -33,13 +34,7 @@ from fewstep.training.checkpointing import (
 )
 
 pytestmark = [pytest.mark.usefixtures("unchecked")]
-EXAMPLES = int(os.environ.get("FEWSTEP_FUZZ", "150"))
-FUZZ = settings(
-    max_examples=EXAMPLES,
-    deadline=None,
-    derandomize=EXAMPLES == 150,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)
+FUZZ = fuzz(150)
 FACTS = DataFacts(name="digits", shape=(1, 8, 8), num_classes=10, low=-1.0, high=1.0)
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-(10**9), 10**9) | st.floats() | st.text(max_size=5),

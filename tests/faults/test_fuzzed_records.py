@@ -5,7 +5,6 @@ FEWSTEP_FUZZ=2000 tries more than the 60 of each file that are tried by default.
 
 import copy
 import json
-import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +12,8 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import HealthCheck, example, given, settings
+from fuzzing import fuzz
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from fewstep.artifacts.catalogue import figures_below
@@ -26,13 +26,7 @@ from fewstep.reports.diagnostics import seen
 from fewstep.sweeps.sweep import SWEEP, described
 from fewstep.tracking.metrics_file import read_metrics
 
-EXAMPLES = int(os.environ.get("FEWSTEP_FUZZ", "60"))
-FUZZ = settings(
-    max_examples=EXAMPLES,
-    deadline=None,
-    derandomize=EXAMPLES == 60,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)
+FUZZ = fuzz(60)
 NUMBERS = st.sampled_from([-1, 0, 0.5, 10**30, -(10**4000), 1e308, -1e308, float("nan"), float("inf"), 2**63])
 TEXTS = st.sampled_from(["", "x", "\x1b[2J", "‮", "../../..", "\x00", "ü"])
 JSON = st.recursive(

@@ -1,11 +1,11 @@
 """Any value of any setting is accepted, or refused in one line and without a traceback; nothing is trained."""
 
-import os
 from pathlib import Path
 
 import lightning
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from fuzzing import fuzz
+from hypothesis import example, given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from running import TINY, config_of
@@ -19,7 +19,6 @@ STAGES = ("pipeline", "teacher", "guidance", "progressive", "encoder", "evaluate
 OWN = (*TINY, "dataset=mixture", "teacher=exact")
 NOT_CHANGED = ("outputs", "logger.wandb", "plan", "trainer.generated_data")
 LARGE = 10**4  # larger values would need gigabytes
-EXAMPLES = int(os.environ.get("FEWSTEP_FUZZ", "30"))
 
 
 def keys_of(*overrides: str) -> list[str]:
@@ -96,12 +95,7 @@ def parents(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return dict.fromkeys(("progressive", "encoder", "evaluate"), guided)
 
 
-@settings(
-    max_examples=EXAMPLES,
-    deadline=None,
-    derandomize=EXAMPLES == 30,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)
+@fuzz(30)
 @example(("teacher", "trainer.max_images"), "x")
 @example(("teacher", "trainer.snapshots"), "null")
 @example(("teacher", "trainer.checkpoint_seconds"), "[]")
