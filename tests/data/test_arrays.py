@@ -195,7 +195,7 @@ class Evil:
         ({"images": GREY, "labels": LABELS, "x_test": GREY, "y_test": LABELS + 1}, "holds out the class 4"),
         (
             {"images": GREY, "labels": np.arange(40)},
-            "at most 1 image.* of a class, so that none is the 5th.*add images",
+            "at most 1 image.* of a class, so that none is number 5 of its class.*add images",
         ),
         ({"images": GREY[:16], "labels": LABELS[:16]}, "set dataset.hold_out_every to at most 4"),
         ({}, "has no array"),

@@ -33,6 +33,7 @@ from fewstep.distributed.launch import is_silent_rank, is_worker_process
 from fewstep.system.files import is_out_of_memory
 from fewstep.system.limits import require_count
 from fewstep.system.signals import Stopped
+from fewstep.system.terminal import printable
 
 EXIT_BAD_INPUT = 2
 PROGRAM = "fewstep"
@@ -200,11 +201,6 @@ def one_line(error: BaseException) -> str:
     """The error's own words in one line, without what would steer a terminal, and without the middle of a long one."""
     words = printable(words_of(error))
     return words if len(words) <= LONGEST else f"{words[: LONGEST // 2]} ... {words[-LONGEST // 2 :]}"
-
-
-def printable(words: object) -> str:
-    """The words without what would steer a terminal."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(words))
 
 
 def words_of(error: BaseException) -> str:

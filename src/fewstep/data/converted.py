@@ -12,8 +12,9 @@ from fewstep.data.cache import OUTDATED, TRAIN, Source, cached, stored_key
 from fewstep.data.cache_files import MANIFEST
 from fewstep.data.facts import DataFacts
 from fewstep.data.generate import generated_folder
-from fewstep.data.imagefiles import HELD_OUT, printable
+from fewstep.data.imagefiles import HELD_OUT
 from fewstep.data.split import SplitImages, missing_data_error
+from fewstep.system.terminal import printable
 
 
 class ConvertedImages(SplitImages):
@@ -115,8 +116,8 @@ def every_nth(labels: Int[np.ndarray, "count"], every: int) -> Bool[np.ndarray, 
     if 0 < most < every:
         fewer = f"set dataset.hold_out_every to at most {most}" if most > 1 else "add images"
         raise ValueError(
-            f"there are at most {most} image(s) of a class, so that none is the {every}th, to be held out for figures; "
-            f"{fewer}, or a part that is held out"
+            f"there are at most {most} image(s) of a class, so that none is number {every} of its class, to be held out "
+            f"for figures; {fewer}, or give a part that is held out"
         )
     return (number + 1) % every == 0
 
@@ -133,7 +134,7 @@ def numbered(
         ValueError: a class is held out and not trained on.
     """
     classes, labels = np.unique(train, return_inverse=True)
-    names = [printable(str(each)) for each in classes]
+    names = [printable(each) for each in classes]
     if held_out is None:
         return names, labels, None
     unknown = np.setdiff1d(held_out, classes)

@@ -21,6 +21,7 @@ from fewstep.data.decode import SUFFIXES, check_background, decode
 from fewstep.data.label_table import read_label_table
 from fewstep.data.labels import OWN
 from fewstep.system.limits import MOST_SIDE, require_count
+from fewstep.system.terminal import printable
 
 CHUNK = 512
 HELD_OUT = "val"
@@ -227,11 +228,6 @@ def split_by_class(
             counts[example.label] += 1
             (train if counts[example.label] % hold_out_every else held_out).append(example)
     return [printable(name) for name in classes], train, held_out
-
-
-def printable(name: str) -> str:
-    """A name with what no terminal can show, or should obey, as escapes."""
-    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in name)
 
 
 def splits_and_classes(files: Sequence[ImageFile], root: Path, labels: str) -> list[tuple[str, str | None]]:

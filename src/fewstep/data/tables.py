@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fewstep.data.array_files import HELD_OUT, SPLITS, TRAIN
-from fewstep.data.imagefiles import printable
+from fewstep.system.terminal import printable
 
 IMAGES = ("image", "img", "images", "picture", "jpg", "png", "pixel_values")
 LABELS = ("label", "labels", "class", "fine_label", "category", "target", "y")
