@@ -9,7 +9,7 @@ from fewstep.data.digits import DigitsData
 from fewstep.runs.advice import explained
 from fewstep.runs.build import build_network, build_training
 from fewstep.runs.config import Settings
-from fewstep.runs.overrides import hydra_arguments, quoted_path
+from fewstep.runs.overrides import hydra_arguments, quoted_value
 
 
 def refusal(*settings: str) -> str:
@@ -54,19 +54,19 @@ def test_a_path_that_exists_needs_no_quotes_of_hydras(tmp_path: Path, name: str)
 @pytest.mark.parametrize("argument", ["outputs=/new/ü/ä b", "outputs=/new/日本", "+x=é"])
 def test_letters_of_other_languages_need_none(argument: str):
     key, _, value = argument.lstrip("+").partition("=")
-    assert config_of(quoted_path(argument))[key] == value
+    assert config_of(quoted_value(argument))[key] == value
 
 
 def test_the_home_folder_is_what_a_shell_makes_of_it(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("HOME", "/home/me")
-    assert quoted_path("dataset.root=~/birds") == "dataset.root=/home/me/birds"
+    assert quoted_value("dataset.root=~/birds") == "dataset.root=/home/me/birds"
 
 
 @pytest.mark.parametrize(
     "argument", ["seed=0,1", "stage.ladder=[4,2]", 'name="ü"', "x='a=b'", "seed=${seed}", "~recipe", "-m", "--cfg=ü"]
 )
 def test_what_hydra_reads_stays(argument: str):
-    assert quoted_path(argument) == argument
+    assert quoted_value(argument) == argument
 
 
 @pytest.mark.parametrize("argument", ["dataset=null", "stage=null", "outputs=null", "=1"])

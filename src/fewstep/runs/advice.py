@@ -9,6 +9,7 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import ConfigCompositionException, OverrideParseException
 from omegaconf import OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError
@@ -34,10 +35,8 @@ def explained(arguments: Sequence[str]) -> Iterator[None]:
     try:
         yield
     except OverrideParseException as error:
-        from fewstep.data.identify import hydra_value  # with numpy, which a refusal of a key waits for in vain
-
         key, _, value = error.override.partition("=")
-        example = shlex.quote(f"{key}={hydra_value(value or 'a value')}")
+        example = shlex.quote(f"{key}={QuotedString(value or 'a value', Quote.double).with_quotes()}")
         raise ValueError(
             f"settings must be KEY=VALUE, and values of more than letters, digits and _./+- in quotes within quotes, "
             f"like {example}, got {error.override}; {SHOW_ALL}"

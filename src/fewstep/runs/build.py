@@ -31,7 +31,7 @@ from fewstep.networks import Denoiser
 from fewstep.networks.memory import to_channels_last
 from fewstep.runs.advice import explained
 from fewstep.runs.config import Settings
-from fewstep.runs.overrides import conf_folder, path_named, quoted_colours, quoted_path
+from fewstep.runs.overrides import conf_folder, path_named, quoted_value
 from fewstep.system.seeds import seed_for
 from fewstep.system.stored import reason_of
 from fewstep.system.validation import build, checked, checked_arguments
@@ -155,10 +155,7 @@ def data_of(name: str, settings: Sequence[str], batch_size: int) -> Data:
 
 def dataset_settings(name: str, settings: Sequence[str]) -> dict[str, Any]:
     """Those of conf/dataset/NAME.yaml with `settings` of it changed."""
-    overrides = [
-        quoted_colours(quoted_path(each))
-        for each in (f"dataset={name}", *(f"dataset.{setting}" for setting in settings))
-    ]
+    overrides = [quoted_value(each) for each in (f"dataset={name}", *(f"dataset.{setting}" for setting in settings))]
     with explained(overrides), initialize_config_dir(str(conf_folder()), version_base="1.3"):
         config = compose("config", overrides)
     return cast(dict[str, Any], OmegaConf.to_container(config.dataset, resolve=True))

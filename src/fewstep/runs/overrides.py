@@ -36,7 +36,7 @@ def hydra_arguments(arguments: Sequence[str]) -> list[str]:
     """
     read = [hydra_override(argument) for argument in arguments]
     refuse_paths(read)
-    read = [quoted_path(argument) for argument in read]
+    read = [quoted_value(argument) for argument in read]
     for argument in read:
         if argument.startswith("="):
             raise ValueError(f"settings must be KEY=VALUE, got {argument!r}")
@@ -90,22 +90,16 @@ def flags_first(arguments: Sequence[str]) -> list[str]:
     return [a for n, a in enumerate(arguments) if n in ours] + [a for n, a in enumerate(arguments) if n not in ours]
 
 
-def quoted_colours(override: str) -> str:
-    """dataset.background=#ff8000 with the colour in quotes, without which Hydra's grammar takes no #."""
-    return re.sub(r"(?<=[=,])#[0-9a-fA-F]{6}(?=,|$)", r"'\g<0>'", override)
-
-
 def hydra_override(argument: str) -> str:
-    """--stage.w_max=4 as stage.w_max=4, Python's None as null, and colours in quotes."""
-    argument = quoted_colours(argument)
+    """--stage.w_max=4 as stage.w_max=4, and Python's None as null."""
     flag = re.match(r"--([A-Za-z_+~][\w.@/+~-]*)=(.*)", argument, flags=re.DOTALL)
     if flag is None or flag[1] in FLAGS_OF_HYDRA:
         return argument
     return f"{flag[1]}={'null' if flag[2] == 'None' else flag[2]}"
 
 
-def quoted_path(argument: str) -> str:
-    """KEY=VALUE with quotes around what Hydra's grammar cannot read: a path that exists, and other than ASCII letters.
+def quoted_value(argument: str) -> str:
+    """KEY=VALUE with quotes around what Hydra's grammar cannot read: paths that exist, #rrggbb, letters not of ASCII.
 
     "~/" at the start of a path is the home folder, as in a shell.
     """
@@ -115,7 +109,8 @@ def quoted_path(argument: str) -> str:
     value = os.path.expanduser(value) if value.startswith("~/") else value
     is_path = re.fullmatch(r"[\w./+-]+", value, re.ASCII) is None and os.path.lexists(value)
     parts = [value] if is_path else value.split(",")  # several values of a sweep
-    return f"{key}={','.join(part if part.isascii() and not is_path else quoted(part) for part in parts)}"
+    plain = [not is_path and part.isascii() and re.fullmatch(r"#[0-9a-fA-F]{6}", part) is None for part in parts]
+    return f"{key}={','.join(part if is_plain else quoted(part) for part, is_plain in zip(parts, plain, strict=True))}"
 
 
 def quoted(value: object) -> str:
