@@ -116,8 +116,8 @@ def every_nth(labels: Int[np.ndarray, "count"], every: int) -> Bool[np.ndarray, 
     if 0 < most < every:
         fewer = f"set dataset.hold_out_every to at most {most}" if most > 1 else "add images"
         raise ValueError(
-            f"there are at most {most} image(s) of a class, so that none is number {every} of its class, to be held out "
-            f"for figures; {fewer}, or give a part that is held out"
+            f"there are at most {most} image(s) of a class, so that none is number {every} of its class, held out for "
+            f"figures; {fewer}, or give a part that is held out"
         )
     return (number + 1) % every == 0
 
