@@ -1,4 +1,4 @@
-# make demo: the whole pipeline on real digits. make test: the test suite. Each sets itself up first.
+# make demo: the whole pipeline on real digits, with less training than python train.py. make test: the test suite. Each sets itself up first.
 PYTHON ?= python3
 BIN := .venv/bin
 unexport PYTHONDONTWRITEBYTECODE  # else each of the tests' processes compiles all that it imports
@@ -6,7 +6,7 @@ unexport PYTHONDONTWRITEBYTECODE  # else each of the tests' processes compiles a
 .PHONY: demo test test-slow test-integration lint bench setup lock
 
 demo: setup
-	$(BIN)/python train.py
+	$(BIN)/python train.py stage.guidance.training.images=500000 budget=1500000
 
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow and not integration"

@@ -17,6 +17,7 @@ import typer
 from measure import machine
 
 from fewstep.artifacts.run_folder import POLICIES
+from fewstep.sweeps.results import Spread
 from fewstep.system.files import write_json
 
 COMMAND = (
@@ -30,7 +31,7 @@ def main(
     folders: Annotated[list[Path], typer.Argument(help="Of evaluations, one a training seed.")],
     out: Annotated[Path, typer.Option(help="JSON.")],
 ) -> None:
-    """Write every row of every folder, and print the mean and the range over the folders."""
+    """Write every row of every folder, and print the means over the folders with their intervals."""
     runs = {folder.name: json.loads((folder / POLICIES).read_text()) for folder in folders}
     rows = [{"run": run} | row for run, own in runs.items() for row in own]
     write_json(out, {"command": COMMAND, "machine": machine() | {"hardware": "2 cores x86-64"}, "rows": rows})
@@ -49,11 +50,11 @@ def main(
 
 
 def spread(values: list[float], digits: str) -> str:
-    """The mean, and the least and the most where there are several."""
-    if not values:
+    """The mean, and half of its 95 % interval (Student's) where there are several."""
+    if (found := Spread.of(values)) is None:
         return ""
-    middle = format(mean(values), digits)
-    return middle if len(values) == 1 else f"{middle} ({min(values):{digits}} to {max(values):{digits}})"
+    half = "" if found.interval is None else f" ± {found.interval[1] - found.mean:{digits}}"
+    return f"{found.mean:{digits}}{half}"
 
 
 if __name__ == "__main__":

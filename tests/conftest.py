@@ -63,3 +63,8 @@ def settled() -> None:
     """Garbage collections, of which every phase of a run has one, do not look through what was imported."""
     gc.collect()
     gc.freeze()
+
+
+def pytest_unconfigure() -> None:
+    """What was left out of collections is freed, too, or Triton's bindings report it as leaked."""
+    gc.unfreeze()

@@ -612,9 +612,9 @@ def test_what_a_student_was_not_made_for_is_warned_of_and_done(options: dict[str
         ({"wanted": []}, r"labels must be .* at least one, got \[\]"),
         ({"wanted": [10**20]}, r"labels must be whole numbers in 0..9 for digits, .* got \[1000"),
         ({"steps": 0}, "steps must be at least 1 .* got 0"),
-        ({"steps": 10**12}, "steps must be .* at most 100000, got 1000000000000"),
+        ({"steps": 10**12}, "steps must be .* at most 100,000, .* got 1000000000000"),
         ({"w": -0.5}, "w must be finite and at least 0 .* got -0.5"),
-        ({"w": 1e5}, "w must be .* at most 10000, got 100000"),
+        ({"w": 1e5}, "w must be .* at most 10000, got 100000.0"),
         ({"w": float("inf")}, "w must be finite and at least 0 .* got inf"),
         ({"w": float("nan")}, "w must be finite and at least 0 .* got nan"),
     ],
@@ -622,6 +622,21 @@ def test_what_a_student_was_not_made_for_is_warned_of_and_done(options: dict[str
 def test_what_cannot_be_sampled_is_refused(options: dict[str, Any], rule: str) -> None:
     with pytest.raises(ValueError, match=rule):
         model().sample(**{"wanted": [0]} | options)
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    ("options", "rule"),
+    [
+        ({"steps": "4"}, "steps must be .* a whole number, got '4'"),
+        ({"steps": 2.5}, "steps must be .* a whole number, got 2.5"),
+        ({"w": "2"}, "w must be finite and at least 0 .* got '2'"),
+        ({"seed": 1.5}, "seed must be a whole number .* got 1.5"),
+    ],
+)
+def test_numbers_of_another_type_are_refused(options: dict[str, Any], rule: str) -> None:
+    with pytest.raises(ValueError, match=rule):
+        model().sample([0], **options)
 
 
 def test_sampling_leaves_the_global_random_state_alone() -> None:

@@ -137,6 +137,19 @@ def test_the_table_of_digits_is_that_of_its_figures() -> None:
                 assert (f"{row['fid']:.2f}", str(row["nfe"])) == (figure, evaluations), (model, each, steps, w)
 
 
+def test_the_table_of_policies_is_that_of_its_figures() -> None:
+    rows = json.loads((ROOT / "benchmarks/results/policies.json").read_text())["rows"]
+    text = (ROOT / "docs/policies.md").read_text()
+    shown = re.findall(r"^\| (\w+) \| (\d+) \| (\d) \| ([^|]+) \| ([^|]+) \| ([\d.]*) ?\|$", text, re.MULTILINE)
+    assert len(shown) == len(rows) / 3
+    for model, evaluations, w, success, entropy, _ in shown:
+        cell = (model, int(evaluations), float(w))
+        own = [row for row in rows if (row["model"], row["evaluations"], row["w"]) == cell]
+        assert len({row["run"] for row in own}) == 3
+        assert success.startswith(f"{100 * mean(row['success'] for row in own):.1f} ± "), cell
+        assert entropy.startswith(f"{mean(row['entropy'] for row in own):.2f} ± "), cell
+
+
 def test_the_tables_of_diversity_are_those_of_their_figures() -> None:
     cells = json.loads((ROOT / "benchmarks/results/diversity_digits.json").read_text())["cells"]
     found = {(cell["model"], cell["steps"], cell["base_steps"], cell["w"]): cell for cell in cells}

@@ -191,6 +191,7 @@ class Evil:
         ({"images": GREY[:, :, :0], "labels": LABELS}, "one pixel at least"),
         ({"x_train": GREY, "y_train": LABELS, "x_test": GREY / 255, "y_test": LABELS}, "stored in one range.*value_ra"),
         ({"foo": LABELS, "bar": LABELS}, r"np.savez\(FILE, images"),
+        ({"x_test": GREY, "y_test": LABELS}, "must name its images and labels .* and has .*x_test"),
         ({"images": GREY, "labels": LABELS, "x_test": GREY[:, :9], "y_test": LABELS}, "images of one shape"),
         ({"images": GREY, "labels": LABELS, "x_test": GREY, "y_test": LABELS + 1}, "holds out the class 4"),
         (
@@ -247,8 +248,8 @@ def test_damaged_files_are_one_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"size": 0}, "dataset.size must be at least 1 and at most 4,096, got 0"),
-        ({"size": 100_000}, "dataset.size must be at least 1 and at most 4,096, got 100000"),
+        ({"size": 0}, "dataset.size must be at least 1 and at most 4,096, a whole number, got 0"),
+        ({"size": 100_000}, "dataset.size must be at least 1 and at most 4,096, a whole number, got 100000"),
         ({"value_range": (1.0, 0.0)}, "dataset.value_range must be"),
         ({"value_range": (1.0,)}, "dataset.value_range must be"),
         ({"hold_out_every": 1}, "hold_out_every must be at least 2"),

@@ -136,7 +136,7 @@ def pairs_in(arrays: Mapping[str, StoredArray], root: Path) -> dict[str, Pair]:
         if role and (split, role) not in found:
             found[split, role] = array
     if (TRAIN, "images") not in found:
-        shaped = [array for array in arrays.values() if len(array.shape) > 2]
+        shaped = [array for key, array in arrays.items() if len(array.shape) > 2 and role_of(key)[1] != "images"]
         if len(shaped) != 1:
             titles = ", ".join(array.title for array in arrays.values())
             raise ValueError(

@@ -1,5 +1,7 @@
 """Numbers that are no request but a slip of the finger. Imports nothing, so that a command line is checked at once."""
 
+from numbers import Integral, Real
+
 MOST_SEED = 2**63 - 1
 MOST_IMAGES = 10_000_000  # of one command: two hundred times what published figures take
 MOST_SIDE = 4096  # pixels of a square image, of 50 MB then
@@ -14,19 +16,19 @@ def require_seed(seed: int, name: str = "seed") -> int:
     Raises:
         ValueError: it is another.
     """
-    if not 0 <= seed <= MOST_SEED:
-        raise ValueError(f"{name} must be a whole number from 0 to {MOST_SEED}, got {seed}")
+    if not (isinstance(seed, Integral) and 0 <= seed <= MOST_SEED):
+        raise ValueError(f"{name} must be a whole number from 0 to {MOST_SEED}, got {seed!r}")
     return seed
 
 
 def require_count(count: int, name: str, *, least: int = 1, most: int = MOST_IMAGES) -> int:
-    """The number of images, of least..most.
+    """The count, a whole number of least..most.
 
     Raises:
         ValueError: it is another.
     """
-    if not least <= count <= most:
-        raise ValueError(f"{name} must be at least {least} and at most {most:,}, got {count}")
+    if not (isinstance(count, Integral) and least <= count <= most):
+        raise ValueError(f"{name} must be at least {least} and at most {most:,}, a whole number, got {count!r}")
     return count
 
 
@@ -36,8 +38,7 @@ def require_request(steps: int, w: float, name: str = "steps") -> None:
     Raises:
         ValueError: fewer than one step or more than MOST_STEPS; w negative, above MOST_W, or no number.
     """
-    if not 1 <= steps <= MOST_STEPS:
-        raise ValueError(f"{name} must be at least 1 and at most {MOST_STEPS}, got {steps}")
+    require_count(steps, name, most=MOST_STEPS)
     require_weight(w)
 
 
@@ -47,8 +48,8 @@ def require_weight(w: float, name: str = "w") -> None:
     Raises:
         ValueError: it is negative, above MOST_W, or no number.
     """
-    if not 0 <= w <= MOST_W:
+    if not (isinstance(w, Real) and 0 <= w <= MOST_W):
         raise ValueError(
             f"{name} must be finite and at least 0 (0 is no guidance; diffusers' scale is 1 + w) and at most "
-            f"{MOST_W:g}, got {w:g}"
+            f"{MOST_W:g}, got {w!r}"
         )
