@@ -253,6 +253,24 @@ def test_the_flow_of_exact_networks_is_that_of_the_integrator(make_mixture: Any)
     torch.testing.assert_close(own, expected, rtol=0, atol=1e-7)
 
 
+@pytest.mark.parametrize("name", ["single_fold", "pi_flow", "sfddm"])
+def test_a_student_is_of_the_steps_that_are_set(name: str) -> None:
+    (phase,) = small(name, num_steps=4).phases()
+    assert phase.num_steps == 4
+    assert phase.sampling.is_made_for(4)
+    assert not phase.sampling.is_made_for(3)
+
+
+@EACH
+def test_a_method_of_data_without_labels_is_the_same_or_says_what_it_needs(name: str) -> None:
+    method = small(name)
+    if not method.needs_labels:
+        assert method.without_labels() == (replace(method, guided_by="none") if name == "teacher" else method)
+        return
+    with pytest.raises(ValueError, match=rf"^stage={method.name} needs a guided teacher.*fewstep data label.*\)$"):
+        method.without_labels()
+
+
 # Gradients ------------------------------------------------------------------------------------------------------------
 
 

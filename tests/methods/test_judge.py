@@ -14,7 +14,7 @@ from fewstep.diffusion.guidance import Guided
 from fewstep.diffusion.prediction import Prediction, interpret
 from fewstep.diffusion.schedule import alpha, expand, sigma
 from fewstep.methods import GuidanceRange, Method, Networks, losses
-from fewstep.methods.critic import CRITIC, Critic
+from fewstep.methods.critic import CRITIC, Critic, flat
 from fewstep.methods.draws import Draws
 from fewstep.methods.losses import ADVERSARIAL, gradient_penalty
 from fewstep.methods.training import STUDENT
@@ -233,6 +233,13 @@ def test_what_is_real_is_the_target_or_the_data(real: str) -> None:
 
 
 # Networks and refusals ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("shape", "places"), [((5, 6), 1), ((5, 3, 6), 3), ((5, 3, 4, 6), 12)])
+def test_features_have_one_dimension_of_places(shape: tuple[int, ...], places: int) -> None:
+    features = torch.randn(shape).bfloat16()
+    assert flat(features).shape == (5, places, 6)
+    assert torch.equal(flat(features).flatten(), features.float().flatten())
 
 
 def test_each_block_of_a_network_has_features() -> None:

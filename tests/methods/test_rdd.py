@@ -79,6 +79,12 @@ def test_the_memorys_error_is_zero_without_a_head_and_not_with_one() -> None:
     assert bool((found > 1e-3).all())
 
 
+def test_the_memorys_error_is_of_directions() -> None:
+    own, goal, memory = maps(), maps(1), normalize(maps(2).flatten(0, 1), dim=1)
+    lengths = torch.linspace(0.5, 3, 24, dtype=torch.float64).view(6, 4, 1)
+    torch.testing.assert_close(memory_error(lengths * own, goal / lengths, memory), memory_error(own, goal, memory))
+
+
 def losses(made: DistillationModule, *, same: bool = False) -> dict[str, float]:
     """The loss of each role in a step, or that of a student that predicts its target."""
     data = batch()

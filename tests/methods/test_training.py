@@ -43,6 +43,8 @@ def test_a_role_has_its_own_learning_rate_and_clipping_and_inherits_the_rest() -
     assert plan.group("fake") == {"lr": 1e-4, "betas": (0.0, 0.9)}
     assert plan.of_role("student") == RoleTraining(3e-3, 1.0)
     assert plan.of_role("fake").gradient_clip == 10.0
+    decayed = training(roles={"fake": {"learning_rate": 1e-4, "gradient_clip": 10.0, "weight_decay": 0.1}})
+    assert decayed.group("fake") == {"lr": 1e-4, "weight_decay": 0.1}
 
 
 @pytest.mark.parametrize(
