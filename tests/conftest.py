@@ -42,6 +42,12 @@ def make_mixture() -> MakeMixture:
     return make
 
 
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """No test depends on those before it."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture
 def unchecked() -> Iterator[None]:
     """Switch the check off, to see what a user sees, who runs without it."""
