@@ -210,7 +210,11 @@ def test_all_of_it_damaged_is_an_error(root: Path) -> None:
         (lambda path: path.write_bytes(b"PK\x03\x04 cut"), {}, "truncated, damaged or no zip"),
         (lambda path: generate_imagefolder(path, per_class=3), {"hold_out_every": 1}, "at least 2, got 1"),
         (lambda path: generate_imagefolder(path, per_class=3), {"size": 0}, "size must be at least 1"),
-        (lambda path: generate_imagefolder(path, per_class=3), {"size": 100_000}, "at most 4,096, a whole number, got 100000"),
+        (
+            lambda path: generate_imagefolder(path, per_class=3),
+            {"size": 100_000},
+            "at most 4,096, a whole number, got 100000",
+        ),
         (lambda path: generate_imagefolder(path), {"num_reference": 0}, "num_reference must be at least 1"),
         (lambda path: generate_imagefolder(path, per_class=3), {}, "at most 3 image.*hold_out_every to at most 3"),
         (lambda path: None, {}, "a sub-folder of images for each class.*trainer=debug"),

@@ -255,10 +255,11 @@ def test_the_flow_of_exact_networks_is_that_of_the_integrator(make_mixture: Any)
 
 @pytest.mark.parametrize("name", ["single_fold", "pi_flow", "sfddm"])
 def test_a_student_is_of_the_steps_that_are_set(name: str) -> None:
-    (phase,) = small(name, num_steps=4).phases()
-    assert phase.num_steps == 4
-    assert phase.sampling.is_made_for(4)
-    assert not phase.sampling.is_made_for(3)
+    for method in (small(name, num_steps=4), small(name, num_steps=2).with_steps(4)):
+        (phase,) = method.phases()
+        assert phase.num_steps == 4
+        assert phase.sampling.is_made_for(4)
+        assert not phase.sampling.is_made_for(3)
 
 
 @EACH

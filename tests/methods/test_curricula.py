@@ -96,7 +96,18 @@ def test_levels_at_the_clean_end_have_a_step_between_them() -> None:
 
 def test_the_data_take_the_place_of_the_teacher_and_have_no_guidance() -> None:
     method = small("ect along data")
+    for each, guidance in ((method, ("two_evaluations", "none")), (small("ect"), ("input", "two_evaluations"))):
+        parent = each.parent()
+        assert parent is not None
+        assert parent.guidance == guidance
     assert method.phases()[0].sampling.guidance == "none"
     assert method.guidance(GuidanceRange(0.0, 4.0)) is None
     with pytest.raises(ValueError, match="hop=data follows none"):
         small("ect", hop="data", w_min=0.0, w_max=1.0)
+
+
+@pytest.mark.parametrize("change", [{"q": 1.0}, {"k": -1.0}, {"log_std": 0.0}, {"stages": 0}])
+def test_a_curriculum_that_cannot_be_is_refused(change: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=r"^stage.q must be above 1, .* got ") as caught:
+        small("ect", **change)
+    assert str(*change.values()) in str(caught.value)
