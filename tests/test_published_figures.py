@@ -7,6 +7,8 @@ from typing import Any
 
 from running import ROOT
 
+from fewstep.sweeps.results import Spread
+
 NAMES = {"guided teacher (128 evaluations)": "teacher", "guided teacher": "teacher", "guided student": "guided"}
 WEIGHTS = (0.0, 1.0, 2.0, 4.0)
 
@@ -155,6 +157,33 @@ def test_the_table_of_policies_is_that_of_its_figures() -> None:
         assert len({row["run"] for row in own}) == 3
         assert success.startswith(f"{100 * mean(row['success'] for row in own):.1f} ± "), cell
         assert entropy.startswith(f"{mean(row['entropy'] for row in own):.2f} ± "), cell
+
+
+def test_the_table_of_the_weight_of_w_is_that_of_its_figures() -> None:
+    rows = json.loads((ROOT / "benchmarks/results/mixture_guidance_weight.json").read_text())["rows"]
+    text = (ROOT / "docs/results.md").read_text()
+    shown = re.findall(r"^\| (uniform|relative) \| (\w+) \| (\d+) \| ([\d.±| ]+) \|$", text, re.MULTILINE)
+    assert len(shown) == 6
+    for weight, model, steps, figures in shown:
+        for w, figure in zip(WEIGHTS, figures.split(" | "), strict=True):
+            cell = (weight, model, int(steps), w)
+            own = [
+                row["exact_rmse"]
+                for row in rows
+                if tuple(row[k] for k in ("guidance_weight", "model", "steps", "w")) == cell
+            ]
+            found = Spread.of(own)
+            assert found is not None
+            assert found.interval is not None
+            assert figure == f"{found.mean:.3f} ± {found.interval[1] - found.mean:.3f}", cell
+
+
+def test_the_share_of_mutants_killed_is_that_of_the_sample() -> None:
+    measured = json.loads((ROOT / "benchmarks/results/mutation.json").read_text())
+    low, high = (100 * end for end in measured["interval"])
+    text = (ROOT / "benchmarks/README.md").read_text()
+    counts = f"{measured['killed']} of {measured['run']} are killed"
+    assert f"{counts}, {100 * measured['share']:.0f} %** ({low:.0f} to {high:.0f} %" in text
 
 
 def test_the_tables_of_diversity_are_those_of_their_figures() -> None:

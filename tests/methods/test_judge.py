@@ -215,6 +215,17 @@ def test_the_judge_is_added_to_the_methods_own_loss_by_its_weight() -> None:
     assert float((errors[1] - errors[0]).abs().min()) > 0
 
 
+def test_the_penalty_is_added_to_the_critics_loss_by_its_weight() -> None:
+    errors = []
+    for r1 in (0.0, 1.0, 2.0):
+        made = module(small("progressive with judge", judge={"weight": 1.0, "r1": r1}))
+        given = batch()
+        found = made.method.losses(given, made.nets, Draws.begin(given.x, "s", 0), step=0, phase=made.phase)
+        errors.append(found[CRITIC].error.detach())
+    torch.testing.assert_close(errors[2] - errors[0], 2 * (errors[1] - errors[0]), rtol=1e-4, atol=1e-6)
+    assert float((errors[1] - errors[0]).min()) > 0
+
+
 @pytest.mark.parametrize("real", ["target", "data"])
 def test_what_is_real_is_the_target_or_the_data(real: str) -> None:
     """What is judged as real, seen where nothing is noised."""
