@@ -133,6 +133,21 @@ def test_the_table_of_fashion_mnist_is_that_of_its_figures() -> None:
             assert figure == f"{row['fid']:.2f} ± {(high - low) / 2:.2f}", (model, steps, w)
 
 
+def test_the_table_of_emoji_is_that_of_its_figures() -> None:
+    rows = json.loads((ROOT / "benchmarks/results/emoji_quality.json").read_text())["rows"]
+    text = (ROOT / "docs/own-data.md").read_text().partition("## Emoji\n")[2]
+    shown = re.findall(r"^\| (\w+) \| (\d+) \| ([\d.±%| ]+) \|$", text, re.MULTILINE)
+    assert len(shown) == 6
+    for model, steps, figures in shown:
+        expected = []
+        for w in (0.0, 2.0):
+            row = next(row for row in rows if (row["model"], row["steps"], row["w"]) == (model, int(steps), w))
+            low, high = row["intervals"]["fid"]
+            accuracy = f"{100 * row['accuracy']:.0f} %"
+            expected += [f"{row['fid']:.2f} ± {(high - low) / 2:.2f}", f"{row['recall']:.2f}", accuracy]
+        assert figures.split(" | ") == expected, (model, steps)
+
+
 def test_the_table_of_digits_is_that_of_its_figures() -> None:
     rows = json.loads((ROOT / "benchmarks/results/digits_quality.json").read_text())
     found = {(row["model"], row["sampler"], row["steps"], row["w"]): row for row in rows}
