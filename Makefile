@@ -6,7 +6,7 @@ unexport PYTHONDONTWRITEBYTECODE  # else each of the tests' processes compiles a
 .PHONY: demo test test-slow test-integration lint bench setup lock
 
 demo: setup
-	$(BIN)/python train.py stage.guidance.training.images=500000 budget=1500000
+	$(BIN)/python train.py budget=1500000
 
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow and not integration"
