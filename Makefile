@@ -1,4 +1,5 @@
-# make demo: the whole pipeline on real digits, with less training than python train.py. make test: the test suite. Each sets itself up first.
+# make demo: the whole pipeline on real digits, with less training than python train.py. make test: the test suite.
+# Each sets itself up first.
 PYTHON ?= python3
 BIN := .venv/bin
 unexport PYTHONDONTWRITEBYTECODE  # else each of the tests' processes compiles all that it imports

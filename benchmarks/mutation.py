@@ -1,7 +1,7 @@
 """Which faults do the tests notice? A random sample of the mutants of diffusion/ and methods/, by mutmut.
 
     pip install mutmut==3.8.1                                    # not among the requirements; set up in pyproject.toml
-    mutmut run nothing                                           # generates the mutants
+    mutmut run nothing         # generates the mutants and times the tests, then says that none has this name
     python benchmarks/mutation.py draw --count 150 --seed 1 | xargs -d "\\n" mutmut run --max-children 1
     python benchmarks/mutation.py report --out benchmarks/results/mutation.json
 
@@ -11,7 +11,6 @@ tests/diffusion or tests/methods fails. Of the share killed stands Wilson's inte
 
 import json
 import random
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import Annotated
@@ -61,4 +60,4 @@ def report(out: Annotated[Path, typer.Option(help="JSON.")]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(app())
+    app()

@@ -1,4 +1,4 @@
-"""Numbers that are no request but a slip of the finger. Imports nothing, so that a command line is checked at once."""
+"""Numbers that are no request but a slip of the finger. Imports little, so that a command line is checked at once."""
 
 from numbers import Integral, Real
 
