@@ -1,4 +1,4 @@
-"""Commands on data sets: fewstep data check, fewstep data label, fewstep data encoder."""
+"""Commands on data sets: fewstep data check, label, autoencoder and encoder."""
 
 import json
 from dataclasses import asdict
@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     from fewstep.data.batches import ImagesInMemory
     from fewstep.data.make_labels import Assign, Features
 
-app = typer.Typer(no_args_is_help=True, help="Look at data sets, label them, and train a text encoder for them.")
+app = typer.Typer(no_args_is_help=True, help="Look at data sets, label them, train autoencoders and text encoders.")
 COLUMNS, SHOWN = 8, 64
+MOST_DECODED, LOOK_EVERY = 1000, 20  # held-out images, for an autoencoder's figure; steps of its training
 OF_A_CLUSTER, MOST_CLUSTERS = 16, 40  # shown in the picture of labels
 
 
@@ -40,7 +41,7 @@ DataSettings = Annotated[
 
 @app.callback()
 def data() -> None:
-    """Look at data sets, label them, and train a text encoder for them."""
+    """Look at data sets, label them, train autoencoders and text encoders."""
 
 
 @app.command()
@@ -136,6 +137,60 @@ def label(
         for split, own in ((TRAINING, source.labels), (HELD_OUT, source.reference().label)):
             purity, information = agreement(found[split], own)
             typer.echo(f"{split.replace('_', ' ')}, beside its own labels: purity {purity:.3f}, NMI {information:.3f}")
+
+
+@app.command()
+def autoencoder(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="As in dataset=NAME: one of conf/dataset.")],
+    out: Annotated[Path, typer.Option(help="Folder for it; a picture of held-out images is put beside it.")],
+    settings: DataSettings = None,
+    root: Annotated[Path | None, typer.Option(help="Where the files are; default: data/NAME.")] = None,
+    channels: Annotated[int, typer.Option(help="Of a latent.")] = 4,
+    downsampling: Annotated[int, typer.Option(help="Pixels per latent along each side: 2, 4, 8 or 16.")] = 4,
+    width: Annotated[int, typer.Option(help="Channels at the images' own size, a multiple of 8.")] = 16,
+    images: Annotated[int, typer.Option(help="That the training sees, each many times.")] = 250_000,
+    batch_size: Annotated[int, typer.Option(help="Images of a step.")] = 64,
+    seed: Annotated[int, typer.Option(callback=check_seed, help="Of the first weights and of the noise.")] = 0,
+) -> None:
+    """Train a small autoencoder on images, so that latent models work without Stable Diffusion's.
+
+    Then: fewstep latents NAME --autoencoder OUT --out FOLDER, and python train.py dataset=latents dataset.root=FOLDER
+
+    Example: fewstep data autoencoder imagefolder --root ~/birds --out data/birds-autoencoder
+    """
+    import torch
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from fewstep.artifacts.pictures import image_grid, save_png
+    from fewstep.data.labels import pixels_of
+    from fewstep.data.make_autoencoder import AutoencoderSettings, AutoencoderTraining, check_free
+    from fewstep.evaluation.images import evaluation_tensor
+    from fewstep.evaluation.restoration import psnr
+    from fewstep.runs.build import data_of
+
+    check_free(out)
+    sizes = AutoencoderSettings(channels, downsampling, width, images, batch_size, seed)
+    given = [*(settings or []), *([f"root={root}"] if root else [])]
+    source = pixels_of(data_of(name, given, batch_size=batch_size), "fewstep data autoencoder")
+    training = AutoencoderTraining(source, sizes, "cuda" if torch.cuda.is_available() else "cpu")
+    columns = (TextColumn("autoencoder"), BarColumn(), MofNCompleteColumn(), TextColumn("steps {task.description}"))
+    with Progress(*columns, TimeRemainingColumn()) as progress:
+        task = progress.add_task("", total=training.num_steps)
+        for step, error in enumerate(training.steps()):
+            if step % LOOK_EVERY == 0:  # each look waits for the device
+                progress.update(task, completed=step, description=f"squared error {error.item():.4f}")
+    made = training.save(out)
+    x = source.reference().x[:MOST_DECODED]
+    before, after = (
+        evaluation_tensor(part, source.facts) for part in (x, made.decode(made.encode_mean(x)).clamp(-1.0, 1.0))
+    )
+    pairs = torch.stack([before, after], 1)[: SHOWN // 2].flatten(0, 1)
+    save_png(image_grid(pairs, COLUMNS), out.with_suffix(".png"))
+    shape = " x ".join(map(str, made.latent_shape(source.facts.shape)))
+    typer.echo(
+        f"{out}: latents {shape}; of {len(x):,} held-out images PSNR {psnr(after, before).mean():.1f} dB; "
+        f"{out.with_suffix('.png')} has some, each beside what is decoded"
+    )
 
 
 @app.command()

@@ -21,6 +21,9 @@ def latents(
 ) -> None:
     """Encode the images of a data set once, for training latent models; interrupted, the same command resumes.
 
+    An extractor for the figures is trained and kept with them, where there is no Inception. `fewstep data autoencoder`
+    trains a small autoencoder.
+
     Example: fewstep latents patches --autoencoder data/stable-diffusion --out data/latents
     """
     import time
@@ -29,7 +32,10 @@ def latents(
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from fewstep.data.batches import ImagesInMemory
+    from fewstep.data.latents import FEATURES
     from fewstep.data.make_latents import make_latents
+    from fewstep.evaluation.extractors import AUTO, images_to_train_on
+    from fewstep.evaluation.own_features import num_steps, save, train
     from fewstep.networks.frozen.autoencoder import Autoencoder
     from fewstep.runs.build import data_of
 
@@ -52,3 +58,8 @@ def latents(
     seconds = time.perf_counter() - begun
     shape = " x ".join(map(str, opened.latent_shape(source.facts.shape)))
     typer.echo(f"{out}: latents {shape} of {count:,} images of {dataset}, {seconds:.1f} s")
+    if images_to_train_on(source, AUTO) is not None and not (out / FEATURES).is_file():
+        card, weights = train(source, num_steps(source))
+        save(out / FEATURES, card, weights)
+        typer.echo(f"{out / FEATURES}: for the figures, {card.title}, held-out accuracy {card.accuracy:.3f}")
+    typer.echo(f"python train.py dataset=own_latents dataset.root={out} trains on them, by small networks")

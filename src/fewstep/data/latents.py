@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 MANIFEST = "latents.json"
 LABELS, REFERENCE, REFERENCE_LABELS = "labels.npy", "reference.npy", "reference-labels.npy"
+FEATURES = "features.safetensors"  # an extractor for the figures, where the images have no other
 FORMAT = 1
 REMEDY = "make the latents again with `fewstep latents`"
 KEYS: dict[str, Any] = {
@@ -75,6 +76,7 @@ class LatentsData(ImagesInMemory):
         ValueError: a file is missing, truncated, or of another format.
     """
 
+    name = "latents"
     reference_split = "held out images, before any encoding"
 
     def __init__(
@@ -107,7 +109,7 @@ class LatentsData(ImagesInMemory):
             str(Path(self.root / manifest["autoencoder"] if autoencoder is None else autoencoder).resolve()),
         )
         self.facts = DataFacts(
-            "latents", tuple(manifest["shape"]), manifest["num_classes"], low=-1000.0, high=1000.0, latent=latent
+            self.name, tuple(manifest["shape"]), manifest["num_classes"], low=-1000.0, high=1000.0, latent=latent
         )
         class_balance(self.facts, "training", self.labels)  # refuses labels out of range
         self.source: str = manifest["source"]
@@ -129,6 +131,11 @@ class LatentsData(ImagesInMemory):
     @property
     def evaluation_facts(self) -> DataFacts:
         return replace(self.facts.pixels, name=self.source)  # the source's name, so that its feature net is used
+
+    @property
+    def features(self) -> Path | None:
+        """The file of an extractor that was trained on the images, if there is one."""
+        return self.root / FEATURES if (self.root / FEATURES).is_file() else None
 
     def decode(self, x: Float[Tensor, "batch *shape"]) -> Float[Tensor, "batch *image"]:
         if self._autoencoder is None:
@@ -157,6 +164,12 @@ class LatentsData(ImagesInMemory):
             *check_examples(self.facts.pixels, "a training batch, decoded", self.preview()),
             *check_examples(self.facts.pixels, self.reference_split, self.reference()),
         ]
+
+
+class OwnLatentsData(LatentsData):
+    """Latents by an autoencoder of one's own, for which networks and budgets follow from their shape."""
+
+    name = "own_latents"
 
 
 def read_manifest(root: Path) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import torch
 from fewstep.data.batches import Data, ImagesInMemory
 from fewstep.data.facts import DataFacts
 from fewstep.data.labels import Relabelled
+from fewstep.data.latents import LatentsData
 from fewstep.diffusion.mixture import GaussianMixture
 from fewstep.evaluation.features import (
     INCEPTION_WEIGHTS,
@@ -43,7 +44,7 @@ def build_feature_extractor(
 
     Points use their `mixture`, or themselves where states are the conditions; digits and patches their own
     classifiers. All other images use Inception where its weight file is there; else images of one's own use an
-    extractor that is trained on them, and the others are refused.
+    extractor that is trained on them, latents that which was kept with them, and the others are refused.
 
     Args:
         facts: of what is judged. choice: trainer.features: auto, own, patches or a file; each but auto has figures
@@ -72,6 +73,8 @@ def build_feature_extractor(
         raise ValueError(f"trainer.features=own needs images of pixels to train on, and {facts.name} has none")
     if data is not None and (images := images_to_train_on(data, choice)) is not None:
         return OwnFeatures.of(images, facts, folder)
+    if choice == AUTO and isinstance(data, LatentsData) and data.features and not have_others(facts.name):
+        return OwnFeatures.read(data.features, facts)
     if facts.name in DIGITS:
         return DigitsFeatures()
     if facts.name in CROPS:
@@ -88,8 +91,12 @@ def build_feature_extractor(
 
 def images_to_train_on(data: Data, choice: str) -> ImagesInMemory | None:
     """The images that an extractor is trained on by that choice; None where another one judges them."""
-    has_own = data.facts.name in (*DIGITS, *CROPS, *PUBLISHED) or inception_file().is_file()
-    return pixels_of(data) if choice == OWN or (choice == AUTO and not has_own) else None
+    return pixels_of(data) if choice == OWN or (choice == AUTO and not have_others(data.facts.name)) else None
+
+
+def have_others(name: str) -> bool:
+    """Whether images of that name are judged by another extractor than one that is trained on them."""
+    return name in (*DIGITS, *CROPS, *PUBLISHED) or inception_file().is_file()
 
 
 def pixels_of(data: Data | None) -> ImagesInMemory | None:

@@ -18,7 +18,7 @@ ANY = 10**9
 
 
 class Row(NamedTuple):
-    """What is chosen for at most so many `images` of at most `side` pixels.
+    """What is chosen for at most so many `images` of at most `side` pixels, of at most so many `values`.
 
     `tokens` is the most of a patch transformer. `evaluations` of the network are the budget of the chain (forward 1,
     backward 2), for a transformer of that many tokens. `judged` is the number of images in each cell of the evaluation.
@@ -26,6 +26,7 @@ class Row(NamedTuple):
 
     device: Device
     side: int
+    values: int
     images: int
     backbone: Backbone
     width: int
@@ -38,14 +39,14 @@ class Row(NamedTuple):
 
 
 TABLE = (  # the first row that fits counts
-    Row("cpu", 8, ANY, "mlp", 256, 4, 0, 1e-3, 256, 20_000_000, 2000),
-    Row("cpu", 16, ANY, "mlp", 512, 6, 0, 1e-3, 256, 20_000_000, 2000),
-    Row("cpu", 48, ANY, "unet", 16, 1, 0, 2e-3, 64, 1_300_000, 500),
-    Row("cpu", ANY, ANY, "dit", 128, 4, 64, 1e-3, 128, 2_000_000, 500),  # and where no U-Net fits
-    Row("gpu", 8, ANY, "mlp", 512, 6, 0, 1e-3, 512, 200_000_000, 10_000),
-    Row("gpu", ANY, 10_000, "dit", 256, 8, 256, 3e-4, 256, 100_000_000, 5000),
-    Row("gpu", ANY, 100_000, "dit", 384, 12, 256, 2e-4, 256, 100_000_000, 5000),
-    Row("gpu", ANY, ANY, "dit", 512, 12, 256, 2e-4, 256, 60_000_000, 10_000),
+    Row("cpu", 8, 64, ANY, "mlp", 256, 4, 0, 1e-3, 256, 20_000_000, 2000),
+    Row("cpu", 16, ANY, ANY, "mlp", 512, 6, 0, 1e-3, 256, 20_000_000, 2000),
+    Row("cpu", 48, ANY, ANY, "unet", 16, 1, 0, 2e-3, 64, 1_300_000, 500),
+    Row("cpu", ANY, ANY, ANY, "dit", 128, 4, 64, 1e-3, 128, 2_000_000, 500),  # and where no U-Net fits
+    Row("gpu", 8, ANY, ANY, "mlp", 512, 6, 0, 1e-3, 512, 200_000_000, 10_000),
+    Row("gpu", ANY, ANY, 10_000, "dit", 256, 8, 256, 3e-4, 256, 100_000_000, 5000),
+    Row("gpu", ANY, ANY, 100_000, "dit", 384, 12, 256, 2e-4, 256, 100_000_000, 5000),
+    Row("gpu", ANY, ANY, ANY, "dit", 512, 12, 256, 2e-4, 256, 60_000_000, 10_000),
 )
 UNETS = {  # on a GPU where no patch fits: width, blocks a level, and evaluations of 32 x 32 pixels
     "cpu": (16, 1, 1_300_000),
@@ -105,8 +106,9 @@ def choose(shape: Sequence[int], images: int, device: Device, backbone: Backbone
 
 def row_of(shape: Sequence[int], images: int, device: Device) -> Row:
     """The row of the table for `images` of `shape`."""
-    side = max(shape[1:], default=1)
-    return next(row for row in TABLE if row.device == device and side <= row.side and images <= row.images)
+    side, values = max(shape[1:], default=1), prod(shape)
+    rows = (row for row in TABLE if row.device == device and side <= row.side and values <= row.values)
+    return next(row for row in rows if images <= row.images)
 
 
 def fitting(row: Row, shape: Sequence[int]) -> Backbone:

@@ -77,7 +77,7 @@ class DistillationModule(lightning.LightningModule):
         self.trained = nn.ModuleDict(dict(nets.trained)).requires_grad_(True)
         for weight in self.method.weights(self.student):
             weight.requires_grad_(True)
-        self.list_weights()
+        self.list_modules()
         self._template: tuple[Denoiser, ...] = ()  # of the sharded student; in a tuple, so that it is no submodule
         self.gradient_norms: dict[str, Tensor] = {}
         self.student_updates = 0
@@ -86,16 +86,22 @@ class DistillationModule(lightning.LightningModule):
         self.verdicts: dict[str, Verdict] = {}  # of critics in the latest step, on the device
         self._recent: deque[StepRecord] = deque(maxlen=CHECK_EVERY)
 
-    def list_weights(self) -> None:
-        """Find the trained weights of each role, again once they are sharded: walking the modules takes time.
+    def list_modules(self) -> None:
+        """Find the trained weights of each role and the networks that count, again once sharded: walking takes time.
 
         A role may be a part of the student, like its gates; what it has, the student's own role has not.
         """
         beside = {role: [*module.parameters()] for role, module in self.trained.items()}
-        others = {weight for weights in beside.values() for weight in weights}
+        taken = {weight for weights in beside.values() for weight in weights}
         self._averaged = self.method.weights(self.student)
-        own = [weight for weight in self._averaged if weight not in others]
+        own = [weight for weight in self._averaged if weight not in taken]
         self.weights: dict[str, list[nn.Parameter]] = {STUDENT: own, **beside}
+        others = [each for module in (*self.averages.values(), *self.trained.values()) for each in module.modules()]
+        self._counted = [
+            *denoisers_in(self.nets.teacher),
+            self.student,
+            *(e for e in others if isinstance(e, Denoiser)),
+        ]
         for average in self.nets.averages.values():
             average.list_weights()
 
@@ -109,7 +115,7 @@ class DistillationModule(lightning.LightningModule):
         # A role that is a part of the student is sharded before the whole.
         for module in (*self.trained.values(), self.student, *averaged, *denoisers_in(self.nets.teacher)):
             shard_module(module, mesh)
-        self.list_weights()
+        self.list_modules()
 
     def model_in_full(self) -> Denoiser:
         """The model; after sharded training gathered on rank 0, and without weights on the other ranks."""
@@ -171,9 +177,7 @@ class DistillationModule(lightning.LightningModule):
     @property
     def evaluated(self) -> int:
         """Network evaluations of one example each so far, by all networks of the phase; a backward pass counts 2."""
-        others = [each for module in (*self.averages.values(), *self.trained.values()) for each in module.modules()]
-        found = [*denoisers_in(self.nets.teacher), self.student, *(e for e in others if isinstance(e, Denoiser))]
-        return sum(denoiser.evaluated for denoiser in found)
+        return sum(denoiser.evaluated for denoiser in self._counted)
 
     def configure_gradient_clipping(self, *_: Any, **__: Any) -> None:
         for role in self.method.moving(self.global_step):

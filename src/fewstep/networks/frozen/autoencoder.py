@@ -1,5 +1,6 @@
 """diffusers' AutoencoderKL: between images in [-1, 1] and the latents that a latent diffusion model lives in."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -140,23 +141,36 @@ def at_once(shape: tuple[int, ...]) -> int:
     return max(1, PIXELS_AT_ONCE // (shape[-1] * shape[-2]))
 
 
+def small_network(image_channels: int, latent_channels: int, widths: Sequence[int], *, groups: int) -> AutoencoderKL:
+    """A fresh AutoencoderKL of few weights and no attention.
+
+    Args:
+        widths: channels of each level, the images' own size first; each further one halves it. groups: of the norms.
+    """
+    network = AutoencoderKL.from_config(
+        {
+            "in_channels": image_channels,
+            "out_channels": image_channels,
+            "down_block_types": ["DownEncoderBlock2D"] * len(widths),
+            "up_block_types": ["UpDecoderBlock2D"] * len(widths),
+            "block_out_channels": [*widths],
+            "layers_per_block": 1,
+            "latent_channels": latent_channels,
+            "norm_num_groups": groups,
+            "mid_block_add_attention": False,
+        }
+    )
+    assert isinstance(network, AutoencoderKL)
+    return network
+
+
 def write_tiny_autoencoder(folder: Path, *, downsampling: int = 4, latent_channels: int = 4, seed: int = 0) -> None:
     """Write a random AutoencoderKL of some ten thousand weights in diffusers' layout: for tests and dry runs.
 
     Args:
         downsampling: 1, 2, 4 or 8.
     """
-    levels = downsampling.bit_length()
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(seed)
-        network = AutoencoderKL.from_config(
-            {
-                "down_block_types": ["DownEncoderBlock2D"] * levels,
-                "up_block_types": ["UpDecoderBlock2D"] * levels,
-                "block_out_channels": [8] * levels,
-                "latent_channels": latent_channels,
-                "norm_num_groups": 4,
-            }
-        )
-    assert isinstance(network, AutoencoderKL)
+        network = small_network(3, latent_channels, [8] * downsampling.bit_length(), groups=4)
     network.save_pretrained(folder)
