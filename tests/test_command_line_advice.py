@@ -1,5 +1,6 @@
 """What is said of a line that Hydra refuses or reads otherwise than a shell's user would."""
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -118,3 +119,10 @@ def test_settings_of_networks_and_optimisers_are_checked_by_their_constructors(s
     with pytest.raises(ValueError, match=words) as refused:
         build_network(settings, DigitsData.facts) if build is None else build(settings.stage["training"])
     assert "\n" not in str(refused.value)
+
+
+def test_what_waits_in_a_training_is_a_plain_partial() -> None:
+    """Hydra's looks at its target in every call, and the learning rate is asked in every step."""
+    training = build_training(Settings.read(config_of("stage=teacher")).stage["training"])
+    assert type(training.decay) is type(training.optimizer) is partial
+    assert training.decay(0.25) == 0.75

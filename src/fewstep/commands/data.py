@@ -148,7 +148,7 @@ def autoencoder(
     channels: Annotated[int, typer.Option(help="Of a latent.")] = 4,
     downsampling: Annotated[int, typer.Option(help="Pixels per latent along each side: 2, 4, 8 or 16.")] = 4,
     width: Annotated[int, typer.Option(help="Channels at the images' own size, a multiple of 8.")] = 16,
-    images: Annotated[int, typer.Option(help="That the training sees, each many times.")] = 250_000,
+    images: Annotated[int, typer.Option(help="That the training sees, each many times.")] = 300_000,
     batch_size: Annotated[int, typer.Option(help="Images of a step.")] = 64,
     seed: Annotated[int, typer.Option(callback=check_seed, help="Of the first weights and of the noise.")] = 0,
 ) -> None:

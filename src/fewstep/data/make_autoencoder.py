@@ -42,7 +42,7 @@ class AutoencoderSettings:
     channels: int = 4
     downsampling: int = 4
     width: int = 16
-    images: int = 250_000
+    images: int = 300_000
     batch_size: int = 64
     seed: int = 0
 

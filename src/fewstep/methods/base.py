@@ -280,6 +280,8 @@ class Regression(JudgeSettings, Method):
             target = self.target(noised, t=t, label=label, w=w, nets=nets, phase=phase)
         prediction = nets.student(noised.z, noised.log_snr, label, w)
         losses = self.compare(prediction, target, t=t, w=w, label=label, nets=nets, draws=draws, step=step)
+        if self.judge_term is None:  # to which alone the x of predictions are of use
+            return losses
         return self.judged(
             losses,
             prediction.x,
