@@ -13,7 +13,7 @@ from fewstep.networks import Denoiser
 from fewstep.runs.automatic import AUTO, fitted, fitted_to
 from fewstep.runs.build import build_method, build_network, build_plan
 from fewstep.runs.config import Settings
-from fewstep.runs.defaults import COST, TABLE, budgets_of, patch_of, row_of
+from fewstep.runs.defaults import COST, TABLE, budgets_of, choose, patch_of, row_of
 
 SIDES = (8, 16, 20, 28, 64)
 RATE = 75e9  # floating-point operations a second of small networks on two cores, as measured
@@ -84,6 +84,11 @@ def test_a_chain_takes_less_than_an_hour_on_two_cores(side: int, channels: int) 
         made(torch.zeros(1, *facts.shape), one, one.long())
     spent = COST["teacher"] * budgets.teacher + COST["guidance"] * budgets.guidance + budgets.method
     assert 0 < operations.get_total_flops() * spent / RATE < 0.85 * HOUR
+
+
+def test_latents_of_more_numbers_than_digits_have_a_larger_network() -> None:
+    assert choose((4, 4, 4), 900, "cpu").title == choose((1, 8, 8), 900, "cpu").title == "mlp, width 256, 4 blocks"
+    assert choose((4, 7, 7), 900, "cpu").title == choose((3, 8, 8), 900, "cpu").title == "mlp, width 512, 6 blocks"
 
 
 def test_the_table_answers_for_all_data() -> None:

@@ -521,6 +521,14 @@ def test_atomic_leaves_the_old_file_when_the_body_fails(tmp_path: Path) -> None:
     assert [p.name for p in file.parent.iterdir()] == ["model"]
 
 
+def test_no_file_takes_the_place_of_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "birds.png").mkdir()
+    (tmp_path / "birds.png" / "mine.txt").write_text("mine")
+    with pytest.raises(IsADirectoryError), atomic_write(tmp_path / "birds.png") as temporary:
+        temporary.write_text("a picture")
+    assert [p.name for p in tmp_path.rglob("*")] == ["birds.png", "mine.txt"]
+
+
 def test_a_model_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
     blocked = tmp_path / "model.safetensors"
     broken = denoiser()

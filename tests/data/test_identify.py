@@ -42,7 +42,7 @@ def zipped(path: Path, *names: str) -> Path:
         (lambda p: write(p, "data/train-0.parquet"), "1 Parquet file(s)", "huggingface", "own"),
         (lambda p: write(p, "cifar-10-batches-py/test_batch"), "CIFAR-10", "cifar10", "own"),
         (lambda p: write(p, "train_data_batch_1.npz"), "ImageNet", "imagenet64", "own"),
-        (lambda p: write(p, "latents.json", "labels.npy"), "latents", "latents", "own"),
+        (lambda p: write(p, "latents.json", "labels.npy"), "latents", "own_latents", "own"),
         (lambda p: write(p, "0.tar", "1.tar"), "2 WebDataset shard(s)", "text", "own"),
         (lambda p: write(p, "model.safetensors"), "teacher=", None, "own"),
         (lambda p: write(p, "notes.md", "more.md"), "without images (files: .md)", None, "own"),

@@ -11,7 +11,7 @@ from fewstep.data.digits import DigitsData
 from fewstep.data.generate import generate_imagefolder
 from fewstep.data.make_autoencoder import KL_WEIGHT, AutoencoderSettings, AutoencoderTraining
 from fewstep.evaluation.own_features import OwnFeatures
-from fewstep.networks.frozen.autoencoder import Autoencoder
+from fewstep.networks.frozen.autoencoder import Autoencoder, write_tiny_autoencoder
 from fewstep.runs.build import data_of
 
 pytest_plugins = ("running",)
@@ -94,6 +94,30 @@ def test_a_training_that_diverged_is_not_kept(tmp_path: Path) -> None:
     assert not (tmp_path / "autoencoder").exists()
 
 
+def test_the_command_keeps_a_picture_of_all_classes_and_touches_nothing_else(commands, tmp_path: Path) -> None:
+    ask = ("data", "autoencoder", "digits", "--images", 64, "--batch-size", 32, "--downsampling", 2)
+    (tmp_path / "made.png").mkdir()  # beside it, of somebody
+    made = commands.fewstep(*ask, "--out", tmp_path / "made")
+    assert made.status == 0, made
+    assert "latents 4 x 4 x 4" in made.out
+    assert {path.name for path in tmp_path.iterdir()} == {"made", "made.png"}
+    files = {"config.json", "diffusion_pytorch_model.safetensors", "decoded.png"}
+    assert {path.name for path in (tmp_path / "made").iterdir()} == files
+    assert Autoencoder.open(tmp_path / "made").downsampling == 2
+    commands.fewstep(*ask, "--out", tmp_path / "made").is_one_error("exists", "another folder")
+    (tmp_path / "file").touch()
+    commands.fewstep(*ask, "--out", tmp_path / "file" / "x").is_one_error("--out must be a folder", "is a file")
+    commands.fewstep("data", "autoencoder", "mixture", "--out", tmp_path / "m").is_one_error("needs images of pixels")
+
+
+def test_latents_of_packaged_data_have_no_extractor_and_labels_are_the_datas_own(commands, tmp_path: Path) -> None:
+    write_tiny_autoencoder(tmp_path / "vae")
+    ask = ("latents", "patches", "--autoencoder", tmp_path / "vae", "--num", 8, "--out", tmp_path / "latents")
+    assert commands.fewstep(*ask).status == 0
+    assert not (tmp_path / "latents/features.safetensors").exists()
+    commands.fewstep(*ask, "labels=none").is_one_error("latents keep the labels", "leave out labels=")
+
+
 @pytest.mark.slow
 def test_a_folder_of_images_becomes_latents_and_a_model(commands, tmp_path: Path) -> None:
     """By the commands of docs/own-data.md: autoencoder, latents with an extractor for the figures, chain, figures."""
@@ -103,7 +127,6 @@ def test_a_folder_of_images_becomes_latents_and_a_model(commands, tmp_path: Path
     made = commands.fewstep("data", "autoencoder", *images, "--out", autoencoder, "--images", 256)
     assert made.status == 0, made
     assert "held-out images PSNR" in made.out
-    assert (tmp_path / "ae.png").is_file()
     commands.fewstep("data", "autoencoder", *images, "--out", autoencoder).is_one_error("exists", "another folder")
     encoded = commands.fewstep("latents", *images, "--autoencoder", autoencoder, "--out", latents)
     assert encoded.status == 0, encoded

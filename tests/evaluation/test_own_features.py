@@ -7,10 +7,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from fewstep.commands.latents import keep_extractor
 from fewstep.data.cifar10 import Cifar10Data
 from fewstep.data.facts import DataFacts
 from fewstep.data.generate import generate_cifar10, pictures
 from fewstep.data.labels import Labels, Relabelled
+from fewstep.data.latents import FEATURES, OwnLatentsData
+from fewstep.data.make_latents import make_latents
 from fewstep.data.split import Examples, SplitImages
 from fewstep.evaluation import extractors, own_features
 from fewstep.evaluation.evaluator import Evaluator
@@ -18,6 +21,7 @@ from fewstep.evaluation.extractors import build_feature_extractor
 from fewstep.evaluation.features import InceptionFeatures
 from fewstep.evaluation.own_features import KEY, OwnFeatures, examples, file_for, train, untrained
 from fewstep.evaluation.protocol import Protocol
+from fewstep.networks.frozen.autoencoder import Autoencoder, write_tiny_autoencoder
 
 CLASSES = 3
 
@@ -128,8 +132,49 @@ def test_inception_is_used_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_data_without_pixels_have_none() -> None:
     latent = DataFacts("latents", (4, 8, 8), 3, -1.0, 1.0)
-    with pytest.raises(ValueError, match="needs images of pixels to train on, and latents has none"):
+    with pytest.raises(ValueError, match="needs images of pixels to train on, and the latents data here have none"):
         build_feature_extractor(latent, choice="own")
+
+
+@pytest.fixture
+def latents(tmp_path: Path) -> Path:
+    """Latents of the birds, with an extractor."""
+    write_tiny_autoencoder(tmp_path / "vae")
+    folder = tmp_path / "latents"
+    assert list(make_latents(own_data(), Autoencoder.open(tmp_path / "vae"), folder))[-1] == 180
+    keep_extractor(own_data(), folder / FEATURES)
+    return folder
+
+
+def net_of(latents: Path, choice: str = "auto"):
+    return Evaluator.of(OwnLatentsData(root=str(latents), batch_size=4, stream="test"), choice).net
+
+
+def test_latents_are_judged_by_the_extractor_that_was_kept_with_them(latents: Path, capsys) -> None:
+    trained = OwnFeatures.of(own_data(), own_data().facts, None)
+    assert net_of(latents).digest == trained.digest
+    capsys.readouterr()
+    keep_extractor(own_data(), latents / FEATURES)  # the command again
+    assert capsys.readouterr().out == ""
+    (latents / FEATURES).unlink()
+    with pytest.raises(ValueError, match="`fewstep latents` given again keeps one with latents"):
+        net_of(latents)
+    with pytest.raises(ValueError, match=r"leave trainer\.features=auto, for which `fewstep latents` keeps"):
+        net_of(latents, "own")
+
+
+def test_a_kept_extractor_that_cannot_be_used_is_refused_and_made_anew(latents: Path, capsys) -> None:
+    keep_extractor(own_data(num_classes=2), latents / FEATURES)
+    assert "trained on other images: it is made anew" in capsys.readouterr().err
+    with pytest.raises(
+        ValueError, match="of the images of these latents, and is of others; give the same"
+    ):
+        net_of(latents)
+    (latents / FEATURES).write_bytes(b"damaged")
+    with pytest.raises(ValueError, match=r"damaged .*; give the same `fewstep latents` command again"):
+        net_of(latents)
+    keep_extractor(own_data(), latents / FEATURES)
+    assert net_of(latents).digest == OwnFeatures.of(own_data(), own_data().facts, None).digest
 
 
 @pytest.mark.parametrize("fault", ["missing", "text", "no card", "other recipe", "other weights", "grey", "deep"])

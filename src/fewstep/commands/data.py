@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fewstep.commands.files import check_file
+from fewstep.commands.files import check_file, check_folder
 from fewstep.commands.models import OUTPUTS, ModelFile, Outputs
 from fewstep.commands.requests import check_seed
 
@@ -142,7 +142,9 @@ def label(
 @app.command()
 def autoencoder(
     name: Annotated[str, typer.Argument(metavar="NAME", help="As in dataset=NAME: one of conf/dataset.")],
-    out: Annotated[Path, typer.Option(help="Folder for it; a picture of held-out images is put beside it.")],
+    out: Annotated[
+        Path, typer.Option(callback=check_folder, help="Folder for it, and for a picture of what it keeps.")
+    ],
     settings: DataSettings = None,
     root: Annotated[Path | None, typer.Option(help="Where the files are; default: data/NAME.")] = None,
     channels: Annotated[int, typer.Option(help="Of a latent.")] = 4,
@@ -154,7 +156,7 @@ def autoencoder(
 ) -> None:
     """Train a small autoencoder on images, so that latent models work without Stable Diffusion's.
 
-    Then: fewstep latents NAME --autoencoder OUT --out FOLDER, and python train.py dataset=latents dataset.root=FOLDER
+    Then: fewstep latents NAME --autoencoder OUT --out DIR, and python train.py dataset=own_latents dataset.root=DIR
 
     Example: fewstep data autoencoder imagefolder --root ~/birds --out data/birds-autoencoder
     """
@@ -173,23 +175,26 @@ def autoencoder(
     given = [*(settings or []), *([f"root={root}"] if root else [])]
     source = pixels_of(data_of(name, given, batch_size=batch_size), "fewstep data autoencoder")
     training = AutoencoderTraining(source, sizes, "cuda" if torch.cuda.is_available() else "cpu")
+    out.parent.mkdir(parents=True, exist_ok=True)  # what cannot be written fails before the training
     columns = (TextColumn("autoencoder"), BarColumn(), MofNCompleteColumn(), TextColumn("steps {task.description}"))
     with Progress(*columns, TimeRemainingColumn()) as progress:
         task = progress.add_task("", total=training.num_steps)
         for step, error in enumerate(training.steps()):
             if step % LOOK_EVERY == 0:  # each look waits for the device
                 progress.update(task, completed=step, description=f"squared error {error.item():.4f}")
+        progress.update(task, completed=training.num_steps)
     made = training.save(out)
-    x = source.reference().x[:MOST_DECODED]
-    before, after = (
-        evaluation_tensor(part, source.facts) for part in (x, made.decode(made.encode_mean(x)).clamp(-1.0, 1.0))
-    )
-    pairs = torch.stack([before, after], 1)[: SHOWN // 2].flatten(0, 1)
-    save_png(image_grid(pairs, COLUMNS), out.with_suffix(".png"))
+    held_out = source.reference().x
+    count = min(MOST_DECODED, len(held_out))
+    x = held_out[torch.arange(count) * len(held_out) // count]  # of all classes, in whose order they may be
+    decoded = made.decode(made.encode_mean(x)).clamp(-1.0, 1.0)
+    before, after = (evaluation_tensor(images, source.facts) for images in (x, decoded))
+    pairs = torch.stack([before, after], 1)[torch.arange(SHOWN // 2) * count // (SHOWN // 2)].flatten(0, 1)
+    save_png(image_grid(pairs, COLUMNS), out / "decoded.png")
     shape = " x ".join(map(str, made.latent_shape(source.facts.shape)))
     typer.echo(
-        f"{out}: latents {shape}; of {len(x):,} held-out images PSNR {psnr(after, before).mean():.1f} dB; "
-        f"{out.with_suffix('.png')} has some, each beside what is decoded"
+        f"{out}: latents {shape}; of {count:,} held-out images PSNR {psnr(after, before).mean():.1f} dB; decoded.png "
+        "has some, each beside what is decoded"
     )
 
 

@@ -120,8 +120,7 @@ def identify_folder(path: Path) -> Guess:
     """What a folder probably is, by the names in it."""
     names = set(os.listdir(path))
     if "latents.json" in names:
-        name = "own_latents" if "features.safetensors" in names else "latents"
-        return Guess("a folder of latents that `fewstep latents` made", name, path)
+        return Guess("a folder of latents that `fewstep latents` made", "own_latents", path)
     if names & {"dataset_info.json", "dataset_dict.json"}:
         return Guess("a saved Hugging Face data set", "huggingface", path)
     if path.name in CIFAR10 or names & {*CIFAR10}:

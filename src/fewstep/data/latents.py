@@ -32,6 +32,7 @@ FORMAT = 1
 REMEDY = "make the latents again with `fewstep latents`"
 KEYS: dict[str, Any] = {
     "source": str,
+    "source_sha256": str,
     "autoencoder": str,
     "autoencoder_sha256": str,
     "files": dict[str, str],
@@ -76,7 +77,7 @@ class LatentsData(ImagesInMemory):
         ValueError: a file is missing, truncated, or of another format.
     """
 
-    name = "latents"
+    dataset = "latents"
     reference_split = "held out images, before any encoding"
 
     def __init__(
@@ -87,7 +88,7 @@ class LatentsData(ImagesInMemory):
             from fewstep.data.generate_text import generate_latents
 
             self.root = generated_folder(self.root, "latents", generate_latents)
-        manifest = read_manifest(self.root)
+        manifest = read_manifest(self.root, self.dataset)
         self.files: dict[str, str] = manifest["files"]
         for name in self.files:
             if not (self.root / name).is_file():
@@ -109,10 +110,11 @@ class LatentsData(ImagesInMemory):
             str(Path(self.root / manifest["autoencoder"] if autoencoder is None else autoencoder).resolve()),
         )
         self.facts = DataFacts(
-            self.name, tuple(manifest["shape"]), manifest["num_classes"], low=-1000.0, high=1000.0, latent=latent
+            self.dataset, tuple(manifest["shape"]), manifest["num_classes"], low=-1000.0, high=1000.0, latent=latent
         )
         class_balance(self.facts, "training", self.labels)  # refuses labels out of range
         self.source: str = manifest["source"]
+        self.source_sha256: str = manifest["source_sha256"]
         self._autoencoder: Autoencoder | None = None
 
     def selected(self, step: int, select: Callable[[Tensor], Tensor] = lambda batch: batch) -> Batch:
@@ -134,7 +136,7 @@ class LatentsData(ImagesInMemory):
 
     @property
     def features(self) -> Path | None:
-        """The file of an extractor that was trained on the images, if there is one."""
+        """The file of an extractor for the figures, if `fewstep latents` has kept one."""
         return self.root / FEATURES if (self.root / FEATURES).is_file() else None
 
     def decode(self, x: Float[Tensor, "batch *shape"]) -> Float[Tensor, "batch *image"]:
@@ -169,11 +171,11 @@ class LatentsData(ImagesInMemory):
 class OwnLatentsData(LatentsData):
     """Latents by an autoencoder of one's own, for which networks and budgets follow from their shape."""
 
-    name = "own_latents"
+    dataset = "own_latents"
 
 
-def read_manifest(root: Path) -> dict[str, Any]:
-    """The manifest of a folder of latents.
+def read_manifest(root: Path, name: str) -> dict[str, Any]:
+    """The manifest of a folder of latents, for the data set of that name.
 
     Raises:
         ValueError: it is missing, since the folder is unfinished or not there; it is damaged, or of another version.
@@ -181,7 +183,7 @@ def read_manifest(root: Path) -> dict[str, Any]:
     path = root / MANIFEST
     if not path.is_file():
         command = f"fewstep latents patches --autoencoder FOLDER --out {root}"
-        raise missing_data_error("latents", root, f"make it with `{command}`, which resumes after an interruption")
+        raise missing_data_error(name, root, f"make it with `{command}`, which resumes after an interruption")
     try:
         manifest: dict[str, Any] = read_json(path, dict[str, JsonValue], REMEDY)
         if manifest["format"] != FORMAT:

@@ -78,7 +78,7 @@ class AutoencoderTraining:
         if any(side % settings.downsampling for side in sides):
             raise ValueError(
                 f"--downsampling must divide the sides of the images, {' x '.join(map(str, sides))} pixels, got "
-                f"{settings.downsampling}"
+                f"{settings.downsampling}; use another, or images of another size (size=)"
             )
         self.source, self.device = source, device
         torch.manual_seed(seed_for(settings.seed, "autoencoder"))

@@ -70,11 +70,14 @@ def build_feature_extractor(
     if file.suffix in FILES:
         return OwnFeatures.read(file, facts) if file.suffix == FILES[0] else InceptionFeatures(file)
     if choice == OWN and pixels_of(data) is None:
-        raise ValueError(f"trainer.features=own needs images of pixels to train on, and {facts.name} has none")
+        raise ValueError(
+            f"trainer.features=own needs images of pixels to train on, and the {facts.name} data here have none; of "
+            "latents leave trainer.features=auto, for which `fewstep latents` keeps an extractor with them"
+        )
     if data is not None and (images := images_to_train_on(data, choice)) is not None:
         return OwnFeatures.of(images, facts, folder)
     if choice == AUTO and isinstance(data, LatentsData) and data.features and not have_others(facts.name):
-        return OwnFeatures.read(data.features, facts)
+        return kept_with(data, data.features, facts)
     if facts.name in DIGITS:
         return DigitsFeatures()
     if facts.name in CROPS:
@@ -87,6 +90,19 @@ def build_feature_extractor(
         )
         return PatchesFeatures(replaces_inception=True)
     return InceptionFeatures(inception_file())
+
+
+def kept_with(latents: LatentsData, file: Path, facts: DataFacts) -> OwnFeatures:
+    """The extractor that `fewstep latents` kept with latents.
+
+    Raises:
+        ValueError: it is damaged, or was trained on other images than those of the latents.
+    """
+    again = "give the same `fewstep latents` command again, which makes another"
+    extractor = OwnFeatures.read(file, facts, again)
+    if extractor.card.source != latents.source_sha256:
+        raise ValueError(f"{file} must be an extractor of the images of these latents, and is of others; {again}")
+    return extractor
 
 
 def images_to_train_on(data: Data, choice: str) -> ImagesInMemory | None:

@@ -189,8 +189,8 @@ class InceptionFeatures(FeatureExtractor):
             raise ValueError(
                 f"Inception figures need torch-fidelity's weight file {INCEPTION_WEIGHTS} (pytorch-fid's "
                 f"pt_inception-2015-12-05-6726825d.pth is the same), which is not at {weights}; put it there, or "
-                "choose other features: trainer.features=own trains a small extractor on images of pixels, and "
-                "trainer.features=FILE.safetensors uses one that was"
+                "choose other features: trainer.features=own trains a small extractor on images of pixels, "
+                "`fewstep latents` given again keeps one with latents, and trainer.features=FILE.safetensors uses one"
             )
         try:
             # torch-fidelity unpickles its file, so it gets one written here, of tensors loaded safely.

@@ -38,6 +38,7 @@ LEARNING_RATE, SMOOTHING = 3e-3, 0.05
 NUM_FEATURES, CHANNELS = 64, (32, 64, 64, 128)
 LARGE = 20  # pixels of a shorter side from which on the first layer halves
 TURNS = 4
+ADVICE = "trainer.features=own trains one"
 MOST_CLASSES = 100_000  # that a file may say it has
 Task = Literal["classes", "turns"]
 
@@ -135,13 +136,13 @@ class OwnFeatures(FeatureExtractor):
         return cls(card, weights, facts)
 
     @classmethod
-    def read(cls, file: Path, facts: DataFacts) -> "OwnFeatures":
-        """The extractor in a file.
+    def read(cls, file: Path, facts: DataFacts, advice: str = ADVICE) -> "OwnFeatures":
+        """The extractor in a file; `advice` is for who cannot read it.
 
         Raises:
             ValueError: there is none, it is damaged, or see the class.
         """
-        return cls(*contents(file), facts)
+        return cls(*contents(file, advice), facts)
 
     def forward(self, images: EvaluationImages) -> tuple[Features, Logits]:
         fits = images.ndim == 4 and images.shape[1] in (1, self.card.channels)
@@ -150,13 +151,12 @@ class OwnFeatures(FeatureExtractor):
         return features, self.head(features)[:, : self.card.num_classes]
 
 
-def contents(file: Path) -> tuple[FeatureCard, dict[str, Tensor]]:
-    """Card and weights in a file.
+def contents(file: Path, advice: str = ADVICE) -> tuple[FeatureCard, dict[str, Tensor]]:
+    """Card and weights in a file; `advice` is for who cannot read them.
 
     Raises:
         ValueError: there is none, or it is damaged or of something else.
     """
-    advice = "trainer.features=own trains one"
     if not file.is_file():
         raise ValueError(
             f"trainer.features={file} must be a file of a trained feature extractor and is not there; {advice}"

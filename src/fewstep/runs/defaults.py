@@ -152,7 +152,8 @@ def network_of(choice: Choice, shape: Sequence[int]) -> dict[str, Any]:
         if any(pixels % UNET_DIVISOR for pixels in shape[1:]):
             raise ValueError(
                 f"model=auto has no network for images of {size} pixels, which neither patches nor the levels of a "
-                f"U-Net divide; use a dataset.size that is a multiple of {UNET_DIVISOR}"
+                f"U-Net divide; use a dataset.size that is a multiple of {UNET_DIVISOR}, or for latents another "
+                "--downsampling"
             )
         if width % NORM_GROUPS:
             raise ValueError(

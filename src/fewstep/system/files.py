@@ -61,8 +61,12 @@ def flush(path: Path) -> None:
 
 
 def move(source: Path, target: Path) -> None:
-    """Rename `source` to `target`, replacing it: a file atomically, a folder after removing the old one."""
-    if target.is_dir() or (target.exists() and source.is_dir()):
+    """Rename `source` to `target`, replacing it: a file atomically, a folder after removing the old one.
+
+    Raises:
+        OSError: a file in the place of a folder; the folder stays.
+    """
+    if target.exists() and source.is_dir():
         remove(target)
     os.replace(source, target)
 
