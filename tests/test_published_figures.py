@@ -124,13 +124,38 @@ def test_the_table_of_patches_is_that_of_its_leaderboard() -> None:
 def test_the_table_of_fashion_mnist_is_that_of_its_figures() -> None:
     rows = json.loads((ROOT / "benchmarks/results/fashion_mnist_quality.json").read_text())["rows"]
     found = {(row["model"], row["steps"], row["w"]): row for row in rows}
-    shown = re.findall(r"^\| (\w+) \| (\d+) \| ([\d.±| ]+) \|$", (ROOT / "docs/own-data.md").read_text(), re.MULTILINE)
+    text = (ROOT / "docs/own-data.md").read_text().partition("## Fashion-MNIST in pixels\n")[2].partition("\n## ")[0]
+    shown = re.findall(r"^\| (\w+) \| (\d+) \| ([\d.±| ]+) \|$", text, re.MULTILINE)
     assert len(shown) == 7
     for model, steps, figures in shown:
         for w, figure in zip((0.0, 1.0, 2.0, 4.0), figures.split(" | "), strict=True):
             row = found[model, int(steps), w]
             low, high = row["intervals"]["fid"]
             assert figure == f"{row['fid']:.2f} ± {(high - low) / 2:.2f}", (model, steps, w)
+
+
+def test_the_tables_of_latents_are_those_of_their_figures() -> None:
+    """FID, and its ratio to the teacher's from the same noise: of the means over the noise that over the seeds."""
+    measured = json.loads((ROOT / "benchmarks/results/fashion_mnist_latents.json").read_text())
+    seeds, noises = measured["seeds"], measured["noise"]
+    assert (len(seeds), len(noises)) == (3, 5)
+    fids = {(row["seed"], row["noise"], row["model"], row["steps"], row["w"]): row["fid"] for row in measured["rows"]}
+    text = (ROOT / "docs/own-data.md").read_text().partition("## Latents: ")[2].partition("\n## ")[0]
+    for ratio, table in enumerate(text.split("| model | steps |")[1:]):
+        shown = re.findall(r"^\| (\w+) \| (\d+) \| ([\d.±| ]+) \|$", table, re.MULTILINE)
+        assert len(shown) == 7 - ratio  # a teacher's ratio to itself is not shown
+        for model, steps, figures in shown:
+            for w, figure in zip(WEIGHTS, figures.split(" | "), strict=True):
+                own = {
+                    (seed, n): fids[seed, n, model, int(steps), w] / (fids[seed, n, "teacher", 32, w] if ratio else 1)
+                    for seed in seeds
+                    for n in noises
+                }
+                spread = Spread.of(mean(own[seed, n] for n in noises) for seed in seeds)
+                assert spread is not None
+                assert spread.interval is not None
+                expected = f"{spread.mean:.2f} ± {spread.interval[1] - spread.mean:.2f}"
+                assert figure == expected, (ratio, model, steps, w)
 
 
 def test_the_table_of_emoji_is_that_of_its_figures() -> None:

@@ -166,9 +166,7 @@ def test_latents_are_judged_by_the_extractor_that_was_kept_with_them(latents: Pa
 def test_a_kept_extractor_that_cannot_be_used_is_refused_and_made_anew(latents: Path, capsys) -> None:
     keep_extractor(own_data(num_classes=2), latents / FEATURES)
     assert "trained on other images: it is made anew" in capsys.readouterr().err
-    with pytest.raises(
-        ValueError, match="of the images of these latents, and is of others; give the same"
-    ):
+    with pytest.raises(ValueError, match="of the images of these latents, and is of others; give the same"):
         net_of(latents)
     (latents / FEATURES).write_bytes(b"damaged")
     with pytest.raises(ValueError, match=r"damaged .*; give the same `fewstep latents` command again"):
