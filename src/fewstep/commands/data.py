@@ -146,7 +146,6 @@ def autoencoder(
         Path, typer.Option(callback=check_folder, help="Folder for it, and for a picture of what it keeps.")
     ],
     settings: DataSettings = None,
-    root: Annotated[Path | None, typer.Option(help="Where the files are; default: data/NAME.")] = None,
     channels: Annotated[int, typer.Option(help="Of a latent.")] = 4,
     downsampling: Annotated[int, typer.Option(help="Pixels per latent along each side: 2, 4, 8 or 16.")] = 4,
     width: Annotated[int, typer.Option(help="Channels at the images' own size, a multiple of 8.")] = 16,
@@ -158,22 +157,22 @@ def autoencoder(
 
     Then: fewstep latents NAME --autoencoder OUT --out DIR, and python train.py dataset=own_latents dataset.root=DIR
 
-    Example: fewstep data autoencoder imagefolder --root ~/birds --out data/birds-autoencoder
+    Example: fewstep data autoencoder imagefolder root=data/birds --out data/birds-autoencoder
     """
     import torch
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from fewstep.artifacts.pictures import image_grid, save_png
     from fewstep.data.labels import pixels_of
-    from fewstep.data.make_autoencoder import AutoencoderSettings, AutoencoderTraining, check_free
+    from fewstep.data.make_autoencoder import AutoencoderSettings, AutoencoderTraining
     from fewstep.evaluation.images import evaluation_tensor
     from fewstep.evaluation.restoration import psnr
     from fewstep.runs.build import data_of
+    from fewstep.system.files import check_free
 
-    check_free(out)
+    check_free(out, "autoencoder")
     sizes = AutoencoderSettings(channels, downsampling, width, images, batch_size, seed)
-    given = [*(settings or []), *([f"root={root}"] if root else [])]
-    source = pixels_of(data_of(name, given, batch_size=batch_size), "fewstep data autoencoder")
+    source = pixels_of(data_of(name, settings or [], batch_size=batch_size), "fewstep data autoencoder")
     training = AutoencoderTraining(source, sizes, "cuda" if torch.cuda.is_available() else "cpu")
     out.parent.mkdir(parents=True, exist_ok=True)  # what cannot be written fails before the training
     columns = (TextColumn("autoencoder"), BarColumn(), MofNCompleteColumn(), TextColumn("steps {task.description}"))
@@ -219,13 +218,14 @@ def encoder(
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from fewstep.data.captioned import is_sample
-    from fewstep.data.make_encoder import AMONG, Captioned, EncoderSettings, EncoderTraining, check_free
+    from fewstep.data.make_encoder import AMONG, Captioned, EncoderSettings, EncoderTraining
     from fewstep.data.shards import samples_of
     from fewstep.data.text import TextData
     from fewstep.runs.build import data_of
+    from fewstep.system.files import check_free
 
     folder = out or shards / "encoder"
-    check_free(folder)
+    check_free(folder, "encoder")
     sizes = EncoderSettings(vocabulary, features, tokens, images, batch_size, seed)
     source = data_of("text_pixels", [f"root={shards}", *(settings or [])], batch_size=1)
     assert isinstance(source, TextData), "it is what text_pixels is"

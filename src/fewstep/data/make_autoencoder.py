@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from fewstep.data.batches import ImagesInMemory, from_uint8
 from fewstep.diffusion.schedule import Images
 from fewstep.networks.frozen.autoencoder import Autoencoder, small_network
-from fewstep.system.files import atomic_write
+from fewstep.system.files import atomic_write, check_free
 from fewstep.system.seeds import seed_for
 
 KL_WEIGHT, LEARNING_RATE, WARM_UP = 1e-4, 2e-3, 100  # all ours; the last in steps
@@ -115,7 +115,7 @@ class AutoencoderTraining:
         Raises:
             ValueError: there is something already, or the training has diverged.
         """
-        check_free(out)
+        check_free(out, "autoencoder")
         count = min(MEASURED, len(self.source.labels))
         index = torch.arange(count) * len(self.source.labels) // count
         images = from_uint8(self.source.images[index]).to(self.device)
@@ -127,9 +127,3 @@ class AutoencoderTraining:
         with atomic_write(out) as unfinished:
             self.network.save_pretrained(unfinished)
         return Autoencoder.open(out)
-
-
-def check_free(out: Path) -> None:
-    """Raise a ValueError if there is something at `out`: latents made with an autoencoder need just that one."""
-    if out.exists():
-        raise ValueError(f"--out {out} exists, and latents may need the autoencoder there; name another folder")

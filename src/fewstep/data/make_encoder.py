@@ -21,6 +21,7 @@ from fewstep.data.batches import from_uint8
 from fewstep.data.captioned import Sample
 from fewstep.networks.frozen.loading import quiet
 from fewstep.networks.frozen.text_encoder import TINY_VOCABULARY, TextEncoder, small_network, write_tokenizer
+from fewstep.system.files import atomic_write, check_free
 from fewstep.system.seeds import seed_for
 
 SPECIAL = 2
@@ -180,21 +181,12 @@ class EncoderTraining:
         Raises:
             ValueError: there is something already.
         """
-        check_free(out)
+        check_free(out, "encoder")
         with quiet():
             self.text.save_pretrained(self.folder / "text_encoder")
-        out.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = out.with_name(f".{out.name}.tmp")
-        shutil.rmtree(unfinished, ignore_errors=True)
-        shutil.copytree(self.folder, unfinished)
-        unfinished.rename(out)
+        with atomic_write(out) as unfinished:
+            shutil.copytree(self.folder, unfinished)
         return TextEncoder.open(out)
-
-
-def check_free(out: Path) -> None:
-    """Raise a ValueError if there is something at `out`: models made with an encoder need just that one."""
-    if out.exists():
-        raise ValueError(f"--out {out} exists, and models may need the encoder there; name another folder")
 
 
 def merges_of(captions: Sequence[str], vocabulary: int) -> list[tuple[str, str]]:

@@ -79,6 +79,16 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def check_free(out: Path, what: str) -> None:
+    """Check that nothing is at `out`, where a trained `what` shall go that others may be made with.
+
+    Raises:
+        ValueError: something is.
+    """
+    if out.exists():
+        raise ValueError(f"--out {out} exists, and what was made with an {what} there needs it; name another folder")
+
+
 def is_full_disk(error: BaseException | None) -> bool:
     """Whether an error or its causes come of a full disk: torch wraps the OSError, safetensors quotes it as text."""
     while error is not None:
