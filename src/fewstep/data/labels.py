@@ -148,7 +148,8 @@ def pixels_of(source: Data, what: str) -> ImagesInMemory:
         return source.source
     if not isinstance(source, ImagesInMemory) or source.facts.latent is not None:
         raise ValueError(
-            f"{what} needs images of pixels with classes, and {source.facts.name} has none; use labels=own"
+            f"{what} needs images of pixels with classes, and {source.facts.name} has none; use labels=own, "
+            "or a data set of images"
         )
     return source
 
