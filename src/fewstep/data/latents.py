@@ -183,7 +183,8 @@ def read_manifest(root: Path, name: str) -> dict[str, Any]:
     path = root / MANIFEST
     if not path.is_file():
         command = f"fewstep latents patches --autoencoder FOLDER --out {root}"
-        advice = f"make it with `{command}`, which resumes if interrupted (`fewstep data autoencoder` makes FOLDER)"
+        maker = "`fewstep data autoencoder` makes FOLDER"
+        advice = f"make it with `{command}`, which resumes after an interruption ({maker})"
         raise missing_data_error(name, root, advice)
     try:
         manifest: dict[str, Any] = read_json(path, dict[str, JsonValue], REMEDY)
