@@ -280,7 +280,9 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(commands, tmp_path, monkeypa
 
     def fill(self, trainer, *others):
         if trainer.global_step == 5 and moment == "write":
-            self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp").symlink_to("/dev/full")
+            temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
+            temporary.mkdir()
+            (temporary / "content").symlink_to("/dev/full")
         if trainer.global_step == 5 and moment == "metrics":
             metrics = self.path.with_name("metrics.csv")
             metrics.rename(metrics.with_name("kept"))

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import pickle
+import stat
 import struct
 import warnings
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from torch import Tensor
 
 import fewstep
 from fewstep.artifacts.model_file import Ancestor, ModelCard, checksum, load_model, save_model
+from fewstep.artifacts.run_folder import CONFIG, PRODUCTS, prepare
 from fewstep.data.facts import DataFacts
 from fewstep.diffusion.betas import BetaSchedule
 from fewstep.diffusion.sampler import encode
@@ -26,7 +28,7 @@ from fewstep.diffusion.sampling import Sampling
 from fewstep.diffusion.schedule import CosineSchedule
 from fewstep.inference.model import Model
 from fewstep.networks import Denoiser, ResidualMLP, UNet
-from fewstep.system.files import atomic_write, sha256_of
+from fewstep.system.files import atomic_write, sha256_of, write_json
 from fewstep.system.seeds import starting_noise
 
 FACTS = DataFacts(name="digits", shape=(1, 8, 8), num_classes=10, low=-1.0, high=1.0)
@@ -506,7 +508,7 @@ def test_a_student_of_format_1_without_w_is_refused(tmp_path: Path, role: str) -
 def cut_while_writing(file: Path) -> None:
     with atomic_write(file) as temporary:
         temporary.write_text("half of the n")
-        assert temporary.parent == file.parent
+        assert temporary.parent.parent == file.parent  # on the same disk
         assert file.read_text() == "old"
         raise RuntimeError("cut")
 
@@ -519,6 +521,33 @@ def test_atomic_leaves_the_old_file_when_the_body_fails(tmp_path: Path) -> None:
         cut_while_writing(file)
     assert file.read_text() == "old"
     assert [p.name for p in file.parent.iterdir()] == ["model"]
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o002, 0o664), (0o077, 0o600)])
+def test_a_model_is_readable_for_whom_the_user_says(tmp_path: Path, umask: int, mode: int) -> None:
+    """The library writes files that only their writer can read; on a cluster others shall distil the teacher."""
+    before = os.umask(umask)
+    try:
+        save_model(tmp_path / "model.safetensors", denoiser(), card())
+        write_json(tmp_path / "figures.json", {})
+    finally:
+        os.umask(before)
+    assert {p.name: stat.S_IMODE(p.stat().st_mode) for p in tmp_path.iterdir()} == {
+        "model.safetensors": mode,
+        "figures.json": mode,
+    }
+
+
+def test_what_a_kill_leaves_of_an_unfinished_file_is_found(tmp_path: Path) -> None:
+    """safetensors 0.8 writes a temporary file, of a name of its own, beside the one that it is asked for."""
+    writing = atomic_write(tmp_path / "model.safetensors")
+    temporary = writing.__enter__()  # never left, as SIGKILL has it
+    temporary.with_name(".tmpAb12Cd").write_text("half")
+    temporary.write_text("half")
+    assert [p.name for p in tmp_path.iterdir() if not p.match(".*.tmp")] == []
+    assert [*tmp_path.rglob("*.safetensors")] == []
+    prepare(tmp_path, "", ("model.safetensors",))
+    assert sorted(p.name for p in tmp_path.iterdir()) == [CONFIG, PRODUCTS]
 
 
 def test_no_file_takes_the_place_of_a_folder(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from fewstep.data.cache_files import MANIFEST, read_manifest, read_record
 from fewstep.data.decode import WHITE, luminance
 from fewstep.data.mapped import MappedRows
 from fewstep.data.split import Examples
-from fewstep.system.files import atomic_write, write_json
+from fewstep.system.files import atomic_write, remove, write_json
 
 FORMAT = 3
 TRAIN = "train"
@@ -198,7 +198,7 @@ def convert(folder: Path, source: Source) -> None:
     (folder / MANIFEST).unlink(missing_ok=True)
     for split in source.parts:
         for temporary in folder.glob(f".{split}-*.tmp"):  # of a killed process: the lock is ours
-            temporary.unlink()
+            remove(temporary)
     shape, grey = source.shape, (1, *source.shape[1:])
     is_colour = not source.auto_channels or any(has_colour(folder, p, (shape, grey)) for p in source.parts[TRAIN])
     columns = (TextColumn("convert"), BarColumn(), MofNCompleteColumn(), TextColumn("images"), TimeRemainingColumn())

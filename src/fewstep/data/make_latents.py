@@ -12,7 +12,7 @@ from pydantic import JsonValue
 from fewstep.data.batches import ImagesInMemory, from_uint8, source_digest
 from fewstep.data.latents import FORMAT, LABELS, MANIFEST, REFERENCE, REFERENCE_LABELS
 from fewstep.networks.frozen.autoencoder import Autoencoder
-from fewstep.system.files import atomic_write, sha256_of, write_json
+from fewstep.system.files import atomic_write, remove, sha256_of, write_json
 from fewstep.system.stored import read_json
 from fewstep.system.validation import checked
 
@@ -96,7 +96,7 @@ def prepare_folder(out: Path, manifest: dict[str, Any]) -> None:
         ValueError: the folder holds other latents, finished or not.
     """
     for temporary in out.glob(".latents-*.tmp"):  # of a killed process
-        temporary.unlink()
+        remove(temporary)
     for name in (MANIFEST, UNFINISHED):
         if (out / name).is_file():
             previous: dict[str, Any] = read_json(out / name, dict[str, JsonValue], "choose another --out")

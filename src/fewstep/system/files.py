@@ -16,9 +16,11 @@ if TYPE_CHECKING:
 
 @contextmanager
 def atomic_write(path: Path, *, keep: Path | None = None) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on success flush it to disk and rename it to `path`, on failure remove it.
+    """Yield a temporary path near `path`; on success flush it to disk and rename it to `path`, on failure remove it.
 
-    A file or a folder may be written there.
+    A file or a folder may be written there. It lies in a folder of its own, since safetensors writes a temporary file
+    beside the one asked for: a killed process leaves one folder to remove. Whoever may enter a new folder may read the
+    files, where safetensors' own would be its writer's alone.
 
     Args:
         keep: where to move the previous content of `path`; None drops it. A process killed between the two renames
@@ -28,10 +30,14 @@ def atomic_write(path: Path, *, keep: Path | None = None) -> Iterator[Path]:
         OSError: the folder cannot be written or the disk is full; `path` is then as it was.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    folder = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = folder / "content"  # no suffix, so that nobody who lists models finds it
     try:
+        folder.mkdir(exist_ok=True)
         yield temporary
         for each in [temporary, *(temporary.rglob("*") if temporary.is_dir() else ())]:
+            if each.is_file() and each.stat().st_mode & 0o666 != folder.stat().st_mode & 0o666:
+                each.chmod(folder.stat().st_mode & 0o666)
             flush(each)
         if keep is not None and path.exists():
             move(path, keep)
@@ -42,7 +48,7 @@ def atomic_write(path: Path, *, keep: Path | None = None) -> Iterator[Path]:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
         raise
     finally:
-        remove(temporary)
+        remove(folder)
 
 
 def write_json(path: Path, value: Any) -> None:
