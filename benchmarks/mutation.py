@@ -2,8 +2,9 @@
 
     pip install mutmut==3.8.1                                    # not among the requirements; set up in pyproject.toml
     mutmut run nothing         # generates the mutants and times the tests, then says that none has this name
-    python benchmarks/mutation.py draw --count 150 --seed 1 | xargs -d "\\n" mutmut run --max-children 1
-    python benchmarks/mutation.py report --out benchmarks/results/mutation.json
+    python benchmarks/mutation.py draw --count 150 --seed 1 > drawn
+    xargs -d "\\n" --arg-file drawn mutmut run --max-children 1
+    python benchmarks/mutation.py report drawn --out benchmarks/results/mutation.json
 
 A mutant is the code with one small change: another operator, constant or argument. It is killed where a fast test of
 tests/diffusion or tests/methods fails. Of the share killed stands Wilson's interval at 95 %: the sample is one of all.
@@ -40,16 +41,24 @@ def mutants() -> dict[str, int | None]:
 
 @app.command()
 def draw(count: Annotated[int, typer.Option()], seed: Annotated[int, typer.Option()]) -> None:
-    """Print the names of a random sample of mutants that were not run yet."""
-    left = sorted(name for name, code in mutants().items() if code is None)
-    print(*random.Random(seed).sample(left, count), sep="\n")
+    """Print the names of a random sample of the mutants, those of code without a test among them."""
+    print(*random.Random(seed).sample(sorted(mutants()), count), sep="\n")
 
 
 @app.command()
-def report(out: Annotated[Path, typer.Option(help="JSON.")]) -> None:
-    """Write how many of those that were run are killed, and which are not."""
+def report(
+    drawn: Annotated[Path, typer.Argument(help="Names, one a line.")], out: Annotated[Path, typer.Option(help="JSON.")]
+) -> None:
+    """Write how many of the sample are killed, and which are not.
+
+    Raises:
+        ValueError: one of them was not run.
+    """
     every = mutants()
-    statuses = {name: STATUS.get(abs(code), "other") for name, code in every.items() if code is not None}
+    codes = {name: every[name] for name in drawn.read_text().splitlines()}
+    if waiting := [name for name, code in codes.items() if code is None]:
+        raise ValueError(f"{len(waiting)} of {len(codes)} were not run, the first is {waiting[0]}; run mutmut again")
+    statuses = {name: STATUS.get(abs(code), "other") for name, code in codes.items() if code is not None}
     counts = Counter(statuses.values())
     total, killed = len(statuses), sum(counts[status] for status in DETECTED)
     interval = share_interval(killed / total, total)

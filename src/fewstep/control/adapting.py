@@ -135,10 +135,9 @@ class Concept(Adapting):
         self, noised: Prediction, label: Condition, amount: Weights, *, w: Weights | None, nets: Networks
     ) -> tuple[Prediction, Prediction]:
         """What the student should predict at z at strengths 1 and -1."""
-        assert nets.teacher is not None, "an adapter is trained on a model"
         z, log_snr = noised.z, noised.log_snr
         neutral, towards, away = (
-            nets.teacher(z, log_snr, condition, w).v
+            nets.frozen_teacher(z, log_snr, condition, w).v
             for condition in (label, self.towards.to(label).expand_as(label), self.away.to(label).expand_as(label))
         )
         up, down = (steer(neutral=neutral, towards=towards, away=away, amount=each) for each in (amount, -amount))
@@ -197,6 +196,7 @@ class FromImages(Adapting):
         """How the model's v at w differs from that at w = 0; 0 where it has no w input."""
         if w is None:
             return torch.zeros_like(noised.v)
-        assert nets.teacher is not None, "an adapter is trained on a model"
-        guided, plain = (nets.teacher(noised.z, noised.log_snr, label, each).v for each in (w, torch.zeros_like(w)))
+        guided, plain = (
+            nets.frozen_teacher(noised.z, noised.log_snr, label, each).v for each in (w, torch.zeros_like(w))
+        )
         return guided - plain

@@ -77,8 +77,7 @@ class ADD(GuidedStudentSettings, JudgeSettings, Method):
 
     def losses(self, batch: Batch, nets: Networks, draws: Draws, *, step: int, phase: Phase) -> dict[str, Loss]:
         data, label = batch
-        assert nets.guidance is not None, "the student has a w input"
-        w, t = nets.guidance.draw(draws), one_of(phase.sampling.grid(), draws)
+        w, t = nets.w_range.draw(draws), one_of(phase.sampling.grid(), draws)
         noised = diffuse(x=data, eps=draws.normal(), log_snr=nets.schedule.log_snr(t))
         x = nets.student(noised.z, noised.log_snr, label, w).x
         return self.judged(
@@ -99,11 +98,10 @@ class ADD(GuidedStudentSettings, JudgeSettings, Method):
         """The teacher's term; none is computed where it has no weight."""
         if not self.distillation:
             return torch.zeros_like(w)
-        assert nets.teacher is not None, "a generator has a teacher"
         log_snr = nets.schedule.log_snr(draws.uniform())
         noised = diffuse(x=x.detach(), eps=draws.normal(), log_snr=log_snr)
         with torch.no_grad():
-            goal: Prediction = nets.teacher(noised.z, log_snr, label, w)
+            goal: Prediction = nets.frozen_teacher(noised.z, log_snr, label, w)
         return self.distillation * alpha(log_snr) * (x - goal.x).square().flatten(1).mean(1)
 
 

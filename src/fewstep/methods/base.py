@@ -94,9 +94,19 @@ class Networks:
 
     def teacher_and_weights(self, draws: Draws) -> tuple[Denoise, Weights]:
         """The teacher of a distilled student with a w input, and a w for each example."""
-        assert self.teacher is not None, "a distilled student has a teacher"
+        return self.frozen_teacher, self.w_range.draw(draws)
+
+    @property
+    def frozen_teacher(self) -> Denoise:
+        """The teacher, of a method that has one."""
+        assert self.teacher is not None, "the method has a parent"
+        return self.teacher
+
+    @property
+    def w_range(self) -> GuidanceRange:
+        """The guidance weights, of a student with a w input."""
         assert self.guidance is not None, "the student has a w input"
-        return self.teacher, self.guidance.draw(draws)
+        return self.guidance
 
     @property
     def model(self) -> Denoiser:

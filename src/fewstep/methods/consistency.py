@@ -90,8 +90,7 @@ class Consistency(StateSettings, GuidedStudentSettings, Regression):
 
     def first_hop(self, noised: Prediction, label: Condition, w: Weights | None, nets: Networks) -> Prediction:
         """What the step to the next level follows: the teacher's prediction."""
-        assert nets.teacher is not None, "distillation has a teacher"
-        return nets.teacher(noised.z, noised.log_snr, label, w)
+        return nets.frozen_teacher(noised.z, noised.log_snr, label, w)
 
     def target(
         self, noised: Prediction, *, t: Times, label: Condition, w: Weights | None, nets: Networks, phase: Phase

@@ -131,12 +131,13 @@ class DMD2(FakeScore):
         self, x: Images, nets: Networks, draws: Draws, label: Condition, w: Weights, *, level: Times
     ) -> Loss:
         """Samples are pulled to where the teacher sees more of its own, and please the critic where there is one."""
-        assert nets.teacher is not None, "a generator has a teacher"
         noised, t = self.noised(x, nets, draws)
         with torch.no_grad():
             z = noised.z.detach()  # which counting operations needs, where nothing is differentiated
             fake = self.fake_score(nets, level)(z, noised.log_snr, label, w)
-            real = nets.teacher(z, noised.log_snr, label, w if self.guidance_t_max is None else torch.zeros_like(w))
+            real = nets.frozen_teacher(
+                z, noised.log_snr, label, w if self.guidance_t_max is None else torch.zeros_like(w)
+            )
             direction = matching_direction(x=x, fake=fake, real=real)
             if self.guidance_t_max is not None:
                 direction = direction + self.guidance_direction(x, nets, draws, label, w, level=level)
@@ -156,10 +157,9 @@ class DMD2(FakeScore):
         self, x: Images, nets: Networks, draws: Draws, label: Condition, w: Weights, *, level: Times
     ) -> Images:
         """From what the teacher predicts at w = 0 to what it predicts at w, at times of their own."""
-        assert nets.teacher is not None
         assert self.guidance_t_max is not None
         noised, _ = self.noised(x.detach(), nets, draws, t_max=level.clamp(self.t_min, self.guidance_t_max))
-        unguided, guided = (nets.teacher(noised.z, noised.log_snr, label, at) for at in (torch.zeros_like(w), w))
+        unguided, guided = (nets.frozen_teacher(noised.z, noised.log_snr, label, at) for at in (torch.zeros_like(w), w))
         return matching_direction(x=x, fake=unguided, real=guided)
 
 

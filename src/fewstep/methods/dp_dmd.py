@@ -87,10 +87,9 @@ class DPDMD(DMD2):
 
     def first_step(self, nets: Networks, draws: Draws, label: Condition, w: Weights) -> Loss:
         """The error of the step from noise of its own to the second level, where the teacher's steps end."""
-        assert nets.teacher is not None, "a student has a teacher"
         start, end = (torch.full((len(w),), level, dtype=torch.float64, device=w.device) for level in self.levels[:2])
         target = folded(
-            nets.teacher,
+            nets.frozen_teacher,
             draws.normal(),
             t=start,
             t_end=end,

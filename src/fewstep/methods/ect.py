@@ -86,8 +86,7 @@ class TunedConsistency(GuidedStudentSettings, Method):
         noised = diffuse(x=x, eps=draws.normal(), log_snr=log_snr)
         first = noised
         if self.hop == "teacher":
-            assert nets.teacher is not None, "a distilled student has a teacher"
-            first = nets.teacher(noised.z, log_snr, label, w)
+            first = nets.frozen_teacher(noised.z, log_snr, label, w)
         target = two_hop(first=first, second=nets.student, log_snr_mid=log_snr_mid, log_snr_end=clean, label=label, w=w)
         difference = (nets.student(noised.z, log_snr, label, w).x - target.x).flatten(1)
         c = self.huber * difference.shape[1] ** 0.5

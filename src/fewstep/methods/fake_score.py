@@ -102,8 +102,7 @@ class FakeScore(StateSettings, GuidedStudentSettings, Method):
 
     def losses(self, batch: Batch, nets: Networks, draws: Draws, *, step: int, phase: Phase) -> dict[str, Loss]:
         data, label = batch
-        assert nets.guidance is not None, "the student has a w input"
-        w = nets.guidance.draw(draws)
+        w = nets.w_range.draw(draws)
         moves = STUDENT in self.moving(step)
         with nullcontext() if moves else torch.no_grad():
             generated = self.generate(data, nets, draws, label, w, step=step, phase=phase)

@@ -88,8 +88,7 @@ class Guidance(StudentSettings, Regression):
 
     def networks(self, nets: Networks, stream: str) -> Networks:
         nets = super().networks(nets, stream)
-        student, teacher = nets.student, nets.teacher
-        assert teacher is not None, "a guided student has a teacher"
+        student, teacher = nets.student, nets.frozen_teacher
         matching = {role: FeatureMatching.between(student, teacher, stream, role) for role in self.matched}
         return replace(nets, trained={**nets.trained, **matching})
 
@@ -99,5 +98,4 @@ class Guidance(StudentSettings, Regression):
     def target(
         self, noised: Prediction, *, t: Times, label: Condition, w: Weights | None, nets: Networks, phase: Phase
     ) -> Prediction:
-        assert nets.teacher is not None, "a guided student has a teacher"
-        return nets.teacher(noised.z, noised.log_snr, label, w)
+        return nets.frozen_teacher(noised.z, noised.log_snr, label, w)

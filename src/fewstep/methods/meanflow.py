@@ -61,14 +61,12 @@ class MeanFlow(AnyStepStudent):
 
     def velocities(self, noised: Prediction, label: Condition, w: Weights, nets: Networks) -> tuple[Images, Images]:
         """What V regresses to, and the velocity along which u is differentiated: both are the teacher's v."""
-        assert nets.teacher is not None, "distillation has a teacher"
-        velocity = nets.teacher(noised.z, noised.log_snr, label, w).v
+        velocity = nets.frozen_teacher(noised.z, noised.log_snr, label, w).v
         return velocity, velocity
 
     def losses(self, batch: Batch, nets: Networks, draws: Draws, *, step: int, phase: Phase) -> dict[str, Loss]:
         x, label = batch
-        assert nets.guidance is not None, "the student has a w input"
-        w = nets.guidance.draw(draws)
+        w = nets.w_range.draw(draws)
         t, s = self.draw_times(draws)
         log_snr, end = nets.schedule.log_snr(t), nets.schedule.log_snr(s)
         noised = diffuse(x=x, eps=draws.normal(), log_snr=log_snr)

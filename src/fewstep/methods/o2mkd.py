@@ -132,5 +132,4 @@ class O2MKD(GuidedStudentSettings, Regression):
     def target(
         self, noised: Prediction, *, t: Times, label: Condition, w: Weights | None, nets: Networks, phase: Phase
     ) -> Prediction:
-        assert nets.teacher is not None, "a student has a teacher"
-        return nets.teacher(noised.z, noised.log_snr, label, w)
+        return nets.frozen_teacher(noised.z, noised.log_snr, label, w)

@@ -49,9 +49,8 @@ class SiD(FakeScore):
     def student_loss(
         self, x: Images, nets: Networks, draws: Draws, label: Condition, w: Weights, *, level: Times
     ) -> Loss:
-        assert nets.teacher is not None, "a generator has a teacher"
         noised, t = self.noised(x, nets, draws)
         with frozen(nets.trained[FAKE]):
             fake = self.fake_score(nets, level)(noised.z, noised.log_snr, label, w)
-        real = differentiable(nets.teacher)(noised.z, noised.log_snr, label, w)
+        real = differentiable(nets.frozen_teacher)(noised.z, noised.log_snr, label, w)
         return Loss(score_identity(x=x, fake=fake, real=real, alpha=self.alpha), t, w)

@@ -59,10 +59,9 @@ class SingleFold(GuidedStudentSettings, Regression):
     def target(
         self, noised: Prediction, *, t: Times, label: Condition, w: Weights | None, nets: Networks, phase: Phase
     ) -> Prediction:
-        assert nets.teacher is not None, "a student has a teacher"
         if self.fold == 1:
-            return nets.teacher(noised.z, noised.log_snr, label, w)
+            return nets.frozen_teacher(noised.z, noised.log_snr, label, w)
         end = (t - 1 / self.num_steps).clamp(min=0)
         return folded(
-            nets.teacher, noised.z, t=t, t_end=end, num_steps=self.fold, schedule=nets.schedule, label=label, w=w
+            nets.frozen_teacher, noised.z, t=t, t_end=end, num_steps=self.fold, schedule=nets.schedule, label=label, w=w
         )

@@ -126,12 +126,11 @@ class StateSettings(StudentSettings, Method):
             return diffuse(x=x, eps=eps, log_snr=log_snr)
         sampling, denoise = phase.sampling, nets.student
         if source == "teacher":
-            assert nets.teacher is not None, "a roll-out of the teacher needs one"
             assert self.state_source is not None, "no method's own states are the teacher's"
             # A teacher of a stochastic chain makes jumps of two of its steps, like its student.
             sampler = "stochastic" if sampling.sampler == "stochastic" else "deterministic"
             sampling = Sampling.uniform(phase.teacher_steps or self.state_source.teacher_steps, sampler=sampler)
-            denoise = nets.teacher
+            denoise = nets.frozen_teacher
         elif nets.bounds is not None:
             denoise = Clipped(nets.student, *nets.bounds)
         assert sampling.times is not None, "a few-step student has its times"

@@ -103,10 +103,9 @@ class Tract(GuidedStudentSettings, Regression):
     def target(
         self, noised: Prediction, *, t: Times, label: Condition, w: Weights | None, nets: Networks, phase: Phase
     ) -> Prediction:
-        assert nets.teacher is not None, "a phase has a teacher"
         mid, end = self.hops(t, phase)
         return two_hop(
-            first=nets.teacher(noised.z, noised.log_snr, label, w),
+            first=nets.frozen_teacher(noised.z, noised.log_snr, label, w),
             second=nets.averages[SELF_TEACHER],
             log_snr_mid=nets.schedule.log_snr(mid),
             log_snr_end=nets.schedule.log_snr(end),

@@ -117,6 +117,5 @@ def open_pairs(
 def samples(module: DistillationModule, noise: Images, label: Tensor, w: Tensor) -> Images:
     """The teacher's samples, by its steps of DDIM."""
     nets, steps = module.nets, module.phase.teacher_steps
-    assert nets.teacher is not None, "a student has a teacher"
     assert steps is not None, "a sample takes the teacher some steps"
-    return sample(nets.teacher, noise, schedule=nets.schedule, times=uniform_times(steps), label=label, w=w)
+    return sample(nets.frozen_teacher, noise, schedule=nets.schedule, times=uniform_times(steps), label=label, w=w)
