@@ -145,6 +145,8 @@ def test_weights_outside_the_parents_and_bad_settings_are_one_error(
 ) -> None:
     own = (*MIXTURE, f"teacher={guided['one']}", f"outputs={tmp_path}")
     commands.train(*KD, *own, "stage.w_max=9").is_one_error("stage.w_max", "[0, 4]")
-    commands.train(*KD, *own, "stage.num_pairs=0").is_one_error("stage.num_pairs must be at least 1, got 0")
+    commands.train(*KD, *own, "stage.num_pairs=0").is_one_error(
+        "stage.num_pairs must be a whole number of at least 1, got 0"
+    )
     commands.train("stage=reflow", *own, "stage.steps=[2,4]").is_one_error("stage.steps", "[2, 4]")
     commands.train("stage=reflow", *own, "teacher=none").is_one_error("stage=reflow needs a teacher")

@@ -260,8 +260,8 @@ def test_the_guided_teacher_is_called_with_each_examples_w() -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"num_levels": 1}, "stage.num_levels must be at least 2, got 1"),
-        ({"self_teacher_decay": 1.0}, "stage.self_teacher_decay must be at least 0 and below 1, got 1.0"),
+        ({"num_levels": 1}, "stage.num_levels must be a whole number of at least 2, got 1"),
+        ({"self_teacher_decay": 1.0}, "stage.self_teacher_decay must be a number of at least 0 and below 1, got 1.0"),
         ({"metric": "l1"}, "stage.metric must be one of l2, pseudo_huber, got 'l1'"),
         ({"levels": "1.0"}, "stage.levels must be a list of numbers"),
     ],

@@ -393,13 +393,13 @@ def test_the_card_says_renoise_with_the_levels_and_the_w_input() -> None:
         ({"levels": []}, "stage.levels are no levels to sample at"),
         ({"levels": [0.5, 1.0]}, "stage.levels are no levels to sample at"),
         ({"levels": [1.5]}, "stage.levels are no levels to sample at"),
-        ({"fake_updates": 0}, "stage.fake_updates must be at least 1"),
-        ({"gan_weight": -0.1}, "stage.gan_weight must be at least 0"),
-        ({"critic_weight": 0.0}, "stage.critic_weight positive"),
+        ({"fake_updates": 0}, "stage.fake_updates must be a whole number of at least 1, got 0"),
+        ({"gan_weight": -0.1}, "stage.gan_weight must be a number of at least 0, got -0.1"),
+        ({"critic_weight": 0.0}, "stage.critic_weight must be a number above 0, got 0.0"),
         ({"t_min": 0.5, "t_max": 0.5}, "0 <= t_min < t_max <= 1, got 0.5 and 0.5"),
         ({"t_max": 1.5}, "0 <= t_min < t_max <= 1"),
         ({"t_min": float("nan")}, "stage.t_min must be finite"),
-        ({"fake_updates": 2.5}, "stage.fake_updates must be a whole number, got 2.5"),
+        ({"fake_updates": 2.5}, "stage.fake_updates must be a whole number of at least 1, got 2.5"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(change: dict[str, Any], words: str) -> None:

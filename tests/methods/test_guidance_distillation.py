@@ -121,7 +121,7 @@ def test_feature_matching_without_a_learning_rate_is_refused_before_anything_is_
     with pytest.raises(ValueError, match=rf"stage.training.roles.{PROJECTION}.learning_rate must be given"):
         small("guidance with features", {"roles": {}})
     assert small("guidance", {"roles": {}}).roles == ("student",)
-    with pytest.raises(ValueError, match="attention_matching must be at least 0"):
+    with pytest.raises(ValueError, match=r"stage.feature_matching must be a number of at least 0, got -1"):
         small("guidance", feature_matching=-1.0)
 
 

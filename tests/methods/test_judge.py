@@ -270,8 +270,8 @@ def test_each_block_of_a_network_has_features() -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"judge": {"weight": 0.0}}, "stage.judge.weight must be positive"),
-        ({"judge": {"weight": 1.0, "r1": -1.0}}, "r1 and t_std at least 0"),
+        ({"judge": {"weight": 0.0}}, "stage.judge.weight must be a number above 0, got 0.0"),
+        ({"judge": {"weight": 1.0, "r1": -1.0}}, "stage.judge.r1 must be a number of at least 0, got -1.0"),
         ({"judge": {"weight": 1.0, "real": "nothing"}}, "stage.judge.real must be one of target, data"),
         ({"judge": {"wait": 1.0}}, "stage.judge.wait is no setting"),
     ],
@@ -290,7 +290,7 @@ def test_features_and_a_judge_would_read_the_same_call(name: str) -> None:
 def test_methods_that_need_a_judge_say_so() -> None:
     with pytest.raises(ValueError, match=r"stage\.judge must be given"):
         small("ladd", judge=None)
-    with pytest.raises(ValueError, match=r"stage.distillation must be .* positive where stage.judge is null"):
+    with pytest.raises(ValueError, match=r"stage.distillation must be above 0 where stage.judge is null"):
         small("add", judge=None, distillation=0.0)
 
 

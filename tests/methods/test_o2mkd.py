@@ -259,13 +259,13 @@ def test_a_saved_model_samples_to_the_same_bits(name: str, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"num_networks": 0}, "at least 1"),
+        ({"num_networks": 0}, "stage.num_networks must be a whole number of at least 1"),
         ({"num_networks": 4, "edges": [0.3, 0.7]}, "one more than stage.edges"),
         ({"num_networks": 3, "edges": [0.7, 0.3]}, "rise from above 0 to below 1"),
         ({"num_networks": 3, "edges": [0.5, 0.5]}, "so that none is without times"),
         ({"num_networks": 2, "edges": [0.0]}, "rise from above 0"),
-        ({"overlap": 1.5}, r"must lie in \[0, 1\)"),
-        ({"common": 1.0}, r"must lie in \[0, 1\)"),
+        ({"overlap": 1.5}, "must be a number of at least 0 and below 1"),
+        ({"common": 1.0}, "must be a number of at least 0 and below 1"),
         ({"groups": [[0], [1, 2]]}, "with stage.split=label"),
         ({"split": "label", "edges": "log_snr"}, "with stage.split=time"),
         ({"adapter": "lora"}, "there are several here"),

@@ -238,9 +238,9 @@ def test_states_are_the_policys_own_and_in_its_segment() -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"num_steps": 0}, "must be at least 1, got 0, 3 and 2"),
-        ({"components": 0}, "must be at least 1, got 2, 0 and 2"),
-        ({"states": 0}, "must be at least 1, got 2, 3 and 0"),
+        ({"num_steps": 0}, "stage.num_steps must be a whole number of at least 1, got 0"),
+        ({"components": 0}, "stage.components must be a whole number of at least 1, got 0"),
+        ({"states": 0}, "stage.states must be a whole number of at least 1, got 0"),
         ({"adapter": "lora"}, "stage.adapter=lora changes the layers of a teacher by little"),
     ],
 )

@@ -248,7 +248,7 @@ def test_ladders_that_halve_have_a_phase_for_each_rung(ladder: list[int]) -> Non
     [
         ({"sampler": "ddim"}, "stage.sampler must be one of deterministic, stochastic, got 'ddim'"),
         ({"variant": "three"}, "stage.variant must be one of joint, two_student, got 'three'"),
-        ({"few_steps_factor": 0.0}, "stage.few_steps_factor must be positive, got 0.0"),
+        ({"few_steps_factor": 0.0}, "stage.few_steps_factor must be a number above 0, got 0.0"),
         ({"ladder": [4.5, 2]}, "stage.ladder must be a list of whole numbers, like [1], got [4.5, 2]"),
         ({"student": {"width": 8}, "adapter": "lora"}, "stage.adapter adds to a teacher's weights"),
     ],

@@ -162,11 +162,11 @@ def test_a_step_puts_its_teachers_features_into_the_queue_and_a_trial_does_not()
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"features": 0.0}, "not both 0"),
-        ({"features": -1.0}, "at least 0"),
-        ({"memory": 0.0}, "stage.memory positive"),
+        ({"features": 0.0}, "must not both be 0"),
+        ({"features": -1.0}, "stage.features must be a number of at least 0"),
+        ({"memory": 0.0}, "stage.memory must be a number above 0"),
         ({"queue": 10, "contrasts": 16}, "at most stage.queue"),
-        ({"enqueued": 0}, "at least 1"),
+        ({"enqueued": 0}, "stage.enqueued must be a whole number of at least 1"),
         ({"ladder": [8, 3]}, "must halve"),
     ],
 )

@@ -191,8 +191,12 @@ def test_each_round_begins_with_pairs_of_the_model_before() -> None:
         ("reflow", {"steps": [2, 2]}, "stage.steps"),
         ("reflow", {"steps": [2, 0]}, "stage.steps"),
         ("reflow", {"teacher_steps": 0}, "stage.teacher_steps"),
-        ("knowledge_distillation", {"teacher_steps": 0}, "stage.teacher_steps must be at least 1, got 0"),
-        ("knowledge_distillation", {"num_pairs": 0}, "stage.num_pairs must be at least 1, got 0"),
+        (
+            "knowledge_distillation",
+            {"teacher_steps": 0},
+            "stage.teacher_steps must be a whole number of at least 1, got 0",
+        ),
+        ("knowledge_distillation", {"num_pairs": 0}, "stage.num_pairs must be a whole number of at least 1, got 0"),
     ],
 )
 def test_bad_settings_are_one_line(name: str, changes: dict[str, Any], words: str) -> None:

@@ -349,10 +349,10 @@ def test_a_teacher_that_drops_no_condition_is_sampled_without_guidance() -> None
     ("name", "changes", "message"),
     [
         ("flow_trajectory", {"start": 1.0}, "stage.start must be a time between 0 and 1, got 1"),
-        ("flow_trajectory", {"share_at_start": 1.5}, r"stage.share_at_start must be in \[0, 1\], got 1.5"),
-        ("flow_trajectory", {"num_pairs": 0}, "stage.num_pairs must be at least 1"),
+        ("flow_trajectory", {"share_at_start": 1.5}, r"stage.share_at_start must be a number from 0 to 1, got 1.5"),
+        ("flow_trajectory", {"num_pairs": 0}, "stage.num_pairs must be a whole number of at least 1, got 0"),
         ("noise_aware_judge", {"start": 0.0}, "stage.start must be a time between 0 and 1, got 0"),
-        ("noise_aware_judge", {"gan_weight": 0.0}, "stage.gan_weight must be positive"),
+        ("noise_aware_judge", {"gan_weight": 0.0}, "stage.gan_weight must be a number above 0"),
     ],
 )
 def test_bad_settings_are_refused(name: str, changes: dict[str, Any], message: str) -> None:

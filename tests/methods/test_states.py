@@ -136,12 +136,18 @@ def test_a_budget_knows_what_states_cost_after_the_warm_up() -> None:
 @pytest.mark.parametrize(
     ("states", "words"),
     [
-        ({"data": 0.5, "teacher": 0.5, "student": 0.5}, "must be at least 0 and sum to 1, got 0.5, 0.5, 0.5"),
-        ({"data": 1.5, "teacher": -0.5, "student": 0.0}, "must be at least 0 and sum to 1, got 1.5, -0.5, 0"),
+        ({"data": 0.5, "teacher": 0.5, "student": 0.5}, "must sum to 1, got 0.5, 0.5, 0.5"),
+        ({"data": 1.5, "teacher": -0.5, "student": 0.0}, "stage.states.data must be a number from 0 to 1, got 1.5"),
         ({"data": 0.5, "teacher": 0.5}, "stage.states.student must be given"),
         ({"data": 1.0, "teacher": 0.0, "student": 0.0, "replay": 200}, "stage.states.replay is no setting"),
-        ({"data": 1.0, "teacher": 0.0, "student": 0.0, "warmup": 1.0}, "warmup must be at least 0 and below 1"),
-        ({"data": 1.0, "teacher": 0.0, "student": 0.0, "teacher_steps": 0}, "teacher_steps at least 1, got 0.1 and 0"),
+        (
+            {"data": 1.0, "teacher": 0.0, "student": 0.0, "warmup": 1.0},
+            "warmup must be a number of at least 0 and below 1, got 1.0",
+        ),
+        (
+            {"data": 1.0, "teacher": 0.0, "student": 0.0, "teacher_steps": 0},
+            "teacher_steps must be a whole number of at least 1, got 0",
+        ),
     ],
 )
 def test_bad_states_are_refused_in_one_line(states: dict[str, float], words: str) -> None:

@@ -204,9 +204,9 @@ def test_schedules_that_do_not_divide_are_refused(schedule: list[int]) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"self_teacher_decay": 1.0}, "stage.self_teacher_decay must be at least 0 and below 1, got 1.0"),
-        ({"self_teacher_decay": -0.1}, "stage.self_teacher_decay must be at least 0 and below 1, got -0.1"),
-        ({"few_steps_factor": 0.0}, "stage.few_steps_factor must be positive, got 0.0"),
+        ({"self_teacher_decay": 1.0}, "stage.self_teacher_decay must be a number of at least 0 and below 1, got 1.0"),
+        ({"self_teacher_decay": -0.1}, "stage.self_teacher_decay must be a number of at least 0 and below 1, got -0.1"),
+        ({"few_steps_factor": 0.0}, "stage.few_steps_factor must be a number above 0, got 0.0"),
         ({"ladder": [2, 1]}, "stage.ladder is no setting; stage has name, training,"),
     ],
 )

@@ -108,12 +108,12 @@ def test_the_model_has_the_gates_that_were_trained(averaged: float) -> None:
 @pytest.mark.parametrize(
     ("name", "changes", "words"),
     [
-        ("vdd", {"experts": 0}, "stage.experts and stage.num_blocks must be at least 1"),
-        ("em_mixture", {"width": 7}, "stage.width even"),
-        ("vdd", {"samples": 0}, "stage.samples and stage.expert_updates must be at least 1, got 0"),
+        ("vdd", {"experts": 0}, "stage.experts must be a whole number of at least 1, got 0"),
+        ("em_mixture", {"width": 7}, "stage.width must be even and at least 4, got 7"),
+        ("vdd", {"samples": 0}, "stage.samples must be a whole number of at least 1, got 0"),
         ("vdd", {"sigma": [0.2, 0.1]}, "stage.sigma must be two levels"),
         ("vdd", {"sigma": [0.0, 0.1]}, "stage.sigma must be two levels"),
-        ("vdd", {"spread": -1.0}, "stage.spread"),
+        ("vdd", {"spread": -1.0}, "stage.spread must be a number of at least 0, got -1"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(name: str, changes: dict[str, Any], words: str) -> None:

@@ -19,6 +19,7 @@ from fewstep.methods.judge import JudgeSettings
 from fewstep.methods.losses import Loss
 from fewstep.methods.student_settings import GuidedStudentSettings
 from fewstep.methods.training import STUDENT
+from fewstep.system.validation import NotNegative
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,15 +51,12 @@ class ADD(GuidedStudentSettings, JudgeSettings, Method):
 
     name: str = "add"
     levels: Sequence[float] = (1.0, 0.75, 0.5, 0.25)
-    distillation: float = 2.5
+    distillation: NotNegative = 2.5
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.distillation < 0 or (self.distillation == 0 and self.judge is None):
-            raise ValueError(
-                "stage.distillation must be at least 0, and positive where stage.judge is null, got "
-                f"{self.distillation:g}"
-            )
+        if self.distillation == 0 and self.judge is None:
+            raise ValueError("stage.distillation must be above 0 where stage.judge is null, got 0")
         self.phases()
 
     @property

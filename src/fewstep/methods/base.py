@@ -22,6 +22,7 @@ from fewstep.methods.training import STUDENT, Training
 from fewstep.networks import Denoiser
 from fewstep.networks.adapter import trained_parameters
 from fewstep.networks.ema import Average, ramped
+from fewstep.system.validation import Bounded
 
 MODEL = "model"  # the average that becomes the model, where one is kept
 Times = Float[Tensor, "batch"]
@@ -115,7 +116,7 @@ class Networks:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Method(ABC):
+class Method(Bounded, ABC):
     """A method of training or distillation. Constructor arguments are the settings, and the stage's YAML.
 
     Adding one: a subclass in a module, a YAML in a folder `stage`, an oracle test; see docs/extending.md.

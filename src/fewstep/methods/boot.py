@@ -14,6 +14,7 @@ from fewstep.methods.draws import Draws
 from fewstep.methods.from_noise import FromNoise
 from fewstep.methods.losses import Loss
 from fewstep.methods.training import STUDENT
+from fewstep.system.validation import AtLeastTwo, NotNegative
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,16 +38,8 @@ class Boot(FromNoise):
     certainty: ClassVar[str] = "the objective is sure; N, the weight of the boundary, the optimiser and w are ours"
 
     name: str = "boot"
-    num_levels: int = 25
-    boundary: float = 0.1
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.num_levels < 2 or self.boundary < 0:
-            raise ValueError(
-                "stage.num_levels must be at least 2 and stage.boundary at least 0, got "
-                f"{self.num_levels} and {self.boundary}"
-            )
+    num_levels: AtLeastTwo = 25
+    boundary: NotNegative = 0.1
 
     def losses(self, batch: Batch, nets: Networks, draws: Draws, *, step: int, phase: Phase) -> dict[str, Loss]:
         label = batch.label

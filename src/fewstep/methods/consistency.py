@@ -18,6 +18,7 @@ from fewstep.methods.readings import require_identity_at_data
 from fewstep.methods.state_source import StateSettings
 from fewstep.methods.student_settings import GuidedStudentSettings
 from fewstep.networks.ema import Average, constant
+from fewstep.system.validation import AtLeastTwo, ShareBelowOne
 
 SELF_TEACHER = "self_teacher"
 
@@ -47,17 +48,13 @@ class Consistency(StateSettings, GuidedStudentSettings, Regression):
     certainty: ClassVar[str] = "sure: read in the authors' code; the schedule and w as an input are ours"
 
     name: str = "consistency"
-    num_levels: int = 40
+    num_levels: AtLeastTwo = 40
     levels: Sequence[float] = (1.0, 0.75, 0.5, 0.25)
     metric: Literal["l2", "pseudo_huber"] = "l2"
-    self_teacher_decay: float = 0.0
+    self_teacher_decay: ShareBelowOne = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.num_levels < 2:
-            raise ValueError(f"stage.num_levels must be at least 2, got {self.num_levels}; 18 and 40 are published")
-        if not 0 <= self.self_teacher_decay < 1:
-            raise ValueError(f"stage.self_teacher_decay must be at least 0 and below 1, got {self.self_teacher_decay}")
         self.phases()
 
     @property

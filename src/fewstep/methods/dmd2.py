@@ -19,6 +19,7 @@ from fewstep.methods.guidance_range import GuidanceRange
 from fewstep.methods.losses import Loss, Verdict, frozen, judge, judge_generated, pull
 from fewstep.networks import Denoiser
 from fewstep.system.seeds import reseed, seed_for
+from fewstep.system.validation import NotNegative, Positive
 
 BINS = 10  # of t, in each of which the weights of a divergence have the mean 1
 
@@ -57,18 +58,13 @@ class DMD2(FakeScore):
     )
 
     name: str = "dmd2"
-    gan_weight: float = 0.0
-    critic_weight: float = 1e-2
+    gan_weight: NotNegative = 0.0
+    critic_weight: Positive = 1e-2
     divergence: Divergence = "rkl"
     guidance_t_max: float | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.gan_weight < 0 or self.critic_weight <= 0:
-            raise ValueError(
-                "stage.gan_weight must be at least 0 and stage.critic_weight positive, got "
-                f"{self.gan_weight} and {self.critic_weight}"
-            )
         if self.divergence != "rkl" and not self.gan_weight:
             raise ValueError(
                 f"stage.divergence={self.divergence} is weighted by what the critic says, and stage.gan_weight=0 says "

@@ -13,6 +13,7 @@ from fewstep.methods.base import Networks, Phase, Times, Weights
 from fewstep.methods.dmd2 import DMD2
 from fewstep.methods.draws import Draws
 from fewstep.methods.losses import Loss, regress
+from fewstep.system.validation import AtLeastOne, Positive
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,8 +42,8 @@ class DPDMD(DMD2):
     )
 
     name: str = "dp_dmd"
-    teacher_steps: int = 4
-    first_weight: float = 0.05
+    teacher_steps: AtLeastOne = 4
+    first_weight: Positive = 0.05
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -50,11 +51,6 @@ class DPDMD(DMD2):
             raise ValueError(
                 "stage.levels must begin at 1 and have at least two, the first of which follows the teacher, got "
                 f"{list(self.levels)}"
-            )
-        if self.teacher_steps < 1 or self.first_weight <= 0:
-            raise ValueError(
-                "stage.teacher_steps must be at least 1 and stage.first_weight positive, got "
-                f"{self.teacher_steps} and {self.first_weight:g}"
             )
         if self.states is not None or self.fake_sees_level:
             raise ValueError(

@@ -20,6 +20,7 @@ from fewstep.methods.losses import Loss
 from fewstep.methods.readings import require_identity_at_data
 from fewstep.methods.student_settings import GuidedStudentSettings
 from fewstep.methods.training import STUDENT
+from fewstep.system.validation import AtLeastOne, NotNegative, Positive
 
 SigmaPair = tuple[Float[Tensor, "batch"], Float[Tensor, "batch"]]
 """sigma / alpha at t and at r < t, of each example."""
@@ -45,12 +46,10 @@ class TunedConsistency(GuidedStudentSettings, Method):
 
     levels: Sequence[float] = (1.0, 0.75, 0.5, 0.25)
     hop: Literal["teacher", "data"] = "teacher"
-    huber: float = 0.0
+    huber: NotNegative = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.huber < 0:
-            raise ValueError(f"stage.huber must be at least 0, got {self.huber}")
         if self.hop == "data" and (self.w_min is not None or self.w_max is not None):
             raise ValueError(
                 "stage.w_min and stage.w_max are of a guided teacher, and stage.hop=data follows none, got "
@@ -115,19 +114,16 @@ class EasyConsistency(TunedConsistency):
 
     name: str = "ect"
     log_mean: float = -1.1
-    log_std: float = 2.0
+    log_std: Positive = 2.0
     q: float = 2.0
-    k: float = 8.0
+    k: NotNegative = 8.0
     b: float = 1.0
-    stages: int = 8
+    stages: AtLeastOne = 8
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not (self.q > 1 and self.k >= 0 and self.log_std > 0 and self.stages >= 1):
-            raise ValueError(
-                "stage.q must be above 1, stage.k at least 0, stage.log_std positive and stage.stages at least 1, got "
-                f"{self.q}, {self.k}, {self.log_std} and {self.stages}"
-            )
+        if self.q <= 1:
+            raise ValueError(f"stage.q must be above 1, got {self.q:g}")
 
     def pair(self, draws: Draws, done: float) -> SigmaPair:
         t = (self.log_mean + self.log_std * standard_normal(draws)).exp()

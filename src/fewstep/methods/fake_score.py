@@ -21,6 +21,7 @@ from fewstep.methods.state_source import Source, StateSettings
 from fewstep.methods.student_settings import GuidedStudentSettings
 from fewstep.methods.training import STUDENT
 from fewstep.networks.denoiser import with_inputs
+from fewstep.system.validation import AtLeastOne
 
 FAKE = "fake"
 LEVEL = "level"  # an input of the fake score: `network_time` of the level that a sample was predicted at
@@ -52,15 +53,13 @@ class FakeScore(StateSettings, GuidedStudentSettings, Method):
     own_source: ClassVar[Source] = "student"
 
     levels: Sequence[float] = (1.0, 0.75, 0.5, 0.25)
-    fake_updates: int = 5
+    fake_updates: AtLeastOne = 5
     t_min: float = 0.02
     t_max: float = 0.98
     fake_sees_level: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.fake_updates < 1:
-            raise ValueError(f"stage.fake_updates must be at least 1, got {self.fake_updates}")
         if not 0 <= self.t_min < self.t_max <= 1:
             raise ValueError(
                 f"stage.t_min and stage.t_max must satisfy 0 <= t_min < t_max <= 1, got {self.t_min} and {self.t_max}"

@@ -17,6 +17,7 @@ from fewstep.methods.losses import Loss, pull
 from fewstep.methods.scm import normalised
 from fewstep.methods.student_settings import GuidedStudentSettings
 from fewstep.methods.training import STUDENT
+from fewstep.system.validation import AtLeastOne, ShareAboveZero
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,13 +50,8 @@ class AnyStepStudent(FlowMapStudent):
         ValueError: fewer than one step.
     """
 
-    num_steps: int = 8
+    num_steps: AtLeastOne = 8
     derivative: Derivative = "jvp"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.num_steps < 1:
-            raise ValueError(f"stage.num_steps must be at least 1, got {self.num_steps}")
 
     def with_steps(self, num_steps: int) -> "AnyStepStudent":
         return replace(self, num_steps=num_steps)
@@ -95,16 +91,8 @@ class FlowMap(AnyStepStudent):
     )
 
     name: str = "flow_map"
-    tangent_warmup_images: int = 100_000
-    most_share: float = 0.99
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.tangent_warmup_images < 1 or not 0 < self.most_share <= 1:
-            raise ValueError(
-                "stage.tangent_warmup_images must be at least 1 and stage.most_share in (0, 1], got "
-                f"{self.tangent_warmup_images} and {self.most_share}"
-            )
+    tangent_warmup_images: AtLeastOne = 100_000
+    most_share: ShareAboveZero = 0.99
 
     def losses(self, batch: Batch, nets: Networks, draws: Draws, *, step: int, phase: Phase) -> dict[str, Loss]:
         x, label = batch

@@ -15,6 +15,7 @@ from fewstep.methods.from_pairs import FromPairs
 from fewstep.methods.losses import Loss
 from fewstep.methods.training import STUDENT
 from fewstep.networks.denoiser import arguments_of
+from fewstep.system.validation import Share
 
 LATEST = 1 - 1e-4  # rectified time; at 1 the log-SNR is infinite
 
@@ -84,13 +85,11 @@ class FlowTrajectory(FromPairs):
 
     name: str = "flow_trajectory"
     start: float = 0.25
-    share_at_start: float = 0.5
+    share_at_start: Share = 0.5
 
     def __post_init__(self) -> None:
         super().__post_init__()
         restoring(self.start)
-        if not 0 <= self.share_at_start <= 1:
-            raise ValueError(f"stage.share_at_start must be in [0, 1], got {self.share_at_start:g}")
 
     def parent(self) -> Parent:
         return Parent(guidance=("none",))

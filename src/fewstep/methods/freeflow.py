@@ -18,6 +18,7 @@ from fewstep.methods.flow_map import predict_to
 from fewstep.methods.from_noise import FromNoise
 from fewstep.methods.losses import Loss, regress
 from fewstep.methods.training import STUDENT
+from fewstep.system.validation import NotNegative
 
 FAKE = "fake"
 
@@ -48,16 +49,12 @@ class FreeFlow(FromNoise):
     )
 
     name: str = "freeflow"
-    correction: float = 1.0
-    power: float = 1.0
+    correction: NotNegative = 1.0
+    power: NotNegative = 1.0
     derivative: Derivative = "jvp"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.correction < 0 or self.power < 0:
-            raise ValueError(
-                f"stage.correction and stage.power must be at least 0, got {self.correction} and {self.power}"
-            )
         for role in self.roles:
             self.training.of_role(role)
 

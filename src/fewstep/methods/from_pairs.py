@@ -16,6 +16,7 @@ from fewstep.methods.judge import JudgeSettings
 from fewstep.methods.losses import Loss, regress
 from fewstep.methods.student_settings import StudentSettings
 from fewstep.methods.training import STUDENT
+from fewstep.system.validation import AtLeastOne
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,15 +38,9 @@ class FromPairs(StudentSettings, JudgeSettings, Method):
 
     optional_roles: ClassVar[tuple[str, ...]] = (CRITIC,)
 
-    teacher_steps: int = 16
-    num_pairs: int = 50_000
+    teacher_steps: AtLeastOne = 16
+    num_pairs: AtLeastOne = 50_000
     store: str | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name, number in (("teacher_steps", self.teacher_steps), ("num_pairs", self.num_pairs)):
-            if number < 1:
-                raise ValueError(f"stage.{name} must be at least 1, got {number}")
 
     @property
     def inputs(self) -> Literal["pairs"]:

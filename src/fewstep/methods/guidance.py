@@ -16,6 +16,7 @@ from fewstep.methods.feature_matching import ATTENTION, PROJECTION, FeatureMatch
 from fewstep.methods.guidance_range import Draw, GuidanceRange
 from fewstep.methods.losses import Loss
 from fewstep.methods.student_settings import StudentSettings
+from fewstep.system.validation import NotNegative
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,16 +44,11 @@ class Guidance(StudentSettings, Regression):
     w_draw: Draw = "uniform"
     w_values: Sequence[float] | None = None
     guidance_interval: tuple[float, ...] | None = None
-    feature_matching: float = 0.0
-    attention_matching: float = 0.0
+    feature_matching: NotNegative = 0.0
+    attention_matching: NotNegative = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if min(self.feature_matching, self.attention_matching) < 0:
-            raise ValueError(
-                "stage.feature_matching and stage.attention_matching must be at least 0, got "
-                f"{self.feature_matching} and {self.attention_matching}; 0 is none"
-            )
         self.guidance(None)
         log_snr_interval(CosineSchedule(), self.guidance_interval)  # refuses what is no interval
         if self.feature_matching and self.judge is not None:

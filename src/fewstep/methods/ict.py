@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fewstep.methods.draws import Draws
 from fewstep.methods.ect import SigmaPair, TunedConsistency
+from fewstep.system.validation import AtLeastTwo, NotNegative, Positive
 
 SIGMA_MIN, SIGMA_MAX, RHO = 0.002, 80.0, 7.0  # of the grid (Karras et al. 2022)
 
@@ -36,18 +37,17 @@ class ImprovedConsistency(TunedConsistency):
     )
 
     name: str = "ict"
-    huber: float = 0.00054
-    first_levels: int = 10
+    huber: NotNegative = 0.00054
+    first_levels: AtLeastTwo = 10
     most_levels: int = 1280
     log_mean: float = -1.1
-    log_std: float = 2.0
+    log_std: Positive = 2.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not (2 <= self.first_levels <= self.most_levels and self.log_std > 0):
+        if self.first_levels > self.most_levels:
             raise ValueError(
-                "stage.first_levels must be at least 2 and at most stage.most_levels, and stage.log_std positive, got "
-                f"{self.first_levels}, {self.most_levels} and {self.log_std}"
+                f"stage.first_levels must be at most stage.most_levels, got {self.first_levels} and {self.most_levels}"
             )
 
     def num_levels(self, done: float) -> int:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
@@ -17,11 +17,11 @@ from fewstep.methods.losses import ADVERSARIAL, Loss, Verdict, frozen, gradient_
 from fewstep.methods.training import STUDENT
 from fewstep.networks.features import network_of
 from fewstep.system.seeds import reseed, seed_for
-from fewstep.system.validation import build
+from fewstep.system.validation import Bounded, NotNegative, Positive, build
 
 
 @dataclass(frozen=True, kw_only=True)
-class Judge:
+class Judge(Bounded):
     """How a student's x is judged: noised, in the frozen teacher's features at each of its blocks (LADD, 2403.12015).
 
     The student's x and a real one are noised to the same time t = sigmoid(t_mean + t_std n), n ~ N(0, 1), each with
@@ -42,19 +42,14 @@ class Judge:
         ValueError: a weight that is not positive, a negative penalty or deviation.
     """
 
-    weight: float
+    settings_key: ClassVar[str] = "stage.judge"
+
+    weight: Positive
     real: Literal["target", "data"] = "target"
     form: Literal["hinge", "softplus"] = "hinge"
-    r1: float = 0.0
+    r1: NotNegative = 0.0
     t_mean: float = 1.0
-    t_std: float = 1.0
-
-    def __post_init__(self) -> None:
-        if self.weight <= 0 or self.r1 < 0 or self.t_std < 0:
-            raise ValueError(
-                "stage.judge.weight must be positive, and stage.judge.r1 and t_std at least 0, got "
-                f"{self.weight:g}, {self.r1:g} and {self.t_std:g}; stage.judge=null is no judge"
-            )
+    t_std: NotNegative = 1.0
 
     def critic(self, teacher: Denoise | None, stream: str) -> Critic:
         """A new critic on the teacher's blocks, whose weights follow from `stream`.

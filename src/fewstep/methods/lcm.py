@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from fewstep.methods.consistency import Consistency, ConsistencyTraining
+from fewstep.system.validation import AtLeastTwo, ShareBelowOne
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,10 +28,10 @@ class LatentConsistency(Consistency):
     certainty: ClassVar[str] = "sure: read in the authors' code; w drawn from the guided student's range is ours"
 
     name: str = "lcm"
-    num_levels: int = 50
+    num_levels: AtLeastTwo = 50
     levels: Sequence[float] = (1.0, 0.76, 0.5, 0.26)
     metric: Literal["l2", "pseudo_huber", "huber"] = "huber"  # pyright: ignore[reportIncompatibleVariableOverride]
-    self_teacher_decay: float = 0.95
+    self_teacher_decay: ShareBelowOne = 0.95
 
     def without_teacher(self) -> ConsistencyTraining:
         raise ValueError(f"stage={self.name} needs a teacher, and teacher=none says there is none; use teacher=null")

@@ -19,6 +19,7 @@ from fewstep.methods.flow_map import AnyStepStudent, predict_to
 from fewstep.methods.guidance_range import GuidanceRange
 from fewstep.methods.losses import Loss
 from fewstep.methods.training import STUDENT
+from fewstep.system.validation import NotNegative, Positive, Share
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,18 +44,10 @@ class MeanFlow(AnyStepStudent):
     certainty: ClassVar[str] = "sure: read in the authors' code; the circular path and the input s for h are ours"
 
     name: str = "meanflow"
-    equal_share: float = 0.5
+    equal_share: Share = 0.5
     logit_mean: float = -0.4
-    logit_std: float = 1.0
-    power: float = 1.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not (0 <= self.equal_share <= 1 and self.logit_std > 0 and self.power >= 0):
-            raise ValueError(
-                "stage.equal_share must lie in [0, 1], stage.logit_std be positive and stage.power at least 0, got "
-                f"{self.equal_share}, {self.logit_std} and {self.power}"
-            )
+    logit_std: Positive = 1.0
+    power: NotNegative = 1.0
 
     def without_teacher(self) -> "MeanFlowTraining":
         return MeanFlowTraining(**{each.name: getattr(self, each.name) for each in fields(self)})

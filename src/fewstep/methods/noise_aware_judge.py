@@ -20,6 +20,7 @@ from fewstep.methods.student_settings import StudentSettings
 from fewstep.methods.training import STUDENT
 from fewstep.networks import Denoiser
 from fewstep.system.seeds import reseed, seed_for
+from fewstep.system.validation import Positive
 
 
 class NoiseAwareCritic(nn.Module):
@@ -65,13 +66,11 @@ class NoiseAwareJudge(StudentSettings, Method):
 
     name: str = "noise_aware_judge"
     start: float = 0.25
-    gan_weight: float = 0.005
+    gan_weight: Positive = 0.005
 
     def __post_init__(self) -> None:
         super().__post_init__()
         restoring(self.start)
-        if self.gan_weight <= 0:
-            raise ValueError(f"stage.gan_weight must be positive, got {self.gan_weight:g}")
         for role in self.roles:
             self.training.of_role(role)
 

@@ -19,6 +19,7 @@ from fewstep.methods.losses import Loss
 from fewstep.methods.student_settings import GuidedStudentSettings
 from fewstep.networks import Denoiser, Routed
 from fewstep.networks.routed import check_edges
+from fewstep.system.validation import AtLeastOne, ShareBelowOne
 
 WIDEST = 8.0  # log-SNR, to either side, between which edges are equally far from each other: see `O2MKD.edges`
 SHIFTS = 1024  # places of the edges where networks overlap
@@ -54,24 +55,20 @@ class O2MKD(GuidedStudentSettings, Regression):
     certainty: ClassVar[str] = "O2MKD-style: of the paper we know the abstract; all but blocks of times is ours"
 
     name: str = "o2mkd"
-    num_networks: int = 4
+    num_networks: AtLeastOne = 4
     split: Literal["time", "label"] = "time"
     edges: Literal["time", "log_snr"] | Sequence[float] = "time"
     groups: Sequence[Sequence[int]] | None = None
-    overlap: float = 1 / 64
-    common: float = 1 / 3
+    overlap: ShareBelowOne = 1 / 64
+    common: ShareBelowOne = 1 / 3
 
     def __post_init__(self) -> None:
         super().__post_init__()
         given = len(self.edges) + 1 if not isinstance(self.edges, str) else len(self.groups or ()) or self.num_networks
-        if self.num_networks < 1 or given != self.num_networks:
+        if given != self.num_networks:
             raise ValueError(
-                "stage.num_networks must be at least 1 and that of stage.groups or one more than stage.edges, got "
+                "stage.num_networks must be that of stage.groups or one more than stage.edges, got "
                 f"{self.num_networks} and {given}"
-            )
-        if not (0 <= self.overlap < 1 and 0 <= self.common < 1):
-            raise ValueError(
-                f"stage.overlap and stage.common must lie in [0, 1), got {self.overlap:g} and {self.common:g}"
             )
         if self.split == "time" and self.groups is not None:
             raise ValueError(

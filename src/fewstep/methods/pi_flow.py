@@ -16,6 +16,7 @@ from fewstep.methods.draws import Draws
 from fewstep.methods.losses import Loss, regress
 from fewstep.methods.student_settings import GuidedStudentSettings
 from fewstep.methods.training import STUDENT
+from fewstep.system.validation import AtLeastOne
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,17 +43,12 @@ class PiFlow(GuidedStudentSettings, Method):
     )
 
     name: str = "pi_flow"
-    num_steps: int = 4
-    components: int = 4
-    states: int = 2
+    num_steps: AtLeastOne = 4
+    components: AtLeastOne = 4
+    states: AtLeastOne = 2
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if min(self.num_steps, self.components, self.states) < 1:
-            raise ValueError(
-                "stage.num_steps, stage.components and stage.states must be at least 1, got "
-                f"{self.num_steps}, {self.components} and {self.states}"
-            )
         if self.adapter is not None:
             raise ValueError(
                 f"stage.adapter={self.adapter} changes the layers of a teacher by little, and the last one of a policy "

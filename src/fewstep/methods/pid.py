@@ -12,6 +12,7 @@ from fewstep.methods.draws import Draws
 from fewstep.methods.from_noise import FromNoise
 from fewstep.methods.losses import Loss
 from fewstep.methods.training import STUDENT
+from fewstep.system.validation import AtLeastTwo
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,12 +36,7 @@ class PID(FromNoise):
     certainty: ClassVar[str] = "sure: read in the authors' code; levels uniform in t, the plain square and w are ours"
 
     name: str = "pid"
-    num_levels: int = 250
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.num_levels < 2:
-            raise ValueError(f"stage.num_levels must be at least 2, got {self.num_levels}; 250 is published")
+    num_levels: AtLeastTwo = 250
 
     def losses(self, batch: Batch, nets: Networks, draws: Draws, *, step: int, phase: Phase) -> dict[str, Loss]:
         label = batch.label

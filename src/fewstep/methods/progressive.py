@@ -16,6 +16,7 @@ from fewstep.methods.base import Networks, Parent, Phase, Regression, Times, Wei
 from fewstep.methods.draws import Draws
 from fewstep.methods.guidance_range import GuidanceRange
 from fewstep.methods.state_source import StateSettings
+from fewstep.system.validation import Positive
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,15 +52,13 @@ class Progressive(StateSettings, Regression):
     name: str = "progressive"
     ladder: Sequence[int] = (32, 16, 8, 4, 2, 1)
     few_steps: int = 2
-    few_steps_factor: float = 2.0
+    few_steps_factor: Positive = 2.0
     sampler: Literal["deterministic", "stochastic"] = "deterministic"
     variant: Literal["joint", "two_student"] = "joint"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_ladder(self.ladder)
-        if self.few_steps_factor <= 0:
-            raise ValueError(f"stage.few_steps_factor must be positive, got {self.few_steps_factor}")
 
     def sampling(self, num_steps: int) -> Sampling:
         """How a student of that many steps is sampled."""

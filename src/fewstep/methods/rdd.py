@@ -19,6 +19,7 @@ from fewstep.methods.training import STUDENT
 from fewstep.networks import Denoiser
 from fewstep.networks.features import MiddleFeatures, network_of
 from fewstep.system.seeds import reseed, seed_for
+from fewstep.system.validation import AtLeastOne, NotNegative, Positive
 
 HEAD = "head"  # the role of the projection that the memory is compared through
 FEATURE_TIME = 0.5  # the level at which every teacher of a ladder was trained, whatever its even number of steps
@@ -62,23 +63,20 @@ class RDD(Progressive):
     )
 
     name: str = "rdd"
-    features: float = 1.0
-    pixels: float = 0.0
-    memory: float = 0.1
+    features: NotNegative = 1.0
+    pixels: NotNegative = 0.0
+    memory: Positive = 0.1
     queue: int = 20_000
-    contrasts: int = 512
-    enqueued: int = 128
+    contrasts: AtLeastOne = 512
+    enqueued: AtLeastOne = 128
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if min(self.features, self.pixels) < 0 or self.features + self.pixels == 0 or self.memory <= 0:
+        if self.features + self.pixels == 0:
+            raise ValueError("stage.features and stage.pixels must not both be 0: one of them says what is compared")
+        if max(self.contrasts, self.enqueued) > self.queue:
             raise ValueError(
-                "stage.features and stage.pixels must be at least 0 and not both 0, and stage.memory positive, got "
-                f"{self.features}, {self.pixels} and {self.memory}"
-            )
-        if not 1 <= max(self.contrasts, self.enqueued) <= self.queue or min(self.contrasts, self.enqueued) < 1:
-            raise ValueError(
-                "stage.contrasts and stage.enqueued must be at least 1 and at most stage.queue, got "
+                "stage.contrasts and stage.enqueued must be at most stage.queue, got "
                 f"{self.contrasts}, {self.enqueued} and {self.queue}"
             )
         for role in self.roles:

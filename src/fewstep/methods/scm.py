@@ -20,6 +20,7 @@ from fewstep.methods.readings import require_identity_at_data
 from fewstep.methods.student_settings import GuidedStudentSettings
 from fewstep.methods.training import STUDENT
 from fewstep.networks.inputs import sinusoid, zeroed
+from fewstep.system.validation import AtLeastOne, Positive
 
 WEIGHTING = "weighting"  # the role of the learned weights over t
 FEATURES = 64
@@ -53,17 +54,12 @@ class ContinuousConsistency(GuidedStudentSettings, Method):
     name: str = "scm"
     levels: tuple[float, ...] = (1.0, 0.75, 0.5, 0.25)
     log_mean: float = -1.0
-    log_std: float = 1.4
-    tangent_warmup_images: int = 100_000
+    log_std: Positive = 1.4
+    tangent_warmup_images: AtLeastOne = 100_000
     derivative: Derivative = "jvp"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.log_std <= 0 or self.tangent_warmup_images < 1:
-            raise ValueError(
-                "stage.log_std must be positive and stage.tangent_warmup_images at least 1, got "
-                f"{self.log_std} and {self.tangent_warmup_images}"
-            )
         self.phases()
         self.training.of_role(WEIGHTING)
 

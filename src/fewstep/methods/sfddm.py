@@ -17,6 +17,7 @@ from fewstep.methods.losses import Loss
 from fewstep.methods.student_settings import GuidedStudentSettings
 from fewstep.networks import Denoiser
 from fewstep.networks.features import LastFeatures, network_of
+from fewstep.system.validation import AtLeastOne, NotNegative
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,16 +44,11 @@ class SFDDM(GuidedStudentSettings, Regression):
     )
 
     name: str = "sfddm"
-    num_steps: int = 4
-    features: float = 1.0
+    num_steps: AtLeastOne = 4
+    features: NotNegative = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.num_steps < 1 or self.features < 0:
-            raise ValueError(
-                "stage.num_steps must be at least 1 and stage.features at least 0, got "
-                f"{self.num_steps} and {self.features}"
-            )
         if self.features and self.judge is not None:
             raise ValueError(
                 "stage.features and stage.judge each read the teacher's latest call, and there is but one; use "

@@ -11,6 +11,7 @@ from fewstep.methods.draws import Draws
 from fewstep.methods.fake_score import FAKE, FakeScore
 from fewstep.methods.losses import Loss, frozen
 from fewstep.networks.denoiser import differentiable
+from fewstep.system.validation import NotNegative
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,12 +40,7 @@ class SiD(FakeScore):
     )
 
     name: str = "sid"
-    alpha: float = 1.2
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.alpha < 0:
-            raise ValueError(f"stage.alpha must be at least 0, got {self.alpha:g}; 1.2 and 1 are published")
+    alpha: NotNegative = 1.2
 
     def student_loss(
         self, x: Images, nets: Networks, draws: Draws, label: Condition, w: Weights, *, level: Times

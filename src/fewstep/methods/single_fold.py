@@ -13,6 +13,7 @@ from fewstep.diffusion.sampling import Sampling
 from fewstep.methods.base import Networks, Phase, Regression, Times, Weights
 from fewstep.methods.draws import Draws
 from fewstep.methods.student_settings import GuidedStudentSettings
+from fewstep.system.validation import AtLeastOne
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,13 +35,8 @@ class SingleFold(GuidedStudentSettings, Regression):
     certainty: ClassVar[str] = "ours: the target of progressive distillation at any ratio"
 
     name: str = "single_fold"
-    num_steps: int = 4
-    fold: int = 8
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if min(self.num_steps, self.fold) < 1:
-            raise ValueError(f"stage.num_steps and stage.fold must be at least 1, got {self.num_steps} and {self.fold}")
+    num_steps: AtLeastOne = 4
+    fold: AtLeastOne = 8
 
     def with_steps(self, num_steps: int) -> "SingleFold":
         return replace(self, num_steps=num_steps)

@@ -14,14 +14,14 @@ from fewstep.diffusion.schedule import Images
 from fewstep.methods.base import Method, Networks, Phase, Times, Weights
 from fewstep.methods.draws import Draws
 from fewstep.methods.student_settings import StudentSettings
-from fewstep.system.validation import build
+from fewstep.system.validation import AtLeastOne, Bounded, Share, ShareBelowOne, build
 
 Source = Literal["data", "teacher", "student"]
 GOLDEN = (5**0.5 - 1) / 2
 
 
 @dataclass(frozen=True, kw_only=True)
-class StateSource:
+class StateSource(Bounded):
     """Priors of the three sources (Garrepalli et al. 2024, DDIL).
 
     A few-step student that samples meets its own states, and training on noised data shows it others. One source serves
@@ -39,23 +39,21 @@ class StateSource:
         ValueError: priors that are negative or do not sum to 1, a share outside [0, 1), or no steps.
     """
 
-    data: float
-    teacher: float
-    student: float
-    warmup: float = 0.1
-    teacher_steps: int = 16
+    settings_key: ClassVar[str] = "stage.states"
+
+    data: Share
+    teacher: Share
+    student: Share
+    warmup: ShareBelowOne = 0.1
+    teacher_steps: AtLeastOne = 16
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         priors = (self.data, self.teacher, self.student)
-        if min(priors) < 0 or abs(sum(priors) - 1) > 1e-9:
+        if abs(sum(priors) - 1) > 1e-9:
             raise ValueError(
-                "stage.states.data, teacher and student must be at least 0 and sum to 1, got "
+                "stage.states.data, teacher and student must sum to 1, got "
                 f"{', '.join(f'{prior:g}' for prior in priors)}"
-            )
-        if not 0 <= self.warmup < 1 or self.teacher_steps < 1:
-            raise ValueError(
-                "stage.states.warmup must be at least 0 and below 1, and teacher_steps at least 1, got "
-                f"{self.warmup:g} and {self.teacher_steps}"
             )
 
     def at(self, step: int, num_steps: int) -> Source:

@@ -7,10 +7,11 @@ from typing import Any, Literal
 from fewstep.methods.base import Parent
 from fewstep.methods.guidance_range import GuidanceRange, chosen_weights
 from fewstep.networks.adapter import check_adapter
+from fewstep.system.validation import Bounded
 
 
 @dataclass(frozen=True, kw_only=True)
-class StudentSettings:
+class StudentSettings(Bounded):
     """How a student differs from the parent that it starts as; fields of every method that has a parent.
 
     Args:
@@ -32,6 +33,7 @@ class StudentSettings:
     clip_target: bool = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_adapter(self.adapter, self.adapter_rank, self.adapter_alpha)
         if self.student is not None and self.adapter is not None:
             raise ValueError(

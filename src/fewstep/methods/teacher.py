@@ -9,6 +9,7 @@ from fewstep.diffusion.sampling import Sampling
 from fewstep.methods.base import Networks, Phase, Regression, Times, Weights
 from fewstep.methods.draws import Draws
 from fewstep.methods.guidance_range import GuidanceRange
+from fewstep.system.validation import Share
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,12 +33,8 @@ class Teacher(Regression):
     has_dropout: ClassVar[bool] = True
 
     name: str = "teacher"
-    label_dropout: float = 0.1
+    label_dropout: Share = 0.1
     guided_by: Literal["two_evaluations", "three_evaluations", "none"] = "two_evaluations"
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.label_dropout <= 1:
-            raise ValueError(f"stage.label_dropout must be in [0, 1], got {self.label_dropout}; the usual share is 0.1")
 
     def phases(self) -> tuple[Phase, ...]:
         return (Phase(Sampling(guidance=self.guided_by if self.label_dropout else "none")),)

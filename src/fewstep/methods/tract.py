@@ -16,6 +16,7 @@ from fewstep.methods.base import Networks, Parent, Phase, Regression, Times, Wei
 from fewstep.methods.draws import Draws
 from fewstep.methods.student_settings import GuidedStudentSettings
 from fewstep.networks.ema import Average, bias_corrected
+from fewstep.system.validation import Positive, ShareBelowOne
 
 SELF_TEACHER = "self_teacher"
 
@@ -44,9 +45,9 @@ class Tract(GuidedStudentSettings, Regression):
 
     name: str = "tract"
     time_schedule: Sequence[int] = (64, 8, 1)
-    self_teacher_decay: float = 0.5
+    self_teacher_decay: ShareBelowOne = 0.5
     few_steps: int = 0
-    few_steps_factor: float = 1.0
+    few_steps_factor: Positive = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -56,10 +57,6 @@ class Tract(GuidedStudentSettings, Regression):
                 "stage.time_schedule must fall, each number a divisor of the one before, like [64,8,1], got "
                 f"{list(steps)}"
             )
-        if not 0 <= self.self_teacher_decay < 1:
-            raise ValueError(f"stage.self_teacher_decay must be at least 0 and below 1, got {self.self_teacher_decay}")
-        if self.few_steps_factor <= 0:
-            raise ValueError(f"stage.few_steps_factor must be positive, got {self.few_steps_factor}")
 
     def parent(self) -> Parent:
         return Parent(guidance=("input",), continues=Sampling.uniform(self.time_schedule[0], guidance="input"))

@@ -4,11 +4,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from math import cos, inf, pi
-from typing import Any
+from typing import Any, ClassVar
 
 from torch.optim import AdamW, Optimizer
 
 from fewstep.diffusion.loss import GUIDANCE_WEIGHTS, WEIGHTS
+from fewstep.system.validation import AtLeastOne, Bounded, Count, Positive, ShareBelowOne
 
 Decay = Callable[[float], float]
 """Share of the training done, in [0, 1) -> what the learning rate is multiplied by."""
@@ -57,7 +58,7 @@ class RoleTraining:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Training:
+class Training(Bounded):
     """How a student is optimised.
 
     Args:
@@ -77,14 +78,16 @@ class Training:
         ValueError: a value outside its range.
     """
 
+    settings_key: ClassVar[str] = "stage.training"
+
     images: int = 400_000
-    batch_size: int = 256
-    learning_rate: float = 5e-4
-    warmup_images: int = 10_000
-    gradient_clip: float = 1.0
-    ema_decay: float = 0.999
+    batch_size: AtLeastOne = 256
+    learning_rate: Positive = 5e-4
+    warmup_images: Count = 10_000
+    gradient_clip: Positive = 1.0
+    ema_decay: ShareBelowOne = 0.999
     weight: str = "snr_plus_one"
-    evaluations: int | None = None
+    evaluations: AtLeastOne | None = None
     guidance_weight: str = "uniform"
     optimizer: Callable[..., Optimizer] = field(
         default_factory=lambda: partial(AdamW, betas=(0.9, 0.99), weight_decay=0.0, fused=True)
@@ -93,20 +96,12 @@ class Training:
     roles: Mapping[str, RoleTraining] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not 1 <= self.batch_size <= self.images:
+        super().__post_init__()
+        if self.batch_size > self.images:
             raise ValueError(
-                "stage.training needs a whole batch_size with 1 <= batch_size <= images, got "
+                "stage.training needs 1 <= batch_size <= images, got "
                 f"batch_size={self.batch_size} and images={self.images}"
             )
-        if not (0 < self.learning_rate < inf and self.gradient_clip > 0 and self.warmup_images >= 0):
-            raise ValueError(
-                "stage.training needs a positive learning_rate and gradient_clip and warmup_images >= 0, got "
-                f"{self.learning_rate}, {self.gradient_clip} and {self.warmup_images}"
-            )
-        if self.evaluations is not None and self.evaluations < 1:
-            raise ValueError(f"stage.training.evaluations must be at least 1 or null, got {self.evaluations}")
-        if not 0 <= self.ema_decay < 1:
-            raise ValueError(f"stage.training.ema_decay must be at least 0 and below 1, got {self.ema_decay}")
         if self.weight not in WEIGHTS:
             raise ValueError(f"stage.training.weight must be one of {', '.join(WEIGHTS)}, got {self.weight!r}")
         if self.guidance_weight not in GUIDANCE_WEIGHTS:

@@ -7,6 +7,7 @@ from fewstep.diffusion.prediction import Condition, Prediction
 from fewstep.methods.base import Networks, Parent, Phase, Times, Weights
 from fewstep.methods.guidance import Guidance
 from fewstep.methods.guidance_range import GuidanceRange
+from fewstep.system.validation import ShareAboveZero
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,14 +36,7 @@ class TwoGuidances(Guidance):
     name: str = "two_guidances"
     w2_min: float = 0.0
     w2_max: float = 4.0
-    teacher_share: float = 1.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 < self.teacher_share <= 1:
-            raise ValueError(
-                f"stage.teacher_share must be above 0 and at most 1, which is no mixing, got {self.teacher_share}"
-            )
+    teacher_share: ShareAboveZero = 1.0
 
     def parent(self) -> Parent:
         return Parent(guidance=("three_evaluations",))

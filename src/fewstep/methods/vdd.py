@@ -21,12 +21,13 @@ from fewstep.methods.training import STUDENT
 from fewstep.networks import Denoiser, MixtureOfExperts
 from fewstep.networks.denoiser import arguments_of
 from fewstep.system.seeds import reseed, seed_for
+from fewstep.system.validation import AtLeastOne, Bounded, NotNegative
 
 GATES = "gates"
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExpertSettings:
+class ExpertSettings(Bounded):
     """The student of methods that make a mixture of experts.
 
     Args:
@@ -38,17 +39,15 @@ class ExpertSettings:
         ValueError: a size below 1, or a negative spread.
     """
 
-    experts: int = 8
+    experts: AtLeastOne = 8
     width: int = 128
-    num_blocks: int = 3
-    spread: float = 1.0
+    num_blocks: AtLeastOne = 3
+    spread: NotNegative = 1.0
 
     def __post_init__(self) -> None:
-        if min(self.experts, self.num_blocks) < 1 or self.width < 4 or self.width % 2 or self.spread < 0:
-            raise ValueError(
-                "stage.experts and stage.num_blocks must be at least 1, stage.width even and at least 4, stage.spread "
-                f"at least 0, got {self.experts}, {self.num_blocks}, {self.width} and {self.spread}"
-            )
+        super().__post_init__()
+        if self.width < 4 or self.width % 2:
+            raise ValueError(f"stage.width must be even and at least 4, got {self.width}")
 
     def new_student(self, parent: Denoiser, stream: str, *, guidance_input: bool) -> Denoiser:
         """A mixture of the parent's data and conditions, which has none of its weights."""
@@ -94,19 +93,14 @@ class VDD(ExpertSettings, Method):
     )
 
     name: str = "vdd"
-    samples: int = 2
-    expert_updates: int = 2
+    samples: AtLeastOne = 2
+    expert_updates: AtLeastOne = 2
     sigma: Sequence[float] = (0.1, 0.1)
     w_min: float | None = None
     w_max: float | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if min(self.samples, self.expert_updates) < 1:
-            raise ValueError(
-                "stage.samples and stage.expert_updates must be at least 1, got "
-                f"{self.samples} and {self.expert_updates}"
-            )
         if len(self.sigma) != 2 or not 0 < self.sigma[0] <= self.sigma[1]:
             raise ValueError(
                 f"stage.sigma must be two levels [lowest, highest] with 0 < lowest <= highest, got {[*self.sigma]}"

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from inspect import Parameter, signature
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from pydantic import ConfigDict, Field, PydanticUserError, TypeAdapter, ValidationError
 
@@ -13,8 +13,33 @@ T = TypeVar("T")
 STRICT = ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
 Count = Annotated[int, Field(ge=0, lt=2**63, description="from 0 to 2^63 - 1")]
 """A number of things, or a seed, as torch takes it."""
+AtLeastOne = Annotated[int, Field(ge=1, description="of at least 1")]
+AtLeastTwo = Annotated[int, Field(ge=2, description="of at least 2")]
+Positive = Annotated[float, Field(gt=0, description="above 0")]
+NotNegative = Annotated[float, Field(ge=0, description="of at least 0")]
+Share = Annotated[float, Field(ge=0, le=1, description="from 0 to 1")]
+ShareBelowOne = Annotated[float, Field(ge=0, lt=1, description="of at least 0 and below 1")]
+ShareAboveZero = Annotated[float, Field(gt=0, le=1, description="above 0 and at most 1")]
 Filled = Annotated[str, Field(pattern=r"\S", description="that is not empty")]
 EXPECTED = {int: "a whole number", float: "a number", bool: "true or false", str: "text", NoneType: "null"}
+
+
+class Bounded:
+    """A dataclass of settings whose values lie within the bounds of their annotations, however it is constructed.
+
+    Attributes:
+        settings_key: name of the settings in error messages.
+
+    Raises:
+        ValueError: one does not; a line with its name, the rule and the value.
+    """
+
+    settings_key: ClassVar[str] = "stage"
+
+    def __post_init__(self) -> None:
+        for name, hint in annotations(type(self)).items():
+            if get_origin(hint) is Annotated:
+                checked(getattr(self, name), hint, f"{self.settings_key}.{name}")
 
 
 def build(constructor: Callable[..., T], settings: Mapping[str, Any], group: str) -> T:
