@@ -68,6 +68,8 @@ def test_beyond_its_ends_the_schedule_stays_at_them() -> None:
     beyond = torch.tensor([-50.0, 50.0], dtype=torch.float64)
     assert schedule.time(beyond).tolist() == [1.0, 0.0]
     assert schedule.timestep(beyond).tolist() == [999.0, 0.0]
+    ends = schedule.log_snr(torch.tensor([0.0, 1.0], dtype=torch.float64))
+    assert torch.equal(schedule.log_snr(torch.tensor([-0.1, 1.1], dtype=torch.float64)), ends)
 
 
 @pytest.mark.parametrize("num_steps", [1, 2, 4, 5, 8, 10, 20, 50])
@@ -120,10 +122,21 @@ def test_ddim_is_that_of_diffusers_step_by_step(case: str, kind: str, theirs: st
         ({"kind": "trained", "betas": (0.1, 1.0), "num_timesteps": 2}, "between 1e-09 and 1, got 0.1 to 1"),
         ({"beta_start": 0.0}, "between 1e-09 and 1, got 0 to"),
         ({"beta_start": 1e-20}, "between 1e-09 and 1, got 1e-20 to"),
-        ({"num_timesteps": 1}, "2 to 100,000 timesteps"),
+        ({"kind": "trained", "betas": (1e-9, 0.5), "num_timesteps": 2}, "got 1e-09 to 0.5"),
+        ({"num_timesteps": 1}, "2 to 100,000 timesteps .* got 1$"),
+        ({"num_timesteps": 100_001}, "2 to 100,000 timesteps .* got 100001$"),
+        ({"log_snr_min": -1001.0}, "log_snr_min < log_snr_max, neither beyond 1000, got -1001 and 20$"),
+        ({"log_snr_max": 1001.0}, "log_snr_min < log_snr_max, neither beyond 1000, got -20 and 1001$"),
+        ({"log_snr_min": 2.0, "log_snr_max": 2.0}, "got 2 and 2$"),
     ],
 )
 @pytest.mark.usefixtures("unchecked")
 def test_a_schedule_that_is_none_is_refused(arguments: dict[str, Any], rule: str) -> None:
     with pytest.raises(ValueError, match=rule):
         BetaSchedule(**arguments)
+
+
+def test_a_schedule_at_its_limits_is_taken() -> None:
+    assert BetaSchedule(num_timesteps=2).table.shape == (3,)
+    assert BetaSchedule(beta_start=1e-6, beta_end=1e-5, num_timesteps=100_000).table.shape == (100_001,)
+    assert BetaSchedule(log_snr_min=-1000.0, log_snr_max=1000.0).table[0] == 1000

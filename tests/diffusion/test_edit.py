@@ -343,6 +343,13 @@ def test_slerp_of_what_is_parallel_or_opposite_stays_finite(scale: float) -> Non
         torch.testing.assert_close(between, a, rtol=0, atol=1e-9)
 
 
+def test_slerp_of_opposites_stays_on_their_line_and_reaches_both() -> None:
+    a = noise(3, 5)
+    fractions = torch.tensor([0.0, 0.25, 0.75, 1.0], dtype=torch.float64)
+    for fraction, sign in zip(fractions, (1, 1, -1, -1), strict=True):
+        torch.testing.assert_close(slerp(a, -a, fraction.expand(3)), sign * a)
+
+
 def test_slerp_keeps_dtype_shape_and_blends_norms() -> None:
     a, b = torch.randn(2, 1, 4, 4), 3 * torch.randn(2, 1, 4, 4)
     between = slerp(a, b, torch.tensor([0.5, 0.5]))

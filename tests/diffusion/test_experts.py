@@ -74,6 +74,31 @@ def test_densities_entropies_and_samples_are_the_librarys() -> None:
     torch.testing.assert_close(drawn.var(0), library(experts).variance[0], rtol=0.03, atol=0)
 
 
+def test_a_sample_is_of_the_expert_in_whose_part_the_number_falls() -> None:
+    experts = some_experts(1, 3)
+    gates = torch.tensor([[0.5, 0.25, 0.25]], dtype=torch.float64)
+    uniform = torch.tensor([0.0, 0.49, 0.5, 0.74, 0.75, 1 - 1e-9], dtype=torch.float64)
+    chosen, count = [0, 0, 1, 1, 2, 2], len(uniform)
+    wide = Experts(*(each.expand(count, *each.shape[1:]) for each in (experts.means, experts.factors, gates.log())))
+    eps = torch.randn(count, 2, generator=torch.Generator().manual_seed(8), dtype=torch.float64)
+    expected = [experts.means[0, k] + experts.factors[0, k] @ e for k, e in zip(chosen, eps, strict=True)]
+    torch.testing.assert_close(wide.draw(uniform, eps), torch.stack(expected))
+    short = Experts(experts.means, experts.factors, (gates * (1 - 1e-6)).log())  # as rounding may leave them
+    found = short.draw(torch.tensor([1 - 1e-9], dtype=torch.float64), torch.zeros(1, 2, dtype=torch.float64))
+    torch.testing.assert_close(found[0], experts.means[0, 2])
+
+
+def test_a_detached_mixture_and_its_policy_are_the_same_without_gradients() -> None:
+    experts = some_experts()
+    moving = Experts(*(each.clone().requires_grad_() for each in (experts.means, experts.factors, experts.log_gates)))
+    z, log_snr = torch.randn(3, 2, dtype=torch.float64), torch.zeros(3, dtype=torch.float64)
+    policy = ExpertPolicy(z, log_snr, moving)
+    found = policy.detach().at(z, log_snr).x
+    assert policy.at(z, log_snr).x.requires_grad
+    assert not found.requires_grad
+    assert torch.equal(found, policy.at(z, log_snr).x)
+
+
 def test_the_policy_is_the_exact_denoiser_of_the_mixture() -> None:
     """Of diagonal factors that of `GaussianMixture`; turned data have turned predictions."""
     mixture = GaussianMixture(

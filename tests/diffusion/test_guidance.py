@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fewstep.diffusion.guidance import Guided, guide
+from fewstep.diffusion.guidance import Guided, guide, log_snr_interval, steer, weight_in_words
 from fewstep.diffusion.mixture import GaussianMixture
 from fewstep.diffusion.prediction import KINDS, Prediction, PredictionKind
 from fewstep.diffusion.schedule import CosineSchedule
@@ -109,3 +109,32 @@ def test_the_guided_mixture_is_the_closed_form(make_mixture: Callable[..., Gauss
     conditional = mixture.denoise(z, log_snr, label).x
     unconditional = mixture.denoise(z, log_snr, torch.full_like(label, 3)).x
     torch.testing.assert_close(guided.x, (1 + w[:, None]) * conditional - w[:, None] * unconditional)
+
+
+def test_a_slider_steers_along_the_difference_of_two_concepts() -> None:
+    """With an amount of 1 from `away` it arrives at `towards`, and with 1 + w it is guidance."""
+    neutral, towards, away = torch.randn(3, 4, 2, dtype=torch.float64)
+    amount = torch.tensor([0.0, 1.0, -1.0, 2.5], dtype=torch.float64)
+    expected = neutral + amount[:, None] * (towards - away)
+    torch.testing.assert_close(steer(neutral=neutral, towards=towards, away=away, amount=amount), expected)
+    torch.testing.assert_close(steer(neutral=away, towards=towards, away=away, amount=amount.new_ones(4)), towards)
+    w = torch.tensor([0.0, 1.0, 2.0, 3.0], dtype=torch.float64)
+    guided = guide(conditional=towards, unconditional=away, w=w)
+    torch.testing.assert_close(steer(neutral=away, towards=towards, away=away, amount=1 + w), guided)
+
+
+def test_weights_in_words() -> None:
+    assert weight_in_words(1.5) == "w = 1.5"
+    assert weight_in_words((1.0, 2.0)) == "w = 1 and w2 = 2"
+
+
+def test_an_interval_in_time_is_one_in_log_snr_in_float64() -> None:
+    schedule = CosineSchedule()
+    highest, lowest = schedule.log_snr(torch.tensor([0.2, 0.7], dtype=torch.float64)).tolist()
+    assert log_snr_interval(schedule, (0.2, 0.7)) == (lowest, highest)
+    assert log_snr_interval(schedule, None) is None
+    assert log_snr_interval(schedule, [0.0, 1.0]) is not None
+    for times in ([0.2], [0.7, 0.2], [0.2, 0.2], [-0.1, 0.5], [0.5, 1.1]):
+        words = r"^stage.guidance_interval must be null or two times \[low, high\] with 0 <= low < high <= 1, got "
+        with pytest.raises(ValueError, match=words):
+            log_snr_interval(schedule, times)

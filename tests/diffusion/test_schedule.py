@@ -9,6 +9,7 @@ from fewstep.diffusion.schedule import (
     append_zero,
     check_times,
     expand,
+    log_snr_of_share,
     network_time,
     sigma,
     uniform_times,
@@ -112,3 +113,10 @@ def test_other_times_are_refused(times: list[float], got: str) -> None:
     with pytest.raises(ValueError, match=rf"must lie in \(0, 1\] and strictly decrease, {got}; use .*") as refused:
         check_times(torch.tensor(times, dtype=torch.float64))
     assert "\n" not in str(refused.value)
+
+
+def test_the_log_snr_of_a_flows_share_has_that_share_of_signal() -> None:
+    """x + eps in the shares of a rectified flow are ours but for scale: alpha / (alpha + sigma) is the share."""
+    share = torch.linspace(0.01, 0.99, 99, dtype=torch.float64)
+    log_snr = log_snr_of_share(share)
+    torch.testing.assert_close(alpha(log_snr) / (alpha(log_snr) + sigma(log_snr)), share)

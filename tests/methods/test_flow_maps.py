@@ -242,6 +242,21 @@ def test_meanflow_from_data_has_the_guided_velocity_as_its_fixed_point() -> None
     assert float(slope) == pytest.approx(float(expected), abs=5e-3)
 
 
+def test_meanflow_divides_an_examples_error_by_a_power_of_it() -> None:
+    """The sum of squares + 0.01, to the power p (Geng et al. 2025): with p = 0 the plain mean is left, half the sum."""
+    errors = []
+    for power in (0.0, 0.5, 1.0):
+        method = small("meanflow", power=power)
+        nets = Networks(ExactMap(off=0.3), teacher, SCHEDULE, W)
+        x, label = 0.4 * torch.randn(6, 2, generator=torch.Generator().manual_seed(0)), torch.arange(6) % 3
+        draws = Draws.begin(x, "0/flow-maps", 0)
+        found = method.losses(Batch(x, label), nets, draws, step=0, phase=method.phases()[0])
+        errors.append(found["student"].error.detach())
+    plain = errors[0]
+    for power, error in zip((0.5, 1.0), errors[1:], strict=True):
+        torch.testing.assert_close(error, plain / (2 * plain + 0.01) ** power)
+
+
 class ByDDIM(Denoiser):
     """From noise to each level of a grid by the teacher's DDIM along the grid; `off` is added to F."""
 

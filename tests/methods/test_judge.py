@@ -170,6 +170,13 @@ def test_a_judge_that_cannot_tell_and_one_that_can(form: str, undecided: float) 
     assert bool((logits.grad < 0).all())  # it always wants to be taken for real
 
 
+def test_the_hinge_is_zero_at_its_margins() -> None:
+    of_judge, of_generator = ADVERSARIAL["hinge"]
+    real, generated = torch.tensor([1.0, 0.5, -1.0]), torch.tensor([-1.0, -1.0, 2.0])
+    assert of_judge(real, generated).tolist() == [0.0, 0.5, 5.0]
+    assert of_generator(torch.tensor([1.0, 0.0, -2.0])).tolist() == [0.0, 1.0, 3.0]
+
+
 def test_the_penalty_is_the_squared_slope_of_a_head_in_its_own_input() -> None:
     h = [torch.randn(4, 3, 2, requires_grad=True) for _ in range(2)]
     logits = torch.stack([(2 * h[0]).flatten(1).sum(1), h[1].square().flatten(1).sum(1)], dim=1)
@@ -215,7 +222,7 @@ def test_the_judge_is_added_to_the_methods_own_loss_by_its_weight() -> None:
     assert float((errors[1] - errors[0]).abs().min()) > 0
 
 
-def test_the_penalty_is_added_to_the_critics_loss_by_its_weight() -> None:
+def test_the_penalty_is_added_to_the_critics_loss_by_its_weight(monkeypatch: pytest.MonkeyPatch) -> None:
     errors = []
     for r1 in (0.0, 1.0, 2.0):
         made = module(small("progressive with judge", judge={"weight": 1.0, "r1": r1}))
@@ -224,6 +231,11 @@ def test_the_penalty_is_added_to_the_critics_loss_by_its_weight() -> None:
         errors.append(found[CRITIC].error.detach())
     torch.testing.assert_close(errors[2] - errors[0], 2 * (errors[1] - errors[0]), rtol=1e-4, atol=1e-6)
     assert float((errors[1] - errors[0]).min()) > 0
+    monkeypatch.setattr("fewstep.methods.judge.gradient_penalty", lambda logits, _: torch.full((len(logits),), 5.0))
+    made = module(small("progressive with judge", judge={"weight": 1.0, "r1": 0.5}))
+    given = batch()
+    found = made.method.losses(given, made.nets, Draws.begin(given.x, "s", 0), step=0, phase=made.phase)
+    torch.testing.assert_close(found[CRITIC].error.detach() - errors[0], torch.full((32,), 2.5), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("real", ["target", "data"])

@@ -130,6 +130,8 @@ def test_a_time_is_of_one_network_and_an_edge_of_the_noisier_side(edges: Any, dt
     made = module(small("o2mkd", num_networks=4, edges=edges))
     log_snrs = torch.cat(made.method.edge_log_snrs(SCHEDULE))  # pyright: ignore[reportAttributeAccessIssue]
     times = SCHEDULE.time(log_snrs)
+    if edges != "log_snr":
+        assert times.tolist() == pytest.approx([0.25, 0.5, 0.75] if edges == "time" else edges)
     t = torch.linspace(0, 1, 10_001, dtype=torch.float64)
     number = index_at(made, t)
     assert sorted(set(number.tolist())) == [0, 1, 2, 3]

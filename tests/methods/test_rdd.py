@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 import torch
 from small_methods import LADDER, at_step, batch, module, small
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional
 from torch.nn.functional import normalize
 
 from fewstep.methods.draws import Draws
@@ -77,6 +78,18 @@ def test_the_memorys_error_is_zero_without_a_head_and_not_with_one() -> None:
     goal = torch.randn(5, 1, memory_of(made).queue.shape[1])
     found = memory_error(memory_of(made)(goal), goal, memory_of(made).contrasts(16))
     assert bool((found > 1e-3).all())
+
+
+def test_the_head_is_two_layers_with_a_norm_and_a_rectifier() -> None:
+    memory = memory_of(module(small("rdd")))
+    width = memory.queue.shape[1]
+    with torch.no_grad():
+        for layer in memory.head:
+            if isinstance(layer, nn.Linear):
+                nn.init.eye_(layer.weight)
+                layer.bias.zero_()
+    own = torch.randn(7, 1, width)
+    torch.testing.assert_close(memory(own), functional.layer_norm(own, (width,)).relu())
 
 
 def test_the_memorys_error_is_of_directions() -> None:

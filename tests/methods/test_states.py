@@ -83,6 +83,37 @@ def test_nothing_is_evaluated_below_the_lowest(lowest: float, evaluations: int) 
     assert denoise.evaluated == 5 * evaluations
 
 
+@pytest.mark.parametrize("name", ["ddil", "ddil, stochastic"])
+def test_a_teachers_states_are_of_its_own_steps_and_of_the_chain(name: str) -> None:
+    made = module(small(name, states=ONLY["teacher"]))
+    method: Any = made.method
+    with torch.no_grad():  # the teacher is another network than the student, which begins as it
+        for weight in made.student.parameters():
+            weight.add_(0.1)
+    eps, (x, label) = torch.randn(32, 2), batch()
+    w, t = torch.zeros(32), torch.full((32,), 0.5, dtype=torch.float64)
+    draws = Draws.begin(x, "s", 0)
+    given = {"t": t, "label": label, "w": w, "nets": made.nets, "draws": draws, "step": 0, "phase": made.phase}
+    found = method.state(x, eps, **given)
+    sampler = SAMPLERS["stochastic" if "stochastic" in name else "deterministic"]
+    teacher: Any = made.nets.teacher
+    steps, again = made.phase.learned_steps, Draws.begin(x, "s", 0)
+    assert steps == 8
+    expected = sample_until(
+        teacher,
+        eps,
+        until=t,
+        lowest=method.lowest_time(made.phase),
+        schedule=SCHEDULE,
+        times=uniform_time_values(steps),
+        label=label,
+        w=w,
+        sampler=sampler,
+        fresh=lambda _: again.normal(),
+    )
+    torch.testing.assert_close(found.z, expected)
+
+
 @pytest.mark.parametrize(("who", "cost"), [("data", 5), ("student", 5 + 3), ("teacher", 5 + 6)])
 def test_an_update_costs_its_roll_outs(who: str, cost: int) -> None:
     """Rung 8 to 4: forward and backward of the student, two steps of the teacher, and the way to t = 1/4 at most."""

@@ -70,6 +70,18 @@ class Phase:
     components: int = 0
     budget: float = 1.0
 
+    @property
+    def own_steps(self) -> int:
+        """The student's, in a phase that is of one number of them."""
+        assert self.num_steps is not None, "a phase of one number of steps"
+        return self.num_steps
+
+    @property
+    def learned_steps(self) -> int:
+        """The teacher's, in a phase that learns them."""
+        assert self.teacher_steps is not None, "a phase that learns a teacher's steps"
+        return self.teacher_steps
+
 
 @dataclass(frozen=True)
 class Networks:

@@ -65,13 +65,10 @@ class Encoder(Progressive):
         return super().networks(nets, stream)
 
     def times(self, phase: Phase) -> Float[Tensor, "times"]:
-        assert phase.num_steps is not None, "a rung has its steps"
         return 1 - phase.sampling.grid()
 
     def draw_times(self, draws: Draws, phase: Phase) -> Times:
-        assert phase.num_steps is not None, "a rung has its steps"
-        return draws.integers(0, phase.num_steps).double() / phase.num_steps
+        return draws.integers(0, phase.own_steps).double() / phase.own_steps
 
     def hops(self, t: Times, phase: Phase) -> tuple[Times, Times]:
-        assert phase.num_steps is not None, "a rung has its steps"
-        return t + 0.5 / phase.num_steps, t + 1 / phase.num_steps
+        return t + 0.5 / phase.own_steps, t + 1 / phase.own_steps

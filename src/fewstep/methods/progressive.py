@@ -90,8 +90,7 @@ class Progressive(StateSettings, Regression):
         return phase.sampling.grid()
 
     def draw_times(self, draws: Draws, phase: Phase) -> Times:
-        assert phase.num_steps is not None, "a rung has its steps"
-        return draws.integers(1, phase.num_steps + 1).double() / phase.num_steps
+        return draws.integers(1, phase.own_steps + 1).double() / phase.own_steps
 
     def draw_condition(self, label: Condition, nets: Networks, draws: Draws) -> Condition:
         if self.variant == "joint":
@@ -100,8 +99,7 @@ class Progressive(StateSettings, Regression):
 
     def hops(self, t: Times, phase: Phase) -> tuple[Times, Times]:
         """Where the teacher's two jumps from t meet, and where they and the student's one end."""
-        assert phase.num_steps is not None, "a rung has its steps"
-        half = (0.5 if self.sampler == "deterministic" else 1) / phase.num_steps
+        half = (0.5 if self.sampler == "deterministic" else 1) / phase.own_steps
         return t - half, (t - 2 * half).clamp(min=0)
 
     def target(

@@ -81,21 +81,17 @@ class Tract(GuidedStudentSettings, Regression):
         return replace(nets, averages={**nets.averages, SELF_TEACHER: self_teacher})
 
     def times(self, phase: Phase) -> Float[Tensor, "times"]:
-        assert phase.teacher_steps is not None, "a phase has its teacher's steps"
-        return torch.arange(phase.teacher_steps, 0, -1, dtype=torch.float64) / phase.teacher_steps
+        return torch.arange(phase.learned_steps, 0, -1, dtype=torch.float64) / phase.learned_steps
 
     def draw_times(self, draws: Draws, phase: Phase) -> Times:
-        assert phase.teacher_steps is not None, "a phase has its teacher's steps"
-        return draws.integers(1, phase.teacher_steps + 1).double() / phase.teacher_steps
+        return draws.integers(1, phase.learned_steps + 1).double() / phase.learned_steps
 
     def hops(self, t: Times, phase: Phase) -> tuple[Times, Times]:
         """Where the teacher's step from t ends, and where its group does."""
-        assert phase.teacher_steps is not None, "a phase has its teacher's steps"
-        assert phase.num_steps is not None, "a phase has its student's steps"
-        number = (t * phase.teacher_steps).round()  # of the teacher's step that begins at t
-        size = phase.teacher_steps // phase.num_steps
+        number = (t * phase.learned_steps).round()  # of the teacher's step that begins at t
+        size = phase.learned_steps // phase.own_steps
         end = torch.div(number - 1, size, rounding_mode="floor") * size
-        return (number - 1) / phase.teacher_steps, end / phase.teacher_steps
+        return (number - 1) / phase.learned_steps, end / phase.learned_steps
 
     def target(
         self, noised: Prediction, *, t: Times, label: Condition, w: Weights | None, nets: Networks, phase: Phase
