@@ -140,7 +140,9 @@ def test_interrupted_it_ends_as_an_undisturbed_one(
 
 def test_its_settings_are_checked_like_ours(project: Path, commands: Commands) -> None:
     line = arguments(ALONE, *SMALL_ALONE)
-    commands.train(*line, "stage.steps_in_one=0").is_one_error("stage.steps_in_one must be a whole number of at least 1", "0")
+    commands.train(*line, "stage.steps_in_one=0").is_one_error(
+        "stage.steps_in_one must be a whole number of at least 1", "0"
+    )
     commands.train(*line, "stage.steps_in_one=many").is_one_error("stage.steps_in_one", "whole number")
     commands.train(*line, "+stage.momentum=1").is_one_error("stage.momentum")
 

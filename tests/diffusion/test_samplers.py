@@ -469,3 +469,23 @@ def test_times_that_are_none_are_refused() -> None:
         sample(denoise, noise, schedule=SCHEDULE, times=rising, label=label, w=None)
     with pytest.raises(ValueError, match="strictly decrease"):
         encode(denoise, noise, schedule=SCHEDULE, times=rising, label=label, w=None)
+
+
+def test_one_ancestral_step_is_a_draw_of_ddpms_posterior() -> None:
+    """Its mean and, at g, its deviation, times the noise; without a g it is that of Ho & Salimans, 0.3."""
+    log_snr, following = (SCHEDULE.log_snr(torch.full((4,), t, dtype=torch.float64)) for t in (0.8, 0.5))
+    x, eps = torch.randn(2, 4, 3, dtype=torch.float64)
+    noise = torch.randn(4, 3, dtype=torch.float64)
+    prediction = diffuse(x=x, eps=eps, log_snr=log_snr)
+    kept = alpha(following[0]) ** 2 / alpha(log_snr[0]) ** 2  # of the forward step, whose noise has this variance:
+    added = sigma(log_snr[0]) ** 2 - sigma(following[0]) ** 2 / kept
+    mean = (sigma(following[0]) ** 2 * prediction.z / kept.sqrt() + added * alpha(following[0]) * x) / sigma(
+        log_snr[0]
+    ) ** 2
+    low = (added / sigma(log_snr[0]) ** 2).sqrt() * sigma(following[0])  # of the true posterior, for a known x
+    high = (added / sigma(log_snr[0]) ** 2).sqrt() * sigma(log_snr[0])
+    for g in (0.0, 0.3, 1.0):
+        found = ancestral(prediction, following, following, lambda: noise, g)
+        torch.testing.assert_close(found, mean + low ** (1 - g) * high**g * noise)
+    default = ancestral(prediction, following, following, lambda: noise)
+    assert torch.equal(default, ancestral(prediction, following, following, lambda: noise, 0.3))

@@ -6,7 +6,7 @@ import pytest
 import torch
 from small_methods import SMALL, batch, small
 
-from fewstep.methods import MeanFlow, Parent, Phase
+from fewstep.methods import GuidanceRange, MeanFlow, Parent, Phase
 from fewstep.methods.consistency import ConsistencyTraining
 from fewstep.methods.draws import Draws
 from fewstep.methods.flow_trajectory import FlowTrajectory
@@ -87,6 +87,16 @@ def test_without_a_teacher_a_method_keeps_its_settings() -> None:
         ValueError, match=r"^stage=tract needs a teacher, and teacher=none says there is none; use teacher=null$"
     ):
         small("tract").without_teacher()
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["single_fold", "consistency", "ect", "scm", "meanflow", "boot", "pid", "freeflow", "pi_flow", "dmd2", "vdd"],
+)
+def test_a_students_range_is_the_part_of_its_parents_that_is_said(name: str) -> None:
+    parent = GuidanceRange(0.0, 4.0)
+    assert small(name).guidance(parent) == parent
+    assert small(name, w_min=1.0, w_max=2.0).guidance(parent) == GuidanceRange(1.0, 2.0)
 
 
 def test_data_without_labels_have_no_guided_teacher() -> None:
