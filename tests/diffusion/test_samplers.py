@@ -477,13 +477,11 @@ def test_one_ancestral_step_is_a_draw_of_ddpms_posterior() -> None:
     x, eps = torch.randn(2, 4, 3, dtype=torch.float64)
     noise = torch.randn(4, 3, dtype=torch.float64)
     prediction = diffuse(x=x, eps=eps, log_snr=log_snr)
-    kept = alpha(following[0]) ** 2 / alpha(log_snr[0]) ** 2  # of the forward step, whose noise has this variance:
-    added = sigma(log_snr[0]) ** 2 - sigma(following[0]) ** 2 / kept
-    mean = (sigma(following[0]) ** 2 * prediction.z / kept.sqrt() + added * alpha(following[0]) * x) / sigma(
-        log_snr[0]
-    ) ** 2
-    low = (added / sigma(log_snr[0]) ** 2).sqrt() * sigma(following[0])  # of the true posterior, for a known x
-    high = (added / sigma(log_snr[0]) ** 2).sqrt() * sigma(log_snr[0])
+    before, after = sigma(log_snr[0]) ** 2, sigma(following[0]) ** 2
+    ratio = alpha(log_snr[0]) / alpha(following[0])  # z_t = ratio z_s + noise of the variance `added`
+    added = before - ratio**2 * after
+    mean = (after * ratio * prediction.z + added * alpha(following[0]) * x) / before
+    low, high = (added * after / before).sqrt(), added.sqrt()  # low is the true posterior's, for a known x
     for g in (0.0, 0.3, 1.0):
         found = ancestral(prediction, following, following, lambda: noise, g)
         torch.testing.assert_close(found, mean + low ** (1 - g) * high**g * noise)
