@@ -53,7 +53,10 @@ def train(commands: Commands, tmp_path: Path):
         (["stagee=teacher"], ["stagee", "--cfg job"]),
         (["stage.teacher.training.imagess=3"], ["imagess", "--cfg job"]),
         (["stage=teacher", "stage.label_dropout=2"], ["stage.label_dropout must be a number from 0 to 1", "2"]),
-        (["stage=teacher", "stage.training.images=0"], ["batch_size <= images", "images=0"]),
+        (
+            ["stage=teacher", "stage.training.images=0"],
+            ["stage.training.images must be a whole number of at least 1", "0"],
+        ),
         (["stage=teacher", "stage.training.images=many"], ["stage.training.images must be a whole number", "'many'"]),
         (["stage=teacher", "stage.label_dropout=x"], ["stage.label_dropout must be a number", "'x'"]),
         (
@@ -278,11 +281,16 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(commands, tmp_path, monkeypa
     settings = (*SMALL, "trainer.log_every_images=64", f"outputs={tmp_path}")
     saved = SaveCheckpoint.on_train_batch_end
 
+    made = Path.mkdir
+
+    def full(folder, *given, **named):
+        made(folder, *given, **named)
+        if folder.suffix == ".tmp":
+            (folder / "content").symlink_to("/dev/full")
+
     def fill(self, trainer, *others):
         if trainer.global_step == 5 and moment == "write":
-            temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
-            temporary.mkdir()
-            (temporary / "content").symlink_to("/dev/full")
+            patched.setattr(Path, "mkdir", full)
         if trainer.global_step == 5 and moment == "metrics":
             metrics = self.path.with_name("metrics.csv")
             metrics.rename(metrics.with_name("kept"))
@@ -297,7 +305,7 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(commands, tmp_path, monkeypa
     result.is_one_error("No space left on device", "make room", str(tmp_path) if moment != "metrics" else "")
     (folder,) = (tmp_path / "digits" / "teacher").glob("*/")
     assert read_checkpoint(folder / "last.ckpt")["global_step"] == (5 if moment == "metrics" else 4)
-    assert not [name for name in files_below(folder) if name.endswith(".tmp")]
+    assert not [*folder.rglob(".*.tmp")]
     assert not (folder / "model.safetensors").exists()
 
     if moment == "metrics":

@@ -538,6 +538,40 @@ def test_a_model_is_readable_for_whom_the_user_says(tmp_path: Path, umask: int, 
     }
 
 
+def test_a_folder_has_the_modes_of_a_new_one_and_links_are_left_alone(tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.write_text("theirs")
+    outside.chmod(0o600)
+    with atomic_write(tmp_path / "made") as temporary:
+        temporary.mkdir(mode=0o700)
+        (temporary / "file").touch(mode=0o600)
+        (temporary / "link").symlink_to(outside)
+    modes = {p.name: stat.S_IMODE(p.stat().st_mode) for p in (tmp_path / "made", tmp_path / "made" / "file", outside)}
+    umask = os.umask(0)
+    os.umask(umask)
+    assert modes == {"made": 0o777 & ~umask, "file": 0o666 & ~umask, "outside": 0o600}
+
+
+def test_where_permissions_cannot_be_changed_files_are_written(tmp_path: Path, monkeypatch) -> None:
+    def refused(*_: Any, **__: Any) -> None:
+        raise PermissionError(1, "not permitted")
+
+    monkeypatch.setattr(Path, "chmod", refused)
+    save_model(tmp_path / "model.safetensors", denoiser(), card())
+    assert [p.name for p in tmp_path.iterdir()] == ["model.safetensors"]
+
+
+def test_what_another_process_of_this_number_left_is_no_part_of_what_is_written(tmp_path: Path) -> None:
+    left = tmp_path / f".made.{os.getpid()}.tmp"
+    for old in (left / "content" / "old", left):
+        old.parent.mkdir(parents=True, exist_ok=True)
+        old.write_text("old")
+        with atomic_write(tmp_path / "made") as temporary:
+            temporary.mkdir()
+            (temporary / "new").write_text("new")
+        assert [p.name for p in tmp_path.rglob("*")] == ["made", "new"]
+
+
 def test_what_a_kill_leaves_of_an_unfinished_file_is_found(tmp_path: Path) -> None:
     """safetensors 0.8 writes a temporary file, of a name of its own, beside the one that it is asked for."""
     writing = atomic_write(tmp_path / "model.safetensors")

@@ -131,7 +131,9 @@ def test_an_interrupted_conversion_resumes(root: Path, official: Path, monkeypat
     interrupt(root, monkeypatch, at=2, error=KeyboardInterrupt())
     folder = cache_of(root)
     assert sorted(path.name for path in folder.iterdir()) == [".lock", "train-00000.images", "train-00000.json"]
-    (folder / ".train-00001.images.77.tmp").write_bytes(b"killed here")  # as SIGKILL leaves it
+    killed = folder / ".train-00001.images.77.tmp"  # as SIGKILL leaves it
+    killed.mkdir()
+    (killed / "content").write_bytes(b"killed here")
     names = converted(monkeypatch)
     data = opened(root)
     assert names == ["train-00001", "train-00002", "val-00000"]

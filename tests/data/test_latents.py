@@ -157,7 +157,9 @@ def test_damage_is_found(own: Path) -> None:
 def test_a_changed_file_is_encoded_again(own: Path, made: Path, vae: Path) -> None:
     shard = own / "latents-00001.npy"
     shard.write_bytes(shard.read_bytes()[:-1] + b"#")
-    (own / ".latents-00002.npy.1.tmp").write_bytes(b"of a killed process")
+    killed = own / ".latents-00002.npy.1.tmp"
+    killed.mkdir()
+    (killed / "content").write_bytes(b"of a killed process")
     with pytest.warns(UserWarning, match=r"latents-00001\.npy has changed since it was made, and is made anew"):
         make(vae, own)
     assert contents(own) == contents(made)

@@ -1,4 +1,4 @@
-"""What is computed of tensors lies on their device: the meta device stands for a GPU, of which it refuses to mix."""
+"""What is computed of tensors lies on their device. The meta device stands for a GPU; most operations refuse a mix."""
 
 from collections.abc import Callable
 

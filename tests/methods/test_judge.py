@@ -282,7 +282,10 @@ def test_each_block_of_a_network_has_features() -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"judge": {"weight": 0.0}}, "stage.judge.weight must be a number above 0, got 0.0"),
+        (
+            {"judge": {"weight": 0.0}},
+            "stage.judge.weight must be a number above 0; stage.judge=null is no judge, got 0.0",
+        ),
         ({"judge": {"weight": 1.0, "r1": -1.0}}, "stage.judge.r1 must be a number of at least 0, got -1.0"),
         ({"judge": {"weight": 1.0, "real": "nothing"}}, "stage.judge.real must be one of target, data"),
         ({"judge": {"wait": 1.0}}, "stage.judge.wait is no setting"),

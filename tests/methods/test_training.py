@@ -78,9 +78,9 @@ def test_bad_roles_are_refused(rate: float, clip: float) -> None:
     ("change", "words"),
     [
         ({"learning_rat": 1e-3}, "stage.training.learning_rat is no setting; stage.training has images, batch_size,"),
-        ({"images": "many"}, "stage.training.images must be a whole number, got 'many'"),
-        ({"images": 1.5}, "stage.training.images must be a whole number, got 1.5"),
-        ({"images": True}, "stage.training.images must be a whole number, got True"),
+        ({"images": "many"}, "stage.training.images must be a whole number of at least 1, got 'many'"),
+        ({"images": 1.5}, "stage.training.images must be a whole number of at least 1, got 1.5"),
+        ({"images": True}, "stage.training.images must be a whole number of at least 1, got True"),
         ({"learning_rate": "1e-3"}, "stage.training.learning_rate must be a number above 0, got '1e-3'"),
         ({"learning_rate": float("nan")}, "stage.training.learning_rate must be finite, got nan"),
         ({"ema_decay": None}, "stage.training.ema_decay must be a number of at least 0 and below 1, got None"),

@@ -104,7 +104,7 @@ class BetaSchedule:
     def time(self, log_snr: Float[Tensor, "*times"]) -> Float[Tensor, "*times"]:
         table = self.table.to(log_snr.device)
         value = log_snr.double().clamp(float(self.table[-1]), float(self.table[0]))
-        after = torch.searchsorted(-table, -value.contiguous()).clamp(min=1)
+        after = torch.searchsorted(-table, -value.contiguous()).clamp(1, self.num_timesteps)  # NaN is at the end
         share = (table[after - 1] - value) / (table[after - 1] - table[after])
         return (after - 1 + share) / self.num_timesteps
 

@@ -122,7 +122,7 @@ class EasyConsistency(TunedConsistency):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.q <= 1:
+        if not self.q > 1:
             raise ValueError(f"stage.q must be above 1, got {self.q:g}")
 
     def pair(self, draws: Draws, done: float) -> SigmaPair:

@@ -39,7 +39,7 @@ class ImprovedConsistency(TunedConsistency):
     name: str = "ict"
     huber: NotNegative = 0.00054
     first_levels: AtLeastTwo = 10
-    most_levels: int = 1280
+    most_levels: AtLeastTwo = 1280
     log_mean: float = -1.1
     log_std: Positive = 2.0
 

@@ -3,10 +3,11 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
+from pydantic import Field
 from torch import Tensor, nn
 
 from fewstep.diffusion.prediction import Condition, Denoise, Weights, diffuse
@@ -17,7 +18,9 @@ from fewstep.methods.losses import ADVERSARIAL, Loss, Verdict, frozen, gradient_
 from fewstep.methods.training import STUDENT
 from fewstep.networks.features import network_of
 from fewstep.system.seeds import reseed, seed_for
-from fewstep.system.validation import Bounded, NotNegative, Positive, build
+from fewstep.system.validation import Bounded, NotNegative, build
+
+Weight = Annotated[float, Field(gt=0, description="above 0; stage.judge=null is no judge")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +47,7 @@ class Judge(Bounded):
 
     settings_key: ClassVar[str] = "stage.judge"
 
-    weight: Positive
+    weight: Weight
     real: Literal["target", "data"] = "target"
     form: Literal["hinge", "softplus"] = "hinge"
     r1: NotNegative = 0.0

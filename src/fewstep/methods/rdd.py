@@ -66,7 +66,7 @@ class RDD(Progressive):
     features: NotNegative = 1.0
     pixels: NotNegative = 0.0
     memory: Positive = 0.1
-    queue: int = 20_000
+    queue: AtLeastOne = 20_000
     contrasts: AtLeastOne = 512
     enqueued: AtLeastOne = 128
 

@@ -80,7 +80,7 @@ class Training(Bounded):
 
     settings_key: ClassVar[str] = "stage.training"
 
-    images: int = 400_000
+    images: AtLeastOne = 400_000
     batch_size: AtLeastOne = 256
     learning_rate: Positive = 5e-4
     warmup_images: Count = 10_000

@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from hashlib import file_digest, sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,7 @@ def atomic_write(path: Path, *, keep: Path | None = None) -> Iterator[Path]:
 
     A file or a folder may be written there. It lies in a folder of its own, since safetensors writes a temporary file
     beside the one asked for: a killed process leaves one folder to remove. Whoever may enter a new folder may read the
-    files, where safetensors' own would be its writer's alone.
+    content, where safetensors' own would be its writer's alone.
 
     Args:
         keep: where to move the previous content of `path`; None drops it. A process killed between the two renames
@@ -33,11 +33,11 @@ def atomic_write(path: Path, *, keep: Path | None = None) -> Iterator[Path]:
     folder = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     temporary = folder / "content"  # no suffix, so that nobody who lists models finds it
     try:
-        folder.mkdir(exist_ok=True)
+        remove(folder)  # of a killed process with this number
+        folder.mkdir()
         yield temporary
         for each in [temporary, *(temporary.rglob("*") if temporary.is_dir() else ())]:
-            if each.is_file() and each.stat().st_mode & 0o666 != folder.stat().st_mode & 0o666:
-                each.chmod(folder.stat().st_mode & 0o666)
+            let_read(each, folder)  # first, as a folder without a right to write cannot be moved
             flush(each)
         if keep is not None and path.exists():
             move(path, keep)
@@ -55,6 +55,14 @@ def write_json(path: Path, value: Any) -> None:
     """Write `value` as JSON, atomically."""
     with atomic_write(path) as temporary:
         temporary.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n")
+
+
+def let_read(path: Path, folder: Path) -> None:
+    """Give a file or folder the permissions of a new one in `folder`, where the file system knows any."""
+    mode = folder.stat().st_mode & (0o777 if path.is_dir() else 0o666)
+    if not path.is_symlink() and path.stat().st_mode & 0o777 != mode:
+        with suppress(OSError):
+            path.chmod(mode)
 
 
 def flush(path: Path) -> None:

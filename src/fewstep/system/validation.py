@@ -27,6 +27,8 @@ EXPECTED = {int: "a whole number", float: "a number", bool: "true or false", str
 class Bounded:
     """A dataclass of settings whose values lie within the bounds of their annotations, however it is constructed.
 
+    Bounds that are inherited hold too, of a field that a subclass declares anew as well.
+
     Attributes:
         settings_key: name of the settings in error messages.
 
@@ -37,9 +39,20 @@ class Bounded:
     settings_key: ClassVar[str] = "stage"
 
     def __post_init__(self) -> None:
-        for name, hint in annotations(type(self)).items():
-            if get_origin(hint) is Annotated:
-                checked(getattr(self, name), hint, f"{self.settings_key}.{name}")
+        for name, hint in bounds_of(type(self)):
+            checked(getattr(self, name), hint, f"{self.settings_key}.{name}")
+
+
+@cache
+def bounds_of(kind: type) -> tuple[tuple[str, Any], ...]:
+    """The fields with bounds, and their annotations, of a class and of each that it inherits from."""
+    hints = (hint for base in kind.__mro__ if issubclass(base, Bounded) for hint in annotations(base).items())
+    return tuple(dict.fromkeys((name, hint) for name, hint in hints if is_bounded(hint)))
+
+
+def is_bounded(hint: Any) -> bool:
+    """Whether an annotation, or one of its alternatives, has bounds."""
+    return Annotated in (get_origin(hint), *map(get_origin, get_args(hint)))
 
 
 def build(constructor: Callable[..., T], settings: Mapping[str, Any], group: str) -> T:
@@ -103,6 +116,8 @@ def validated(value: Any, hint: Any) -> Any:
     try:
         text = json.dumps(value)
     except TypeError:
+        if type(value).__module__ == "numpy":
+            return validated(value.tolist(), hint)
         return adapter(hint).validate_python(value, strict=True)
     return adapter(hint).validate_json(text, strict=True)
 
@@ -127,7 +142,9 @@ def expected(hint: Any) -> str:
     """An annotation in a user's words, as "a number or null"."""
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is Annotated:
-        return " ".join([expected(arguments[0]), *(each.description for each in arguments[1:] if each.description)])
+        return " ".join(
+            [expected(arguments[0]), *filter(None, (getattr(each, "description", None) for each in arguments[1:]))]
+        )
     if origin in (UnionType, Union):
         return " or ".join(dict.fromkeys(expected(each) for each in arguments))
     if origin is Literal:
