@@ -94,6 +94,11 @@ MESSAGES: dict[str, tuple[Callable[[], Any], str]] = {
         "stage.features=0 "
         "or stage.judge=null",
     ),
+    "a role without a rate": (
+        lambda: small("dmd2", {"roles": {}}),
+        "stage.training.roles.fake.learning_rate must be given: this method trains fake beside the student, with a "
+        "learning rate of its own",
+    ),
     "levels": (
         lambda: small("ict", first_levels=20, most_levels=10),
         "stage.first_levels must be at most stage.most_levels, got 20 and 10",

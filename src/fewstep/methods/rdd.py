@@ -11,7 +11,7 @@ from torch.nn.functional import log_softmax, normalize
 from fewstep.diffusion.prediction import Condition, Prediction, diffuse
 from fewstep.distributed.collectives import all_gather_rows, all_gather_rows_with_gradient
 from fewstep.methods.base import Networks, Times, Weights
-from fewstep.methods.critic import CRITIC
+from fewstep.methods.critic import CRITIC, flat
 from fewstep.methods.draws import Draws
 from fewstep.methods.losses import Loss
 from fewstep.methods.progressive import Progressive
@@ -157,7 +157,7 @@ class Memory(nn.Module):
         # The weights of a sharded network are gathered again where its backward pass begins, at the output.
         if hasattr(next(denoiser.parameters()), "full_tensor"):
             found = found + 0 * prediction.v.sum()
-        return found.flatten(1, -2) if found.ndim > 2 else found[:, None]
+        return flat(found)
 
     def contrasts(self, count: int) -> Float[Tensor, "count channels"]:
         """A copy of so many of the entries, evenly spaced."""
