@@ -40,7 +40,7 @@ def test_the_encoder_times_begin_at_the_data_and_end_at_the_noise(num_steps: int
 
 
 def test_an_encoder_of_a_network_that_predicts_x_is_refused() -> None:
-    with pytest.raises(ValueError, match="predicts x; use one that predicts v or eps"):
+    with pytest.raises(ValueError, match=r", and this parent predicts x; use one that predicts v or eps$"):
         rung(2, 4, kind="x")
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from small_methods import LADDER, SCHEDULE, small
 
+from fewstep.diffusion.sampling import require_styles
 from fewstep.diffusion.schedule import CosineSchedule
 from fewstep.methods import GuidanceRange
 from fewstep.methods.guidance_range import chosen_weights
@@ -98,6 +99,11 @@ MESSAGES: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: small("dmd2", {"roles": {}}),
         "stage.training.roles.fake.learning_rate must be given: this method trains fake beside the student, with a "
         "learning rate of its own",
+    ),
+    "styles": (
+        lambda: require_styles(None),
+        "guidance by three evaluations is of a class and of a style, and these data have no styles; use data that have "
+        "both, like dataset=digits_styled, or two_evaluations",
     ),
     "levels": (
         lambda: small("ict", first_levels=20, most_levels=10),

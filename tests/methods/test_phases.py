@@ -32,6 +32,10 @@ def test_an_encoder_is_trained_from_data_to_the_last_time_before_noise() -> None
     assert drawn("encoder", small("encoder").phases()[0]) == pytest.approx([0, 0.25, 0.5, 0.75])
 
 
+def test_a_judged_student_has_the_states_of_its_teachers_steps() -> None:
+    assert [(phase.teacher_steps, phase.num_steps) for phase in small("ladd", teacher_steps=7).phases()] == [(7, None)]
+
+
 def test_phases_without_a_number_of_steps_say_so() -> None:
     phase = small("guidance").phases()[0]
     with pytest.raises(AssertionError, match="a phase of one number of steps"):

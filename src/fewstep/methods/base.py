@@ -247,14 +247,7 @@ class Method(Bounded, ABC):
         """The loss of each role that moves in this step. `batch` is a `Batch`, or `Pairs` where `inputs` says so."""
 
     def target(
-        self,
-        noised: Prediction,
-        *,
-        t: Times,
-        label: Condition,
-        w: Weights | None,
-        nets: Networks,
-        phase: Phase,
+        self, noised: Prediction, *, t: Times, label: Condition, w: Weights | None, nets: Networks, phase: Phase
     ) -> Prediction | None:
         """What the student should predict at `noised.z`, for diagnostics; None where the method has no such target."""
         return None
@@ -350,13 +343,6 @@ class Regression(JudgeSettings, Method):
 
     @abstractmethod
     def target(
-        self,
-        noised: Prediction,
-        *,
-        t: Times,
-        label: Condition,
-        w: Weights | None,
-        nets: Networks,
-        phase: Phase,
+        self, noised: Prediction, *, t: Times, label: Condition, w: Weights | None, nets: Networks, phase: Phase
     ) -> Prediction:
         """What the student should predict at `noised.z`; of `noised` only z counts where there is a teacher."""
