@@ -206,6 +206,7 @@ def gradients(part: nn.Module) -> list[Tensor]:
 def test_each_loss_moves_its_own_role_alone(name: str) -> None:
     for role in (STUDENT, CRITIC):
         made, found = losses_of(name)
+        assert [tuple(logits.shape) for logits in found[CRITIC].verdict] == [(32,), (32,)]
         found[role].error.mean().backward()
         assert bool(gradients(made.student)) == (role == STUDENT)
         assert bool(gradients(made.trained[CRITIC])) == (role == CRITIC)
