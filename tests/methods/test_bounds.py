@@ -96,6 +96,11 @@ BEYOND: dict[str, Any] = {  # of a field, wherever it is found, the nearest valu
 }
 
 
+def test_no_field_is_listed_in_vain() -> None:
+    fields = {field for kind, _ in SMALL.values() for field in kind.__dataclass_fields__}
+    assert BEYOND.keys() <= fields
+
+
 @pytest.mark.parametrize("name", SMALL)
 @pytest.mark.usefixtures("unchecked")
 def test_every_bound_of_a_method_is_checked_in_python_and_from_settings(name: str) -> None:
