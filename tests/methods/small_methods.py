@@ -67,6 +67,7 @@ from fewstep.networks.denoiser import with_components, with_inputs
 from fewstep.networks.inputs import W2
 from fewstep.system.validation import build
 from fewstep.training.module import DistillationModule
+from fewstep.training.settings import TrainerSettings
 
 SCHEDULE = CosineSchedule()
 NUM_CLASSES = NULL = 3
@@ -326,6 +327,31 @@ def fit(
     )
     trainer.fit(module, data or data_for(module, batch_size), ckpt_path=resume, weights_only=True)
     return trainer
+
+
+TRAINER: dict[str, Any] = {
+    "accelerator": "cpu",
+    "precision": "32-true",
+    "compile": False,
+    "devices": 1,
+    "num_nodes": 1,
+    "strategy": "auto",
+    "max_images": None,
+    "checkpoint_seconds": 300,
+    "log_every_images": 1000,
+    "snapshots": 0,
+    "snapshot_images": 1,
+    "diagnostics": 0,
+    "gradient_checkpointing": False,
+    "channels_last": False,
+    "toy": False,
+    "features": "own",
+    "generated_data": False,
+}
+
+
+def trainer_settings(**changes: Any) -> TrainerSettings:
+    return build(TrainerSettings, TRAINER | changes, "trainer")
 
 
 # Exact networks -----------------------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from small_methods import (
     module,
     network,
     small,
+    trainer_settings,
     weights_of,
 )
 from torch import Tensor
@@ -180,30 +181,6 @@ def test_a_role_that_rests_keeps_its_weights_and_its_optimisers_state() -> None:
 
 
 # Several processes ----------------------------------------------------------------------------------------------------
-
-TRAINER: dict[str, Any] = {
-    "accelerator": "cpu",
-    "precision": "32-true",
-    "compile": False,
-    "devices": 1,
-    "num_nodes": 1,
-    "strategy": "auto",
-    "max_images": None,
-    "checkpoint_seconds": 300,
-    "log_every_images": 1000,
-    "snapshots": 0,
-    "snapshot_images": 1,
-    "diagnostics": 0,
-    "gradient_checkpointing": False,
-    "channels_last": False,
-    "toy": False,
-    "features": "own",
-    "generated_data": False,
-}
-
-
-def trainer_settings() -> TrainerSettings:
-    return build(TrainerSettings, TRAINER, "trainer")
 
 
 @pytest.mark.parametrize("several_roles", [False, True])

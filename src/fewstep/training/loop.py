@@ -22,6 +22,7 @@ from fewstep.system.stored import reason_of
 from fewstep.training.callbacks.progress import Progress
 from fewstep.training.callbacks.training_log import TrainingLog
 from fewstep.training.checkpointing import AtomicCheckpoints, SaveCheckpoint, checkpoint_to_resume
+from fewstep.training.epoch_loop import EpochLoop
 from fewstep.training.module import DistillationModule, NonFiniteLossError
 from fewstep.training.preemption import StopOnSignal
 from fewstep.training.settings import TrainerSettings
@@ -144,6 +145,8 @@ def build_trainer(
         use_distributed_sampler=False,
         profiler=NoProfiler() if profiler is None else profiler,
     )
+    if profiler is None and settings.accumulate_grad_batches == 1:  # of more batches a step there are fewer steps
+        trainer.fit_loop.epoch_loop = EpochLoop(trainer)
     return trainer, save, stop
 
 

@@ -86,6 +86,13 @@ class DistillationModule(lightning.LightningModule):
         self.verdicts: dict[str, Verdict] = {}  # of critics in the latest step, on the device
         self._recent: deque[StepRecord] = deque(maxlen=CHECK_EVERY)
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        # Lightning notes which hook it is in some twenty times a step, and nn.Module asks each time if it is a weight.
+        if name == "_current_fx_name":
+            self.__dict__[name] = value
+        else:
+            super().__setattr__(name, value)
+
     def list_modules(self) -> None:
         """Find the trained weights of each role and the networks that count, again once sharded: walking takes time.
 
@@ -130,12 +137,14 @@ class DistillationModule(lightning.LightningModule):
         """The loss of a batch: `Batch`, `Pairs`, or what `as_batch` reads."""
         before = self.evaluated
         parts = 1 if self._trainer is None else self._trainer.accumulate_grad_batches
-        losses = self.losses_at(self.global_step, as_batch(batch), batch_index % parts)
+        step = self.global_step
+        losses = self.losses_at(step, as_batch(batch), batch_index % parts)
         self.evaluations += self.evaluated - before
         detached = {role: loss.detach() for role, loss in losses.items()}
-        self._recent.append(StepRecord(self.global_step, detached))
-        self.verdicts |= {role: loss.verdict for role, loss in detached.items() if loss.verdict is not None}
-        return sum((loss.error.mean() for loss in losses.values()), torch.zeros((), device=self.device))
+        self._recent.append(StepRecord(step, detached))
+        self.verdicts.update((role, loss.verdict) for role, loss in detached.items() if loss.verdict is not None)
+        first, *others = (loss.error.mean() for loss in losses.values())
+        return sum(others, first)
 
     def losses_at(self, step: int, batch: Batch | Pairs, part: int = 0) -> Mapping[str, Loss]:
         """The losses of an optimiser step, with gradients for the roles that move in it.

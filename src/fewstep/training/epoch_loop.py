@@ -1,0 +1,100 @@
+"""Lightning's loop over training batches without what costs as much as a small network's step."""
+
+from typing import Any
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
+from lightning.pytorch.trainer.call import _call_callback_hooks, _call_lightning_module_hook
+from torch import Tensor
+
+
+class EpochLoop(_TrainingEpochLoop):
+    """Lightning's loop for one optimiser and its scheduler, of which each batch is a step.
+
+    Strategy, precision and callbacks do what they do in Lightning's own, in the same order. A hook that nobody
+    overrides is not called, what was not logged is not collected, on a CPU no batch is moved, and there is no
+    validation.
+
+    Args:
+        trainer: whose loop this will be. It has no profiler, which would want to hear of every hook.
+    """
+
+    def __init__(self, trainer: Trainer) -> None:
+        replaced = trainer.fit_loop.epoch_loop
+        super().__init__(trainer, replaced.min_steps, replaced.max_steps)
+        self._overridden: dict[str, tuple[bool, bool]] = {}
+
+    def advance(self, data_fetcher: Any) -> None:
+        """Make one optimiser step.
+
+        Raises:
+            StopIteration: there are no more batches.
+        """
+        trainer, batches, connector = self.trainer, self.batch_progress, self.trainer._logger_connector
+        batch, _, _ = next(data_fetcher)
+        index = self.batch_idx + 1
+        batches.is_last_batch = data_fetcher.done
+        if trainer.strategy.root_device.type != "cpu":
+            batch = trainer.strategy.batch_to_device(batch, dataloader_idx=0)
+        batches.increment_ready()
+        connector.on_batch_start(batch)
+        self._call("on_train_batch_start", batch, index)
+        batches.increment_started()
+        outputs = self._step(batch, index)
+        batches.increment_processed()
+        self._call("on_train_batch_end", outputs, batch, index)
+        logged = trainer._results
+        assert logged is not None, "there are some in a fit"
+        if logged:
+            connector.on_batch_end()
+        logged.batch = None
+        batches.increment_completed()
+        if logged:
+            connector.update_train_step_metrics()
+
+    def on_advance_end(self, data_fetcher: Any) -> None:
+        self._batches_that_stepped += 1  # which numbers the rows of loggers
+        self._save_loggers_on_train_batch_end()
+
+    def _step(self, batch: Any, index: int) -> dict[str, Tensor]:
+        """A step of optimiser and scheduler; gives what `on_train_batch_end` is called with."""
+        trainer, module, strategy = self.trainer, self.trainer.lightning_module, self.trainer.strategy
+        optimizer: Any = strategy._lightning_optimizers[0]
+        progress = self.automatic_optimization.optim_progress.optimizer
+        outputs: dict[str, Tensor] = {}
+
+        @torch.enable_grad()
+        def closure() -> Tensor:
+            loss = strategy.training_step(batch, index)
+            assert isinstance(loss, Tensor)
+            outputs["loss"] = loss.detach().clone()  # half precision scales the other in place
+            progress.zero_grad.increment_ready()
+            self._call("on_before_zero_grad", optimizer)
+            progress.zero_grad.increment_started()
+            module.optimizer_zero_grad(trainer.current_epoch, index, optimizer)
+            progress.zero_grad.increment_completed()
+            strategy.backward(loss, optimizer)
+            return outputs["loss"]
+
+        progress.step.increment_ready()
+        module.optimizer_step(trainer.current_epoch, index, optimizer, closure)
+        progress.step.increment_completed()
+        self.scheduler_progress.increment_ready()
+        module.lr_scheduler_step(trainer.lr_scheduler_configs[0].scheduler, None)
+        self.scheduler_progress.increment_completed()
+        return outputs
+
+    def _call(self, hook: str, *arguments: Any) -> None:
+        """Call a hook of the callbacks, then of the module, where one overrides it."""
+        trainer, module = self.trainer, self.trainer.lightning_module
+        if hook not in self._overridden:
+            callbacks: list[Callback] = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
+            by_callback = any(getattr(type(each), hook) is not getattr(Callback, hook) for each in callbacks)
+            by_module = getattr(type(module), hook) is not getattr(LightningModule, hook)
+            self._overridden[hook] = by_callback, by_module
+        by_callback, by_module = self._overridden[hook]
+        if by_callback:
+            _call_callback_hooks(trainer, hook, *arguments)
+        if by_module:
+            _call_lightning_module_hook(trainer, hook, *arguments)
