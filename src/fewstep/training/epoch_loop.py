@@ -44,13 +44,11 @@ class EpochLoop(_TrainingEpochLoop):
         outputs = self._step(batch, index)
         batches.increment_processed()
         self._call("on_train_batch_end", outputs, batch, index)
-        logged = trainer._results
-        assert logged is not None, "there are some in a fit"
-        if logged:
+        if self._results:
             connector.on_batch_end()
-        logged.batch = None
+        self._results.batch = None
         batches.increment_completed()
-        if logged:
+        if self._results:
             connector.update_train_step_metrics()
 
     def on_advance_end(self, data_fetcher: Any) -> None:

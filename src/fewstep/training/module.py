@@ -199,6 +199,12 @@ class DistillationModule(lightning.LightningModule):
             if self.scaler is None:  # which skips the steps whose gradients overflow
                 self._recent[-1].gradient_norms[role] = self.gradient_norms[role]
 
+    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer) -> None:
+        # The optimiser's own enters the profiler and looks for gradients to share memory, each step.
+        for weights in self.weights.values():
+            for weight in weights:
+                weight.grad = None
+
     def optimizer_step(self, *step: Any, **named: Any) -> None:
         # Not in on_train_batch_end: Lightning calls it after the callbacks', one of which saves student and average.
         moving = self.method.moving(self.global_step)
