@@ -271,7 +271,7 @@ def test_a_missing_fact_is_refused(path: Path, key: str) -> None:
         (
             "network",
             "os.system",
-            "TextUNet, DiT, Routed, MixtureOfExperts, got 'os.system'",
+            "TextUNet, TextMLP, DiT, Routed, MixtureOfExperts, got 'os.system'",
         ),
         ("network", ["ResidualMLP"], "one of ResidualMLP, UNet"),
         ("network", "UNet", "channels|unexpected keyword"),

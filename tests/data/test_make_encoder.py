@@ -100,14 +100,32 @@ def test_shards_get_an_encoder_by_one_command(commands, tmp_path: Path) -> None:
     commands.fewstep(*ask).is_one_error("exists", "name another folder")
 
 
-@pytest.mark.slow
-def test_prompts_work_without_an_autoencoder(commands, tmp_path: Path) -> None:
+def test_an_autoencoder_is_trained_on_the_images_of_shards(commands, tmp_path: Path) -> None:
     write_colours(tmp_path / "shards")
-    data = ("dataset=text_pixels", f"dataset.root={tmp_path / 'shards'}", f"outputs={tmp_path / 'outputs'}")
-    assert commands.fewstep("data", "encoder", tmp_path / "shards", "--images", 64, "--batch-size", 16).status == 0
+    ask = ("data", "autoencoder", "text_pixels", f"root={tmp_path / 'shards'}", "size=16", "--images", 64)
+    made = commands.fewstep(*ask, "--width", 8, "--batch-size", 16, "--out", tmp_path / "shards" / "autoencoder")
+    assert made.status == 0, made
+    assert "latents 4 x 4 x 4; of 16 held-out images PSNR" in made.out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["text_pixels", "text_latents"])
+def test_prompts_work_without_stable_diffusion(commands, tmp_path: Path, name: str) -> None:
+    shards = tmp_path / "shards"
+    write_colours(shards)
+    data = (f"dataset={name}", f"dataset.root={shards}", f"outputs={tmp_path / 'outputs'}")
+    assert commands.fewstep("data", "encoder", shards, "--images", 64, "--batch-size", 16).status == 0
+    if name == "text_latents":
+        refused = commands.train(*data, "trainer=debug")
+        assert refused.status == 2
+        command = f"fewstep data autoencoder text_pixels root={shards} --out {shards / 'autoencoder'}"
+        assert "has no autoencoder: name a folder with vae/" in refused.err
+        assert f"train one with `{command}`" in refused.err
+        ask = ("data", "autoencoder", "text_pixels", f"root={shards}", "--out", shards / "autoencoder")
+        assert commands.fewstep(*ask, "--images", 64, "--batch-size", 16, "--width", 8).status == 0
     small = ("trainer=debug", "trainer.diagnostics=0", "logger=csv", "stage.progressive.ladder=[2,1]")
     made = commands.train(*data, *small, "stage.stages=[teacher,guidance,progressive]")
     assert made.status == 0, made
-    student = next(tmp_path.glob("outputs/text_pixels/progressive/*/model-1.safetensors"))
+    student = next(tmp_path.glob(f"outputs/{name}/progressive/*/model-1.safetensors"))
     sampled = commands.fewstep("sample", student, "--prompt", "a red square", "--num", 2, "--out", tmp_path / "a.png")
     assert sampled.status == 0, sampled

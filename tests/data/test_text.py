@@ -17,11 +17,13 @@ from safetensors.numpy import save
 from webdataset.writer import TarWriter
 
 from fewstep.data.captioned import decode_sample, is_sample
+from fewstep.data.encoded import ENCODER_BATCH
 from fewstep.data.generate_text import CAPTIONS, generate_text, some_patches
 from fewstep.data.shards import INDEX, open_shards, samples_of, scan
 from fewstep.data.text import TextData
 from fewstep.networks.frozen.autoencoder import Autoencoder
 from fewstep.networks.frozen.text_encoder import TextEncoder
+from fewstep.system.seeds import seed_for
 
 pytest_plugins = ("running",)
 COUNT, NUM_SHARDS = 50, 5  # ten in each, and 25 held out in a sixth
@@ -105,8 +107,44 @@ def test_ranks_share_the_rows_of_each_batch(generated: Path) -> None:
     whole = opened(generated, latent=True, walks=4, batch_size=8).batch(5)
     parts = [next(opened(generated, latent=True, walks=4, batch_size=8).batches(5, 6, rank, 2)) for rank in range(2)]
     assert [len(part.x) for part in parts] == [4, 4]
-    torch.testing.assert_close(torch.cat([part.x for part in parts]), whole.x)  # in order, as draws have them
-    torch.testing.assert_close(torch.cat([part.label for part in parts]), whole.label)
+    assert torch.equal(torch.cat([part.x for part in parts]), whole.x)  # in order, as draws have them
+    assert torch.equal(torch.cat([part.label for part in parts]), whole.label)
+
+
+def encoded_by(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The numbers of images of the calls of an autoencoder's `encode` from now on."""
+    calls, encode = [], Autoencoder.encode
+    monkeypatch.setattr(Autoencoder, "encode", lambda self, x: calls.append(len(x)) or encode(self, x))
+    return calls
+
+
+def test_images_are_encoded_in_their_first_epoch_alone(generated: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls, data, images = encoded_by(monkeypatch), opened(generated, latent=True), opened(generated)
+    steps = range(3 * COUNT // 7)
+    batches, known, expected = [data.batch(step) for step in steps], set[bytes](), 0
+    for step in steps:
+        new = {row.x.tobytes() for _, row in images.reader().rows(step)} - known
+        known |= new
+        expected += bool(new)
+    assert calls == [ENCODER_BATCH] * expected
+    assert expected < len(steps)
+    autoencoder = Autoencoder.open(generated)
+    mean, variance = autoencoder.encode(images.batch(2).x)
+    generator = torch.Generator().manual_seed(seed_for(data.stream, "latents", 2))
+    eps = torch.randn(mean.shape, generator=generator)
+    torch.testing.assert_close(batches[2].x, autoencoder.latents(mean + variance.sqrt() * eps), rtol=1e-4, atol=1e-5)
+
+
+def test_what_does_not_fit_in_memory_is_encoded_again_to_the_same(
+    generated: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = [opened(generated, latent=True).batch(step).x for step in range(4)]
+    calls = encoded_by(monkeypatch)
+    monkeypatch.setattr("fewstep.data.encoded.MAX_CACHED", 1)
+    data = opened(generated, latent=True)
+    for _ in range(2):
+        assert all(torch.equal(data.batch(step).x, whole[step]) for step in range(4))
+    assert calls == [ENCODER_BATCH] * 8
 
 
 def test_samples_are_the_pictures_with_their_captions(generated: Path) -> None:

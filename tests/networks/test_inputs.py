@@ -20,6 +20,7 @@ from fewstep.networks import (
     DiT,
     Frozen,
     ResidualMLP,
+    TextMLP,
     TextUNet,
     UNet,
     UNet2D,
@@ -39,6 +40,7 @@ NETWORKS: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {
     "UNet2D": (UNet2D, UNET2D),
     "DiT": (DiT, DIT),
     "TextUNet": (TextUNet, TEXT),
+    "TextMLP": (TextMLP, MLP | {key: TEXT[key] for key in ("shape", "num_classes", "tokens", "features")}),
 }
 each = pytest.mark.parametrize("name", NETWORKS)
 EXTRA = {"s": torch.linspace(0, 1, 4), "d": torch.tensor([0.5, 0.25, 0.125, 1.0])}

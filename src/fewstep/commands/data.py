@@ -165,6 +165,8 @@ def autoencoder(
     from fewstep.artifacts.pictures import image_grid, save_png
     from fewstep.data.labels import pixels_of
     from fewstep.data.make_autoencoder import AutoencoderSettings, AutoencoderTraining
+    from fewstep.data.make_encoder import ShardImages
+    from fewstep.data.text import TextData
     from fewstep.evaluation.images import evaluation_tensor
     from fewstep.evaluation.restoration import psnr
     from fewstep.runs.build import data_of
@@ -172,7 +174,8 @@ def autoencoder(
 
     check_free(out, "autoencoder")
     sizes = AutoencoderSettings(channels, downsampling, width, images, batch_size, seed)
-    source = pixels_of(data_of(name, settings or [], batch_size=batch_size), "fewstep data autoencoder")
+    given = data_of(name, settings or [], batch_size=batch_size)
+    source = ShardImages(given) if isinstance(given, TextData) else pixels_of(given, "fewstep data autoencoder")
     training = AutoencoderTraining(source, sizes, "cuda" if torch.cuda.is_available() else "cpu")
     out.parent.mkdir(parents=True, exist_ok=True)  # what cannot be written fails before the training
     columns = (TextColumn("autoencoder"), BarColumn(), MofNCompleteColumn(), TextColumn("steps {task.description}"))
@@ -217,9 +220,7 @@ def encoder(
     """
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from fewstep.data.captioned import is_sample
     from fewstep.data.make_encoder import AMONG, Captioned, EncoderSettings, EncoderTraining
-    from fewstep.data.shards import samples_of
     from fewstep.data.text import TextData
     from fewstep.runs.build import data_of
     from fewstep.system.files import check_free
@@ -229,8 +230,7 @@ def encoder(
     sizes = EncoderSettings(vocabulary, features, tokens, images, batch_size, seed)
     source = data_of("text_pixels", [f"root={shards}", *(settings or [])], batch_size=1)
     assert isinstance(source, TextData), "it is what text_pixels is"
-    raw = (raw for shard in source.train_shards for raw in samples_of(shard, is_sample))
-    data = Captioned.of(sample for sample in map(source.decode_raw, raw) if sample is not None)
+    data = Captioned.to_train_on(source)
     training = EncoderTraining(data, sizes)
     columns = (TextColumn("text encoder"), BarColumn(), MofNCompleteColumn(), TextColumn("steps {task.description}"))
     with Progress(*columns, TimeRemainingColumn()) as progress:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
@@ -106,3 +107,9 @@ def counts(raw_samples: Iterable[Raw], decode: Callable[[Raw], Sample | None]) -
     if sizes:
         least, most = min(sizes, key=min), max(sizes, key=min)
         yield f"images: {least[0]} x {least[1]} to {most[0]} x {most[1]} pixels"
+
+
+def warn_sometimes(message: str, count: int) -> None:
+    """Warn of the first sample of a kind, the tenth, the hundredth and every thousandth."""
+    if count in (1, 10, 100) or count % 1000 == 0:
+        warnings.warn(f"{message}; {count:,} so far", stacklevel=3)

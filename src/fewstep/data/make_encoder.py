@@ -17,8 +17,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import CLIPTokenizer
 
-from fewstep.data.batches import from_uint8
-from fewstep.data.captioned import Sample
+from fewstep.data.batch import Batch
+from fewstep.data.batches import ImagesInMemory, from_uint8
+from fewstep.data.captioned import Sample, is_sample
+from fewstep.data.facts import DataFacts
+from fewstep.data.shards import samples_of
+from fewstep.data.text import TextData
 from fewstep.networks.frozen.loading import quiet
 from fewstep.networks.frozen.text_encoder import TINY_VOCABULARY, TextEncoder, small_network, write_tokenizer
 from fewstep.system.files import atomic_write, check_free
@@ -93,6 +97,30 @@ class Captioned:
         if len(set(captions)) < 2:
             raise ValueError(f"a text encoder needs images of different captions, and there are {len(set(captions))}")
         return cls(torch.stack(images), captions, left_out)
+
+    @classmethod
+    def to_train_on(cls, source: TextData) -> "Captioned":
+        """`of` the shards that are not held out."""
+        raw = (raw for shard in source.train_shards for raw in samples_of(shard, is_sample))
+        return cls.of(sample for sample in map(source.decode_raw, raw) if sample is not None)
+
+
+class ShardImages(ImagesInMemory):
+    """The images of captioned shards in memory, without their captions: what an autoencoder is trained on.
+
+    Raises:
+        ValueError: see `Captioned.of`.
+    """
+
+    def __init__(self, source: TextData) -> None:
+        images = Captioned.to_train_on(source).images
+        labels = torch.zeros(len(images), dtype=torch.long)
+        super().__init__(images=images, labels=labels, batch_size=source.batch_size, stream=source.stream)
+        self.facts = DataFacts(source.dataset, tuple(images.shape[1:]), 0, -1.0, 1.0)
+        self.source = source
+
+    def reference(self) -> Batch:
+        return self.source.reference()
 
 
 class ImageTower(nn.Sequential):

@@ -1,6 +1,5 @@
 """Images and captions from WebDataset shards; or the latents of the images and the embeddings of the captions."""
 
-import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import cached_property, lru_cache, partial
@@ -14,8 +13,9 @@ from torch import Tensor
 
 from fewstep.data.batch import Batch, Pairs, split
 from fewstep.data.batches import Data, check_examples, from_uint8
-from fewstep.data.captioned import BOTH, LATENT, Sample, counts, decode_sample, is_sample
+from fewstep.data.captioned import BOTH, LATENT, Sample, counts, decode_sample, is_sample, warn_sometimes
 from fewstep.data.decode import WHITE, check_background
+from fewstep.data.encoded import ENCODER_BATCH, MAX_CACHED, EncodedImages
 from fewstep.data.facts import DataFacts
 from fewstep.data.generate import generated_folder
 from fewstep.data.generate_text import SIZE, generate_text
@@ -28,8 +28,6 @@ from fewstep.networks.frozen.text_encoder import TextEncoder
 from fewstep.system.limits import MOST_SIDE, require_count
 from fewstep.system.seeds import seed_for
 
-ENCODER_BATCH = 16  # prompts per call, always as many, so that an embedding never depends on the batch size
-MAX_CACHED = 2**28  # bytes of embeddings
 open_encoder = lru_cache(maxsize=2)(TextEncoder.open)  # once for all stages of a run
 open_autoencoder = lru_cache(maxsize=2)(Autoencoder.open)
 
@@ -115,6 +113,7 @@ class TextData(Data):
         kind = "held-out shards" if is_image else "held-out latents, decoded"
         self.reference_split = f"{kind}: {', '.join(shard.path.name for shard in self.test_shards)}"
         self._embeddings: dict[str, Tensor] = {}
+        self._moments = EncodedImages()
 
     def split(self, place: Path, strict: bool, held_out: int) -> tuple[list[Shard], list[Shard]]:
         """The shards to train on, and those held out, the last ones.
@@ -156,9 +155,9 @@ class TextData(Data):
         folder = None if self.autoencoder_folder is None else Path(self.autoencoder_folder)
         if folder and not any((place / "config.json").is_file() for place in (folder, folder / "vae")):
             raise ValueError(
-                f"dataset.autoencoder={folder} has no autoencoder: name a folder with vae/ (config.json, "
-                "diffusion_pytorch_model.safetensors), as Stable Diffusion's has, or use null for a model of pixels, "
-                "as in dataset=text_pixels"
+                f"dataset.autoencoder={folder} has no autoencoder: name a folder with vae/ (config.json, diffusion_"
+                "pytorch_model.safetensors), as Stable Diffusion's has, use null for a model of pixels, as in dataset="
+                f"text_pixels, or train one with `fewstep data autoencoder text_pixels root={self.root} --out {folder}`"
             )
         return None if folder is None else open_autoencoder(str(folder))
 
@@ -229,21 +228,22 @@ class TextData(Data):
     def collated(self, rows: Sequence[Row], step: int, device: torch.device | str = "cpu") -> Batch:
         """Rows of a step as a batch: images in [-1, 1] or latents sampled anew, and embeddings of their captions."""
         samples = [sample for _, sample in rows]
-        x = torch.from_numpy(np.stack([sample.x for sample in samples])).to(device)
+        x = torch.from_numpy(np.stack([sample.x for sample in samples]))
         if self.autoencoder is None:
-            return Batch(from_uint8(x), self.embedded(samples).to(device))
-        mean, variance = self.moments(x)
+            return Batch(from_uint8(x.to(device)), self.embedded(samples).to(device))
+        mean, variance = self.moments(x, device)
         # Drawn for the global batch, so that the noise of a row does not depend on its rank.
         generator = torch.Generator().manual_seed(seed_for(self.stream, "latents", step))
         eps = torch.randn(self.batch_size, *mean.shape[1:], generator=generator)
         eps = eps[torch.tensor([number - step * self.batch_size for number, _ in rows])].to(device)
         return Batch(self.autoencoder.latents(mean + variance.sqrt() * eps), self.embedded(samples).to(device))
 
-    def moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def moments(self, x: Tensor, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
         """Mean and variance of the latents: encoded from images, or as stored; 0 is the variance of stored samples."""
-        assert self.autoencoder is not None
         if x.dtype == torch.uint8:
-            return self.autoencoder.encode(from_uint8(x))
+            assert self.autoencoder is not None
+            x = self._moments.of(x, self.autoencoder, device)
+        x = x.to(device)
         return (x[:, 0], x[:, 1]) if x.ndim == 5 else (x, torch.zeros_like(x))
 
     def embedded(self, samples: Sequence[Sample]) -> Float[Tensor, "batch tokens features"]:
@@ -339,12 +339,12 @@ class TextPixelsData(TextData):
     dataset = "text_pixels"
 
 
+class TextLatentsData(TextData):
+    """The same for models of the latents of small images, by an autoencoder that was trained on them."""
+
+    dataset = "text_latents"
+
+
 def layout_of(sample: Sample) -> tuple[object, ...]:
     """What all samples of a data set have in common: dtype and shape, and the shape of embeddings."""
     return (str(sample.x.dtype), sample.x.shape, *(() if sample.embedding is None else (sample.embedding.shape,)))
-
-
-def warn_sometimes(message: str, count: int) -> None:
-    """Warn of the first sample of a kind, the tenth, the hundredth and every thousandth."""
-    if count in (1, 10, 100) or count % 1000 == 0:
-        warnings.warn(f"{message}; {count:,} so far", stacklevel=3)

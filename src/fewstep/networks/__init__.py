@@ -4,10 +4,11 @@ from torch import nn
 
 from fewstep.networks.backbones.experts import MixtureOfExperts
 from fewstep.networks.backbones.mlp import ResidualMLP
+from fewstep.networks.backbones.text_mlp import TextMLP
 from fewstep.networks.denoiser import Denoiser, Frozen, with_guidance_input, with_inputs
 from fewstep.networks.routed import Routed
 
-NETWORKS = ("ResidualMLP", "UNet", "UNet2D", "TextUNet", "DiT", "Routed", "MixtureOfExperts")
+NETWORKS = ("ResidualMLP", "UNet", "UNet2D", "TextUNet", "TextMLP", "DiT", "Routed", "MixtureOfExperts")
 
 
 def network_class(name: str) -> type[nn.Module]:
@@ -18,7 +19,7 @@ def network_class(name: str) -> type[nn.Module]:
     """
     if name not in NETWORKS:
         raise ValueError(f"network must be one of {', '.join(NETWORKS)}, got {name!r}; is the file made by fewstep?")
-    quick = {"ResidualMLP": ResidualMLP, "Routed": Routed, "MixtureOfExperts": MixtureOfExperts}
+    quick = {each.__name__: each for each in (ResidualMLP, TextMLP, Routed, MixtureOfExperts)}
     if name in quick:
         return quick[name]
     from fewstep.networks.backbones import dit, text_unet, unet, unet2d  # diffusers takes seconds to import
@@ -39,6 +40,7 @@ __all__ = [
     "MixtureOfExperts",
     "ResidualMLP",
     "Routed",
+    "TextMLP",
     "network_class",
     "with_guidance_input",
     "with_inputs",

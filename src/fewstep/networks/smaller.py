@@ -57,7 +57,7 @@ def middle(network: nn.Module) -> nn.Module:
     That of a U-Net's lowest level, or of the block after the middle of a stack (in an MLP, of its normalisation).
     """
     match type(network).__name__:
-        case "ResidualMLP":
+        case "ResidualMLP" | "TextMLP":
             norms = network.get_submodule("norms")
             return norms.get_submodule(str(len(list(norms.children())) // 2))
         case "DiT":
@@ -73,7 +73,7 @@ def blocks(network: nn.Module) -> list[nn.Module]:
     The blocks of a U-Net or of a stack; in an MLP the normalisations after its blocks.
     """
     match type(network).__name__:
-        case "ResidualMLP":
+        case "ResidualMLP" | "TextMLP":
             norms = [*network.get_submodule("norms").children()]
             return [*norms[1:], network.get_submodule("outward.0")]
         case "DiT":
