@@ -1,5 +1,6 @@
 """What is said of a line that Hydra refuses or reads otherwise than a shell's user would."""
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -8,7 +9,7 @@ from running import config_of
 
 from fewstep.data.digits import DigitsData
 from fewstep.runs.advice import explained
-from fewstep.runs.build import build_network, build_training
+from fewstep.runs.build import build_callbacks, build_network, build_training
 from fewstep.runs.config import Settings
 from fewstep.runs.overrides import hydra_arguments, quoted_value
 
@@ -75,6 +76,13 @@ def test_no_option_of_a_group_is_none_of_its_options(argument: str):
     with pytest.raises(ValueError, match="must be"):
         hydra_arguments([argument])
     assert hydra_arguments(["sweeps=null"]) == ["sweeps=null"]
+
+
+def test_callbacks_that_would_accumulate_gradients_are_refused():
+    scheduler = {"_target_": "lightning.pytorch.callbacks.GradientAccumulationScheduler", "scheduling": {0: 2}}
+    settings = Settings.read(config_of()).trainer
+    with pytest.raises(ValueError, match="use trainer.accumulate_grad_batches"):
+        build_callbacks(replace(settings, callbacks=(scheduler,)))
 
 
 @pytest.mark.parametrize(

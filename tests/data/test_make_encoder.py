@@ -8,22 +8,24 @@ import torch
 from PIL import Image
 from webdataset.writer import TarWriter
 
-from fewstep.data.make_encoder import Captioned, EncoderSettings, EncoderTraining, merges_of
+from fewstep.data.make_encoder import Captioned, EncoderSettings, EncoderTraining, ShardImages, merges_of
+from fewstep.data.text import TextData
 from fewstep.networks.frozen.text_encoder import TextEncoder, write_tokenizer
+from fewstep.runs.build import data_of
 
 pytest_plugins = ("running",)
 COLOURS = ("red", "lime", "blue", "yellow", "cyan", "magenta", "black", "white")
 
 
-def write_colours(folder: Path, num_shards: int = 3, count: int = 16) -> None:
+def write_colours(folder: Path, num_shards: int = 3, count: int = 16, caption: str = "a {} square") -> None:
     """Shards of squares in eight colours, each with its name as caption."""
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     for number in range(num_shards):
         with TarWriter(str(folder / f"{number}.tar"), mtime=0) as writer:
             for index in range(count):
                 colour, file = COLOURS[index % 8], io.BytesIO()
                 Image.new("RGB", (16, 16), colour).save(file, "PNG")
-                writer.write({"__key__": f"{index:03d}", "png": file.getvalue(), "txt": f"a {colour} square"})
+                writer.write({"__key__": f"{index:03d}", "png": file.getvalue(), "txt": caption.format(colour)})
 
 
 def colours() -> Captioned:
@@ -106,6 +108,22 @@ def test_an_autoencoder_is_trained_on_the_images_of_shards(commands, tmp_path: P
     made = commands.fewstep(*ask, "--width", 8, "--batch-size", 16, "--out", tmp_path / "shards" / "autoencoder")
     assert made.status == 0, made
     assert "latents 4 x 4 x 4; of 16 held-out images PSNR" in made.out
+    assert "left out" not in made.out
+
+
+def test_images_without_room_are_left_out_and_captions_do_not_matter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_colours(tmp_path, caption="the same")
+    source = data_of("text_pixels", [f"root={tmp_path}", "size=16"], batch_size=4)
+    assert isinstance(source, TextData)
+    whole = ShardImages(source)
+    assert (len(whole.labels), whole.left_out) == (32, 0)
+    monkeypatch.setattr("fewstep.data.make_encoder.MOST_BYTES", 5 * 3 * 16 * 16)
+    part = ShardImages(source)
+    assert (len(part.labels), part.left_out) == (5, 32 - 5)
+    assert torch.equal(part.images[torch.arange(5)], whole.images[torch.arange(5)])
+    assert torch.equal(part.reference().x, source.reference().x)
 
 
 @pytest.mark.slow

@@ -17,10 +17,12 @@ from safetensors.numpy import save
 from webdataset.writer import TarWriter
 
 from fewstep.data.captioned import decode_sample, is_sample
-from fewstep.data.encoded import ENCODER_BATCH
+from fewstep.data.encoded import ENCODER_BATCH, EncodedImages
 from fewstep.data.generate_text import CAPTIONS, generate_text, some_patches
+from fewstep.data.make_encoder import ShardImages
 from fewstep.data.shards import INDEX, open_shards, samples_of, scan
-from fewstep.data.text import TextData
+from fewstep.data.text import TextData, TextLatentsData, TextPixelsData
+from fewstep.evaluation.extractors import images_to_train_on
 from fewstep.networks.frozen.autoencoder import Autoencoder
 from fewstep.networks.frozen.text_encoder import TextEncoder
 from fewstep.system.seeds import seed_for
@@ -41,13 +43,15 @@ def own(generated: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(generated, tmp_path / "text"))
 
 
-def opened(root: Path, *, latent: bool = False, encoder: Path | None = None, **changed: object) -> TextData:
+def opened(
+    root: Path, *, latent: bool = False, encoder: Path | None = None, kind: type[TextData] = TextData, **changed: object
+) -> TextData:
     settings = {
         "root": str(root), "size": 32, "encoder": str(encoder or root), "autoencoder": str(root) if latent else None,
         "held_out_shards": 1, "num_reference": 20, "walks": 3, "buffer": 4, "num_workers": 0, "strict": False,
         "clip": None, "batch_size": 7, "stream": "0/teacher",
     }  # fmt: skip
-    return TextData(**settings | changed)
+    return kind(**settings | changed)
 
 
 def names(data: TextData, steps: range) -> list[list[str]]:
@@ -111,6 +115,14 @@ def test_ranks_share_the_rows_of_each_batch(generated: Path) -> None:
     assert torch.equal(torch.cat([part.label for part in parts]), whole.label)
 
 
+def test_small_captioned_images_train_an_extractor_of_their_own(generated: Path) -> None:
+    for kind, latent in ((TextPixelsData, False), (TextLatentsData, True)):
+        images = images_to_train_on(opened(generated, kind=kind, latent=latent), "own")
+        assert isinstance(images, ShardImages)
+        assert (len(images.labels), images.facts.shape) == (COUNT, (3, 32, 32))
+    assert images_to_train_on(opened(generated), "own") is None  # of text, which may be large
+
+
 def encoded_by(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The numbers of images of the calls of an autoencoder's `encode` from now on."""
     calls, encode = [], Autoencoder.encode
@@ -133,6 +145,25 @@ def test_images_are_encoded_in_their_first_epoch_alone(generated: Path, monkeypa
     generator = torch.Generator().manual_seed(seed_for(data.stream, "latents", 2))
     eps = torch.randn(mean.shape, generator=generator)
     torch.testing.assert_close(batches[2].x, autoencoder.latents(mean + variance.sqrt() * eps), rtol=1e-4, atol=1e-5)
+
+
+def test_moments_depend_on_no_other_image_and_are_kept_by_device_alone(generated: Path) -> None:
+    autoencoder, data = Autoencoder.open(generated), opened(generated)
+    images = torch.from_numpy(np.stack([sample.x for step in (0, 1, 2) for _, sample in data.reader().rows(step)]))
+    known, order = EncodedImages(), torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
+    whole = known.of(images, autoencoder, "cpu")
+    assert torch.equal(EncodedImages().of(images[order], autoencoder, "cpu"), whole[order])
+    assert torch.equal(EncodedImages().of(images[3:4], autoencoder, "cpu")[0], whole[3])
+    kept = {each.untyped_storage().data_ptr(): each.untyped_storage().nbytes() for each in known._known.values()}
+    assert sum(kept.values()) == sum(each.nbytes for each in known._known.values())
+
+    class OnMeta(Autoencoder):
+        def encode(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            return whole[: len(images), 0].to(images.device), whole[: len(images), 1].to(images.device)
+
+    elsewhere = OnMeta(autoencoder.network, autoencoder.folder, autoencoder.digest)
+    assert known.of(images, elsewhere, "meta").device.type == "meta"  # though the CPU has all of them
+    assert torch.equal(known.of(images, autoencoder, "cpu"), whole)
 
 
 def test_what_does_not_fit_in_memory_is_encoded_again_to_the_same(

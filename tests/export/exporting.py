@@ -43,6 +43,7 @@ SIZES: dict[str, dict[str, Any]] = {
         },
         "guidance_dim": 8,
     },
+    "TextMLP": {"width": 16, "num_blocks": 1, "embedding_dim": 8},
 }
 COSINE, BETAS = CosineSchedule(), BetaSchedule()
 ZERO_SNR = BetaSchedule(rescale_zero_snr=True)

@@ -217,6 +217,15 @@ def test_text_students_that_no_stock_scheduler_samples_are_refused(
     assert export(path, tmp_path / "out", format="safetensors") == 0
 
 
+def test_a_network_of_matrix_products_is_no_stock_pipelines(made: Companions, tmp_path: Path) -> None:
+    latent, text = made
+    own = {"schedule": BETAS, "native_schedule": BETAS}
+    path = write_model(tmp_path / "model.safetensors", "TextMLP", latent=latent, text=text, **own)
+    with pytest.raises(ValueError, match="a TextMLP is no network of diffusers; use --format safetensors or onnx"):
+        export(path, tmp_path / "out")
+    assert export(path, tmp_path / "out", format="safetensors") == 0
+
+
 # Classes ------------------------------------------------------------------------------------------------------------
 
 

@@ -2,6 +2,7 @@
 
 import csv
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,6 +11,7 @@ from unittest.mock import patch
 import pytest
 import torch
 from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import LambdaCallback
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.strategies import SingleDeviceStrategy
@@ -86,6 +88,33 @@ def test_hooks_are_called_as_by_lightnings_own_loop(tmp_path: Path) -> None:
             assert [call[:2] for call in seen[0]].count((owner, hook)) == STEPS
 
 
+@BOTH
+def test_hooks_that_an_object_has_by_itself_are_called(lightnings: bool, tmp_path: Path) -> None:
+    calls: list[str] = []
+    hooks = {name: partial(lambda name, *_: calls.append(name), name) for name in OF_A_STEP}
+    trained(tmp_path, LambdaCallback(**hooks), lightnings=lightnings)
+    assert calls == [*OF_A_STEP] * STEPS
+
+
+class Adds(Callback):
+    """Adds another callback after a step."""
+
+    def __init__(self, other: Callback) -> None:
+        self.other = other
+
+    def on_before_zero_grad(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
+        if trainer.global_step == MIDDLE:
+            trainer.callbacks.append(self.other)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+@BOTH
+def test_callbacks_that_are_added_are_called(lightnings: bool, tmp_path: Path) -> None:
+    calls: list[int] = []
+    other = LambdaCallback(on_train_batch_start=lambda trainer, *_: calls.append(trainer.global_step))
+    trained(tmp_path, Adds(other), lightnings=lightnings)
+    assert calls == [*range(MIDDLE + 1, STEPS)]
+
+
 class SaveAt(Callback):
     """Writes a checkpoint after a step, and may stop there."""
 
@@ -152,6 +181,10 @@ class LogsSteps(Callback):
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: torch.Tensor) -> None:
         pl_module.log("before", loss.detach(), on_step=True, batch_size=32)
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert isinstance(pl_module, DistillationModule)
+        pl_module.student.register_forward_hook(lambda *_: pl_module.log("within", 1.0, batch_size=32))
+
 
 def test_what_callbacks_log_is_in_the_same_rows(tmp_path: Path) -> None:
     rows = []
@@ -161,7 +194,7 @@ def test_what_callbacks_log_is_in_the_same_rows(tmp_path: Path) -> None:
         with (folder / "metrics.csv").open() as file:
             kept = [{name: row[name] for name in row if name not in OF_THE_CLOCK} for row in csv.DictReader(file)]
         rows.append(kept)
-        assert set(trainer.callback_metrics) == {"loss", "loss_step", "loss_epoch", "before"}
+        assert set(trainer.callback_metrics) == {"loss", "loss_step", "loss_epoch", "before", "within"}
     assert rows[0] == rows[1]
     assert [bool(row["before"]) for row in rows[0]].count(True) == STEPS // 2
 

@@ -235,3 +235,10 @@ def test_frozen_networks_averages_and_feature_hooks_pass_them_on() -> None:
     for copied in (Average(student, constant(0.5)), Frozen(student)):
         assert torch.equal(copied(*inputs_of("UNet"), extra=EXTRA).v, expected)
     assert MiddleFeatures(student).channels == 16
+
+
+def test_a_text_mlp_has_prompts_and_no_classes() -> None:
+    kind, sizes = NETWORKS["TextMLP"]
+    for wrong in ({"num_classes": 3}, {"tokens": 0}, {"features": 0}):
+        with pytest.raises(ValueError, match="prompts of at least 1 token and 1 feature and no classes, got"):
+            kind(**sizes | wrong)

@@ -155,7 +155,9 @@ def autoencoder(
 ) -> None:
     """Train a small autoencoder on images, so that latent models work without Stable Diffusion's.
 
-    Then: fewstep latents NAME --autoencoder OUT --out DIR, and python train.py dataset=own_latents dataset.root=DIR
+    Then: fewstep latents NAME --autoencoder OUT --out DIR, and python train.py dataset=own_latents dataset.root=DIR. Of
+    captioned shards (text_pixels root=SHARDS --out SHARDS/autoencoder): python train.py dataset=text_latents
+    dataset.root=SHARDS
 
     Example: fewstep data autoencoder imagefolder root=data/birds --out data/birds-autoencoder
     """
@@ -176,6 +178,8 @@ def autoencoder(
     sizes = AutoencoderSettings(channels, downsampling, width, images, batch_size, seed)
     given = data_of(name, settings or [], batch_size=batch_size)
     source = ShardImages(given) if isinstance(given, TextData) else pixels_of(given, "fewstep data autoencoder")
+    if isinstance(source, ShardImages) and source.left_out:
+        typer.echo(f"{source.left_out:,} images were left out: there was no room for them in memory")
     training = AutoencoderTraining(source, sizes, "cuda" if torch.cuda.is_available() else "cpu")
     out.parent.mkdir(parents=True, exist_ok=True)  # what cannot be written fails before the training
     columns = (TextColumn("autoencoder"), BarColumn(), MofNCompleteColumn(), TextColumn("steps {task.description}"))

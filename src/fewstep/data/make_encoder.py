@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
@@ -101,19 +102,36 @@ class Captioned:
     @classmethod
     def to_train_on(cls, source: TextData) -> "Captioned":
         """`of` the shards that are not held out."""
-        raw = (raw for shard in source.train_shards for raw in samples_of(shard, is_sample))
-        return cls.of(sample for sample in map(source.decode_raw, raw) if sample is not None)
+        return cls.of(samples_to_train_on(source))
+
+
+def samples_to_train_on(source: TextData) -> Iterator[Sample]:
+    """The good samples of the shards that are not held out."""
+    raw = (raw for shard in source.train_shards for raw in samples_of(shard, is_sample))
+    return (sample for sample in map(source.decode_raw, raw) if sample is not None)
 
 
 class ShardImages(ImagesInMemory):
-    """The images of captioned shards in memory, without their captions: what an autoencoder is trained on.
+    """The images of captioned shards without their captions, as many as fit into memory: for what is trained on images.
+
+    Attributes:
+        left_out: of the images, those for which there was no room.
 
     Raises:
-        ValueError: see `Captioned.of`.
+        ValueError: the shards hold latents.
     """
 
     def __init__(self, source: TextData) -> None:
-        images = Captioned.to_train_on(source).images
+        kept: list[np.ndarray] = []
+        self.left_out = 0
+        for sample in samples_to_train_on(source):
+            if sample.x.dtype != np.uint8:
+                raise ValueError(f"{source.root} holds latents in the place of images; use shards of images")
+            if (len(kept) + 1) * sample.x.nbytes > MOST_BYTES:
+                self.left_out += 1
+            else:
+                kept.append(sample.x)
+        images = torch.from_numpy(np.stack(kept))
         labels = torch.zeros(len(images), dtype=torch.long)
         super().__init__(images=images, labels=labels, batch_size=source.batch_size, stream=source.stream)
         self.facts = DataFacts(source.dataset, tuple(images.shape[1:]), 0, -1.0, 1.0)

@@ -24,6 +24,7 @@ from fewstep.evaluation.own_features import OwnFeatures
 AUTO, OWN, PATCHES = "auto", "own", "patches"
 FILES = (".safetensors", ".pth")  # of an extractor trained here; of Inception
 DIGITS, CROPS = ("digits", "digits_styled"), ("patches", "patches_sr")  # data sets whose classifiers are packaged
+CAPTIONED = ("text_pixels", "text_latents")  # small images, unlike those of text
 PUBLISHED = ("cifar10", "imagenet64")  # data sets whose figures are compared with published ones, of Inception
 
 
@@ -69,12 +70,13 @@ def build_feature_extractor(
         return MixtureFeatures(mixture)
     if file.suffix in FILES:
         return OwnFeatures.read(file, facts) if file.suffix == FILES[0] else InceptionFeatures(file)
-    if choice == OWN and pixels_of(data) is None:
+    images = None if data is None else images_to_train_on(data, choice)
+    if choice == OWN and images is None:
         raise ValueError(
             f"trainer.features=own needs images of pixels to train on, and the {facts.name} data here have none; of "
             "latents leave trainer.features=auto, for which `fewstep latents` keeps an extractor with them"
         )
-    if data is not None and (images := images_to_train_on(data, choice)) is not None:
+    if images is not None:
         return OwnFeatures.of(images, facts, folder)
     if choice == AUTO and isinstance(data, LatentsData) and data.features and not have_others(facts.name):
         return kept_with(data, data.features, facts)
@@ -116,6 +118,12 @@ def have_others(name: str) -> bool:
 
 
 def pixels_of(data: Data | None) -> ImagesInMemory | None:
-    """The images of a data set with their own labels, if they are pixels."""
+    """The images of a data set with their own labels, if they are pixels; of captioned ones without labels."""
+    if data is not None and data.facts.name in CAPTIONED:
+        from fewstep.data.make_encoder import ShardImages  # transformers takes a second to import
+        from fewstep.data.text import TextData
+
+        assert isinstance(data, TextData), "they are named so"
+        return ShardImages(data)
     source = data.source if isinstance(data, Relabelled) else data
     return source if isinstance(source, ImagesInMemory) and source.facts.latent is None else None

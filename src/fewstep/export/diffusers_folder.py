@@ -93,7 +93,13 @@ def write_stock(folder: Path, model: Model, half: bool) -> None:
     Raises:
         ValueError: no stock pipeline samples the model as it was made to be.
     """
-    unet = model.denoiser.network.unet
+    network = model.denoiser.network
+    unet = getattr(network, "unet", None)
+    if unet is None:
+        raise ValueError(
+            f"a {type(network).__name__} is no network of diffusers; use --format safetensors or onnx, or train with "
+            "model=text"
+        )
     scheduler = stock_scheduler(model)
     assert model.autoencoder is not None
     assert model.text_encoder is not None

@@ -10,7 +10,7 @@ from typing import Any, cast
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import get_class, get_object, instantiate
-from lightning.pytorch.callbacks import Callback, Checkpoint
+from lightning.pytorch.callbacks import Callback, Checkpoint, GradientAccumulationScheduler
 from lightning.pytorch.profilers import AdvancedProfiler, Profiler, PyTorchProfiler, SimpleProfiler
 from omegaconf import OmegaConf
 
@@ -274,7 +274,7 @@ def build_callbacks(trainer: TrainerSettings) -> list[Callback]:
     """The callbacks that trainer.callbacks names, made anew for each phase.
 
     Raises:
-        ValueError: one that cannot be made, or would write checkpoints beside the run's own.
+        ValueError: one that cannot be made, or would write checkpoints beside the run's own or accumulate gradients.
     """
     made = [instantiate(dict(each), _convert_="all") for each in trainer.callbacks]
     for each in made:
@@ -283,6 +283,8 @@ def build_callbacks(trainer: TrainerSettings) -> list[Callback]:
                 f"trainer.callbacks must be callbacks of Lightning by their _target_, got {type(each).__name__}; "
                 "checkpoints are the run's own, every trainer.checkpoint_seconds"
             )
+        if isinstance(each, GradientAccumulationScheduler):
+            raise ValueError("trainer.callbacks accumulate no gradients; use trainer.accumulate_grad_batches")
     return made
 
 

@@ -5,16 +5,16 @@ from typing import Any
 import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
-from lightning.pytorch.trainer.call import _call_callback_hooks, _call_lightning_module_hook
+from lightning.pytorch.trainer.call import _call_callback_hooks, _call_lightning_module_hook, _call_strategy_hook
 from torch import Tensor
 
 
 class EpochLoop(_TrainingEpochLoop):
     """Lightning's loop for one optimiser and its scheduler, of which each batch is a step.
 
-    Strategy, precision and callbacks do what they do in Lightning's own, in the same order. A hook that nobody
-    overrides is not called, what was not logged is not collected, on a CPU no batch is moved, and there is no
-    validation.
+    Strategy, precision and callbacks do what they do in Lightning's own, in the same order, but that a hook which
+    nobody overrides is not called and what was not logged is not collected. There is no validation, no batch is
+    skipped, and the hooks of a batch's transfer are called on other devices than the CPU alone.
 
     Args:
         trainer: whose loop this will be. It has no profiler, which would want to hear of every hook.
@@ -23,7 +23,11 @@ class EpochLoop(_TrainingEpochLoop):
     def __init__(self, trainer: Trainer) -> None:
         replaced = trainer.fit_loop.epoch_loop
         super().__init__(trainer, replaced.min_steps, replaced.max_steps)
-        self._overridden: dict[str, tuple[bool, bool]] = {}
+        self._overridden: dict[tuple[str, int], tuple[bool, bool]] = {}
+
+    def on_run_start(self, data_fetcher: Any) -> None:
+        self._overridden.clear()
+        super().on_run_start(data_fetcher)
 
     def advance(self, data_fetcher: Any) -> None:
         """Make one optimiser step.
@@ -64,9 +68,8 @@ class EpochLoop(_TrainingEpochLoop):
 
         @torch.enable_grad()
         def closure() -> Tensor:
-            loss = strategy.training_step(batch, index)
-            assert isinstance(loss, Tensor)
-            outputs["loss"] = loss.detach().clone()  # half precision scales the other in place
+            loss = _call_strategy_hook(trainer, "training_step", batch, index)
+            outputs["loss"] = loss.detach().clone()  # a hook may change the other in place
             progress.zero_grad.increment_ready()
             self._call("on_before_zero_grad", optimizer)
             progress.zero_grad.increment_started()
@@ -86,13 +89,19 @@ class EpochLoop(_TrainingEpochLoop):
     def _call(self, hook: str, *arguments: Any) -> None:
         """Call a hook of the callbacks, then of the module, where one overrides it."""
         trainer, module = self.trainer, self.trainer.lightning_module
-        if hook not in self._overridden:
-            callbacks: list[Callback] = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
-            by_callback = any(getattr(type(each), hook) is not getattr(Callback, hook) for each in callbacks)
-            by_module = getattr(type(module), hook) is not getattr(LightningModule, hook)
-            self._overridden[hook] = by_callback, by_module
-        by_callback, by_module = self._overridden[hook]
+        callbacks: list[Callback] = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
+        key = hook, len(callbacks)  # one may add others
+        if key not in self._overridden:
+            by_callback = any(overrides(each, hook, Callback) for each in callbacks)
+            self._overridden[key] = by_callback, overrides(module, hook, LightningModule)
+        by_callback, by_module = self._overridden[key]
         if by_callback:
             _call_callback_hooks(trainer, hook, *arguments)
         if by_module:
             _call_lightning_module_hook(trainer, hook, *arguments)
+
+
+def overrides(owner: Any, hook: str, base: type) -> bool:
+    """Whether a hook is another than that of the base class, by its own class or, as in a LambdaCallback, by itself."""
+    own = getattr(owner, hook)
+    return getattr(own, "__func__", own) is not getattr(base, hook)

@@ -20,7 +20,7 @@ class TextMLP(ResidualMLP):
         The rest: see `ResidualMLP`.
 
     Raises:
-        ValueError: a size outside its range.
+        ValueError: a size outside its range, or classes.
     """
 
     empty_prompt: Float[Tensor, "tokens features"]
@@ -41,6 +41,11 @@ class TextMLP(ResidualMLP):
         components: int = 0,
     ) -> None:
         arguments = plain_arguments(locals())
+        if num_classes or tokens < 1 or features < 1:
+            raise ValueError(
+                "a TextMLP has prompts of at least 1 token and 1 feature and no classes, got num_classes="
+                f"{num_classes}, tokens={tokens}, features={features}; use dataset=text_latents"
+            )
         super().__init__(
             shape=shape,
             num_classes=num_classes,
