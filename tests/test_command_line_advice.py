@@ -81,7 +81,7 @@ def test_no_option_of_a_group_is_none_of_its_options(argument: str):
 def test_callbacks_that_would_accumulate_gradients_are_refused():
     scheduler = {"_target_": "lightning.pytorch.callbacks.GradientAccumulationScheduler", "scheduling": {0: 2}}
     settings = Settings.read(config_of()).trainer
-    with pytest.raises(ValueError, match="use trainer.accumulate_grad_batches"):
+    with pytest.raises(ValueError, match=r"use trainer\.accumulate_grad_batches"):
         build_callbacks(replace(settings, callbacks=(scheduler,)))
 
 

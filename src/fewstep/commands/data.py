@@ -14,7 +14,7 @@ from fewstep.commands.requests import check_seed
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from fewstep.data.batches import ImagesInMemory
+    from fewstep.data.batches import Data, ImagesInMemory
     from fewstep.data.make_labels import Assign, Features
 
 app = typer.Typer(no_args_is_help=True, help="Look at data sets, label them, train autoencoders and text encoders.")
@@ -165,10 +165,7 @@ def autoencoder(
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from fewstep.artifacts.pictures import image_grid, save_png
-    from fewstep.data.labels import pixels_of
     from fewstep.data.make_autoencoder import AutoencoderSettings, AutoencoderTraining
-    from fewstep.data.make_encoder import ShardImages
-    from fewstep.data.text import TextData
     from fewstep.evaluation.images import evaluation_tensor
     from fewstep.evaluation.restoration import psnr
     from fewstep.runs.build import data_of
@@ -176,10 +173,7 @@ def autoencoder(
 
     check_free(out, "autoencoder")
     sizes = AutoencoderSettings(channels, downsampling, width, images, batch_size, seed)
-    given = data_of(name, settings or [], batch_size=batch_size)
-    source = ShardImages(given) if isinstance(given, TextData) else pixels_of(given, "fewstep data autoencoder")
-    if isinstance(source, ShardImages) and source.left_out:
-        typer.echo(f"{source.left_out:,} images were left out: there was no room for them in memory")
+    source = images_to_encode(data_of(name, settings or [], batch_size=batch_size))
     training = AutoencoderTraining(source, sizes, "cuda" if torch.cuda.is_available() else "cpu")
     out.parent.mkdir(parents=True, exist_ok=True)  # what cannot be written fails before the training
     columns = (TextColumn("autoencoder"), BarColumn(), MofNCompleteColumn(), TextColumn("steps {task.description}"))
@@ -202,6 +196,24 @@ def autoencoder(
         f"{out}: latents {shape}; of {count:,} held-out images PSNR {psnr(after, before).mean():.1f} dB; decoded.png "
         "has some, each beside what is decoded"
     )
+
+
+def images_to_encode(data: "Data") -> "ImagesInMemory":
+    """The images of a data set, of captioned shards without their captions.
+
+    Raises:
+        ValueError: it has none.
+    """
+    from fewstep.data.labels import pixels_of
+    from fewstep.data.make_encoder import ShardImages
+    from fewstep.data.text import TextData
+
+    if not isinstance(data, TextData):
+        return pixels_of(data, "fewstep data autoencoder")
+    images = ShardImages(data)
+    if images.left_out:
+        typer.echo(f"{images.left_out:,} images were left out: there was no room for them in memory")
+    return images
 
 
 @app.command()
