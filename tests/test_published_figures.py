@@ -168,6 +168,19 @@ def test_the_tables_of_latents_are_those_of_their_figures(file: str, title: str,
                     assert words in " ".join(text.split())
 
 
+def test_the_table_of_captions_is_that_of_its_figures() -> None:
+    rows = json.loads((ROOT / "benchmarks/results/emoji_captions.json").read_text())["rows"]
+    found = {(row["model"], row["steps"], row["w"]): row for row in rows}
+    text = (ROOT / "docs/own-data.md").read_text().partition("\n## Captions\n")[2].partition("\n## ")[0]
+    shown = re.findall(r"^\| (\w+) \| (\d+) \| ([\d.±| ]+) \|$", text, re.MULTILINE)
+    assert len(shown) == 4
+    for model, steps, figures in shown:
+        for w, figure in zip((0.0, 2.0), figures.split(" | "), strict=True):
+            row = found[model, int(steps), w]
+            low, high = row["intervals"]["fid"]
+            assert figure == f"{row['fid']:.2f} ± {(high - low) / 2:.2f}", (model, steps, w)
+
+
 def test_the_table_of_digits_is_that_of_its_figures() -> None:
     rows = json.loads((ROOT / "benchmarks/results/digits_quality.json").read_text())
     found = {(row["model"], row["sampler"], row["steps"], row["w"]): row for row in rows}
