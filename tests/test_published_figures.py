@@ -122,14 +122,20 @@ def test_the_table_of_patches_is_that_of_its_leaderboard() -> None:
         assert figures == [f"{cells[NAMES.get(name, name), int(steps), w]:.1f}" for w in (0.0, 2.0)], (name, steps)
 
 
-def test_the_table_of_fashion_mnist_is_that_of_its_figures() -> None:
-    rows = json.loads((ROOT / "benchmarks/results/fashion_mnist_quality.json").read_text())["rows"]
+@pytest.mark.parametrize(
+    ("file", "title", "models", "weights"),
+    [("fashion_mnist_quality", "Fashion-MNIST in pixels", 7, WEIGHTS), ("emoji_captions", "Captions", 4, (0.0, 2.0))],
+)
+def test_the_tables_of_one_seed_are_those_of_their_figures(
+    file: str, title: str, models: int, weights: tuple[float, ...]
+) -> None:
+    rows = json.loads((ROOT / f"benchmarks/results/{file}.json").read_text())["rows"]
     found = {(row["model"], row["steps"], row["w"]): row for row in rows}
-    text = (ROOT / "docs/own-data.md").read_text().partition("## Fashion-MNIST in pixels\n")[2].partition("\n## ")[0]
+    text = (ROOT / "docs/own-data.md").read_text().partition(f"\n## {title}\n")[2].partition("\n## ")[0]
     shown = re.findall(r"^\| (\w+) \| (\d+) \| ([\d.±| ]+) \|$", text, re.MULTILINE)
-    assert len(shown) == 7
+    assert len(shown) == models
     for model, steps, figures in shown:
-        for w, figure in zip((0.0, 1.0, 2.0, 4.0), figures.split(" | "), strict=True):
+        for w, figure in zip(weights, figures.split(" | "), strict=True):
             row = found[model, int(steps), w]
             low, high = row["intervals"]["fid"]
             assert figure == f"{row['fid']:.2f} ± {(high - low) / 2:.2f}", (model, steps, w)
@@ -166,19 +172,6 @@ def test_the_tables_of_latents_are_those_of_their_figures(file: str, title: str,
                     low, high = spread.interval
                     words = f"it is at {spread.mean:.3f} (95 % interval {low:.3f} to {high:.3f})"
                     assert words in " ".join(text.split())
-
-
-def test_the_table_of_captions_is_that_of_its_figures() -> None:
-    rows = json.loads((ROOT / "benchmarks/results/emoji_captions.json").read_text())["rows"]
-    found = {(row["model"], row["steps"], row["w"]): row for row in rows}
-    text = (ROOT / "docs/own-data.md").read_text().partition("\n## Captions\n")[2].partition("\n## ")[0]
-    shown = re.findall(r"^\| (\w+) \| (\d+) \| ([\d.±| ]+) \|$", text, re.MULTILINE)
-    assert len(shown) == 4
-    for model, steps, figures in shown:
-        for w, figure in zip((0.0, 2.0), figures.split(" | "), strict=True):
-            row = found[model, int(steps), w]
-            low, high = row["intervals"]["fid"]
-            assert figure == f"{row['fid']:.2f} ± {(high - low) / 2:.2f}", (model, steps, w)
 
 
 def test_the_table_of_digits_is_that_of_its_figures() -> None:

@@ -284,7 +284,10 @@ def build_callbacks(trainer: TrainerSettings) -> list[Callback]:
                 "checkpoints are the run's own, every trainer.checkpoint_seconds"
             )
         if isinstance(each, GradientAccumulationScheduler):
-            raise ValueError("trainer.callbacks accumulate no gradients; use trainer.accumulate_grad_batches")
+            raise ValueError(
+                "trainer.callbacks must not change how batches are accumulated, got GradientAccumulationScheduler; use "
+                "trainer.accumulate_grad_batches"
+            )
     return made
 
 
