@@ -47,8 +47,8 @@ COLUMNS = ["stage", "batch", "images/s", "bare images/s", "diffusers images/s", 
 
 
 def main(
-    rounds: Annotated[int, typer.Option(min=2, help="Blocks of each side, per stage.")] = 16,
-    block_seconds: Annotated[float, typer.Option(help="Length of a block.")] = 0.7,
+    rounds: Annotated[int, typer.Option(min=2, help="Blocks of each side, per stage.")] = 30,
+    block_seconds: Annotated[float, typer.Option(help="Length of a block.")] = 0.5,
     stage: Annotated[list[str] | None, typer.Option(help="One of teacher, guidance, progressive; all.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Of torch; its own choice by default.")] = None,
     out: Annotated[Path | None, typer.Option(help="JSON file to write.")] = None,
